@@ -1,0 +1,6 @@
+"""The judge: traces in, verdicts out.
+
+``generate`` draws a trace (``trace``: an optimizer's life as data), ``play`` plays it on a subject (``subjects``) and records what
+happened, ``judge`` predicts each step with the reference on error-bounded numbers (``bounded``, ``formats``), ``checks`` asks one
+named question each, ``campaign`` does it many times and shrinks what fails, ``explain`` and ``repro`` tell it to a person.
+"""

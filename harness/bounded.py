@@ -1,0 +1,428 @@
+"""Numbers that carry a bound of their own rounding error: running error analysis.
+
+A :class:`Bounded` array holds, for each element, the value that the reference computes in float64 and a bound on how far a
+correct implementation, working in a declared arithmetic, may end up from it. It obeys NumPy's operators and the few functions
+that optimizers need, so the reference runs on it unchanged. The rules are those of Wilkinson's running error analysis (Higham,
+*Accuracy and Stability of Numerical Algorithms*, 2nd ed., section 3.3), with u the unit roundoff and eta the underflow unit:
+
+====================  ===============================================================  ==========================
+operation             error propagated from the operands, p                            error of the result
+====================  ===============================================================  ==========================
+``a + b``, ``a - b``  ea + eb                                                          p + u (abs(z) + p)
+``a * b``             abs(a) eb + abs(b) ea + ea eb                                    the same, + eta
+``a / b``             (ea + abs(z) eb) / (abs(b) - eb), unbounded where b may be 0     + eta, u times division
+``sqrt(a)``           max(sqrt(a + ea) - z, z - sqrt(max(a - ea, 0)))                  as a sum, u times square root
+``b ** t``            the larger of abs((b +- eb) ** t - z), t exact                   + eta, 2 u (one ulp)
+``max``, ``abs``      that of the larger operand; of both where they overlap           p
+scalar c enters       ec                                                               p + u abs(c), or p if exact
+====================  ===============================================================  ==========================
+
+A sum needs no eta: it is exact wherever its result is subnormal (Hauser, *Handling floating-point exceptions in numeric
+programs*, 1996, theorem 3.4.1). Nor does a product with an exact zero.
+
+An error of infinity means *undetermined*: any value, NaN among them, is accepted there. An infinite or NaN value with error
+0 means that every correct implementation arrives at it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stepcheck.harness.formats import BINARY64, Arithmetic, Format
+
+Float = Any  # a float64 array or a Python float, whichever is cheaper
+_EXACT = 0.0
+_NEVER_UNDERFLOWS = frozenset({"add", "subtract", "sqrt"})
+
+
+class Bounded:
+    """An array of values with error bounds.
+
+    Args:
+        value: float64, any shape but not empty.
+        error: the bound, broadcastable to ``value``; 0.0 if exact.
+        arithmetic: the arithmetic of the implementation that is bounded.
+    """
+
+    __slots__ = ("arithmetic", "error", "origin", "value")
+
+    def __init__(self, value: Float, error: Float, arithmetic: Arithmetic, origin: str = "") -> None:
+        self.value = value
+        self.error = error
+        self.arithmetic = arithmetic
+        self.origin = origin  # the operation that made it: a contracted product or a difference needs care
+
+    def __repr__(self) -> str:
+        return f"Bounded({self.value!r} ± {self.error!r}, {self.arithmetic.format.name})"
+
+    def __getitem__(self, index: Any) -> Bounded:
+        error = np.broadcast_to(self.error, np.shape(self.value))[index]
+        return Bounded(self.value[index], error, self.arithmetic)
+
+    # Operators. NumPy's own call __array_ufunc__, which lands in the same functions.
+
+    def __add__(self, other: Any) -> Bounded:
+        return _add(self, other)
+
+    def __radd__(self, other: Any) -> Bounded:
+        return _add(other, self)
+
+    def __sub__(self, other: Any) -> Bounded:
+        return _subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Bounded:
+        return _subtract(other, self)
+
+    def __mul__(self, other: Any) -> Bounded:
+        return _multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Bounded:
+        return _multiply(other, self)
+
+    def __truediv__(self, other: Any) -> Bounded:
+        return _divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Bounded:
+        return _divide(other, self)
+
+    def __pow__(self, other: Any) -> Bounded:
+        return _power(self, other)
+
+    def __neg__(self) -> Bounded:
+        return Bounded(-self.value, self.error, self.arithmetic)
+
+    # A comparison is that of the values: it may only guard branches that agree where their operands meet.
+
+    def __lt__(self, other: Any) -> Any:
+        return self.value < _value(other)
+
+    def __gt__(self, other: Any) -> Any:
+        return self.value > _value(other)
+
+    def __eq__(self, other: object) -> Any:
+        return self.value == _value(other)
+
+    def __ne__(self, other: object) -> Any:
+        return self.value != _value(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as for any array
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        rule = _RULES.get(ufunc)
+        if rule is None or method != "__call__" or kwargs:
+            return NotImplemented
+        return rule(*inputs)
+
+    def enter(self, scalar: Any) -> Bounded:
+        """``scalar`` rounded to the arithmetic of this array, as an operand of it is."""
+        return _operand(scalar, self.arithmetic)
+
+    def store(self, format: Format) -> Bounded:
+        """The result written to a buffer of ``format``."""
+        if format.unit_roundoff <= self.arithmetic.format.unit_roundoff:
+            return self
+        return _round("store", self.value, self.error, 1.0, Arithmetic(format), _all_exact)
+
+    def cover_orders(self, others: Mapping[str, Callable[[], Bounded]]) -> Bounded:
+        """This number, computed in any of the orders that the arithmetic declares."""
+        declared = self.arithmetic.orders
+        candidates = [other() for name, other in others.items() if name in declared]
+        if not candidates:
+            return self
+        if "written" in declared:
+            candidates.insert(0, self)
+        first = candidates[0]
+        error = first.error
+        for other in candidates[1:]:
+            apart = np.abs(other.value - first.value)
+            same = (other.value == first.value) | (np.isnan(other.value) & np.isnan(first.value))
+            apart = np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
+            error = np.maximum(error, other.error + apart)
+        return Bounded(first.value, error, self.arithmetic, first.origin)
+
+
+def _value(x: Any) -> Any:
+    return x.value if isinstance(x, Bounded) else x
+
+
+def _operand(x: Any, arithmetic: Arithmetic) -> Bounded:
+    """``x`` as an operand in ``arithmetic``: a scalar is rounded to it, unless it is representable there."""
+    if isinstance(x, Bounded):
+        if x.arithmetic is arithmetic or not x.arithmetic.scalars:
+            return x
+        value, error = x.value, x.error
+    else:
+        value, error = np.asarray(x, np.float64), _EXACT
+    if arithmetic.format is not BINARY64:
+        rounding = arithmetic.unit * np.abs(value) + arithmetic.format.underflow
+        rounding = np.where(arithmetic.format.represents(value), 0.0, rounding)
+        error = error + _audited("scalar", rounding)
+        overflows = np.abs(value) > arithmetic.format.largest
+        if overflows.any():
+            value = np.where(overflows, np.copysign(np.inf, value), value)
+            error = np.where(overflows, 0.0, error)
+    return Bounded(value, error, arithmetic)
+
+
+def _pair(a: Any, b: Any) -> tuple[Bounded, Bounded, Arithmetic]:
+    """Both operands in the arithmetic of the result: the array's, where one is a scalar."""
+    if isinstance(a, Bounded) and not (a.arithmetic.scalars and isinstance(b, Bounded)):
+        arithmetic = a.arithmetic
+    else:
+        arithmetic = b.arithmetic
+    return _operand(a, arithmetic), _operand(b, arithmetic), arithmetic
+
+
+Settled = Callable[[Any], Any]
+"""Given the special (infinite or NaN) results, elementwise whether every correct implementation arrives there."""
+
+
+def _round(
+    name: str,
+    z: Float,
+    p: Float,
+    roundings: float,
+    arithmetic: Arithmetic,
+    settled: Settled,
+) -> Bounded:
+    size = np.abs(z)
+    reach = size + p
+    local = (roundings * arithmetic.unit) * reach
+    if name not in _NEVER_UNDERFLOWS:
+        # In float64 the reference's own zero may be an underflow; in a narrower format zero is zero.
+        local = local + arithmetic.format.underflow * (reach > 0 if arithmetic.format is not BINARY64 else 1.0)
+    error = p + _audited(name, local)
+    # NaN compares false, so this is the one test that ordinary numbers pay for.
+    if not np.max(size + error) <= arithmetic.format.largest:
+        # A product may be contracted with the sum that follows it (FMA) and so pass the edge of the format unrounded;
+        # a finite addend brings it back from no further than twice that edge.
+        certain = 2.0 if name == "multiply" else 1.0
+        z, error = _settle(z, size, error, arithmetic.format.largest, certain, settled)
+    return Bounded(z, error, arithmetic, name)
+
+
+def _settle(
+    z: Float, size: Float, error: Float, largest: float, certain: float, settled: Settled
+) -> tuple[Float, Float]:
+    """Infinities, NaN and overflow: exact where they are determined, undetermined elsewhere."""
+    special = ~np.isfinite(z)
+    error = np.where(special, np.where(settled(z), 0.0, np.inf), np.where(np.isnan(error), np.inf, error))
+    # A finite value beyond the format's range: for certain, or only perhaps.
+    over = ~special & ((size - error) / certain > largest)
+    perhaps = ~special & ~over & (size + error > largest)
+    z = np.where(over, np.copysign(np.inf, z), z)
+    return z, np.where(over, 0.0, np.where(perhaps, np.inf, error))
+
+
+def _all_exact(*operands: Bounded) -> Any:
+    exact: Any = True
+    for x in operands:
+        exact = exact & (np.asarray(x.error) == 0)
+    return exact
+
+
+def _carries(x: Bounded) -> Any:
+    """Where an operand is itself a determined infinity or NaN."""
+    return ~np.isfinite(x.value) & (np.asarray(x.error) == 0)
+
+
+def _finite_error(x: Bounded) -> Any:
+    return np.isfinite(x.error)
+
+
+def _nonzero(x: Bounded) -> Any:
+    return np.isfinite(x.error) & (np.abs(x.value) > x.error)
+
+
+def _settled_sum(a: Bounded, b: Bounded) -> Settled:
+    def settled(z: Any) -> Any:
+        # A determined infinity or NaN swallows any bounded other operand. An infinity made of two finite float64 numbers
+        # is the reference's own overflow: not determined.
+        swallowed = (_carries(a) & _finite_error(b)) | (_carries(b) & _finite_error(a))
+        # The difference of two infinities is NaN, unless one is a product that overflowed: contracted with the sum (FMA), it
+        # never did.
+        contracted = "multiply" in (a.origin, b.origin)
+        return swallowed & ~(contracted & np.isnan(z) & ~np.isnan(a.value) & ~np.isnan(b.value))
+
+    return settled
+
+
+def _settled_product(a: Bounded, b: Bounded) -> Settled:
+    def settled(z: Any) -> Any:
+        nan_in = (np.isnan(a.value) & _carries(a)) | (np.isnan(b.value) & _carries(b))
+        infinite = (_carries(a) & (_nonzero(b) | _carries(b))) | (_carries(b) & (_nonzero(a) | _carries(a)))
+        return nan_in | infinite | ((_carries(a) | _carries(b)) & _all_exact(a, b))
+
+    return settled
+
+
+def _settled_quotient(a: Bounded, b: Bounded) -> Settled:
+    def settled(z: Any) -> Any:
+        nan_in = (np.isnan(a.value) & _carries(a)) | (np.isnan(b.value) & _carries(b))
+        by_zero = (b.value == 0) & (np.asarray(b.error) == 0) & (_nonzero(a) | _carries(a) | _all_exact(a))
+        return nan_in | by_zero | (_carries(a) & (_nonzero(b) | _carries(b)))
+
+    return settled
+
+
+def _add(a: Any, b: Any) -> Bounded:
+    a, b, arithmetic = _pair(a, b)
+    return _sum("add", a, b, a.value + b.value, arithmetic)
+
+
+def _subtract(a: Any, b: Any) -> Bounded:
+    a, b, arithmetic = _pair(a, b)
+    return _sum("subtract", a, b, a.value - b.value, arithmetic)
+
+
+def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) -> Bounded:
+    if arithmetic.scalars and np.all(a.error == 0) and np.all(b.error == 0):
+        # Counting steps is exact; a power with an exponent in doubt would be unbounded.
+        sign = 1.0 if name == "add" else -1.0
+        if np.all(((z - a.value) * sign == b.value) & (z - sign * b.value == a.value)):
+            return Bounded(z, _EXACT, arithmetic)
+    return _round(name, z, a.error + b.error, 1.0, arithmetic, _settled_sum(a, b))
+
+
+def _multiply(a: Any, b: Any) -> Bounded:
+    a, b, arithmetic = _pair(a, b)
+    p: Float = _EXACT
+    if type(b.error) is not float:
+        p = np.abs(a.value) * b.error
+    if type(a.error) is not float:
+        p = p + a.error * (np.abs(b.value) + b.error)
+    return _round("multiply", a.value * b.value, p, 1.0, arithmetic, _settled_product(a, b))
+
+
+def _divide(a: Any, b: Any) -> Bounded:
+    a, b, arithmetic = _pair(a, b)
+    z = a.value / b.value
+    p = a.error
+    if type(b.error) is not float:
+        gap = np.abs(b.value) - b.error
+        p = np.where(gap > 0, (p + np.abs(z) * b.error) / gap, np.inf)
+        p = np.where(np.isinf(b.value) & (np.asarray(b.error) == 0), 0.0, p)
+    elif type(a.error) is not float:
+        p = p / np.abs(b.value)
+    return _round("divide", z, p, arithmetic.division, arithmetic, _settled_quotient(a, b))
+
+
+def _sqrt(a: Bounded) -> Bounded:
+    z = np.sqrt(a.value)
+    p: Float = _EXACT
+    if type(a.error) is not float:
+        low = a.value - a.error
+        p = np.maximum(np.sqrt(a.value + a.error) - z, z - np.sqrt(np.maximum(low, 0.0)))
+        if a.origin == "subtract":
+            # Its sign is not determined, so an implementation may find NaN.
+            p = np.where((low < 0) & (a.value + a.error >= 0), np.inf, p)
+    return _round(
+        "sqrt", z, p, a.arithmetic.square_root, a.arithmetic, lambda z: _carries(a) | (a.value + a.error < 0)
+    )
+
+
+def _power(base: Any, exponent: Any) -> Bounded:
+    base, exponent, arithmetic = _pair(base, exponent)
+    if np.any(exponent.error):
+        raise TypeError("an error-bounded power needs an exact exponent")
+    z = base.value**exponent.value
+    p: Float = _EXACT
+    if type(base.error) is not float:
+        above = (base.value + base.error) ** exponent.value
+        below = np.maximum(base.value - base.error, 0.0) ** exponent.value
+        p = np.maximum(np.abs(above - z), np.abs(z - below))
+    # C's pow is not correctly rounded; glibc states an error below one ulp, which is two roundings.
+    return _round("power", z, p, 2.0, arithmetic, lambda z: _all_exact(base))
+
+
+def _abs(a: Bounded) -> Bounded:
+    return Bounded(np.abs(a.value), a.error, a.arithmetic)
+
+
+def _maximum(a: Any, b: Any) -> Bounded:
+    a, b, arithmetic = _pair(a, b)
+    z = np.maximum(a.value, b.value)
+    apart = np.abs(a.value - b.value) > a.error + b.error
+    winner = np.where(a.value > b.value, a.error, b.error)
+    error = np.where(apart, winner, np.maximum(a.error, b.error))
+    return Bounded(z, error, arithmetic)
+
+
+_RULES: dict[Any, Callable[..., Any]] = {
+    np.add: _add,
+    np.subtract: _subtract,
+    np.multiply: _multiply,
+    np.divide: _divide,
+    np.power: _power,
+    np.negative: lambda a: -a,
+    np.sqrt: _sqrt,
+    np.abs: _abs,
+    np.maximum: _maximum,
+}
+
+
+# Where a budget comes from: each rounding of one evaluation, numbered, and left out in turn.
+
+
+@dataclass
+class _Audit:
+    muted: int | None = None
+    roundings: list[str] = field(default_factory=list)
+
+
+_audit: _Audit | None = None
+
+
+def _audited(name: str, local: Float) -> Float:
+    if _audit is None:
+        return local
+    _audit.roundings.append(f"{name} in `{_source_line()}`")
+    return local * 0.0 if len(_audit.roundings) - 1 == _audit.muted else local
+
+
+def _source_line() -> str:
+    """The line of the reference that is being evaluated."""
+    import linecache
+
+    frame = sys._getframe(2)
+    while frame.f_back is not None and not frame.f_globals.get("__name__", "").startswith("stepcheck.reference"):
+        frame = frame.f_back
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+
+
+@contextmanager
+def _auditing(audit: _Audit) -> Iterator[None]:
+    global _audit
+    _audit = audit
+    try:
+        yield
+    finally:
+        _audit = None
+
+
+def terms(evaluate: Callable[[], Bounded]) -> list[tuple[str, float]]:
+    """The roundings that make up a budget, largest share first.
+
+    Args:
+        evaluate: computes one bounded element from exact operands.
+
+    Returns:
+        ``(operation and source line, share)``: by how much the budget shrinks when that rounding alone is left out.
+    """
+    whole = _Audit()
+    with _auditing(whole):
+        budget = float(np.max(evaluate().error))
+    if not 0 < budget < np.inf:
+        return []
+    shares: dict[str, float] = {}
+    for i, name in enumerate(whole.roundings):
+        with _auditing(_Audit(muted=i)):
+            without = float(np.max(evaluate().error))
+        shares[name] = shares.get(name, 0.0) + (budget - without) / budget
+    return sorted(shares.items(), key=lambda term: -term[1])

@@ -1,0 +1,83 @@
+"""Floating-point formats and arithmetics, as the constants that rounding error analysis needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+#: The unit roundoff of the float64 in which the reference itself is evaluated.
+REFERENCE_ROUNDOFF = 2.0**-53
+
+
+@dataclass(frozen=True)
+class Format:
+    """A binary floating-point format, rounding to nearest.
+
+    Attributes:
+        unit_roundoff: largest relative error of a rounding, half the distance from 1 to the next number.
+        underflow: largest absolute error of a rounding to a subnormal number, half the smallest of them.
+        largest: largest finite number.
+    """
+
+    name: str
+    significand_bits: int
+    min_exponent: int
+    largest: float
+
+    @property
+    def unit_roundoff(self) -> float:
+        return 2.0**-self.significand_bits
+
+    @property
+    def underflow(self) -> float:
+        return 2.0 ** (self.min_exponent - self.significand_bits) if self.name != "binary64" else 2.0**-1074
+
+    def represents(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Elementwise, whether ``x`` is a number of this format with nothing to round."""
+        if self.significand_bits == 53:
+            return np.ones(np.shape(x), bool)
+        fraction, exponent = np.frexp(x)
+        # Below the normal range the last bit has a fixed weight.
+        bits = np.minimum(self.significand_bits, exponent - self.min_exponent + self.significand_bits - 1)
+        scaled = np.ldexp(fraction, bits)
+        exact: npt.NDArray[np.bool_] = ((scaled == np.rint(scaled)) & (np.abs(x) <= self.largest)) | ~np.isfinite(x)
+        return exact
+
+
+BINARY16 = Format("binary16", 11, -14, 65504.0)
+BFLOAT16 = Format("bfloat16", 8, -126, float.fromhex("0x1.fep127"))
+BINARY32 = Format("binary32", 24, -126, float.fromhex("0x1.fffffep127"))
+BINARY64 = Format("binary64", 53, -1022, float.fromhex("0x1.fffffffffffffp1023"))
+
+FORMATS = {"float16": BINARY16, "bfloat16": BFLOAT16, "float32": BINARY32, "float64": BINARY64}
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a subject computes: a format, the accuracy of its operations and the orders it may evaluate them in.
+
+    Attributes:
+        division: roundings that a quotient costs: 1 if correctly rounded, 2 if formed as ``a * (1 / b)``.
+        square_root: roundings that a square root costs.
+        orders: names from ``stepcheck.reference.arithmetic.ORDERS``, and ``written``; where an expression offers none of
+            them, the written order stands.
+        scalars: this is the arithmetic of hyperparameters, which are rounded once more on entering an array's.
+    """
+
+    format: Format
+    division: float = 1.0
+    square_root: float = 1.0
+    orders: frozenset[str] = frozenset()
+    scalars: bool = False
+    unit: float = field(init=False)
+    """The unit roundoff, with that of the reference's own float64 evaluation added."""
+
+    def __post_init__(self) -> None:
+        unit: Any = self.format.unit_roundoff + REFERENCE_ROUNDOFF
+        object.__setattr__(self, "unit", unit)
+
+
+SCALARS64 = Arithmetic(BINARY64, scalars=True)

@@ -1,0 +1,245 @@
+"""Draw traces with Hypothesis: few draws a trace, simplest choice first, so that what fails shrinks to what matters.
+
+Inputs are directed, because faults hide: a wrong denominator shows in a parameter only where the parameter is no larger than
+its update, and a misplaced eps only where the root of the second moment is near eps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from hypothesis import strategies as st
+
+from stepcheck.harness.formats import FORMATS
+from stepcheck.harness.subjects import Subject
+from stepcheck.harness.trace import (
+    Event,
+    Gradient,
+    Group,
+    Option,
+    Parameter,
+    Reload,
+    SetOption,
+    Step,
+    Trace,
+    Values,
+    ZeroGrad,
+    splitmix64,
+)
+from stepcheck.reference.spec import Hyper, HyperValues, Spec
+
+# Sizes cross the widths of vector registers (4, 8, 16, 32 elements) and, at the end, a block of threads' work.
+SHAPES: tuple[tuple[int, ...], ...] = (
+    (1,), (2,), (3, 2), (), (0,), (5,), (7,), (2, 3, 2), (8,), (9,), (4, 4), (1, 17), (2, 0), (31,), (32,), (33,),
+    (1, 2, 3, 2), (2, 3, 2, 2), (5, 13), (65,), (16, 9), (257,), (1031,),
+)  # fmt: skip
+
+
+def _layouts(shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The layouts that differ for this shape, simplest first."""
+    dimensions = sum(n > 1 for n in shape)
+    if 0 in shape or dimensions == 0:
+        return ("contiguous",)
+    if dimensions == 1:
+        return ("contiguous", "sliced")
+    return ("contiguous", "transposed", "sliced") + (("channels_last",) if len(shape) == 4 else ())
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of tensor content: a recipe over a range that depends on the group's options and the dtype."""
+
+    recipe: str
+    scale: str
+
+
+# "update": about the size of one update; "eps": around the group's eps; "tiny": the square is subnormal.
+_PARAMETER_KINDS = tuple(
+    _Kind(*k)
+    for k in (
+        ("constant", "zero"), ("quarters", "unit"), ("log", "update"), ("log", "update"), ("log", "unit"),
+        ("sparse_log", "update"), ("log", "wide"),
+    )
+)  # fmt: skip
+_GRADIENT_KINDS = tuple(
+    _Kind(*k)
+    for k in (
+        ("quarters", "unit"), ("constant", "unit"), ("log", "unit"), ("log", "eps"), ("sparse_log", "eps"),
+        ("constant", "zero"), ("log", "wide"), ("log", "tiny"), ("sparse_log", "unit"), ("log", "eps"),
+        ("extremes", "wide"),
+    )
+)  # fmt: skip
+
+
+def candidates(hyper: Hyper) -> tuple[Option, ...]:
+    """Values of one hyperparameter: its default, near it, far from it, and both ends of its domain."""
+    if hyper.is_flag:
+        return (bool(hyper.default), not hyper.default)
+    if isinstance(hyper.default, tuple):
+        entries = [_reals(hyper, d) for d in hyper.default]
+        return (hyper.default, *(p for p in itertools.product(*entries) if p != hyper.default))
+    return _reals(hyper, float(hyper.default))
+
+
+def _reals(hyper: Hyper, default: float) -> tuple[float, ...]:
+    domain = hyper.domain
+    assert domain is not None
+    values = [default, domain.low, 0.5, 0.1, 1.0, 0.9, default * 1.25, default * 1e-3, default * 1e3, 3.0]
+    if math.isfinite(domain.high):
+        values += [domain.high, domain.high - 2.0**-10, domain.high - 2.0**-20]
+    return tuple(dict.fromkeys(v for v in values if math.isfinite(v) and v in domain))
+
+
+def _range(scale: str, hyper: HyperValues, dtype: str, eps_unit: str) -> tuple[float, float]:
+    """The smallest and largest magnitude of a scale."""
+    number = FORMATS[dtype]
+    smallest = 2.0**number.min_exponent
+    if scale == "unit":
+        return 2.0**-7, 2.0
+    if scale == "update":
+        lr = float(hyper.lr) or 1.0
+        return max(lr * 2.0**-7, smallest), max(lr, smallest)
+    if scale == "eps":
+        eps = getattr(hyper, "eps", 1.0) or 1.0
+        centre = math.sqrt(eps) if eps_unit.startswith("gradient units squared") else eps
+        return max(centre * 1e-3, smallest), max(centre * 1e3, smallest)
+    if scale == "tiny":
+        root = math.sqrt(smallest)
+        return root * 2.0**-10, root
+    if scale == "wide":
+        return smallest, number.largest / 4
+    return 0.0, 0.0
+
+
+class _Drawer:
+    """The tables that traces of one subject are drawn from."""
+
+    def __init__(self, subject: Subject, dtypes: Sequence[str]) -> None:
+        spec = subject.spec
+        self.spec: Spec = spec
+        units = {h.name: h.unit for h in spec.hyper}
+        self.eps_unit = units.get("eps", "")
+        self.dtypes = tuple(dtypes)
+        available = [h for h in spec.hyper if h.name in subject.options]
+        self.reals = {h.name: candidates(h) for h in available}
+        # A pair of betas has a hundred combinations and a flag one: choose the option first, then its value.
+        names = sorted(self.reals)
+        self.options = st.lists(st.sampled_from(names), max_size=5, unique=True) if names else st.just([])
+        self.schedulable = [h.name for h in available if h.name == "lr"]
+        # Layouts that are not row-major are a third of the traces: a fault there must not hide all others.
+        memory = [(s, d, layout) for s in SHAPES for d in self.dtypes for layout in _layouts(s)]
+        self.plain_memory = st.sampled_from([m for m in memory if m[2] == "contiguous"])
+        self.any_memory = st.sampled_from(memory)
+        self.plain = st.sampled_from((True, True, False))
+        self.kinds = st.sampled_from(_PARAMETER_KINDS)
+        self.gradient = st.sampled_from([(k, 0) for k in _GRADIENT_KINDS])
+        self.twisted_gradient = st.sampled_from([(k, twist) for twist in range(4) for k in _GRADIENT_KINDS])
+        self.absence = st.sampled_from((0, 0, 0, 1, 2))
+        self.groups = st.sampled_from((1, 1, 1, 2, 2, 3))
+        self.members = st.sampled_from((1, 1, 1, 2, 2, 3, 4))
+        self.events = st.integers(5, 8)
+        self.event = st.sampled_from(
+            ("step", "step", "step", "step", "step", "step", "reload", "set_option", "zero_grad", "zero_grad_in_place")
+        )
+        self.lr = st.sampled_from(self.reals.get("lr", (0.0,)))
+        self.seed = st.integers(0, 2**20)
+
+    def draw(self, draw: st.DrawFn) -> Trace:
+        seed = draw(self.seed)
+        counter = itertools.count(seed << 12)
+        plain = draw(self.plain)
+        parameters: list[Parameter] = []
+        groups: list[Group] = []
+        hypers: list[HyperValues] = []
+        owner: list[int] = []
+        for g in range(draw(self.groups)):
+            options = self._options(draw)
+            hyper = self.spec.hyper_values(options)
+            members = []
+            for _ in range(draw(self.members)):
+                shape, dtype, layout = draw(self.plain_memory if plain else self.any_memory)
+                values = self._values(draw(self.kinds), hyper, dtype, next(counter))
+                members.append(len(parameters))
+                owner.append(g)
+                parameters.append(Parameter(shape, dtype, layout, values))
+            groups.append(Group(tuple(members), options))
+            hypers.append(hyper)
+
+        events: list[Event] = []
+        for _ in range(draw(self.events)):
+            events.append(self._event(draw, plain, parameters, hypers, owner, counter, events))
+        return Trace(self.spec.name, tuple(parameters), tuple(groups), tuple(events))
+
+    def _options(self, draw: st.DrawFn) -> dict[str, Option]:
+        options: dict[str, Option] = {}
+        for name in draw(self.options):
+            options[name] = draw(st.sampled_from(self.reals[name]))
+        # What conflicts (Nesterov without momentum) goes back to its default, the option drawn last first.
+        for name in reversed(list(options)):
+            complete = {**{h.name: h.default for h in self.spec.hyper}, **options}
+            if self.spec.problem(SimpleNamespace(**complete)) is None:
+                break
+            del options[name]
+        return options
+
+    def _values(self, kind: _Kind, hyper: HyperValues, dtype: str, seed: int) -> Values:
+        low, high = _range(kind.scale, hyper, dtype, self.eps_unit)
+        return Values(kind.recipe, seed, low, high)
+
+    def _event(
+        self,
+        draw: st.DrawFn,
+        plain: bool,
+        parameters: list[Parameter],
+        hypers: list[HyperValues],
+        owner: list[int],
+        counter: itertools.count[int],
+        events: list[Event],
+    ) -> Event:
+        kind = draw(self.event)
+        if kind == "reload":
+            return Reload()
+        if kind == "set_option" and self.schedulable:
+            group = draw(st.integers(0, len(hypers) - 1))
+            value = draw(self.lr)
+            return SetOption(group, "lr", value)
+        if kind == "zero_grad":
+            return ZeroGrad(set_to_none=True)
+        if kind == "zero_grad_in_place" and not _holds_expanded(events):
+            return ZeroGrad(set_to_none=False)
+        # One draw says what the step's gradients are like, and one which of them are late, gone or left over.
+        what, twist = draw(self.gradient if plain else self.twisted_gradient)
+        absence = draw(self.absence)
+        gradients: dict[int, Gradient | None] = {}
+        for i, p in enumerate(parameters):
+            seed = next(counter)
+            fate = int(splitmix64(seed ^ absence, 1)[0] >> 62) if absence else 3
+            if fate == 0:
+                gradients[i] = None
+            elif fate > 1:  # at 1 the parameter keeps the gradient that it has
+                layouts = _gradient_layouts(p.shape)
+                values = self._values(what, hypers[owner[i]], p.dtype, seed)
+                gradients[i] = Gradient(values, layouts[twist % len(layouts)])
+        return Step(gradients)
+
+
+def _gradient_layouts(shape: tuple[int, ...]) -> tuple[str, ...]:
+    repeats = any(n > 1 for n in shape[:1]) and 0 not in shape
+    return _layouts(shape) + (("expanded",) if repeats else ())
+
+
+def _holds_expanded(events: list[Event]) -> bool:
+    """Whether a gradient may still be expanded, which zero_grad cannot fill in place."""
+    return any(
+        g is not None and g.layout == "expanded" for e in events if isinstance(e, Step) for g in e.gradients.values()
+    )
+
+
+def traces(subject: Subject, dtypes: Sequence[str]) -> st.SearchStrategy[Trace]:
+    """A strategy for traces that ``subject`` can play: only options that it has, only ``dtypes``."""
+    drawer = _Drawer(subject, dtypes)
+    return st.composite(drawer.draw)()

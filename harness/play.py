@@ -1,0 +1,268 @@
+"""Play a trace on a subject and record what happened. Nothing is judged here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stepcheck.harness.subjects import Subject, UsageError
+from stepcheck.harness.trace import Gradient, Option, Parameter, Reload, SetOption, Step, Trace, ZeroGrad
+
+Raw = npt.NDArray[Any]
+
+GUARD_ELEMENTS = 8
+GUARD = -7.0e33  # a value that no update of ordinary numbers leaves in place by chance
+_TORCH_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass
+class Life:
+    """One parameter around one step: row-major copies of its value, gradient and state, before and after."""
+
+    value: Raw
+    gradient: Raw | None
+    state: Mapping[str, Raw | float]
+    value_after: Raw
+    state_after: Mapping[str, Raw | float]
+    gradient_written: bool
+    beside_written: bool
+
+
+@dataclass
+class StepRecord:
+    """One step: the options then in force for each group, and what became of each parameter."""
+
+    event: int
+    hyper: tuple[SimpleNamespace, ...]
+    lives: list[Life]
+
+
+@dataclass
+class ReloadRecord:
+    """The state and options of each optimizer, before the round trip and after."""
+
+    event: int
+    saved: list[Mapping[str, Raw | float]]
+    loaded: list[Mapping[str, Raw | float]]
+    saved_options: list[dict[str, Any]]
+    loaded_options: list[dict[str, Any]]
+
+
+@dataclass
+class Raised:
+    """An exception that a valid life must not meet."""
+
+    event: int | None
+    """Index of the event; ``None`` for the construction."""
+    kind: str
+    message: str
+
+
+@dataclass
+class Recording:
+    """What happened when ``trace`` was played."""
+
+    trace: Trace
+    steps: list[StepRecord] = field(default_factory=list)
+    reloads: list[ReloadRecord] = field(default_factory=list)
+    initial_state: list[Mapping[str, Raw | float]] = field(default_factory=list)
+    raised: Raised | None = None
+
+
+def strides(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """Strides in elements. ``sliced`` is every other element of a row-major array; ``expanded`` repeats the first row."""
+    if layout == "transposed":
+        return tuple(reversed(_row_major(tuple(reversed(shape)))))
+    if layout == "channels_last":
+        n, c, h, w = shape
+        of_n, of_h, of_w, of_c = _row_major((n, h, w, c))
+        return (of_n, of_c, of_h, of_w)
+    dense = _row_major(shape)
+    if layout == "sliced":
+        return tuple(2 * s for s in dense)
+    if layout == "expanded" and shape:
+        return (0, *dense[1:])
+    return dense
+
+
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    result, stride = [], 1
+    for n in reversed(shape):
+        result.append(stride)
+        stride *= max(n, 1)
+    return tuple(reversed(result))
+
+
+class _Allocation:
+    """A tensor that is a view of a larger buffer, with guard elements around and between its own."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, layout: str) -> None:
+        steps = strides(shape, layout)
+        span = 1 + sum((n - 1) * s for n, s in zip(shape, steps, strict=True)) if 0 not in shape else 0
+        self.buffer = torch.full((span + 2 * GUARD_ELEMENTS,), GUARD, dtype=_TORCH_DTYPES[dtype])
+        self.view = self.buffer.as_strided(shape, steps, GUARD_ELEMENTS)
+        self.repeats = layout == "expanded" and len(shape) > 0
+
+    def fill(self, values: Raw) -> None:
+        # Rounding to the dtype is NumPy's, to nearest.
+        target, source = (self.view[:1], values[:1]) if self.repeats else (self.view, values)
+        with np.errstate(over="ignore", invalid="ignore"):
+            target.copy_(torch.from_numpy(np.asarray(source, self.buffer.numpy().dtype)))
+
+
+class Player:
+    """Plays one trace on one subject."""
+
+    def __init__(self, subject: Subject, trace: Trace) -> None:
+        self.subject = subject
+        self.trace = trace
+        self.recording = Recording(trace)
+        self.options: list[dict[str, Option]] = [dict(g.options) for g in trace.groups]
+        # One object for as long as a group's options stay the same: the judge batches by it.
+        self.hyper = [subject.spec.hyper_values(o) for o in self.options]
+        self.allocations = [self._allocate(p) for p in trace.parameters]
+        self.parameters = [a.view.requires_grad_() for a in self.allocations]
+        self.outside = [_outside(p, a) for p, a in zip(trace.parameters, self.allocations, strict=True)]
+        self.gradients: list[_Allocation | None] = [None] * len(self.parameters)
+
+    @staticmethod
+    def _allocate(parameter: Parameter) -> _Allocation:
+        allocation = _Allocation(parameter.shape, parameter.dtype, parameter.layout)
+        allocation.fill(parameter.values.realise(parameter.shape))
+        return allocation
+
+    def play(self) -> Recording:
+        """The recording. What the subject raises is recorded, not raised.
+
+        Raises:
+            UsageError: what the subject's constructor returned is no optimizer.
+        """
+        event: int | None = None
+        try:
+            self.optimizer = self._construct(self.options)
+            self.recording.initial_state = [self._state(i) for i in range(len(self.parameters))]
+            for event, what in enumerate(self.trace.events):
+                if isinstance(what, Step):
+                    self._step(event, what)
+                elif isinstance(what, ZeroGrad):
+                    self.optimizer.zero_grad(set_to_none=what.set_to_none)
+                elif isinstance(what, SetOption):
+                    self.options[what.group][what.option] = what.value
+                    self.hyper[what.group] = self.subject.spec.hyper_values(self.options[what.group])
+                    self.optimizer.param_groups[what.group][what.option] = what.value
+                elif isinstance(what, Reload):
+                    self._reload(event)
+        except UsageError:
+            raise
+        except Exception as error:  # whatever somebody's optimizer raises is a result
+            self.recording.raised = Raised(event, type(error).__name__, str(error).strip())
+        return self.recording
+
+    def _construct(self, options: list[dict[str, Option]]) -> Any:
+        subject = self.subject
+        if subject.explicit:
+            complete = vars(subject.spec.hyper_values())
+            options = [{k: v for k, v in {**complete, **o}.items() if k in subject.options} for o in options]
+        members = [[self.parameters[i] for i in g.parameters] for g in self.trace.groups]
+        if len(members) == 1:
+            optimizer = subject.make(members[0], **options[0], **subject.mode_options)
+        else:
+            groups = [{"params": m, **o} for m, o in zip(members, options, strict=True)]
+            shared = options[0] if subject.explicit else {}
+            optimizer = subject.make(groups, **shared, **subject.mode_options)
+        for needed in ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups"):
+            if not hasattr(optimizer, needed):
+                raise UsageError(f"{subject.name}: built a {type(optimizer).__name__}, which has no {needed}; it is no optimizer")
+        return optimizer
+
+    def _step(self, event: int, step: Step) -> None:
+        for i, gradient in step.gradients.items():
+            self._assign(i, gradient)
+        before = []
+        for i, p in enumerate(self.parameters):
+            gradient_buffer = self.gradients[i]
+            before.append((
+                _copy(p),
+                None if p.grad is None else _copy(p.grad),
+                self._state(i),
+                None if gradient_buffer is None else gradient_buffer.buffer.numpy().tobytes(),
+            ))
+        self.optimizer.step()
+        lives = []
+        for i, (value, grad, state, gradient_bytes) in enumerate(before):
+            p, gradient_buffer = self.parameters[i], self.gradients[i]
+            beside = self.allocations[i].buffer.detach().numpy()[self.outside[i]]
+            lives.append(
+                Life(
+                    value=value,
+                    gradient=grad,
+                    state=state,
+                    value_after=_copy(p),
+                    state_after=self._state(i),
+                    gradient_written=_rewritten(p.grad, grad)
+                    or (gradient_buffer is not None and gradient_buffer.buffer.numpy().tobytes() != gradient_bytes),
+                    beside_written=bool((beside != beside.dtype.type(GUARD)).any()),
+                )
+            )
+        self.recording.steps.append(StepRecord(event, tuple(self.hyper), lives))
+
+    def _assign(self, index: int, gradient: Gradient | None) -> None:
+        if gradient is None:
+            self.parameters[index].grad = None
+            self.gradients[index] = None
+            return
+        parameter = self.trace.parameters[index]
+        allocation = _Allocation(parameter.shape, parameter.dtype, gradient.layout)
+        allocation.fill(gradient.values.realise(parameter.shape))
+        self.parameters[index].grad = allocation.view
+        self.gradients[index] = allocation
+
+    def _reload(self, event: int) -> None:
+        saved = [self._state(i) for i in range(len(self.parameters))]
+        saved_options = self._options()
+        state_dict = self.optimizer.state_dict()
+        self.optimizer = self._construct([{} for _ in self.options])
+        self.optimizer.load_state_dict(state_dict)
+        loaded = [self._state(i) for i in range(len(self.parameters))]
+        self.recording.reloads.append(ReloadRecord(event, saved, loaded, saved_options, self._options()))
+
+    def _options(self) -> list[dict[str, Any]]:
+        return [{k: g.get(k) for k in self.subject.options} for g in self.optimizer.param_groups]
+
+    def _state(self, index: int) -> dict[str, Raw | float]:
+        """Copies of the tensors and numbers that the optimizer keeps for one parameter."""
+        state = getattr(self.optimizer, "state", {})
+        result: dict[str, Raw | float] = {}
+        # A defaultdict would make an entry of a parameter that it does not know yet.
+        kept = state.get(self.parameters[index]) if hasattr(state, "get") else None
+        for name, value in kept.items() if hasattr(kept, "items") else ():
+            if isinstance(value, torch.Tensor):
+                result[str(name)] = _copy(value)
+            elif isinstance(value, (int, float)):
+                result[str(name)] = float(value)
+        return result
+
+
+def _copy(tensor: torch.Tensor) -> Raw:
+    return np.array(tensor.detach().numpy())
+
+
+def _outside(parameter: Parameter, allocation: _Allocation) -> Raw:
+    """The indices of the buffer that are not the parameter's own."""
+    own = torch.arange(allocation.buffer.numel()).as_strided(
+        parameter.shape, strides(parameter.shape, parameter.layout), GUARD_ELEMENTS
+    )
+    return np.setdiff1d(np.arange(allocation.buffer.numel()), own.numpy().ravel())
+
+
+def _rewritten(gradient: torch.Tensor | None, before: Raw | None) -> bool:
+    """Whether a parameter's gradient is no longer what it was."""
+    if gradient is None or before is None:
+        return (gradient is None) != (before is None)
+    return _copy(gradient).tobytes() != before.tobytes()

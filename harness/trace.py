@@ -1,0 +1,417 @@
+"""The life of an optimizer as data: parameters, groups and events. It says nothing about who plays it.
+
+A trace is JSON. Numbers that matter are hex floats, so that they survive the round trip to the last bit, and tensors are
+either listed or described by a recipe and a seed. A recipe's meaning never changes: a new one gets a new name, so a trace saved
+today means the same for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SCHEMA = 1
+
+#: Bounds on what a trace may ask for, so that a hostile file cannot exhaust the machine.
+MAX_ELEMENTS = 1 << 20
+MAX_PARAMETERS = 1 << 10
+MAX_EVENTS = 1 << 14
+MAX_DIMENSIONS = 8
+
+DTYPES = ("float32", "float64")
+LAYOUTS = ("contiguous", "transposed", "sliced", "channels_last")
+GRADIENT_LAYOUTS = (*LAYOUTS, "expanded")
+
+Array = npt.NDArray[np.float64]
+Option = float | bool | tuple[float, ...]
+
+
+class TraceError(ValueError):
+    """A file or object is not a trace of this schema; the message says what is wrong and where."""
+
+
+# Values ---------------------------------------------------------------------------------------------------------------
+
+
+def splitmix64(seed: int, count: int) -> npt.NDArray[np.uint64]:
+    """``count`` pseudorandom 64-bit words: Steele, Lea, Flood, *Fast splittable pseudorandom number generators*, 2014."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95) + np.arange(1, count + 1, dtype=np.uint64) * golden
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def _fraction(words: npt.NDArray[np.uint64]) -> Array:
+    """The upper 53 bits as a number in [0, 1)."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _constant(values: Values, count: int) -> Array:
+    return np.full(count, values.high)
+
+
+def _log(values: Values, count: int) -> Array:
+    """Random sign, magnitude from low to high, every binade as likely as the next.
+
+    Exact operations only (no logarithm), so the same on every machine.
+    """
+    if not 0 < values.low <= values.high < math.inf:
+        return np.zeros(count)
+    words = splitmix64(values.seed, count)
+    low, high = math.frexp(values.low)[1], math.frexp(values.high)[1]
+    exponent = low + ((words >> np.uint64(1)) % np.uint64(1 << 10)).astype(np.int64) * (high - low + 1) // (1 << 10)
+    magnitude = np.ldexp(0.5 + 0.5 * _fraction(words), exponent)
+    return np.where(words & np.uint64(1), -1.0, 1.0) * np.clip(magnitude, values.low, values.high)
+
+
+def _sparse_log(values: Values, count: int) -> Array:
+    """As ``log``, with a quarter of the elements zero, of either sign."""
+    x = _log(values, count)
+    drop = splitmix64(values.seed + 1, count) >> np.uint64(62) == 0
+    return np.where(drop, np.copysign(0.0, x), x)
+
+
+def _quarters(values: Values, count: int) -> Array:
+    """Multiples of a quarter of ``high``, from -high to high: exact in every format, easy to read."""
+    words = splitmix64(values.seed, count)
+    return ((words >> np.uint64(32)) % np.uint64(9)).astype(np.float64) * (values.high / 4) - values.high
+
+
+def _extremes(values: Values, count: int) -> Array:
+    """As ``log``, with an eighth of the elements infinite, an eighth NaN, an eighth ``low``, an eighth ``high``."""
+    x = _log(values, count)
+    which = (splitmix64(values.seed + 1, count) >> np.uint64(61)).astype(np.int64)
+    special = np.array([np.inf, np.nan, values.low, values.high, 0, 0, 0, 0])[which]
+    return np.where(which < 4, np.copysign(special, x), x)
+
+
+def _listed(values: Values, count: int) -> Array:
+    return np.array(values.listed, np.float64)
+
+
+RECIPES: dict[str, Callable[[Values, int], Array]] = {
+    "constant": _constant,
+    "quarters": _quarters,
+    "log": _log,
+    "sparse_log": _sparse_log,
+    "extremes": _extremes,
+    "listed": _listed,
+}
+
+
+@dataclass(frozen=True)
+class Values:
+    """The elements of a tensor, in row-major order, before rounding to the tensor's dtype."""
+
+    recipe: str = "constant"
+    seed: int = 0
+    low: float = 0.0
+    high: float = 0.0
+    listed: tuple[float, ...] = ()
+
+    def realise(self, shape: tuple[int, ...]) -> Array:
+        """A float64 array of ``shape``."""
+        return RECIPES[self.recipe](self, math.prod(shape)).reshape(shape)
+
+
+# The trace ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter: shape, dtype and memory layout, and its first value."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    layout: str = "contiguous"
+    values: Values = Values()
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some parameters, by index, and the options given for them; an option not given keeps its default."""
+
+    parameters: tuple[int, ...]
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A dense gradient of its parameter's shape and dtype. With ``expanded``, its first row is all rows (stride 0)."""
+
+    values: Values = Values()
+    layout: str = "contiguous"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Assign gradients, then step. ``None`` takes the gradient away; a parameter not named keeps what it has."""
+
+    gradients: Mapping[int, Gradient | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ZeroGrad:
+    """``optimizer.zero_grad(set_to_none=...)``."""
+
+    set_to_none: bool = True
+
+
+@dataclass(frozen=True)
+class SetOption:
+    """``optimizer.param_groups[group][option] = value``, as a learning rate schedule does."""
+
+    group: int
+    option: str
+    value: Option
+
+
+@dataclass(frozen=True)
+class Reload:
+    """Go on with a new optimizer, built with default options over the same parameters, that loads the state_dict."""
+
+
+Event = Step | ZeroGrad | SetOption | Reload
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The whole life. ``optimizer`` names the reference that says what must happen."""
+
+    optimizer: str
+    parameters: tuple[Parameter, ...]
+    groups: tuple[Group, ...]
+    events: tuple[Event, ...]
+
+    @property
+    def steps(self) -> int:
+        return sum(isinstance(e, Step) for e in self.events)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "optimizer": self.optimizer,
+            "parameters": [
+                {"shape": list(p.shape), "dtype": p.dtype, "layout": p.layout, "values": _values_to_json(p.values)}
+                for p in self.parameters
+            ],
+            "groups": [
+                {"parameters": list(g.parameters), "options": {k: _option_to_json(v) for k, v in g.options.items()}}
+                for g in self.groups
+            ],
+            "events": [_event_to_json(e) for e in self.events],
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> Trace:
+        """The trace that ``data`` describes.
+
+        Raises:
+            TraceError: ``data`` is not a trace of this schema, or asks for more than the bounds above.
+        """
+        return _Reader().trace(data)
+
+
+def loads(text: str) -> object:
+    """Parse JSON.
+
+    Raises:
+        TraceError: ``text`` is not JSON, or is cut short.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"not JSON, or cut short ({error})") from None
+
+
+# JSON out -------------------------------------------------------------------------------------------------------------
+
+
+def _values_to_json(values: Values) -> dict[str, Any]:
+    if values.recipe == "listed":
+        return {"recipe": "listed", "listed": [x.hex() for x in values.listed]}
+    return {"recipe": values.recipe, "seed": values.seed, "low": values.low.hex(), "high": values.high.hex()}
+
+
+def _option_to_json(value: Option) -> Any:
+    if isinstance(value, bool):
+        return value
+    return [x.hex() for x in value] if isinstance(value, tuple) else float(value).hex()
+
+
+def _event_to_json(event: Event) -> dict[str, Any]:
+    if isinstance(event, Step):
+        gradients = {
+            str(i): None if g is None else {"layout": g.layout, "values": _values_to_json(g.values)}
+            for i, g in event.gradients.items()
+        }
+        return {"event": "step", "gradients": gradients}
+    if isinstance(event, ZeroGrad):
+        return {"event": "zero_grad", "set_to_none": event.set_to_none}
+    if isinstance(event, SetOption):
+        value = _option_to_json(event.value)
+        return {"event": "set_option", "group": event.group, "option": event.option, "value": value}
+    return {"event": "reload"}
+
+
+# JSON in: everything is checked before anything is believed ---------------------------------------------------------------
+
+
+class _Reader:
+    def trace(self, data: object) -> Trace:
+        top = self._object(data, "the trace")
+        schema = top.get("schema")
+        if schema != SCHEMA:
+            raise TraceError(f"trace schema {schema!r}; this version of stepcheck reads schema {SCHEMA}")
+        self._only(top, {"schema", "optimizer", "parameters", "groups", "events"}, "the trace")
+        optimizer = self._string(top.get("optimizer"), "optimizer")
+        raw = self._list(top.get("parameters"), "parameters", MAX_PARAMETERS)
+        parameters = tuple(self._parameter(p, f"parameters[{i}]") for i, p in enumerate(raw))
+        if sum(p.numel for p in parameters) > MAX_ELEMENTS:
+            raise TraceError(f"parameters: more than {MAX_ELEMENTS} elements")
+        raw = self._list(top.get("groups"), "groups", MAX_PARAMETERS)
+        groups = tuple(self._group(g, f"groups[{i}]", len(parameters)) for i, g in enumerate(raw))
+        members = [i for g in groups for i in g.parameters]
+        if sorted(members) != list(range(len(parameters))) or not groups:
+            raise TraceError("groups: each parameter must stand in exactly one group")
+        raw = self._list(top.get("events"), "events", MAX_EVENTS)
+        events = tuple(self._event(e, f"events[{i}]", parameters, len(groups)) for i, e in enumerate(raw))
+        return Trace(optimizer, parameters, groups, events)
+
+    def _parameter(self, data: object, where: str) -> Parameter:
+        d = self._object(data, where)
+        self._only(d, {"shape", "dtype", "layout", "values"}, where)
+        shape = tuple(
+            self._integer(n, f"{where}.shape", 0, MAX_ELEMENTS)
+            for n in self._list(d.get("shape"), f"{where}.shape", MAX_DIMENSIONS)
+        )
+        if math.prod(max(n, 1) for n in shape) > MAX_ELEMENTS:
+            raise TraceError(f"{where}.shape: more than {MAX_ELEMENTS} elements")
+        dtype = self._choice(d.get("dtype"), DTYPES, f"{where}.dtype")
+        layout = self._choice(d.get("layout"), LAYOUTS, f"{where}.layout")
+        if layout == "channels_last" and len(shape) != 4:
+            raise TraceError(f"{where}.layout: channels_last needs 4 dimensions, got {len(shape)}")
+        return Parameter(shape, dtype, layout, self._values(d.get("values"), f"{where}.values", math.prod(shape)))
+
+    def _group(self, data: object, where: str, parameters: int) -> Group:
+        d = self._object(data, where)
+        self._only(d, {"parameters", "options"}, where)
+        members = self._list(d.get("parameters"), f"{where}.parameters", MAX_PARAMETERS)
+        indices = tuple(self._integer(i, f"{where}.parameters", 0, parameters - 1) for i in members)
+        options = self._object(d.get("options"), f"{where}.options")
+        return Group(indices, {k: self._option(v, f"{where}.options.{k}") for k, v in options.items()})
+
+    def _event(self, data: object, where: str, parameters: tuple[Parameter, ...], groups: int) -> Event:
+        d = self._object(data, where)
+        kind = self._choice(d.get("event"), ("step", "zero_grad", "set_option", "reload"), f"{where}.event")
+        if kind == "step":
+            self._only(d, {"event", "gradients"}, where)
+            gradients = {}
+            for key, g in self._object(d.get("gradients"), f"{where}.gradients").items():
+                there = f"{where}.gradients.{key}"
+                index = self._integer(int(key) if key.isdecimal() else key, there, 0, len(parameters) - 1)
+                gradients[index] = None if g is None else self._gradient(g, there, parameters[index].shape)
+            return Step(gradients)
+        if kind == "zero_grad":
+            self._only(d, {"event", "set_to_none"}, where)
+            if not isinstance(d.get("set_to_none"), bool):
+                raise TraceError(f"{where}.set_to_none: must be true or false")
+            return ZeroGrad(d["set_to_none"])
+        if kind == "set_option":
+            self._only(d, {"event", "group", "option", "value"}, where)
+            group = self._integer(d.get("group"), f"{where}.group", 0, groups - 1)
+            option = self._string(d.get("option"), f"{where}.option")
+            return SetOption(group, option, self._option(d.get("value"), f"{where}.value"))
+        self._only(d, {"event"}, where)
+        return Reload()
+
+    def _gradient(self, data: object, where: str, shape: tuple[int, ...]) -> Gradient:
+        d = self._object(data, where)
+        self._only(d, {"layout", "values"}, where)
+        layout = self._choice(d.get("layout"), GRADIENT_LAYOUTS, f"{where}.layout")
+        if layout == "channels_last" and len(shape) != 4:
+            raise TraceError(f"{where}.layout: channels_last needs 4 dimensions, got {len(shape)}")
+        return Gradient(self._values(d.get("values"), f"{where}.values", math.prod(shape)), layout)
+
+    def _values(self, data: object, where: str, count: int) -> Values:
+        d = self._object(data, where)
+        recipe = self._choice(d.get("recipe"), tuple(RECIPES), f"{where}.recipe")
+        if recipe == "listed":
+            self._only(d, {"recipe", "listed"}, where)
+            listed = tuple(
+                self._number(x, f"{where}.listed") for x in self._list(d.get("listed"), f"{where}.listed", MAX_ELEMENTS)
+            )
+            if len(listed) != count:
+                raise TraceError(f"{where}.listed: {len(listed)} numbers for {count} elements")
+            return Values("listed", listed=listed)
+        self._only(d, {"recipe", "seed", "low", "high"}, where)
+        seed = self._integer(d.get("seed"), f"{where}.seed", 0, 2**64 - 1)
+        return Values(
+            recipe, seed, self._number(d.get("low"), f"{where}.low"), self._number(d.get("high"), f"{where}.high")
+        )
+
+    def _option(self, data: object, where: str) -> Option:
+        if isinstance(data, bool):
+            return data
+        if isinstance(data, list):
+            return tuple(self._number(x, where) for x in data[:MAX_DIMENSIONS])
+        return self._number(data, where)
+
+    @staticmethod
+    def _number(data: object, where: str) -> float:
+        if isinstance(data, str):
+            try:
+                return float.fromhex(data)
+            except (ValueError, OverflowError):
+                pass
+        raise TraceError(f"{where}: must be a hex float such as '0x1.8p-3', got {str(data)[:40]!r}")
+
+    @staticmethod
+    def _integer(data: object, where: str, low: int, high: int) -> int:
+        if isinstance(data, bool) or not isinstance(data, int) or not low <= data <= high:
+            raise TraceError(f"{where}: must be an integer from {low} to {high}, got {str(data)[:40]!r}")
+        return data
+
+    @staticmethod
+    def _string(data: object, where: str) -> str:
+        if not isinstance(data, str) or len(data) > 200:
+            raise TraceError(f"{where}: must be a short string")
+        return data
+
+    @staticmethod
+    def _choice(data: object, choices: tuple[str, ...], where: str) -> str:
+        if not isinstance(data, str) or data not in choices:
+            raise TraceError(f"{where}: must be one of {', '.join(choices)}, got {str(data)[:40]!r}")
+        return data
+
+    @staticmethod
+    def _object(data: object, where: str) -> dict[str, Any]:
+        if not isinstance(data, dict):
+            raise TraceError(f"{where}: must be a JSON object, got {type(data).__name__}")
+        return data
+
+    @staticmethod
+    def _list(data: object, where: str, most: int) -> list[Any]:
+        if not isinstance(data, list):
+            raise TraceError(f"{where}: must be a JSON array, got {type(data).__name__}")
+        if len(data) > most:
+            raise TraceError(f"{where}: {len(data)} entries, at most {most}")
+        return data
+
+    @staticmethod
+    def _only(data: dict[str, Any], known: set[str], where: str) -> None:
+        extra = sorted(set(data) - known)
+        if extra:
+            raise TraceError(f"{where}: unknown key {extra[0][:40]!r}")

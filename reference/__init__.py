@@ -1,0 +1,27 @@
+"""The executable specification of each optimizer: one file each, plain NumPy, never torch.
+
+An update is written once, as the recurrence stands on paper, and obeys NumPy's operators and functions alone, so float64
+arrays, error-bounded arrays and arrays of multiple-precision numbers all flow through the same source.
+
+>>> import numpy as np
+>>> from stepcheck.reference import SPECS
+>>> sgd = SPECS["SGD"]
+>>> p, state = sgd.update(np.array([1.0]), np.array([0.5]), {"momentum_buffer": None}, sgd.hyper_values(lr=0.5))
+>>> p
+array([0.75])
+"""
+
+from stepcheck.reference.adadelta import ADADELTA
+from stepcheck.reference.adagrad import ADAGRAD
+from stepcheck.reference.adam import ADAM, ADAMW
+from stepcheck.reference.adamax import ADAMAX
+from stepcheck.reference.rmsprop import RMSPROP
+from stepcheck.reference.sgd import SGD
+from stepcheck.reference.spec import Buffer, Domain, Hyper, Spec
+
+#: Every optimizer that has a reference, by its name in ``torch.optim``.
+SPECS: dict[str, Spec] = {
+    spec.name: spec for spec in (SGD, ADAM, ADAMW, ADAGRAD, RMSPROP, ADADELTA, ADAMAX)
+}
+
+__all__ = ["SPECS", "Buffer", "Domain", "Hyper", "Spec"]
