@@ -59,19 +59,12 @@ class Evidence:
     @functools.cached_property
     def lost_on_reload(self) -> tuple[Deviation, ...]:
         """Deviations after a round trip that are not there when the same life is led without it."""
-        events = self.trace.events
-        reloads = [n for n, e in enumerate(events) if isinstance(e, Reload)]
-        suspects = [
-            d for d in self.judgement.deviations if reloads and d.event is not None and d.event > reloads[0]
-        ]
-        if not suspects:
+        events, deviations = self.trace.events, self.judgement.deviations
+        first = next((n for n, e in enumerate(events) if isinstance(e, Reload)), len(events))
+        if not deviations or any(d.event is None or d.event < first for d in deviations):
             return ()
         twin = replace(self.trace, events=tuple(e for e in events if not isinstance(e, Reload)))
-        place = {n: n - sum(r < n for r in reloads) for n in range(len(events))}
-        same = {(d.event, d.parameter, d.field) for d in Evidence(self.subject, twin).judgement.deviations}
-        return tuple(
-            d for d in suspects if d.event is not None and (place[d.event], d.parameter, d.field) not in same
-        )
+        return () if Evidence(self.subject, twin).judgement.deviations else tuple(deviations)
 
 
 @dataclass(frozen=True)
@@ -200,11 +193,20 @@ def agreement(evidence: Evidence) -> Iterator[Finding]:
     for d in evidence.judgement.deviations:
         if any(d is other for other in explained):
             continue
-        layout = evidence.trace.parameters[d.parameter].layout
-        # A buffer that is wrong for a row-major parameter and one that is wrong for a strided one have different causes.
-        cause = f"{d.field}{'' if layout == 'contiguous' else ' strided'}{' at construction' if d.event is None else ''}"
-        yield Finding("agreement", cause, d.event, _reading(evidence, d), d.parameter, d.ratio, d)
+        # What is wrong for row-major memory and what is wrong only for strided memory have different causes.
+        when = " at construction" if d.event is None else _strided(evidence.trace, d.event, d.parameter)
+        yield Finding("agreement", d.field + when, d.event, _reading(evidence, d), d.parameter, d.ratio, d)
         return
+
+
+def _strided(trace: Trace, event: int, parameter: int) -> str:
+    """Whose memory is not row-major, up to an event."""
+    if trace.parameters[parameter].layout != "contiguous":
+        return " of a strided parameter"
+    assigned = [e.gradients.get(parameter) for e in trace.events[: event + 1] if isinstance(e, Step)]
+    if any(g is not None and g.layout != "contiguous" for g in assigned):
+        return " with a strided gradient"
+    return ""
 
 
 def _reading(evidence: Evidence, d: Deviation) -> str:
@@ -233,10 +235,5 @@ def _same_option(a: object, b: object) -> bool:
 
 
 def steps_judged(evidence: Evidence) -> int:
-    """Steps of one parameter that were compared with the reference."""
+    """Steps of single parameters that were compared with the reference."""
     return _lives(evidence)
-
-
-def step_number(trace: Trace, event: int) -> int:
-    """Which step, counted from 1, an event is."""
-    return sum(isinstance(e, Step) for e in trace.events[: event + 1])

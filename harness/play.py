@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from stepcheck.harness.trace import Gradient, Option, Parameter, Reload, SetOpti
 Raw = npt.NDArray[Any]
 
 GUARD_ELEMENTS = 8
-GUARD = -7.0e33  # a value that no update of ordinary numbers leaves in place by chance
+GUARD = 0.3125  # of ordinary size, so that adding an update of ordinary size to it shows
 _TORCH_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -99,14 +100,22 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(result))
 
 
+def room(shape: tuple[int, ...], layout: str) -> int:
+    """Elements of the buffer that a tensor of this shape and layout is a view of.
+
+    There is room for as many elements in a row, so that code which ignores strides stays inside the buffer: it is to be
+    found wrong, not to crash the judge.
+    """
+    span = 1 + sum((n - 1) * s for n, s in zip(shape, strides(shape, layout), strict=True)) if 0 not in shape else 0
+    return max(span, math.prod(shape)) + 2 * GUARD_ELEMENTS
+
+
 class _Allocation:
     """A tensor that is a view of a larger buffer, with guard elements around and between its own."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, layout: str) -> None:
-        steps = strides(shape, layout)
-        span = 1 + sum((n - 1) * s for n, s in zip(shape, steps, strict=True)) if 0 not in shape else 0
-        self.buffer = torch.full((span + 2 * GUARD_ELEMENTS,), GUARD, dtype=_TORCH_DTYPES[dtype])
-        self.view = self.buffer.as_strided(shape, steps, GUARD_ELEMENTS)
+        self.buffer = torch.full((room(shape, layout),), GUARD, dtype=_TORCH_DTYPES[dtype])
+        self.view = self.buffer.as_strided(shape, strides(shape, layout), GUARD_ELEMENTS)
         self.repeats = layout == "expanded" and len(shape) > 0
 
     def fill(self, values: Raw) -> None:

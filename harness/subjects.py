@@ -69,8 +69,9 @@ class Subject:
         options: the names of the Spec's hyperparameters that its constructor takes.
         explicit: pass every option, defaults included, because its own defaults may rightly differ from the Spec's.
         dtypes: the parameter dtypes it supports.
-        expression: Python that constructs it, for a repro: ``torch.optim.Adam({groups}, foreach=True)``.
-        imports: the import statement that the expression needs.
+        mode_options: keywords that select the mode.
+        callee: what a repro calls to construct it: ``torch.optim.Adam``.
+        imports: the import statement that a repro needs for it, if any.
     """
 
     name: str
@@ -79,9 +80,9 @@ class Subject:
     profile: Profile
     options: frozenset[str]
     explicit: bool
-    dtypes: tuple[str, ...] = ("float32", "float64")
-    expression: str = ""
+    callee: str
     imports: str = ""
+    dtypes: tuple[str, ...] = ("float32", "float64")
     mode_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -105,7 +106,6 @@ FAMILIES = ("torch",)
 def torch_subject(name: str, mode: str) -> Subject:
     """``torch.optim.<name>`` in one of its modes."""
     spec, cls = SPECS[name], getattr(torch.optim, name)
-    keywords = ", ".join(f"{k}={v}" for k, v in MODES[mode].items())
     return Subject(
         name=f"torch:{name}[{mode}]",
         spec=spec,
@@ -113,8 +113,7 @@ def torch_subject(name: str, mode: str) -> Subject:
         profile=TORCH_CPU,
         options=frozenset(h.name for h in spec.hyper),
         explicit=False,
-        expression=f"torch.optim.{name}({{groups}}, {keywords})",
-        imports="",
+        callee=f"torch.optim.{name}",
         mode_options=MODES[mode],
     )
 
@@ -153,7 +152,7 @@ def class_subject(
         profile=profile,
         options=options,
         explicit=True,
-        expression=f"{attribute}({{groups}})",
+        callee=attribute,
         imports=f"from {module} import {attribute.split('.')[0]}",
     )
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stepcheck.reference.spec import Spec
+
 SCHEMA = 1
 
 #: Bounds on what a trace may ask for, so that a hostile file cannot exhaust the machine.
@@ -195,9 +197,21 @@ class Trace:
     groups: tuple[Group, ...]
     events: tuple[Event, ...]
 
-    @property
-    def steps(self) -> int:
-        return sum(isinstance(e, Step) for e in self.events)
+    def problem(self, spec: Spec) -> str | None:
+        """Why ``spec`` cannot judge this life, or ``None``: it names another optimizer, or options that it refuses."""
+        if self.optimizer != spec.name:
+            return f"a life of {self.optimizer}, not of {spec.name}"
+        options = [dict(g.options) for g in self.groups]
+        events = [None, *(e for e in self.events if isinstance(e, SetOption))]
+        for event in events:
+            if event is not None:
+                options[event.group][event.option] = event.value
+            for o in options:
+                try:
+                    spec.hyper_values(o)
+                except ValueError as error:
+                    return str(error)
+        return None
 
     def to_json(self) -> dict[str, Any]:
         return {

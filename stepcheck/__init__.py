@@ -1,1 +1,25 @@
-"""stepcheck"""
+"""stepcheck: is this optimizer step right?
+
+>>> from stepcheck import check_optimizer
+>>> check_optimizer(MyAdam, like="Adam").raise_on_divergence()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stepcheck.api import Divergences, Report, check_optimizer, parametrize_with_checks
+
+__version__ = version("stepcheck")
+__all__ = ["Divergences", "Report", "check_optimizer", "parametrize_with_checks"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that `import stepcheck.reference` does not import torch.
+    if name in __all__:
+        from stepcheck import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

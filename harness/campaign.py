@@ -1,0 +1,478 @@
+"""Many traces on one subject: draw, play, ask every check, keep count, and shrink what fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, Verbosity
+
+from stepcheck.harness import explain, repro
+from stepcheck.harness.checks import CHECKS, Evidence, Finding, steps_judged
+from stepcheck.harness.generate import traces
+from stepcheck.harness.subjects import Subject, UsageError
+from stepcheck.harness.trace import Trace
+
+DEFAULT_EXAMPLES = 200
+#: Traces drawn between two looks at the clock.
+_BATCH = 100
+#: Evaluations that shrinking one divergence may take; a count, not a time, so that a seed gives one result.
+_SHRINK_CALLS = 300
+#: Divergences of one subject that are shrunk and kept.
+_MOST_DIVERGENCES = 12
+#: A trace takes milliseconds; a subject that is still busy with one after this long hangs.
+TRACE_SECONDS = 20.0
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a campaign does.
+
+    Attributes:
+        examples: traces for each subject; ``None`` for as many as ``seconds`` allow.
+        seconds: time for each subject; ``None`` for no limit.
+        only: names of the checks to ask; empty for all.
+    """
+
+    seed: int = 0
+    examples: int | None = DEFAULT_EXAMPLES
+    seconds: float | None = None
+    dtypes: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        return self.only or tuple(CHECKS)
+
+
+@dataclass
+class Divergence:
+    """One cause of failure, with the smallest life found that shows it. Plain data: it crosses processes.
+
+    Attributes:
+        summary: what differs, in which element, by how many budgets.
+        life: the trace told in a few lines of prose.
+        script: a stand-alone script that fails as long as the divergence is there.
+        found_in: how many of the campaign's traces showed it when it was told.
+    """
+
+    subject: str
+    like: str
+    check: str
+    cause: str
+    summary: str
+    ratio: float | None
+    trace: Trace
+    life: list[str]
+    script: str
+    found_in: int
+
+    @property
+    def id(self) -> str:
+        """Eight hex digits, the same wherever the same trace fails the same check."""
+        text = json.dumps([self.subject, self.check, self.cause, self.trace.to_json()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclass
+class Tally:
+    """What became of one check.
+
+    Attributes:
+        planned: traces it was to be asked of.
+        ran: traces in which there was something to look at.
+        looked: things looked at.
+        unsupported: options of the reference that the subject declares it does not have.
+    """
+
+    check: str
+    planned: int = 0
+    ran: int = 0
+    looked: int = 0
+    unsupported: int = 0
+    worst_ratio: float | None = None
+    divergences: list[Divergence] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        if self.divergences:
+            return "fail"
+        return "pass" if self.ran else "unknown"
+
+
+@dataclass
+class Result:
+    """What a campaign found out about one subject."""
+
+    subject: str
+    like: str
+    tallies: dict[str, Tally]
+    notes: list[str] = field(default_factory=list)
+    error: str = ""
+    """Why the verdict is unknown, where the harness itself failed."""
+    traces: int = 0
+    lives: int = 0
+    """Calls of step()."""
+    steps: int = 0
+    """Steps of single parameters that were compared with the reference."""
+    elements: int = 0
+    undetermined: int = 0
+    seconds: float = 0.0
+    shrink_seconds: float = 0.0
+    worst: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        verdicts = {t.verdict for t in self.tallies.values()}
+        if "fail" in verdicts:
+            return "fail"
+        return "unknown" if self.error or "unknown" in verdicts else "pass"
+
+    @property
+    def divergences(self) -> list[Divergence]:
+        return [d for t in self.tallies.values() for d in t.divergences]
+
+
+class _Hang(BaseException):
+    """Not an Exception, so that no ``except Exception`` in somebody's step swallows it."""
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Interrupt Python code that runs longer. Code that never returns to the interpreter is beyond it."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(_signal: int, _frame: FrameType | None) -> None:
+        raise _Hang
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class _Found(Exception):
+    """Tells Hypothesis that a trace still shows the divergence being shrunk."""
+
+
+@dataclass
+class _Suspect:
+    finding: Finding
+    trace: Trace
+    batch: int
+    number: int
+    """Which example of its batch it was."""
+    count: int = 1
+
+
+class Campaign:
+    """One subject's campaign.
+
+    Args:
+        subject: who plays.
+        settings: how much, from which seed.
+        progress: called with (traces done, traces planned) now and then.
+        found: called with each divergence once it is shrunk.
+        about_to_play: called with each trace before it is played.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        settings: Settings,
+        progress: Progress = lambda done, planned: None,
+        found: Callable[[Divergence], None] = lambda divergence: None,
+        about_to_play: Callable[[Trace], None] = lambda trace: None,
+    ) -> None:
+        self.subject = subject
+        self.settings = settings
+        self.progress = progress
+        self.found = found
+        self.about_to_play = about_to_play
+        self.dtypes = tuple(d for d in subject.dtypes if not settings.dtypes or d in settings.dtypes)
+        missing = len(subject.missing_options)
+        self.result = Result(
+            subject.name, subject.spec.name, {c: Tally(c, unsupported=missing) for c in settings.checks}
+        )
+        self.suspects: dict[tuple[str, str], _Suspect] = {}
+        self.shrunk: set[tuple[str, str]] = set()
+        self.free: set[str] = set()
+        self.hung = False
+
+    def run(self) -> Result:
+        """Draw, play and judge until the examples or the seconds are used up, then shrink.
+
+        Raises:
+            UsageError: the subject turns out to be no optimizer, or supports none of the dtypes.
+        """
+        if not self.dtypes:
+            raise UsageError(f"{self.subject.name} supports {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}")
+        start = time.perf_counter()
+        self.deadline = math.inf if self.settings.seconds is None else start + self.settings.seconds
+        planned = self.settings.examples
+        batch = 0
+        try:
+            while not self.hung and time.perf_counter() < self.deadline:
+                size = _BATCH if planned is None else min(_BATCH, planned - self.result.traces)
+                if size <= 0:
+                    break
+                before = self.result.traces
+                self._batch(batch, size)
+                batch += 1
+                self._shrink_new()
+                if self.result.traces == before:
+                    break  # the space of traces is exhausted
+            self.result.seconds = time.perf_counter() - start - self.result.shrink_seconds
+            if planned is not None:
+                for tally in self.result.tallies.values():
+                    tally.planned = planned
+        except UsageError:
+            raise
+        except Exception as error:  # a fault of the harness: the verdict is unknown, never green
+            self.result.error = f"{type(error).__name__}: {error}"
+        self._note()
+        return self.result
+
+    def _engine(self, batch: int, size: int, *, shrink: bool) -> Callable[[Callable[[Trace], None]], Any]:
+        """Hypothesis, set up so that the seed alone decides."""
+        phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
+        settings = hypothesis.settings(
+            max_examples=size,
+            phases=phases,
+            database=None,
+            deadline=None,
+            report_multiple_bugs=False,
+            print_blob=False,
+            verbosity=Verbosity.quiet,
+            suppress_health_check=list(HealthCheck),
+        )
+        text = f"{self.settings.seed}/{self.subject.name}/{','.join(self.dtypes)}/{batch}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+        def decorate(test: Callable[[Trace], None]) -> Any:
+            given: Any = hypothesis.given(traces(self.subject, self.dtypes))
+            return settings(hypothesis.seed(seed)(given(test)))
+
+        return decorate
+
+    def _batch(self, batch: int, size: int) -> None:
+        number = 0
+
+        def test(trace: Trace) -> None:
+            nonlocal number
+            number += 1
+            # Hypothesis may go a little past max_examples; what is planned is what runs.
+            if number <= size and not self.hung and time.perf_counter() < self.deadline:
+                self._ask(trace, batch, number)
+
+        self._engine(batch, size, shrink=False)(test)()
+
+    def _ask(self, trace: Trace, batch: int, number: int) -> None:
+        result = self.result
+        result.traces += 1
+        limit = min(TRACE_SECONDS, max(self.deadline - time.perf_counter(), 1.0))
+        self.about_to_play(trace)
+        try:
+            with _time_limit(limit):
+                evidence = Evidence(self.subject, trace)
+        except _Hang:
+            self.hung = True
+            summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
+            name = "completes" if "completes" in result.tallies else next(iter(result.tallies))
+            result.tallies[name].ran += 1
+            self._suspect(Finding(name, "hangs", None, summary), trace, batch, number)
+            return
+        for name, tally in result.tallies.items():
+            looked = CHECKS[name].looks_at(evidence)
+            tally.planned += 1
+            tally.ran += looked > 0
+            tally.looked += looked
+            for finding in CHECKS[name].find(evidence) if looked else ():
+                self._suspect(finding, trace, batch, number)
+        if "agreement" in result.tallies:
+            self._count(evidence)
+        self.progress(result.traces, self.settings.examples or 0)
+
+    def _count(self, evidence: Evidence) -> None:
+        judgement = evidence.judgement
+        self.free |= judgement.free
+        self.result.lives += judgement.steps
+        self.result.steps += steps_judged(evidence)
+        self.result.elements += judgement.elements
+        self.result.undetermined += judgement.undetermined
+        for name, ratio in judgement.worst.items():
+            self.result.worst[name] = max(self.result.worst.get(name, 0.0), ratio)
+        worst = [*judgement.worst.values(), *(d.ratio for d in judgement.deviations)]
+        tally = self.result.tallies["agreement"]
+        if worst:
+            tally.worst_ratio = max(tally.worst_ratio or 0.0, *worst)
+
+    def _suspect(self, finding: Finding, trace: Trace, batch: int, number: int) -> None:
+        key = (finding.check, finding.cause)
+        if key in self.suspects:
+            self.suspects[key].count += 1
+        else:
+            self.suspects[key] = _Suspect(finding, trace, batch, number)
+
+    def _shrink_new(self) -> None:
+        """At the end of each batch, so that whoever interrupts a long campaign keeps what it found."""
+        start = time.perf_counter()
+        for key in list(self.suspects)[len(self.shrunk) : _MOST_DIVERGENCES]:
+            self.shrunk.add(key)
+            self._shrink(key)
+        self.result.shrink_seconds += time.perf_counter() - start
+
+    def _shrink(self, key: tuple[str, str]) -> None:
+        """Let Hypothesis look for a smaller life with the same finding, starting from the one that was seen."""
+        suspect = self.suspects[key]
+        best: tuple[tuple[int, ...], Trace, Finding] = (_size(suspect.trace), suspect.trace, suspect.finding)
+        number = calls = 0
+
+        def test(trace: Trace) -> None:
+            nonlocal best, number, calls
+            number += 1
+            if number < suspect.number or calls >= _SHRINK_CALLS:
+                return
+            calls += 1
+            finding = self.recheck(trace, key)
+            if finding is not None:
+                best = min(best, (_size(trace), trace, finding), key=lambda b: b[0])
+                raise _Found
+
+        if not self.hung:
+            try:
+                self._engine(suspect.batch, _BATCH, shrink=True)(test)()
+            except (_Found, hypothesis.errors.HypothesisException, ExceptionGroup):
+                pass  # the end of the calls looks flaky to Hypothesis; the best life is what counts
+        _, trace, finding = best
+        trace, finding = _cut(trace, finding, lambda t: self.recheck(t, key))
+        divergence = tell(self.subject, trace, finding, suspect.count)
+        self.result.tallies[key[0]].divergences.append(divergence)
+        self.found(divergence)
+
+    def recheck(self, trace: Trace, key: tuple[str, str]) -> Finding | None:
+        """The finding of this check and cause in a trace, if it is there."""
+        self.about_to_play(trace)
+        self.progress(self.result.traces, self.settings.examples or 0)
+        return find(self.subject, trace, *key)
+
+    def _note(self) -> None:
+        subject, notes = self.subject, self.result.notes
+        if subject.missing_options:
+            notes.append(f"unsupported options, left out of every life: {', '.join(subject.missing_options)}")
+        if self.free:
+            notes.append(
+                f"no state named {', '.join(sorted(self.free))}: judged on what can be read, the reference runs free in"
+                " the rest and its budget accumulates"
+            )
+        kept = sum(len(t.divergences) for t in self.result.tallies.values())
+        if len(self.suspects) > kept:
+            notes.append(f"{len(self.suspects) - kept} more kinds of divergence were seen and not shrunk")
+
+
+def tell(
+    subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, evaluate: bool = True
+) -> Divergence:
+    """A finding as data that needs nothing else: the life told, and written as a script.
+
+    Args:
+        evaluate: play the trace once more, to tell what the budget is made of; not where it hangs or crashes.
+    """
+    lines = explain.life(trace, finding)
+    if evaluate and finding.deviation is not None:
+        told = explain.shares(Evidence(subject, trace), finding)
+        lines += [told] if told else []
+    return Divergence(
+        subject=subject.name,
+        like=subject.spec.name,
+        check=finding.check,
+        cause=finding.cause,
+        summary=finding.summary,
+        ratio=finding.ratio,
+        trace=trace,
+        life=lines,
+        script=repro.script(subject, trace, finding),
+        found_in=count,
+    )
+
+
+def find(subject: Subject, trace: Trace, check: str, cause: str | None = None) -> Finding | None:
+    """Play a trace and ask one check; the finding (of one cause), if there is one. A life that makes no sense has none."""
+    if trace.problem(subject.spec) is not None:
+        return None
+    try:
+        with _time_limit(TRACE_SECONDS):
+            evidence = Evidence(subject, trace)
+    except _Hang:
+        summary = f"the subject is still busy after {TRACE_SECONDS:.0f} s"
+        return Finding(check, "hangs", None, summary) if cause in (None, "hangs") else None
+    for finding in CHECKS[check].find(evidence):
+        if cause is None or finding.cause == cause:
+            return finding
+    return None
+
+
+def _size(trace: Trace) -> tuple[int, ...]:
+    """What makes a life hard to read, most important first."""
+    gradients = [g for e in trace.events for g in getattr(e, "gradients", {}).values() if g is not None]
+    return (
+        len(trace.parameters) + len(trace.groups),
+        len(trace.events),
+        sum(p.numel for p in trace.parameters),
+        sum(len(g.options) for g in trace.groups),
+        sum(t.layout != "contiguous" for t in (*trace.parameters, *gradients)),
+        sum(v.recipe not in ("constant", "quarters") for v in (t.values for t in (*trace.parameters, *gradients))),
+    )
+
+
+def _cut(
+    trace: Trace, finding: Finding, recheck: Callable[[Trace], Finding | None]
+) -> tuple[Trace, Finding]:
+    """Leave out what comes after the finding, and any one event or option without which it still happens.
+
+    Hypothesis draws at least five events, as a campaign wants; a life that is told to somebody may be shorter.
+    """
+    changed = True
+    while changed:
+        changed = False
+        for shorter in _shorter(trace, finding):
+            smaller = recheck(shorter)
+            if smaller is not None:
+                trace, finding, changed = shorter, smaller, True
+                break
+    return trace, finding
+
+
+def _shorter(trace: Trace, finding: Finding) -> Iterator[Trace]:
+    if finding.event is None:
+        if trace.events:
+            yield replace(trace, events=())
+    elif finding.event + 1 < len(trace.events):
+        yield replace(trace, events=trace.events[: finding.event + 1])
+    for n in range(len(trace.events) - 1):
+        yield replace(trace, events=trace.events[:n] + trace.events[n + 1 :])
+    for n, group in enumerate(trace.groups):
+        for name in group.options:
+            rest = {k: v for k, v in group.options.items() if k != name}
+            yield replace(
+                trace, groups=(*trace.groups[:n], replace(group, options=rest), *trace.groups[n + 1 :])
+            )
+
+

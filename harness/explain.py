@@ -1,0 +1,98 @@
+"""Tell a failing life to a person, in a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stepcheck.harness.checks import Evidence, Finding
+from stepcheck.harness.trace import Event, Option, Parameter, SetOption, Step, Trace, Values, ZeroGrad
+
+_LAYOUTS = {
+    "transposed": "column-major (a transposed view)",
+    "sliced": "every other element of a larger buffer",
+    "channels_last": "channels last",
+    "expanded": "its first row expanded (stride 0)",
+}
+
+
+def life(trace: Trace, finding: Finding) -> list[str]:
+    """The shrunk life in at most five lines of prose: what there was, what happened, what went wrong."""
+    lines = [_cast(trace)]
+    before, last = list(trace.events), []
+    if finding.event is not None:
+        before, last = before[: finding.event], before[finding.event : finding.event + 1]
+    told = [_event(e, trace) for e in before]
+    if len(told) > 3:
+        told = [f"{len(told) - 2} events", *told[-2:]]
+    if told:
+        lines.append("First: " + "; ".join(told) + ".")
+    if last:
+        lines.append("Then: " + _event(last[0], trace) + ".")
+    return lines
+
+
+def shares(evidence: Evidence, finding: Finding) -> str:
+    """What the budget of the witness is made of; empty where that has no meaning."""
+    if finding.deviation is None or evidence.judgement.free:
+        return ""
+    terms = [(name, share) for name, share in evidence.judge.terms(finding.deviation) if share >= 0.005][:3]
+    if not terms:
+        return ""
+    told = ", ".join(f"{name} {share:.0%}" for name, share in terms)
+    return f"Budget {finding.deviation.budget:.3g}: {told}."
+
+
+def _cast(trace: Trace) -> str:
+    groups = []
+    for n, g in enumerate(trace.groups):
+        name = "One group" if len(trace.groups) == 1 else f"Group {n}"
+        members = "; ".join(_parameter(trace.parameters[i], i, len(trace.parameters)) for i in g.parameters)
+        groups.append(f"{name} ({options(g.options) or 'default options'}): {members}")
+    return ". ".join(groups) + "."
+
+
+def options(given: Mapping[str, Option]) -> str:
+    """Options as they are written in a call."""
+    return ", ".join(f"{k}={v!r}" for k, v in given.items())
+
+
+def _parameter(p: Parameter, index: int, of: int) -> str:
+    shape = f"of size {'x'.join(map(str, p.shape))}" if p.shape else "of no dimension"
+    layout = "" if p.layout == "contiguous" else f", {_LAYOUTS[p.layout]}"
+    name = "one" if of == 1 else f"p{index}, a"
+    return f"{name} {p.dtype} parameter {shape}{layout}, {_values(p.values)}"
+
+
+def _values(v: Values) -> str:
+    if v.recipe == "listed":
+        return "listed values"
+    if v.recipe == "constant":
+        return "all zero" if v.high == 0 else f"all {v.high:.3g}"
+    if v.recipe == "quarters":
+        return f"multiples of {v.high / 4:.3g}"
+    size = f"magnitudes {v.low:.2g} to {v.high:.2g}"
+    return size + {"sparse_log": ", some zero", "extremes": ", some infinite or NaN"}.get(v.recipe, "")
+
+
+def _event(event: Event, trace: Trace) -> str:
+    if isinstance(event, ZeroGrad):
+        return f"zero_grad(set_to_none={event.set_to_none})"
+    if isinstance(event, SetOption):
+        return f"{event.option} of group {event.group} set to {event.value!r}"
+    if not isinstance(event, Step):
+        return "a state_dict round trip into a new optimizer"
+    told = []
+    for i in range(len(trace.parameters)):
+        name = "gradient" if len(trace.parameters) == 1 else f"gradient of p{i}"
+        if i not in event.gradients:
+            told.append(f"{name} as it was")
+            continue
+        g = event.gradients[i]
+        if g is None:
+            told.append(f"{name} None")
+        else:
+            layout = "" if g.layout == "contiguous" else f", {_LAYOUTS[g.layout]}"
+            told.append(f"{name} {_values(g.values)}{layout}")
+    if len(told) > 4:
+        told = [*told[:3], f"{len(told) - 3} more gradients"]
+    return "step with " + ", ".join(told)

@@ -1,0 +1,204 @@
+"""Write a failing life as a stand-alone script: it imports torch and the subject alone, and asserts what must hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from stepcheck.harness.checks import Finding
+from stepcheck.harness.judge import PARAMETER
+from stepcheck.harness.play import GUARD, GUARD_ELEMENTS, room, strides
+from stepcheck.harness.subjects import Subject
+from stepcheck.harness.trace import Event, Gradient, Parameter, Reload, SetOption, Step, Trace, Values, ZeroGrad
+
+_VIEW = [
+    "def view(values, size, stride, room):  # a tensor inside a larger buffer, guard values around it",
+    f"    buffer = torch.full((room,), {GUARD!r}, dtype=values.dtype)",
+    f"    return buffer.as_strided(size, stride, {GUARD_ELEMENTS}).copy_(values)",
+    "",
+    "",
+]
+
+
+def script(subject: Subject, trace: Trace, finding: Finding) -> str:
+    """The script's text: at most 30 lines. It ends in an error as long as the divergence is there.
+
+    Args:
+        trace: the life; what comes after the finding is left out.
+        finding: what must not be.
+    """
+    writer = _Writer(subject, trace, finding)
+    for compact in (False, True):
+        lines = writer.lines(compact=compact)
+        if len(lines) <= 30:
+            break
+    return "\n".join(lines) + "\n"
+
+
+class _Writer:
+    def __init__(self, subject: Subject, trace: Trace, finding: Finding) -> None:
+        self.subject, self.trace, self.finding = subject, trace, finding
+        self.guarded = finding.check == "memory-beside"
+
+    def lines(self, *, compact: bool) -> list[str]:
+        trace, finding = self.trace, self.finding
+        parameters = [f"    {self._parameter(p)}," for p in trace.parameters]
+        events = trace.events if finding.event is None else trace.events[: finding.event + 1]
+        body = ["params = [", *parameters, "]"]
+        if compact:
+            body = ["params = [" + " ".join(line.strip() for line in parameters) + "]"]
+        body.append(f"optimizer = {self._construct([dict(g.options) for g in trace.groups])}")
+        if finding.event is None and finding.check == "completes":
+            body[-1] += f"  # {finding.cause}"
+        for n, event in enumerate(events):
+            last = n == finding.event
+            lines = self._event(event)
+            if last:
+                lines[-1:-1] = self._before()
+            body += lines
+            if last and finding.check == "completes":
+                body[-1] += f"  # {finding.cause}"
+        body += self._after()
+        helper = _VIEW if any("view(" in line for line in body) else []
+        imports = ["import torch", *([self.subject.imports] if self.subject.imports else [])]
+        return [f"# {self.subject.name}: {finding.summary}", *imports, "", *([""] if helper else []), *helper, *body]
+
+    def _parameter(self, p: Parameter) -> str:
+        return f"{self._tensor(p.values, p.shape, p.dtype, p.layout, guarded=self.guarded)}.requires_grad_()"
+
+    def _tensor(self, values: Values, shape: tuple[int, ...], dtype: str, layout: str, *, guarded: bool = False) -> str:
+        realised = values.realise(shape)
+        if layout == "expanded" and shape:
+            row = (1, *shape[1:])
+            inner = _dense(realised[:1], dtype)
+            size = room(shape, layout)
+            return f"view({inner}, {row}, {strides(shape, layout)}, {size}).expand({shape})"
+        dense = _dense(realised, dtype)
+        if layout == "contiguous" and not guarded:
+            return dense
+        return f"view({dense}, {shape}, {strides(shape, layout)}, {room(shape, layout)})"
+
+    def _construct(self, options: list[dict[str, object]]) -> str:
+        subject = self.subject
+        if subject.explicit:
+            complete = vars(subject.spec.hyper_values())
+            options = [{k: v for k, v in {**complete, **o}.items() if k in subject.options} for o in options]
+        if len(options) == 1:
+            groups, shared = "params", options[0]
+        else:
+            groups = ", ".join(
+                f"{{'params': [{', '.join(f'params[{i}]' for i in g.parameters)}]{_items(o)}}}"
+                for g, o in zip(self.trace.groups, options, strict=True)
+            )
+            groups, shared = f"[{groups}]", options[0] if subject.explicit else {}
+        keywords = {**shared, **subject.mode_options}
+        return f"{subject.callee}({', '.join([groups, *(f'{k}={_literal(v)}' for k, v in keywords.items())])})"
+
+    def _event(self, event: Event) -> list[str]:
+        if isinstance(event, ZeroGrad):
+            return [f"optimizer.zero_grad(set_to_none={event.set_to_none})"]
+        if isinstance(event, SetOption):
+            return [f"optimizer.param_groups[{event.group}][{event.option!r}] = {_literal(event.value)}"]
+        if isinstance(event, Reload):
+            return [
+                "saved = optimizer.state_dict()",
+                f"optimizer = {self._construct([{} for _ in self.trace.groups])}",
+                "optimizer.load_state_dict(saved)",
+            ]
+        assert isinstance(event, Step)
+        lines = [f"params[{i}].grad = {self._gradient(i, g)}" for i, g in event.gradients.items()]
+        if len(lines) > 1:
+            lines = ["; ".join(lines)]
+        return [*lines, "optimizer.step()"]
+
+    def _gradient(self, index: int, gradient: Gradient | None) -> str:
+        if gradient is None:
+            return "None"
+        p = self.trace.parameters[index]
+        return self._tensor(gradient.values, p.shape, p.dtype, gradient.layout)
+
+    def _before(self) -> list[str]:
+        """What has to be remembered before the event that goes wrong."""
+        i, check = self.finding.parameter, self.finding.check
+        if check == "gradient-unwritten":
+            return ["before = [None if p.grad is None else p.grad.clone() for p in params]"]
+        if check == "no-gradient":
+            return [f"before, state = params[{i}].detach().clone(), str(optimizer.state[params[{i}]])"]
+        if check == "save-load-continue" and self.finding.deviation is None:
+            return ["before = str(optimizer.state_dict())"]
+        return []
+
+    def _after(self) -> list[str]:
+        i, check = self.finding.parameter, self.finding.check
+        if check == "memory-beside":
+            assert i is not None
+            p = self.trace.parameters[i]
+            own = f"own.as_strided({p.shape}, {strides(p.shape, p.layout)}, {GUARD_ELEMENTS}).fill_(True)"
+            size = room(p.shape, p.layout)
+            return [
+                f"own = torch.zeros({size}, dtype=torch.bool)",
+                own,
+                f"memory = params[{i}].detach().as_strided(({size},), (1,), 0)",
+                f"assert (memory[~own] == torch.tensor({GUARD!r}, dtype=memory.dtype)).all(), memory",
+            ]
+        if check == "gradient-unwritten":
+            same = f"torch.equal(params[{i}].grad.nan_to_num(), before[{i}].nan_to_num())"
+            return [f"assert {same}, (before[{i}], params[{i}].grad)"]
+        if check == "no-gradient":
+            return [
+                f"assert str(before) == str(params[{i}].detach()), (before, params[{i}])",
+                f"assert state == str(optimizer.state[params[{i}]]), (state, optimizer.state[params[{i}]])",
+            ]
+        if check == "save-load-continue" and self.finding.deviation is None:
+            return ["after = str(optimizer.state_dict())", 'assert before == after, f"{before}\\n{after}"']
+        return self._assert_witness() if self.finding.deviation is not None else []
+
+    def _assert_witness(self) -> list[str]:
+        d = self.finding.deviation
+        assert d is not None
+        where = "".join(f"[{n}]" for n in d.index)
+        if d.problem:
+            return [f"assert {d.field!r} in optimizer.state[params[{d.parameter}]]  # {d.problem}"]
+        if d.field == PARAMETER:
+            got = f"params[{d.parameter}]{where}.item()"
+        else:
+            got = f"float(optimizer.state[params[{d.parameter}]][{d.field!r}]{where})"
+        lines = [f"got = {got}"]
+        if math.isnan(d.expected):
+            return [*lines, "assert got != got, got  # must be NaN"]
+        if math.isinf(d.expected):
+            return [*lines, f"assert got == {_number(d.expected)}, got"]
+        lines.append(f"expected, budget = {d.expected!r}, {d.budget!r}  # the reference, and what rounding may cost")
+        return [*lines, 'assert abs(got - expected) <= budget, f"{got} is not {expected} +- {budget}"']
+
+
+def _items(options: Mapping[str, object]) -> str:
+    return "".join(f", {k!r}: {_literal(v)}" for k, v in options.items())
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_number, value))})"
+    return _number(value) if isinstance(value, float) else repr(value)
+
+
+def _number(x: float) -> str:
+    if math.isnan(x):
+        return "torch.nan"
+    if math.isinf(x):
+        return "torch.inf" if x > 0 else "-torch.inf"
+    return repr(float(x))
+
+
+def _dense(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], dtype: str) -> str:
+    """An expression for a row-major tensor."""
+    shape = values.shape
+    with np.errstate(over="ignore", invalid="ignore"):
+        flat = [float(x) for x in np.asarray(values, dtype).reshape(-1)]
+    kind = "" if dtype == "float32" else f", dtype=torch.{dtype}"
+    if not flat or (len(set(flat)) == 1 and math.copysign(1, flat[0]) > 0):
+        return f"torch.full({shape}, {_number(flat[0] if flat else 0.0)}{kind})"
+    inner = f"torch.tensor([{', '.join(map(_number, flat))}]{kind})"
+    return inner if len(shape) == 1 else f"{inner}.view({shape})"

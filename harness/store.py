@@ -1,0 +1,88 @@
+"""Divergences on disk: one JSON file and one script each. Reading believes nothing that it has not checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepcheck.harness.campaign import Divergence
+from stepcheck.harness.trace import SCHEMA, Trace, TraceError, loads
+
+DEFAULT_FOLDER = Path(".stepcheck")
+_MOST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A trace read back, with what it is known to show; a bare trace names neither subject nor check."""
+
+    trace: Trace
+    subject: str = ""
+    check: str = ""
+    cause: str = ""
+
+
+def trace_path(folder: Path, divergence: Divergence) -> Path:
+    return folder / f"{divergence.id}.json"
+
+
+def script_path(folder: Path, divergence: Divergence) -> Path:
+    return folder / f"{divergence.id}.py"
+
+
+def save(folder: Path, divergence: Divergence) -> None:
+    """Write the trace and its script to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {
+        "schema": SCHEMA,
+        "id": divergence.id,
+        "subject": divergence.subject,
+        "like": divergence.like,
+        "check": divergence.check,
+        "cause": divergence.cause,
+        "summary": divergence.summary,
+        "trace": divergence.trace.to_json(),
+    }
+    trace_path(folder, divergence).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    script_path(folder, divergence).write_text(divergence.script, encoding="utf-8")
+
+
+def find(name: str, folder: Path) -> Path:
+    """The file that a name on the command line means: a path, or the ID of a divergence in ``folder``.
+
+    Raises:
+        TraceError: there is no such file.
+    """
+    candidates = (Path(name), folder / f"{name}.json")
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise TraceError(f"no file {name!r} and no divergence of that ID in {folder} (choose the folder with --out)")
+
+
+def load(path: Path) -> Saved:
+    """Read a saved divergence or a bare trace.
+
+    Raises:
+        TraceError: the file is unreadable, not JSON, cut short, of another schema, or no trace.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise TraceError(f"{path}: larger than {_MOST_BYTES >> 20} MiB; this is no trace")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceError(f"{path}: cannot be read ({error})") from None
+    try:
+        data = loads(text)
+        if not isinstance(data, dict):
+            raise TraceError(f"must be a JSON object, got {type(data).__name__}")
+        if "trace" not in data:
+            return Saved(Trace.from_json(data))
+        names = {key: data.get(key) for key in ("subject", "check", "cause")}
+        for key, value in names.items():
+            if not isinstance(value, str):
+                raise TraceError(f"{key}: must be a string")
+        return Saved(Trace.from_json(data["trace"]), **{k: str(v) for k, v in names.items()})
+    except TraceError as error:
+        raise TraceError(f"{path}: {error}; make a new one with `stepcheck check`") from None

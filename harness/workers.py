@@ -1,0 +1,206 @@
+"""One process for each subject: two run at a time on two cores, and one that crashes or hangs takes nobody with it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stepcheck.harness.campaign import TRACE_SECONDS, Campaign, Divergence, Result, Settings, Tally, tell
+from stepcheck.harness.checks import Finding
+from stepcheck.harness.subjects import Subject, UsageError
+from stepcheck.harness.trace import Trace, loads
+
+#: Silence of a worker after which it is taken to hang in code that Python cannot interrupt.
+_SILENCE_SECONDS = TRACE_SECONDS + 10.0
+_HEARTBEAT_SECONDS = 0.2
+
+
+@dataclass
+class Listener:
+    """What a reader of a run may want to hear, while it happens."""
+
+    progress: Callable[[Subject, int, int], None] = lambda subject, done, planned: None
+    found: Callable[[Divergence], None] = lambda divergence: None
+    finished: Callable[[Result], None] = lambda result: None
+
+
+@dataclass
+class _Job:
+    subject: Subject
+    process: Any
+    pipe: Connection
+    diary: Path | None
+    heard: float = field(default_factory=time.monotonic)
+    found: list[Divergence] = field(default_factory=list)
+
+
+def run(subjects: Sequence[Subject], settings: Settings, listener: Listener) -> list[Result]:
+    """A campaign for each subject, as many at a time as there are cores. Results are in the order of ``subjects``.
+
+    On KeyboardInterrupt the workers stop, and the unfinished subjects are reported as unknown with what they had found.
+
+    Raises:
+        UsageError: a subject turns out to be no optimizer.
+    """
+    _warm_up()
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return [_in_process(s, settings, listener) for s in subjects]
+    return _Pool(subjects, settings, listener).run()
+
+
+def slots() -> int:
+    """How many workers run at a time."""
+    return os.cpu_count() or 1
+
+
+def _warm_up() -> None:
+    """The first step of any torch optimizer imports a second's worth of modules: once, before the workers fork."""
+    torch.set_num_threads(1)
+    parameter = torch.zeros(1, requires_grad=True)
+    torch.optim.SGD([parameter]).step()
+
+
+def _in_process(subject: Subject, settings: Settings, listener: Listener) -> Result:
+    campaign = Campaign(subject, settings, lambda d, p: listener.progress(subject, d, p), listener.found)
+    result = campaign.run()
+    listener.finished(result)
+    return result
+
+
+class _Pool:
+    def __init__(self, subjects: Sequence[Subject], settings: Settings, listener: Listener) -> None:
+        self.settings = settings
+        self.listener = listener
+        self.subjects = subjects
+        self.waiting: list[tuple[int, bool]] = [(n, False) for n in range(len(subjects))]
+        self.jobs: dict[int, _Job] = {}
+        self.results: dict[int, Result] = {}
+
+    def run(self) -> list[Result]:
+        try:
+            while self.waiting or self.jobs:
+                while self.waiting and len(self.jobs) < slots():
+                    self._start(*self.waiting.pop(0))
+                self._listen()
+        except KeyboardInterrupt:
+            for n in range(len(self.subjects)):
+                if n not in self.results:
+                    found = self.jobs[n].found if n in self.jobs else []
+                    self._finish(n, unfinished(self.subjects[n], self.settings, "interrupted", found))
+        finally:
+            for job in self.jobs.values():
+                job.process.kill()
+        return [self.results[n] for n in range(len(self.subjects))]
+
+    def _start(self, n: int, careful: bool) -> None:
+        diary = Path(tempfile.mkdtemp(prefix="stepcheck-")) / "trace.json" if careful else None
+        receive, send = multiprocessing.Pipe(duplex=False)
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=_work, args=(self.subjects[n], self.settings, send, diary), daemon=True)
+        process.start()
+        send.close()
+        self.jobs[n] = _Job(self.subjects[n], process, receive, diary)
+
+    def _listen(self) -> None:
+        pipes = {job.pipe: n for n, job in self.jobs.items()}
+        for pipe in wait(list(pipes), timeout=1.0):
+            n = pipes[pipe]  # type: ignore[index]
+            job = self.jobs[n]
+            job.heard = time.monotonic()
+            try:
+                kind, payload = job.pipe.recv()
+            except EOFError:
+                self._died(n, job)
+                continue
+            if kind == "progress":
+                self.listener.progress(job.subject, *payload)
+            elif kind == "found":
+                job.found.append(payload)
+                self.listener.found(payload)
+            elif kind == "usage":
+                raise UsageError(payload)
+            else:
+                job.process.join()
+                del self.jobs[n]
+                self._finish(n, payload)
+        for n, job in list(self.jobs.items()):
+            if time.monotonic() - job.heard > _SILENCE_SECONDS:
+                job.process.kill()
+                self._died(n, job, hangs=True)
+
+    def _died(self, n: int, job: _Job, *, hangs: bool = False) -> None:
+        """The process is gone: once more, noting each trace before it is played; then the last one noted is the culprit."""
+        job.process.join()
+        del self.jobs[n]
+        if job.diary is None:
+            self.waiting.insert(0, (n, True))
+            return
+        code = job.process.exitcode or 0
+        how = "hangs where Python cannot interrupt it" if hangs else f"kills the process ({_signal_name(code)})"
+        result = unfinished(job.subject, self.settings, f"the process ended early: the subject {how}", job.found)
+        if job.diary.is_file():
+            trace = Trace.from_json(loads(job.diary.read_text(encoding="utf-8")))
+            finding = Finding("completes", "hangs" if hangs else "crash", None, f"the subject {how}")
+            divergence = tell(job.subject, trace, finding, evaluate=False)
+            result.tallies.setdefault("completes", Tally("completes")).divergences.append(divergence)
+            self.listener.found(divergence)
+        self._finish(n, result)
+
+    def _finish(self, n: int, result: Result) -> None:
+        self.results[n] = result
+        self.listener.finished(result)
+
+
+def unfinished(subject: Subject, settings: Settings, why: str, found: Sequence[Divergence]) -> Result:
+    """The result of a subject whose campaign did not end: unknown, or failed by what it had found."""
+    result = Result(subject.name, subject.spec.name, {c: Tally(c) for c in settings.checks}, error=why)
+    for divergence in found:
+        result.tallies[divergence.check].ran += 1
+        result.tallies[divergence.check].divergences.append(divergence)
+    return result
+
+
+def _signal_name(exitcode: int) -> str:
+    if exitcode < 0:
+        return signal.Signals(-exitcode).name
+    return f"exit status {exitcode}"
+
+
+def _work(subject: Subject, settings: Settings, pipe: Connection, diary: Path | None) -> None:
+    """In the worker: run the campaign and send what happens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and decides
+    told = time.monotonic()
+
+    def progress(done: int, planned: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > _HEARTBEAT_SECONDS:
+            told = time.monotonic()
+            pipe.send(("progress", (done, planned)))
+
+    def note(trace: Trace) -> None:
+        assert diary is not None
+        diary.write_text(json.dumps(trace.to_json()), encoding="utf-8")
+
+    campaign = Campaign(
+        subject,
+        settings,
+        progress,
+        lambda divergence: pipe.send(("found", divergence)),
+        note if diary is not None else lambda trace: None,
+    )
+    try:
+        pipe.send(("result", campaign.run()))
+    except UsageError as error:
+        pipe.send(("usage", str(error)))
+    pipe.close()

@@ -1,0 +1,119 @@
+"""The Python door: check a class from a script or a test suite, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepcheck.harness import store
+from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Divergence, Result, Settings
+from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.report import describe
+from stepcheck.harness.subjects import ANY_CLASS, Profile, Subject, UsageError, class_subject
+
+Make = Callable[..., Any]
+
+
+class Divergences(AssertionError):
+    """An optimizer diverges from its reference, or nothing could be said of it. The message tells the life, the replay and the repro."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found out about one optimizer.
+
+    Attributes:
+        result: verdicts, counts and divergences.
+        folder: where traces and scripts of divergences were saved.
+    """
+
+    result: Result
+    folder: Path
+
+    @property
+    def verdict(self) -> str:
+        """``pass``, ``fail`` or ``unknown``."""
+        return self.result.verdict
+
+    @property
+    def divergences(self) -> list[Divergence]:
+        return self.result.divergences
+
+    def raise_on_divergence(self) -> None:
+        """Raise unless the verdict is ``pass``.
+
+        Raises:
+            Divergences: the verdict is ``fail``, or ``unknown``: what was not checked is not green.
+        """
+        if self.verdict == "pass":
+            return
+        told = ["\n".join(describe(d, self.folder)) for d in self.divergences]
+        unasked = [t.check for t in self.result.tallies.values() if t.verdict == "unknown"]
+        if self.result.error:
+            told.append(f"unknown: {self.result.error}")
+        if unasked:
+            told.append(f"unknown: nothing was there for {', '.join(unasked)} to look at; allow more examples")
+        raise Divergences(f"{self.result.subject} (like {self.result.like}): {self.verdict}\n" + "\n\n".join(told))
+
+
+def check_optimizer(
+    optimizer: Make,
+    like: str,
+    *,
+    examples: int = DEFAULT_EXAMPLES,
+    seed: int = 0,
+    dtypes: Sequence[str] = (),
+    only: Sequence[str] = (),
+    profile: Profile = ANY_CLASS,
+    out: str | Path = store.DEFAULT_FOLDER,
+) -> Report:
+    """Check an optimizer class, or a factory, against the reference named ``like``.
+
+    Args:
+        optimizer: called as ``optimizer(params, **options)`` with the options of the reference that its signature names.
+        like: an optimizer of ``torch.optim``, such as ``"Adam"``.
+        examples: lives to play.
+        seed: the same seed plays the same lives.
+        dtypes: parameter dtypes, such as ``("float32",)``; all that are known by default.
+        only: names of the checks to ask; all by default.
+        profile: what is known of its arithmetic; by default any order of operations in the parameter's dtype.
+        out: folder for the traces and scripts of divergences.
+
+    Raises:
+        UsageError: ``like``, a dtype or a check does not exist, or ``optimizer`` is no optimizer.
+    """
+    return _check(class_subject(optimizer, like, profile=profile), Settings(seed, examples, None, tuple(dtypes), tuple(only)), Path(out))
+
+
+def _check(subject: Subject, settings: Settings, folder: Path) -> Report:
+    for name in settings.only:
+        if name not in CHECKS:
+            raise UsageError(f"no check named {name!r}; there is {', '.join(CHECKS)}")
+    result = Campaign(subject, settings, found=lambda d: store.save(folder, d)).run()
+    return Report(result, folder)
+
+
+def parametrize_with_checks(
+    optimizers: Mapping[str, tuple[Make, str]], *, examples: int = DEFAULT_EXAMPLES, seed: int = 0
+) -> Any:
+    """A pytest decorator: one test for each optimizer and check, each given a ``check`` to call.
+
+    Args:
+        optimizers: test name to (class or factory, name of its reference).
+    """
+    import pytest
+
+    def case(make: Make, like: str, name: str) -> Callable[[], None]:
+        def check() -> None:
+            check_optimizer(make, like, examples=examples, seed=seed, only=(name,)).raise_on_divergence()
+
+        return check
+
+    cases = [
+        pytest.param(case(make, like, name), id=f"{title}-{name}")
+        for title, (make, like) in optimizers.items()
+        for name in CHECKS
+    ]
+    return pytest.mark.parametrize("check", cases)

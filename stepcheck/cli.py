@@ -1,0 +1,215 @@
+"""The command line. Exit status: 0 conforms, 1 a divergence, 2 bad usage or input, 3 unknown."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from stepcheck import __version__
+from stepcheck.harness import campaign, report, store, workers
+from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Divergence, Result, Settings
+from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.subjects import FAMILIES, TORCH_MODES, Subject, UsageError, resolve
+from stepcheck.harness.trace import DTYPES, TraceError
+from stepcheck.reference import SPECS
+
+CONFORMS, DIVERGES, BAD_USAGE, UNKNOWN = 0, 1, 2, 3
+
+_console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def main() -> NoReturn:
+    """Run the command line and exit; bad usage is one line on standard error."""
+    sys.path.insert(0, "")  # somebody's module is looked for where they stand
+    try:
+        status = commands(standalone_mode=False)
+    except click.ClickException as error:
+        _refuse(error.format_message())
+    except (UsageError, TraceError) as error:
+        _refuse(str(error))
+    except click.Abort:
+        status = UNKNOWN
+    sys.exit(status or CONFORMS)
+
+
+def _refuse(message: str) -> NoReturn:
+    one_line = " ".join(message.split())
+    click.echo(f"stepcheck: {one_line}", err=True)
+    sys.exit(BAD_USAGE)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="stepcheck")
+def commands() -> None:
+    """Is this optimizer step right?"""
+
+
+@commands.command("list")
+def list_() -> int:
+    """Optimizers, subjects and checks known here."""
+    _console.print("[bold]optimizers[/] (reference, and its subjects in torch.optim)")
+    for name in SPECS:
+        subjects = " ".join(f"torch:{name}[{mode}]" for mode in TORCH_MODES[name])
+        _console.print(f"  {name:<10}{escape(subjects)}")
+    dtypes = ", ".join(DTYPES)
+    _console.print(f"  each with {dtypes}; your own class: package.module:Class --like NAME", markup=False)
+    _console.print("[bold]checks[/]")
+    for check in CHECKS.values():
+        _console.print(f"  {check.name:<20}{check.question}")
+    return CONFORMS
+
+
+@commands.command()
+@click.argument("subjects", nargs=-1)
+@click.option("--like", type=click.Choice(list(SPECS)), help="The reference that a class is held to.")
+@click.option("--examples", type=click.IntRange(1), help=f"Traces for each subject (default {DEFAULT_EXAMPLES}).")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same traces.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Time for the whole run, instead of --examples.")
+@click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Parameters of this dtype alone.")
+@click.option("--only", type=click.Choice(list(CHECKS)), multiple=True, help="Ask this check alone.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=store.DEFAULT_FOLDER, show_default=True,
+    help="Folder for traces and scripts of divergences.",
+)  # fmt: skip
+def check(
+    subjects: tuple[str, ...],
+    like: str | None,
+    examples: int | None,
+    seed: int,
+    seconds: float | None,
+    dtypes: tuple[str, ...],
+    only: tuple[str, ...],
+    json_file: Path | None,
+    out: Path,
+) -> int:
+    """Play fuzzed lives of SUBJECTS and judge every step against the reference.
+
+    SUBJECT is torch, torch:Adam, torch:Adam[foreach], or package.module:ClassOrFactory with --like.
+    """
+    chosen = {s.name: s for text in subjects or FAMILIES for s in resolve(text, like)}
+    each = None
+    if seconds is not None:
+        each = max(seconds * min(len(chosen), workers.slots()) / len(chosen), 0.1)
+    elif examples is None:
+        examples = DEFAULT_EXAMPLES
+    _writable(json_file)
+    settings = Settings(seed, examples, each, dtypes, only)
+    start = time.perf_counter()
+    with _shown(list(chosen.values()), out) as listener:
+        results = workers.run(list(chosen.values()), settings, listener)
+    _summary(results, seed, time.perf_counter() - start, out)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.to_json(__version__, seed, results, out), indent=1) + "\n", encoding="utf-8")
+    return _status(results)
+
+
+def _writable(file: Path | None) -> None:
+    """Find out before the run, not after it."""
+    if file is not None:
+        try:
+            file.touch()
+        except OSError as error:
+            raise UsageError(f"--json {file}: cannot be written ({error.strerror}); choose another file") from None
+
+
+def _status(results: Sequence[Result]) -> int:
+    verdicts = {r.verdict for r in results}
+    return DIVERGES if "fail" in verdicts else UNKNOWN if "unknown" in verdicts else CONFORMS
+
+
+@contextmanager
+def _shown(subjects: list[Subject], folder: Path) -> Iterator[workers.Listener]:
+    """Progress bars on a terminal, a plain line for each finished subject without one; divergences saved as they come."""
+    width = max(len(s.name) for s in subjects)
+    if not _console.is_terminal:
+
+        def finished(result: Result) -> None:
+            _console.print(f"{result.subject:<{width}}  {result.verdict:<8} {result.traces:>6} traces", markup=False)
+
+        yield workers.Listener(found=lambda d: store.save(folder, d), finished=finished)
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_console, transient=True) as progress:
+        overall = progress.add_task("all subjects", total=len(subjects))
+        tasks: dict[str, TaskID] = {}
+
+        def advance(subject: Subject, done: int, planned: int) -> None:
+            if subject.name not in tasks:
+                tasks[subject.name] = progress.add_task(subject.name, total=planned or None)
+            progress.update(tasks[subject.name], completed=done)
+
+        def end(result: Result) -> None:
+            if result.subject in tasks:
+                progress.remove_task(tasks[result.subject])
+            progress.advance(overall)
+
+        def found(divergence: Divergence) -> None:
+            store.save(folder, divergence)
+
+        yield workers.Listener(advance, found, end)
+
+
+def _summary(results: Sequence[Result], seed: int, seconds: float, folder: Path) -> None:
+    for result in results:
+        for divergence in result.divergences:
+            first, *rest = report.describe(divergence, folder)
+            _console.print(f"[red]{escape(first)}[/]")
+            for line in rest:
+                _console.print(line, markup=False)
+            _console.print()
+    for result in results:
+        for note in result.notes:
+            _console.print(f"{result.subject}: {note}", markup=False)
+    _console.print(report.table(results))
+    _console.print(
+        "worst r: the largest distance from the reference, in budgets; above 1 is a bug. open: elements where any value is right"
+        " (overflow, 0/0 within rounding).",
+        markup=False,
+    )
+    _console.print(f"{report.throughput(results)}; {seconds:.1f} s in all, seed {seed}.", markup=False)
+
+
+@commands.command()
+@click.argument("name", metavar="FILE-or-ID")
+@click.option("--subject", help="Play it on this subject instead of the one that failed.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=store.DEFAULT_FOLDER, show_default=True,
+              help="Folder in which IDs are looked up.")  # fmt: skip
+def replay(name: str, subject: str | None, out: Path) -> int:
+    """Play a saved trace again: FIXED, FAILS or ERROR."""
+    path = store.find(name, out)
+    saved = store.load(path)
+    who = subject or saved.subject
+    if not who:
+        raise UsageError(f"{path} is a bare trace; name who plays it, with --subject")
+    found = resolve(who, saved.trace.optimizer)
+    if len(found) != 1:
+        raise UsageError(f"{who} is {len(found)} subjects; name one, such as {found[0].name}")
+    problem = saved.trace.problem(found[0].spec)
+    if problem:
+        raise UsageError(f"{path}: {found[0].name} cannot play it: {problem}")
+    if saved.check and saved.check not in CHECKS:
+        raise UsageError(f"{path}: no check named {saved.check!r}; there is {', '.join(CHECKS)}")
+    try:
+        outcomes = [campaign.find(found[0], saved.trace, c) for c in ([saved.check] if saved.check else CHECKS)]
+    except UsageError:
+        raise
+    except Exception as error:  # a fault of the harness is neither FIXED nor FAILS
+        _console.print(f"ERROR {found[0].name}: {type(error).__name__}: {error}", markup=False)
+        return UNKNOWN
+    failures = [f for f in outcomes if f is not None]
+    for finding in failures:
+        _console.print(f"FAILS {found[0].name} {finding.check}: {finding.summary}", markup=False)
+    if not failures:
+        _console.print(f"FIXED {found[0].name} {saved.check or 'all checks'}", markup=False)
+    return DIVERGES if failures else CONFORMS
