@@ -199,7 +199,7 @@ def _round(
         local = local + arithmetic.format.underflow * (reach > 0 if arithmetic.format is not BINARY64 else 1.0)
     error = p + _audited(name, local)
     # NaN compares false, so this is the one test that ordinary numbers pay for.
-    if not np.max(size + error) <= arithmetic.format.largest:
+    if not (size + error).max() <= arithmetic.format.largest:
         # A product may be contracted with the sum that follows it (FMA) and so pass the edge of the format unrounded;
         # a finite addend brings it back from no further than twice that edge.
         certain = 2.0 if name == "multiply" else 1.0
@@ -307,7 +307,7 @@ def _divide(a: Any, b: Any) -> Bounded:
     if type(b.error) is not float:
         gap = np.abs(b.value) - b.error
         p = np.where(gap > 0, (p + np.abs(z) * b.error) / gap, np.inf)
-        p = np.where(np.isinf(b.value) & (np.asarray(b.error) == 0), 0.0, p)
+        p = np.where(np.isinf(b.value) & (np.asarray(b.error) == 0) & np.isfinite(a.error), 0.0, p)
     elif type(a.error) is not float:
         p = p / np.abs(b.value)
     return _round("divide", z, p, arithmetic.division, arithmetic, _settled_quotient(a, b))

@@ -224,6 +224,7 @@ class Campaign:
         """
         if not self.dtypes:
             raise UsageError(f"{self.subject.name} supports {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}")
+        self.traces = traces(self.subject, self.dtypes)
         start = time.perf_counter()
         self.deadline = math.inf if self.settings.seconds is None else start + self.settings.seconds
         planned = self.settings.examples
@@ -266,23 +267,23 @@ class Campaign:
         text = f"{self.settings.seed}/{self.subject.name}/{','.join(self.dtypes)}/{batch}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
-        def decorate(test: Callable[[Trace], None]) -> Any:
-            given: Any = hypothesis.given(traces(self.subject, self.dtypes))
+        def decorate(consume: Callable[[Trace], None]) -> Any:
+            def test(trace: Trace) -> None:
+                consume(trace)
+
+            given: Any = hypothesis.given(self.traces)
             return settings(hypothesis.seed(seed)(given(test)))
 
         return decorate
 
     def _batch(self, batch: int, size: int) -> None:
-        number = 0
-
-        def test(trace: Trace) -> None:
-            nonlocal number
-            number += 1
-            # Hypothesis may go a little past max_examples; what is planned is what runs.
-            if number <= size and not self.hung and time.perf_counter() < self.deadline:
-                self._ask(trace, batch, number)
-
-        self._engine(batch, size, shrink=False)(test)()
+        drawn: list[Trace] = []
+        self._engine(batch, size, shrink=False)(drawn.append)()
+        # Hypothesis may go a little past max_examples; what is planned is what runs.
+        for number, trace in enumerate(drawn[:size], start=1):
+            if self.hung or time.perf_counter() > self.deadline:
+                break
+            self._ask(trace, batch, number)
 
     def _ask(self, trace: Trace, batch: int, number: int) -> None:
         result = self.result

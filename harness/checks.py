@@ -194,18 +194,19 @@ def agreement(evidence: Evidence) -> Iterator[Finding]:
         if any(d is other for other in explained):
             continue
         # What is wrong for row-major memory and what is wrong only for strided memory have different causes.
-        when = " at construction" if d.event is None else _strided(evidence.trace, d.event, d.parameter)
-        yield Finding("agreement", d.field + when, d.event, _reading(evidence, d), d.parameter, d.ratio, d)
+        # And where strides are ignored, every buffer is wrong at once.
+        cause = f"{d.field} at construction" if d.event is None else _strided(evidence.trace, d.event, d.parameter)
+        yield Finding("agreement", cause or d.field, d.event, _reading(evidence, d), d.parameter, d.ratio, d)
         return
 
 
 def _strided(trace: Trace, event: int, parameter: int) -> str:
-    """Whose memory is not row-major, up to an event."""
+    """Whose memory is not row-major, up to an event; nobody's is an empty string."""
     if trace.parameters[parameter].layout != "contiguous":
-        return " of a strided parameter"
+        return "strided parameter"
     assigned = [e.gradients.get(parameter) for e in trace.events[: event + 1] if isinstance(e, Step)]
     if any(g is not None and g.layout != "contiguous" for g in assigned):
-        return " with a strided gradient"
+        return "strided gradient"
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,12 +28,13 @@ class Format:
     min_exponent: int
     largest: float
 
-    @property
+    @functools.cached_property
     def unit_roundoff(self) -> float:
         return 2.0**-self.significand_bits
 
-    @property
+    @functools.cached_property
     def underflow(self) -> float:
+        # For float64 twice that: the subject and the reference both round. 2^-1075 is no float64 anyhow.
         return 2.0 ** (self.min_exponent - self.significand_bits) if self.name != "binary64" else 2.0**-1074
 
     def represents(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

@@ -115,6 +115,23 @@ def _range(scale: str, hyper: HyperValues, dtype: str, eps_unit: str) -> tuple[f
     return 0.0, 0.0
 
 
+@dataclass(frozen=True)
+class _StepKind:
+    """What all gradients of one step are like: content, layout, and how many are late, gone or left over."""
+
+    gradient: _Kind
+    twist: int
+    absence: int
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """One draw from each makes a parameter, and an event."""
+
+    parameters: st.SearchStrategy[tuple[tuple[int, ...], str, _Kind]]
+    events: st.SearchStrategy[_StepKind | str]
+
+
 class _Drawer:
     """The tables that traces of one subject are drawn from."""
 
@@ -129,49 +146,61 @@ class _Drawer:
         # A pair of betas has a hundred combinations and a flag one: choose the option first, then its value.
         names = sorted(self.reals)
         self.options = st.lists(st.sampled_from(names), max_size=5, unique=True) if names else st.just([])
-        self.schedulable = [h.name for h in available if h.name == "lr"]
+        self.schedulable = "lr" in self.reals
         # Layouts that are not row-major are a third of the traces: a fault there must not hide all others.
-        memory = [(s, d, layout) for s in SHAPES for d in self.dtypes for layout in _layouts(s)]
-        self.plain_memory = st.sampled_from([m for m in memory if m[2] == "contiguous"])
-        self.any_memory = st.sampled_from(memory)
+        plain = [(s, "contiguous", k) for s in SHAPES for k in _PARAMETER_KINDS]
+        strided = [(s, layout, k) for s, _, k in plain for layout in _layouts(s)]
+        steps = [_StepKind(k, 0, absence) for absence in (0, 0, 0, 1, 2) for k in _GRADIENT_KINDS]
+        twisted = [_StepKind(k, n % 4, s.absence) for n, (s, k) in enumerate(itertools.product(steps, _GRADIENT_KINDS))]
+        # Steps are about three quarters of the events.
+        rest = ["zero_grad", "zero_grad_in_place", "set_lr", "reload"]
+        self.tables = {
+            True: _Tables(st.sampled_from(plain), st.sampled_from([*steps, *(rest * (len(steps) // 12))])),
+            False: _Tables(st.sampled_from(strided), st.sampled_from([*twisted, *(rest * (len(twisted) // 12))])),
+        }
+        # One dtype throughout, or all of them in turn.
+        self.dtype = st.sampled_from([*((d,) for d in self.dtypes), self.dtypes])
         self.plain = st.sampled_from((True, True, False))
-        self.kinds = st.sampled_from(_PARAMETER_KINDS)
-        self.gradient = st.sampled_from([(k, 0) for k in _GRADIENT_KINDS])
-        self.twisted_gradient = st.sampled_from([(k, twist) for twist in range(4) for k in _GRADIENT_KINDS])
-        self.absence = st.sampled_from((0, 0, 0, 1, 2))
-        self.groups = st.sampled_from((1, 1, 1, 2, 2, 3))
-        self.members = st.sampled_from((1, 1, 1, 2, 2, 3, 4))
+        # How many parameters each group has.
+        self.groups = st.sampled_from(((1,), (1,), (2,), (1, 1), (2,), (1, 1), (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1)))
         self.events = st.integers(5, 8)
-        self.event = st.sampled_from(
-            ("step", "step", "step", "step", "step", "step", "reload", "set_option", "zero_grad", "zero_grad_in_place")
-        )
         self.lr = st.sampled_from(self.reals.get("lr", (0.0,)))
         self.seed = st.integers(0, 2**20)
 
     def draw(self, draw: st.DrawFn) -> Trace:
         seed = draw(self.seed)
         counter = itertools.count(seed << 12)
-        plain = draw(self.plain)
+        tables, dtypes = self.tables[draw(self.plain)], draw(self.dtype)
         parameters: list[Parameter] = []
         groups: list[Group] = []
         hypers: list[HyperValues] = []
         owner: list[int] = []
-        for g in range(draw(self.groups)):
+        for g, size in enumerate(draw(self.groups)):
             options = self._options(draw)
             hyper = self.spec.hyper_values(options)
             members = []
-            for _ in range(draw(self.members)):
-                shape, dtype, layout = draw(self.plain_memory if plain else self.any_memory)
-                values = self._values(draw(self.kinds), hyper, dtype, next(counter))
+            for _ in range(size):
+                shape, layout, kind = draw(tables.parameters)
+                dtype = dtypes[len(parameters) % len(dtypes)]
                 members.append(len(parameters))
                 owner.append(g)
-                parameters.append(Parameter(shape, dtype, layout, values))
+                parameters.append(Parameter(shape, dtype, layout, self._values(kind, hyper, dtype, next(counter))))
             groups.append(Group(tuple(members), options))
             hypers.append(hyper)
 
         events: list[Event] = []
         for _ in range(draw(self.events)):
-            events.append(self._event(draw, plain, parameters, hypers, owner, counter, events))
+            what = draw(tables.events)
+            if isinstance(what, _StepKind):
+                events.append(self._step(what, parameters, hypers, owner, counter))
+            elif what == "reload":
+                events.append(Reload())
+            elif what == "set_lr" and self.schedulable:
+                events.append(SetOption(draw(st.integers(0, len(groups) - 1)), "lr", draw(self.lr)))
+            elif what == "zero_grad_in_place" and not _holds_expanded(events):
+                events.append(ZeroGrad(set_to_none=False))
+            else:
+                events.append(ZeroGrad(set_to_none=True))
         return Trace(self.spec.name, tuple(parameters), tuple(groups), tuple(events))
 
     def _options(self, draw: st.DrawFn) -> dict[str, Option]:
@@ -190,40 +219,24 @@ class _Drawer:
         low, high = _range(kind.scale, hyper, dtype, self.eps_unit)
         return Values(kind.recipe, seed, low, high)
 
-    def _event(
+    def _step(
         self,
-        draw: st.DrawFn,
-        plain: bool,
+        what: _StepKind,
         parameters: list[Parameter],
         hypers: list[HyperValues],
         owner: list[int],
         counter: itertools.count[int],
-        events: list[Event],
-    ) -> Event:
-        kind = draw(self.event)
-        if kind == "reload":
-            return Reload()
-        if kind == "set_option" and self.schedulable:
-            group = draw(st.integers(0, len(hypers) - 1))
-            value = draw(self.lr)
-            return SetOption(group, "lr", value)
-        if kind == "zero_grad":
-            return ZeroGrad(set_to_none=True)
-        if kind == "zero_grad_in_place" and not _holds_expanded(events):
-            return ZeroGrad(set_to_none=False)
-        # One draw says what the step's gradients are like, and one which of them are late, gone or left over.
-        what, twist = draw(self.gradient if plain else self.twisted_gradient)
-        absence = draw(self.absence)
+    ) -> Step:
         gradients: dict[int, Gradient | None] = {}
         for i, p in enumerate(parameters):
             seed = next(counter)
-            fate = int(splitmix64(seed ^ absence, 1)[0] >> 62) if absence else 3
+            fate = int(splitmix64(seed ^ what.absence, 1)[0] >> 62) if what.absence else 3
             if fate == 0:
                 gradients[i] = None
             elif fate > 1:  # at 1 the parameter keeps the gradient that it has
                 layouts = _gradient_layouts(p.shape)
-                values = self._values(what, hypers[owner[i]], p.dtype, seed)
-                gradients[i] = Gradient(values, layouts[twist % len(layouts)])
+                values = self._values(what.gradient, hypers[owner[i]], p.dtype, seed)
+                gradients[i] = Gradient(values, layouts[what.twist % len(layouts)])
         return Step(gradients)
 
 

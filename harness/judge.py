@@ -114,6 +114,12 @@ class _Item:
     index: int
     life: Life
     state: dict[str, tuple[Array, Array | float] | None]
+    numel: int
+
+    @property
+    def slots(self) -> int:
+        """An empty tensor gets one slot, so that numbers kept per parameter are predicted for it as well."""
+        return self.numel or 1
 
 
 class Judge:
@@ -184,7 +190,8 @@ class Judge:
         for record in records:
             for i, life in enumerate(record.lives):
                 if life.gradient is not None:
-                    yield _Item(record, i, life, self._state(record, i, life, first=i not in started))
+                    state = self._state(record, i, life, first=i not in started)
+                    yield _Item(record, i, life, state, self.trace.parameters[i].numel)
                     started.add(i)
 
     def _state(
@@ -222,7 +229,7 @@ class Judge:
 
     def _update(self, batch: list[_Item], hyper: HyperValues, dtype: str) -> tuple[Bounded, dict[str, Bounded]]:
         arith = arithmetic(self.subject.profile, dtype)
-        lengths = [max(self.trace.parameters[item.index].numel, 1) for item in batch]
+        lengths = [item.slots for item in batch]
 
         def joined(arrays: list[Array], of: Arithmetic = arith) -> Bounded:
             return Bounded(np.concatenate(arrays, dtype=np.float64), 0.0, of)
@@ -249,42 +256,46 @@ class Judge:
 
     def _confront(self, batch: list[_Item], name: str, predicted: Bounded) -> None:
         """Compare one field of all items of a batch with what was predicted for it."""
-        lengths = [max(self.trace.parameters[item.index].numel, 1) for item in batch]
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        lengths = [item.slots for item in batch]
+        starts = np.cumsum([0, *lengths[:-1]])
         predicted.error = np.broadcast_to(predicted.error, np.shape(predicted.value))
         if name in self.result.free:
-            for item, start, n in zip(batch, starts, lengths, strict=True):
-                self.carried[item.index, name] = predicted[start : start + n]
+            for item, start in zip(batch, starts, strict=True):
+                self.carried[item.index, name] = predicted[start : start + item.slots]
             return
-        actual = np.concatenate([self._actual(item, name, n) for item, n in zip(batch, lengths, strict=True)])
-        r = ratios(actual, predicted)
-        self.result.undetermined += int(np.isinf(predicted.error).sum())
-        for item, start, n, worst in zip(batch, starts, lengths, np.maximum.reduceat(r, starts), strict=True):
-            shape = () if name in self.per_parameter else self.trace.parameters[item.index].shape
-            if 0 in shape:
-                continue
-            self.result.elements += 1 if name in self.per_parameter else n
+        r = ratios(np.concatenate([self._actual(item, name) for item in batch], dtype=np.float64), predicted)
+        maxima = np.maximum.reduceat(r, starts)
+        single = name in self.per_parameter
+        self.result.elements += sum(1 if single else item.numel for item in batch)
+        self.result.undetermined += 0 if single else int(np.isinf(predicted.error).sum())
+        if maxima.max() <= 1:
+            self.result.worst[name] = max(self.result.worst.get(name, 0.0), float(maxima.max()))
+            return
+        for item, start, worst in zip(batch, starts, maxima, strict=True):
             if worst <= 1:
                 self.result.worst[name] = max(self.result.worst.get(name, 0.0), float(worst))
-                continue
-            element = int(r[start : start + n].argmax())
-            at = start + element
-            problem = self._problem(item, name)
-            self.result.deviations.append(
-                Deviation(
-                    event=item.record.event,
-                    parameter=item.index,
-                    field=name,
-                    index=() if problem else tuple(int(i) for i in np.unravel_index(element if shape else 0, shape)),
-                    got=float(actual[at]),
-                    expected=float(predicted.value[at]),
-                    budget=float(predicted.error[at]),
-                    ratio=float(worst),
-                    problem=problem,
-                    item=item,
-                    element=element,
-                )
+            elif single or item.numel:
+                at = int(start + r[start : start + item.slots].argmax())
+                self._deviates(item, name, at, int(start), float(worst), predicted)
+
+    def _deviates(self, item: _Item, name: str, at: int, start: int, ratio: float, predicted: Bounded) -> None:
+        problem = self._problem(item, name)
+        shape = () if name in self.per_parameter else self.trace.parameters[item.index].shape
+        self.result.deviations.append(
+            Deviation(
+                event=item.record.event,
+                parameter=item.index,
+                field=name,
+                index=() if problem or not shape else tuple(int(i) for i in np.unravel_index(at - start, shape)),
+                got=float(self._actual(item, name)[at - start]),
+                expected=float(predicted.value[at]),
+                budget=float(predicted.error[at]),
+                ratio=ratio,
+                problem=problem,
+                item=item,
+                element=at - start,
             )
+        )
 
     def _problem(self, item: _Item, name: str) -> str:
         """Why a field cannot be compared at all, or nothing."""
@@ -298,13 +309,13 @@ class Judge:
         expected = self.trace.parameters[item.index].shape
         return "" if shape == expected else f"{name} has shape {shape} where the parameter has {expected}"
 
-    def _actual(self, item: _Item, name: str, slots: int) -> Array:
-        """A field after the step, one value for each slot; NaN throughout where it cannot be compared."""
+    def _actual(self, item: _Item, name: str) -> Array:
+        """A field after the step, one value for each slot; infinity throughout where it cannot be compared."""
         if name == PARAMETER:
-            return _slots(item.life.value_after, slots)
+            return _slots(item.life.value_after, item.slots)
         if self._problem(item, name):
-            return np.full(slots, np.inf)
-        return _slots(item.life.state_after[name], slots)
+            return np.full(item.slots, np.inf)
+        return _slots(item.life.state_after[name], item.slots)
 
     def terms(self, deviation: Deviation) -> list[tuple[str, float]]:
         """The roundings that the budget of a deviation is made of, largest share first; empty where errors have accumulated."""
@@ -332,7 +343,7 @@ class Judge:
 
 
 def _slots(x: Any, slots: int) -> Array:
-    """``x`` flat; an empty tensor gets one slot, so that numbers kept per parameter are predicted for it as well."""
+    """``x`` flat; one number, or none, repeated."""
     flat: Array = np.asarray(x).reshape(-1)
     if flat.size == slots:
         return flat

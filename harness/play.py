@@ -138,6 +138,8 @@ class Player:
         self.allocations = [self._allocate(p) for p in trace.parameters]
         self.parameters = [a.view.requires_grad_() for a in self.allocations]
         self.outside = [_outside(p, a) for p, a in zip(trace.parameters, self.allocations, strict=True)]
+        self.latest: list[tuple[Raw, Mapping[str, Raw | float]]] | None = None
+        """Values and states as they were read after the last event, where that was a step."""
         self.gradients: list[_Allocation | None] = [None] * len(self.parameters)
 
     @staticmethod
@@ -159,7 +161,9 @@ class Player:
             for event, what in enumerate(self.trace.events):
                 if isinstance(what, Step):
                     self._step(event, what)
-                elif isinstance(what, ZeroGrad):
+                    continue
+                self.latest = None
+                if isinstance(what, ZeroGrad):
                     self.optimizer.zero_grad(set_to_none=what.set_to_none)
                 elif isinstance(what, SetOption):
                     self.options[what.group][what.option] = what.value
@@ -193,33 +197,39 @@ class Player:
     def _step(self, event: int, step: Step) -> None:
         for i, gradient in step.gradients.items():
             self._assign(i, gradient)
-        before = []
-        for i, p in enumerate(self.parameters):
-            gradient_buffer = self.gradients[i]
-            before.append((
-                _copy(p),
-                None if p.grad is None else _copy(p.grad),
-                self._state(i),
-                None if gradient_buffer is None else gradient_buffer.buffer.numpy().tobytes(),
-            ))
+        everyone = range(len(self.parameters))
+        # Nothing but gradients has changed since a step that came just before.
+        before = self.latest or [(_copy(p), self._state(i)) for i, p in enumerate(self.parameters)]
+        gradients = [None if p.grad is None else _copy(p.grad) for p in self.parameters]
+        memory = [None if g is None else g.buffer.numpy().tobytes() for g in self.gradients]
         self.optimizer.step()
-        lives = []
-        for i, (value, grad, state, gradient_bytes) in enumerate(before):
-            p, gradient_buffer = self.parameters[i], self.gradients[i]
-            beside = self.allocations[i].buffer.detach().numpy()[self.outside[i]]
-            lives.append(
-                Life(
-                    value=value,
-                    gradient=grad,
-                    state=state,
-                    value_after=_copy(p),
-                    state_after=self._state(i),
-                    gradient_written=_rewritten(p.grad, grad)
-                    or (gradient_buffer is not None and gradient_buffer.buffer.numpy().tobytes() != gradient_bytes),
-                    beside_written=bool((beside != beside.dtype.type(GUARD)).any()),
-                )
+        self.latest = [(_copy(p), self._state(i)) for i, p in enumerate(self.parameters)]
+        lives = [
+            Life(
+                value=before[i][0],
+                gradient=gradients[i],
+                state=before[i][1],
+                value_after=self.latest[i][0],
+                state_after=self.latest[i][1],
+                gradient_written=self._gradient_written(i, gradients[i], memory[i]),
+                beside_written=self._beside_written(i),
             )
+            for i in everyone
+        ]
         self.recording.steps.append(StepRecord(event, tuple(self.hyper), lives))
+
+    def _gradient_written(self, index: int, before: Raw | None, memory: bytes | None) -> bool:
+        allocation, gradient = self.gradients[index], self.parameters[index].grad
+        if allocation is not None and allocation.buffer.numpy().tobytes() != memory:
+            return True
+        if gradient is None or before is None:
+            return (gradient is None) != (before is None)
+        if allocation is not None and gradient is allocation.view:
+            return False  # all of its memory has just been compared
+        return _copy(gradient).tobytes() != before.tobytes()
+
+    def _beside_written(self, index: int) -> bool:
+        return bool((self.allocations[index].buffer.detach().numpy()[self.outside[index]] != GUARD).any())
 
     def _assign(self, index: int, gradient: Gradient | None) -> None:
         if gradient is None:
@@ -263,15 +273,7 @@ def _copy(tensor: torch.Tensor) -> Raw:
 
 
 def _outside(parameter: Parameter, allocation: _Allocation) -> Raw:
-    """The indices of the buffer that are not the parameter's own."""
-    own = torch.arange(allocation.buffer.numel()).as_strided(
-        parameter.shape, strides(parameter.shape, parameter.layout), GUARD_ELEMENTS
-    )
-    return np.setdiff1d(np.arange(allocation.buffer.numel()), own.numpy().ravel())
-
-
-def _rewritten(gradient: torch.Tensor | None, before: Raw | None) -> bool:
-    """Whether a parameter's gradient is no longer what it was."""
-    if gradient is None or before is None:
-        return (gradient is None) != (before is None)
-    return _copy(gradient).tobytes() != before.tobytes()
+    """A mask of the buffer's elements that are not the parameter's own."""
+    mask = torch.ones(allocation.buffer.numel(), dtype=torch.bool)
+    mask.as_strided(parameter.shape, strides(parameter.shape, parameter.layout), GUARD_ELEMENTS).fill_(False)
+    return mask.numpy()

@@ -41,14 +41,21 @@ class TraceError(ValueError):
 # Values ---------------------------------------------------------------------------------------------------------------
 
 
+_GOLDEN, _MIX1, _MIX2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_30, _27, _31 = map(np.uint64, (30, 27, 31))
+
+
 def splitmix64(seed: int, count: int) -> npt.NDArray[np.uint64]:
     """``count`` pseudorandom 64-bit words: Steele, Lea, Flood, *Fast splittable pseudorandom number generators*, 2014."""
-    golden = np.uint64(0x9E3779B97F4A7C15)
-    with np.errstate(over="ignore"):
-        z = np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95) + np.arange(1, count + 1, dtype=np.uint64) * golden
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    start = np.uint64(seed * 0xD1342543DE82EF95 % 2**64)
+    # Unsigned array arithmetic wraps around silently, as the algorithm wants.
+    z = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN + start
+    z ^= z >> _30
+    z *= _MIX1
+    z ^= z >> _27
+    z *= _MIX2
+    z ^= z >> _31
+    return z
 
 
 def _fraction(words: npt.NDArray[np.uint64]) -> Array:
