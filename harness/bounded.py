@@ -393,7 +393,7 @@ def _source_line() -> str:
     frame = sys._getframe(2)
     while frame.f_back is not None and not frame.f_globals.get("__name__", "").startswith("stepcheck.reference"):
         frame = frame.f_back
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().rstrip(",")
 
 
 @contextmanager

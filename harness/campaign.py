@@ -18,7 +18,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity
 
 from stepcheck.harness import explain, repro
-from stepcheck.harness.checks import CHECKS, Evidence, Finding, steps_judged
+from stepcheck.harness.checks import CHECKS, STRIDED, Evidence, Finding, steps_judged
 from stepcheck.harness.generate import traces
 from stepcheck.harness.subjects import Subject, UsageError
 from stepcheck.harness.trace import Trace
@@ -32,6 +32,7 @@ _SHRINK_CALLS = 300
 _MOST_DIVERGENCES = 12
 #: A trace takes milliseconds; a subject that is still busy with one after this long hangs.
 TRACE_SECONDS = 20.0
+HANGS = "hangs"
 
 Progress = Callable[[int, int], None]
 
@@ -298,7 +299,7 @@ class Campaign:
             summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
             name = "completes" if "completes" in result.tallies else next(iter(result.tallies))
             result.tallies[name].ran += 1
-            self._suspect(Finding(name, "hangs", None, summary), trace, batch, number)
+            self._suspect(Finding(name, HANGS, None, summary), trace, batch, number)
             return
         for name, tally in result.tallies.items():
             looked = CHECKS[name].looks_at(evidence)
@@ -326,6 +327,12 @@ class Campaign:
             tally.worst_ratio = max(tally.worst_ratio or 0.0, *worst)
 
     def _suspect(self, finding: Finding, trace: Trace, batch: int, number: int) -> None:
+        if finding.cause.startswith(STRIDED) and finding.check == "agreement":
+            # If it is wrong in row-major memory as well, strides are not the cause.
+            plain = trace.row_major()
+            found = find(self.subject, plain, finding.check)
+            if found is not None:
+                finding, trace = found, plain
         key = (finding.check, finding.cause)
         if key in self.suspects:
             self.suspects[key].count += 1
@@ -357,13 +364,14 @@ class Campaign:
                 best = min(best, (_size(trace), trace, finding), key=lambda b: b[0])
                 raise _Found
 
-        if not self.hung:
+        if suspect.finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
             try:
                 self._engine(suspect.batch, _BATCH, shrink=True)(test)()
             except (_Found, hypothesis.errors.HypothesisException, ExceptionGroup):
                 pass  # the end of the calls looks flaky to Hypothesis; the best life is what counts
         _, trace, finding = best
-        trace, finding = _cut(trace, finding, lambda t: self.recheck(t, key))
+        if suspect.finding.cause != HANGS:
+            trace, finding = _cut(trace, finding, lambda t: self.recheck(t, key))
         divergence = tell(self.subject, trace, finding, suspect.count)
         self.result.tallies[key[0]].divergences.append(divergence)
         self.found(divergence)
@@ -423,7 +431,7 @@ def find(subject: Subject, trace: Trace, check: str, cause: str | None = None) -
             evidence = Evidence(subject, trace)
     except _Hang:
         summary = f"the subject is still busy after {TRACE_SECONDS:.0f} s"
-        return Finding(check, "hangs", None, summary) if cause in (None, "hangs") else None
+        return Finding(check, HANGS, None, summary) if cause in (None, HANGS) else None
     for finding in CHECKS[check].find(evidence):
         if cause is None or finding.cause == cause:
             return finding

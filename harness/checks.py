@@ -84,6 +84,9 @@ class Check:
 
 CHECKS: dict[str, Check] = {}
 
+#: How causes begin that lie in memory that is not row-major.
+STRIDED = "strided"
+
 
 def _register(
     name: str, question: str, looks_at: Callable[[Evidence], int]
@@ -203,10 +206,10 @@ def agreement(evidence: Evidence) -> Iterator[Finding]:
 def _strided(trace: Trace, event: int, parameter: int) -> str:
     """Whose memory is not row-major, up to an event; nobody's is an empty string."""
     if trace.parameters[parameter].layout != "contiguous":
-        return "strided parameter"
+        return f"{STRIDED} parameter"
     assigned = [e.gradients.get(parameter) for e in trace.events[: event + 1] if isinstance(e, Step)]
     if any(g is not None and g.layout != "contiguous" for g in assigned):
-        return "strided gradient"
+        return f"{STRIDED} gradient"
     return ""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,6 +133,7 @@ class Judge:
         self.result = Judgement(steps=len(recording.steps))
         self.group_of = {i: n for n, g in enumerate(self.trace.groups) for i in g.parameters}
         self.per_parameter = {b.name for b in self.spec.buffers if b.per_parameter}
+        self.started: set[int] = set()
         self.carried: dict[tuple[int, str], Bounded] = {}
 
     def judge(self) -> Judgement:
@@ -186,13 +187,12 @@ class Judge:
         return "float32" if b.per_parameter else self.trace.parameters[index].dtype
 
     def _items(self, records: Iterable[StepRecord]) -> Iterator[_Item]:
-        started: set[int] = {i for i, _ in self.carried}
         for record in records:
             for i, life in enumerate(record.lives):
                 if life.gradient is not None:
-                    state = self._state(record, i, life, first=i not in started)
+                    state = self._state(record, i, life, first=i not in self.started)
                     yield _Item(record, i, life, state, self.trace.parameters[i].numel)
-                    started.add(i)
+                    self.started.add(i)
 
     def _state(
         self, record: StepRecord, index: int, life: Life, *, first: bool
@@ -324,7 +324,8 @@ class Judge:
             return []
         hyper = item.record.hyper[self.group_of[item.index]]
         dtype = self.trace.parameters[item.index].dtype
-        arith = arithmetic(self.subject.profile, dtype)
+        # In the written order alone: which of several orders costs most says nothing to a reader.
+        arith = replace(arithmetic(self.subject.profile, dtype), orders=frozenset())
         scalars = bounded_hyper(hyper)
 
         def one(x: Any, of: Arithmetic) -> Bounded:

@@ -39,7 +39,7 @@ def table(results: Sequence[Result]) -> Table:
     """One row a subject: verdict, how many checks ran, how much was compared, the worst ratio and where."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for title, justify in (("subject", "left"), ("verdict", "left"), ("checks", "right"), ("traces", "right"),
-                           ("elements", "right"), ("open", "right"), ("worst r", "right"), ("where", "left")):  # fmt: skip
+                           ("elements", "right"), ("undetermined", "right"), ("worst r", "right"), ("where", "left")):  # fmt: skip
         made.add_column(title, justify=justify, no_wrap=title != "where")  # type: ignore[arg-type]
     for r in results:
         colour = _COLOURS[r.verdict]
@@ -65,7 +65,8 @@ def _ratio(r: Result) -> str:
 
 def _where(r: Result) -> str:
     if r.divergences:
-        return ", ".join(dict.fromkeys(f"{d.check} ({d.cause})" for d in r.divergences))
+        count = "1 divergence" if len(r.divergences) == 1 else f"{len(r.divergences)} divergences"
+        return f"{count}: {', '.join(dict.fromkeys(d.check for d in r.divergences))}"
     if r.error:
         return r.error
     unasked = [t.check for t in r.tallies.values() if t.verdict == "unknown"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -219,6 +219,18 @@ class Trace:
                 except ValueError as error:
                     return str(error)
         return None
+
+    def row_major(self) -> Trace:
+        """The same life with every parameter and gradient contiguous."""
+        events = tuple(
+            Step({i: None if g is None else replace(g, layout="contiguous") for i, g in e.gradients.items()})
+            if isinstance(e, Step)
+            else e
+            for e in self.events
+        )
+        return replace(
+            self, parameters=tuple(replace(p, layout="contiguous") for p in self.parameters), events=events
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.campaign import TRACE_SECONDS, Campaign, Divergence, Result, Settings, Tally, tell
+from stepcheck.harness.campaign import HANGS, TRACE_SECONDS, Campaign, Divergence, Result, Settings, Tally, tell
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.subjects import Subject, UsageError
 from stepcheck.harness.trace import Trace, loads
@@ -69,6 +70,7 @@ def _warm_up() -> None:
     torch.set_num_threads(1)
     parameter = torch.zeros(1, requires_grad=True)
     torch.optim.SGD([parameter]).step()
+    gc.freeze()  # nor need the workers look through all that for garbage
 
 
 def _in_process(subject: Subject, settings: Settings, listener: Listener) -> Result:
@@ -151,7 +153,7 @@ class _Pool:
         result = unfinished(job.subject, self.settings, f"the process ended early: the subject {how}", job.found)
         if job.diary.is_file():
             trace = Trace.from_json(loads(job.diary.read_text(encoding="utf-8")))
-            finding = Finding("completes", "hangs" if hangs else "crash", None, f"the subject {how}")
+            finding = Finding("completes", HANGS if hangs else "crash", None, f"the subject {how}")
             divergence = tell(job.subject, trace, finding, evaluate=False)
             result.tallies.setdefault("completes", Tally("completes")).divergences.append(divergence)
             self.listener.found(divergence)

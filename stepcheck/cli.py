@@ -25,7 +25,8 @@ from stepcheck.reference import SPECS
 
 CONFORMS, DIVERGES, BAD_USAGE, UNKNOWN = 0, 1, 2, 3
 
-_console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+# Without a terminal nobody folds lines: scripts and logs want them whole.
+_console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160, soft_wrap=True)
 
 
 def main() -> NoReturn:
@@ -33,6 +34,9 @@ def main() -> NoReturn:
     sys.path.insert(0, "")  # somebody's module is looked for where they stand
     try:
         status = commands(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        status = CONFORMS
     except click.ClickException as error:
         _refuse(error.format_message())
     except (UsageError, TraceError) as error:
@@ -173,8 +177,8 @@ def _summary(results: Sequence[Result], seed: int, seconds: float, folder: Path)
             _console.print(f"{result.subject}: {note}", markup=False)
     _console.print(report.table(results))
     _console.print(
-        "worst r: the largest distance from the reference, in budgets; above 1 is a bug. open: elements where any value is right"
-        " (overflow, 0/0 within rounding).",
+        "worst r: the largest distance from the reference, in budgets; above 1 is a bug."
+        " undetermined: elements where rounding alone decides between unlike results, so that any value is accepted.",
         markup=False,
     )
     _console.print(f"{report.throughput(results)}; {seconds:.1f} s in all, seed {seed}.", markup=False)
