@@ -26,10 +26,13 @@ An error of infinity means *undetermined*: any value, NaN among them, is accepte
 
 from __future__ import annotations
 
-import sys
+import inspect
+import linecache
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -123,11 +126,11 @@ class Bounded:
         """``scalar`` rounded to the arithmetic of this array, as an operand of it is."""
         return _operand(scalar, self.arithmetic)
 
-    def store(self, format: Format) -> Bounded:
-        """The result written to a buffer of ``format``."""
-        if format.unit_roundoff <= self.arithmetic.format.unit_roundoff:
+    def store(self, into: Format) -> Bounded:
+        """The result written to a buffer of format ``into``."""
+        if into.unit_roundoff <= self.arithmetic.format.unit_roundoff:
             return self
-        return _round("store", self.value, self.error, 1.0, Arithmetic(format), _all_exact)
+        return _round("store", self.value, self.error, 1.0, Arithmetic(into), lambda: _carries(self))
 
     def cover_orders(self, others: Mapping[str, Callable[[], Bounded]]) -> Bounded:
         """This number, computed in any of the orders that the arithmetic declares."""
@@ -179,8 +182,8 @@ def _pair(a: Any, b: Any) -> tuple[Bounded, Bounded, Arithmetic]:
     return _operand(a, arithmetic), _operand(b, arithmetic), arithmetic
 
 
-Settled = Callable[[Any], Any]
-"""Given the special (infinite or NaN) results, elementwise whether every correct implementation arrives there."""
+Settled = Callable[[], Any]
+"""Where a result is infinite or NaN: elementwise, whether every correct implementation arrives there."""
 
 
 def _round(
@@ -212,7 +215,7 @@ def _settle(
 ) -> tuple[Float, Float]:
     """Infinities, NaN and overflow: exact where they are determined, undetermined elsewhere."""
     special = ~np.isfinite(z)
-    error = np.where(special, np.where(settled(z), 0.0, np.inf), np.where(np.isnan(error), np.inf, error))
+    error = np.where(special, np.where(settled(), 0.0, np.inf), np.where(np.isnan(error), np.inf, error))
     # A finite value beyond the format's range: for certain, or only perhaps.
     over = ~special & ((size - error) / certain > largest)
     perhaps = ~special & ~over & (size + error > largest)
@@ -240,8 +243,8 @@ def _nonzero(x: Bounded) -> Any:
     return np.isfinite(x.error) & (np.abs(x.value) > x.error)
 
 
-def _settled_sum(a: Bounded, b: Bounded) -> Settled:
-    def settled(z: Any) -> Any:
+def _settled_sum(a: Bounded, b: Bounded, z: Float) -> Settled:
+    def settled() -> Any:
         # A determined infinity or NaN swallows any bounded other operand. An infinity made of two finite float64 numbers
         # is the reference's own overflow: not determined.
         swallowed = (_carries(a) & _finite_error(b)) | (_carries(b) & _finite_error(a))
@@ -254,7 +257,7 @@ def _settled_sum(a: Bounded, b: Bounded) -> Settled:
 
 
 def _settled_product(a: Bounded, b: Bounded) -> Settled:
-    def settled(z: Any) -> Any:
+    def settled() -> Any:
         nan_in = (np.isnan(a.value) & _carries(a)) | (np.isnan(b.value) & _carries(b))
         infinite = (_carries(a) & (_nonzero(b) | _carries(b))) | (_carries(b) & (_nonzero(a) | _carries(a)))
         return nan_in | infinite | ((_carries(a) | _carries(b)) & _all_exact(a, b))
@@ -263,7 +266,7 @@ def _settled_product(a: Bounded, b: Bounded) -> Settled:
 
 
 def _settled_quotient(a: Bounded, b: Bounded) -> Settled:
-    def settled(z: Any) -> Any:
+    def settled() -> Any:
         nan_in = (np.isnan(a.value) & _carries(a)) | (np.isnan(b.value) & _carries(b))
         by_zero = (b.value == 0) & (np.asarray(b.error) == 0) & (_nonzero(a) | _carries(a) | _all_exact(a))
         return nan_in | by_zero | (_carries(a) & (_nonzero(b) | _carries(b)))
@@ -287,7 +290,7 @@ def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) ->
         sign = 1.0 if name == "add" else -1.0
         if np.all(((z - a.value) * sign == b.value) & (z - sign * b.value == a.value)):
             return Bounded(z, _EXACT, arithmetic)
-    return _round(name, z, a.error + b.error, 1.0, arithmetic, _settled_sum(a, b))
+    return _round(name, z, a.error + b.error, 1.0, arithmetic, _settled_sum(a, b, z))
 
 
 def _multiply(a: Any, b: Any) -> Bounded:
@@ -322,9 +325,7 @@ def _sqrt(a: Bounded) -> Bounded:
         if a.origin == "subtract":
             # Its sign is not determined, so an implementation may find NaN.
             p = np.where((low < 0) & (a.value + a.error >= 0), np.inf, p)
-    return _round(
-        "sqrt", z, p, a.arithmetic.square_root, a.arithmetic, lambda z: _carries(a) | (a.value + a.error < 0)
-    )
+    return _round("sqrt", z, p, a.arithmetic.square_root, a.arithmetic, lambda: _carries(a) | (a.value + a.error < 0))
 
 
 def _power(base: Any, exponent: Any) -> Bounded:
@@ -338,7 +339,7 @@ def _power(base: Any, exponent: Any) -> Bounded:
         below = np.maximum(base.value - base.error, 0.0) ** exponent.value
         p = np.maximum(np.abs(above - z), np.abs(z - below))
     # C's pow is not correctly rounded; glibc states an error below one ulp, which is two roundings.
-    return _round("power", z, p, 2.0, arithmetic, lambda z: _all_exact(base))
+    return _round("power", z, p, 2.0, arithmetic, lambda: _all_exact(base))
 
 
 def _abs(a: Bounded) -> Bounded:
@@ -376,34 +377,34 @@ class _Audit:
     roundings: list[str] = field(default_factory=list)
 
 
-_audit: _Audit | None = None
+_current_audit: ContextVar[_Audit | None] = ContextVar("_current_audit", default=None)
 
 
 def _audited(name: str, local: Float) -> Float:
-    if _audit is None:
+    audit = _current_audit.get()
+    if audit is None:
         return local
-    _audit.roundings.append(f"{name} in `{_source_line()}`")
-    return local * 0.0 if len(_audit.roundings) - 1 == _audit.muted else local
+    audit.roundings.append(f"{name} in `{_source_line()}`")
+    return local * 0.0 if len(audit.roundings) - 1 == audit.muted else local
 
 
 def _source_line() -> str:
     """The line of the reference that is being evaluated."""
-    import linecache
-
-    frame = sys._getframe(2)
-    while frame.f_back is not None and not frame.f_globals.get("__name__", "").startswith("stepcheck.reference"):
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None and not frame.f_globals.get("__name__", "").startswith("stepcheck.reference"):
         frame = frame.f_back
+    if frame is None:
+        return "?"
     return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().rstrip(",")
 
 
 @contextmanager
 def _auditing(audit: _Audit) -> Iterator[None]:
-    global _audit
-    _audit = audit
+    token = _current_audit.set(audit)
     try:
         yield
     finally:
-        _audit = None
+        _current_audit.reset(token)
 
 
 def terms(evaluate: Callable[[], Bounded]) -> list[tuple[str, float]]:

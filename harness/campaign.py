@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
@@ -224,7 +224,9 @@ class Campaign:
             UsageError: the subject turns out to be no optimizer, or supports none of the dtypes.
         """
         if not self.dtypes:
-            raise UsageError(f"{self.subject.name} supports {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}")
+            raise UsageError(
+                f"{self.subject.name} supports {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}"
+            )
         self.traces = traces(self.subject, self.dtypes)
         start = time.perf_counter()
         self.deadline = math.inf if self.settings.seconds is None else start + self.settings.seconds
@@ -247,7 +249,7 @@ class Campaign:
                     tally.planned = planned
         except UsageError:
             raise
-        except Exception as error:  # a fault of the harness: the verdict is unknown, never green
+        except Exception as error:  # noqa: BLE001 - a fault of the harness: the verdict is unknown, never green
             self.result.error = f"{type(error).__name__}: {error}"
         self._note()
         return self.result
@@ -365,10 +367,9 @@ class Campaign:
                 raise _Found
 
         if suspect.finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
-            try:
+            # The end of the calls looks flaky to Hypothesis; the best life is what counts.
+            with suppress(_Found, hypothesis.errors.HypothesisException, ExceptionGroup):
                 self._engine(suspect.batch, _BATCH, shrink=True)(test)()
-            except (_Found, hypothesis.errors.HypothesisException, ExceptionGroup):
-                pass  # the end of the calls looks flaky to Hypothesis; the best life is what counts
         _, trace, finding = best
         if suspect.finding.cause != HANGS:
             trace, finding = _cut(trace, finding, lambda t: self.recheck(t, key))
@@ -396,9 +397,7 @@ class Campaign:
             notes.append(f"{len(self.suspects) - kept} more kinds of divergence were seen and not shrunk")
 
 
-def tell(
-    subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, evaluate: bool = True
-) -> Divergence:
+def tell(subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, evaluate: bool = True) -> Divergence:
     """A finding as data that needs nothing else: the life told, and written as a script.
 
     Args:
@@ -451,9 +450,7 @@ def _size(trace: Trace) -> tuple[int, ...]:
     )
 
 
-def _cut(
-    trace: Trace, finding: Finding, recheck: Callable[[Trace], Finding | None]
-) -> tuple[Trace, Finding]:
+def _cut(trace: Trace, finding: Finding, recheck: Callable[[Trace], Finding | None]) -> tuple[Trace, Finding]:
     """Leave out what comes after the finding, and any one event or option without which it still happens.
 
     Hypothesis draws at least five events, as a campaign wants; a life that is told to somebody may be shorter.
@@ -480,8 +477,4 @@ def _shorter(trace: Trace, finding: Finding) -> Iterator[Trace]:
     for n, group in enumerate(trace.groups):
         for name in group.options:
             rest = {k: v for k, v in group.options.items() if k != name}
-            yield replace(
-                trace, groups=(*trace.groups[:n], replace(group, options=rest), *trace.groups[n + 1 :])
-            )
-
-
+            yield replace(trace, groups=(*trace.groups[:n], replace(group, options=rest), *trace.groups[n + 1 :]))

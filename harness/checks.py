@@ -120,7 +120,12 @@ def completes(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _event_name(trace: Trace, event: int) -> str:
-    names = {"Step": "step()", "ZeroGrad": "zero_grad()", "SetOption": "setting an option", "Reload": "load_state_dict()"}
+    names = {
+        "Step": "step()",
+        "ZeroGrad": "zero_grad()",
+        "SetOption": "setting an option",
+        "Reload": "load_state_dict()",
+    }
     return names[type(trace.events[event]).__name__]
 
 
@@ -152,9 +157,7 @@ def no_gradient(evidence: Evidence) -> Iterator[Finding]:
             if life.gradient is not None:
                 continue
             if life.value_after.tobytes() != life.value.tobytes():
-                yield Finding(
-                    "no-gradient", "value", step.event, "step() changes a parameter that has no gradient", i
-                )
+                yield Finding("no-gradient", "value", step.event, "step() changes a parameter that has no gradient", i)
                 return
             for name, before in life.state.items():
                 if name not in life.state_after or not _identical(life.state_after[name], before):
@@ -184,12 +187,14 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
                     yield Finding("save-load-continue", f"option {name}", reload.event, summary)
                     return
     for d in evidence.lost_on_reload[:1]:
-        summary = f"after a state_dict round trip {_reading(evidence, d)}"
+        summary = f"after a state_dict round trip {_reading(d)}"
         yield Finding("save-load-continue", f"after {d.field}", d.event, summary, d.parameter, d.ratio, d)
 
 
 @_register(
-    "agreement", "Does each parameter and buffer agree with the reference, within its budget?", lambda e: e.judgement.elements
+    "agreement",
+    "Does each parameter and buffer agree with the reference, within its budget?",
+    lambda e: e.judgement.elements,
 )
 def agreement(evidence: Evidence) -> Iterator[Finding]:
     explained = evidence.lost_on_reload
@@ -199,7 +204,7 @@ def agreement(evidence: Evidence) -> Iterator[Finding]:
         # What is wrong for row-major memory and what is wrong only for strided memory have different causes.
         # And where strides are ignored, every buffer is wrong at once.
         cause = f"{d.field} at construction" if d.event is None else _strided(evidence.trace, d.event, d.parameter)
-        yield Finding("agreement", cause or d.field, d.event, _reading(evidence, d), d.parameter, d.ratio, d)
+        yield Finding("agreement", cause or d.field, d.event, _reading(d), d.parameter, d.ratio, d)
         return
 
 
@@ -213,7 +218,7 @@ def _strided(trace: Trace, event: int, parameter: int) -> str:
     return ""
 
 
-def _reading(evidence: Evidence, d: Deviation) -> str:
+def _reading(d: Deviation) -> str:
     if d.problem:
         return d.problem
     what = "the parameter" if d.field == PARAMETER else d.field
@@ -231,7 +236,8 @@ def budgets(ratio: float) -> str:
 
 
 def _identical(a: object, b: object) -> bool:
-    return np.asarray(a).tobytes() == np.asarray(b).tobytes() and np.shape(a) == np.shape(b)  # type: ignore[arg-type]
+    x, y = np.asarray(a), np.asarray(b)
+    return x.shape == y.shape and x.tobytes() == y.tobytes()
 
 
 def _same_option(a: object, b: object) -> bool:

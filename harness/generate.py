@@ -162,7 +162,9 @@ class _Drawer:
         self.dtype = st.sampled_from([*((d,) for d in self.dtypes), self.dtypes])
         self.plain = st.sampled_from((True, True, False))
         # How many parameters each group has.
-        self.groups = st.sampled_from(((1,), (1,), (2,), (1, 1), (2,), (1, 1), (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1)))
+        self.groups = st.sampled_from(
+            ((1,), (1,), (2,), (1, 1), (2,), (1, 1), (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
+        )
         self.events = st.integers(5, 8)
         self.lr = st.sampled_from(self.reals.get("lr", (0.0,)))
         self.seed = st.integers(0, 2**20)

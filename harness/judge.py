@@ -100,10 +100,16 @@ def bounded_hyper(hyper: HyperValues) -> SimpleNamespace:
     def scalar(x: float) -> Bounded:
         return Bounded(np.float64(x), 0.0, SCALARS64)
 
-    return SimpleNamespace(**{
-        name: value if isinstance(value, bool) else tuple(map(scalar, value)) if isinstance(value, tuple) else scalar(value)
-        for name, value in vars(hyper).items()
-    })
+    return SimpleNamespace(
+        **{
+            name: value
+            if isinstance(value, bool)
+            else tuple(map(scalar, value))
+            if isinstance(value, tuple)
+            else scalar(value)
+            for name, value in vars(hyper).items()
+        }
+    )
 
 
 @dataclass
@@ -146,7 +152,9 @@ class Judge:
             else:
                 self._predict(self._items(self.recording.steps))
         order = [b.name for b in self.spec.buffers] + [PARAMETER]
-        self.result.deviations.sort(key=lambda d: (-1 if d.event is None else d.event, order.index(d.field), d.parameter))
+        self.result.deviations.sort(
+            key=lambda d: (-1 if d.event is None else d.event, order.index(d.field), d.parameter)
+        )
         return self.result
 
     def _buffers(self, hyper: HyperValues) -> list[Buffer]:
@@ -244,9 +252,9 @@ class Judge:
                 continue
             values = joined([part[0] for part in parts if part], SCALARS64 if b.per_parameter else arith)
             if b.name in self.result.free:
-                values.error = np.concatenate([
-                    np.broadcast_to(part[1], n) for part, n in zip(parts, lengths, strict=True) if part
-                ])
+                values.error = np.concatenate(
+                    [np.broadcast_to(part[1], n) for part, n in zip(parts, lengths, strict=True) if part]
+                )
                 if not values.error.any():
                     values.error = 0.0
             state[b.name] = values
@@ -305,7 +313,11 @@ class Judge:
             return f"{name} does not exist after the step"
         shape = np.shape(item.life.state_after[name])
         if name in self.per_parameter:
-            return "" if np.size(item.life.state_after[name]) == 1 else f"{name} has shape {shape} where one number belongs"
+            return (
+                ""
+                if np.size(item.life.state_after[name]) == 1
+                else f"{name} has shape {shape} where one number belongs"
+            )
         expected = self.trace.parameters[item.index].shape
         return "" if shape == expected else f"{name} has shape {shape} where the parameter has {expected}"
 
@@ -337,7 +349,8 @@ class Judge:
                 for k, s in item.state.items()
             }
             p, after = self.spec.update(one(item.life.value, arith), one(item.life.gradient, arith), state, scalars)
-            return p if name == PARAMETER else after[name]
+            chosen: Bounded = p if name == PARAMETER else after[name]
+            return chosen
 
         with np.errstate(all="ignore"):
             return bounded.terms(evaluate)

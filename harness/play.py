@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -49,8 +49,8 @@ class ReloadRecord:
     """The state and options of each optimizer, before the round trip and after."""
 
     event: int
-    saved: list[Mapping[str, Raw | float]]
-    loaded: list[Mapping[str, Raw | float]]
+    saved: Sequence[Mapping[str, Raw | float]]
+    loaded: Sequence[Mapping[str, Raw | float]]
     saved_options: list[dict[str, Any]]
     loaded_options: list[dict[str, Any]]
 
@@ -173,7 +173,7 @@ class Player:
                     self._reload(event)
         except UsageError:
             raise
-        except Exception as error:  # whatever somebody's optimizer raises is a result
+        except Exception as error:  # noqa: BLE001 - whatever somebody's optimizer raises is a result
             self.recording.raised = Raised(event, type(error).__name__, str(error).strip())
         return self.recording
 
@@ -191,7 +191,9 @@ class Player:
             optimizer = subject.make(groups, **shared, **subject.mode_options)
         for needed in ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups"):
             if not hasattr(optimizer, needed):
-                raise UsageError(f"{subject.name}: built a {type(optimizer).__name__}, which has no {needed}; it is no optimizer")
+                raise UsageError(
+                    f"{subject.name}: built a {type(optimizer).__name__}, which has no {needed}; it is no optimizer"
+                )
         return optimizer
 
     def _step(self, event: int, step: Step) -> None:
@@ -259,7 +261,7 @@ class Player:
         state = getattr(self.optimizer, "state", {})
         result: dict[str, Raw | float] = {}
         # A defaultdict would make an entry of a parameter that it does not know yet.
-        kept = state.get(self.parameters[index]) if hasattr(state, "get") else None
+        kept: Any = state.get(self.parameters[index]) if hasattr(state, "get") else None
         for name, value in kept.items() if hasattr(kept, "items") else ():
             if isinstance(value, torch.Tensor):
                 result[str(name)] = _copy(value)

@@ -64,7 +64,10 @@ class _Writer:
         helper = _VIEW if any("view(" in line for line in body) else []
         imports = ["import torch"]
         if self.subject.imports:
-            imports += ['__import__("sys").path.insert(0, "")  # modules are looked for where you stand', self.subject.imports]
+            imports += [
+                '__import__("sys").path.insert(0, "")  # modules are looked for where you stand',
+                self.subject.imports,
+            ]
         return [f"# {self.subject.name}: {finding.summary}", *imports, "", *([""] if helper else []), *helper, *body]
 
     def _parameter(self, p: Parameter) -> str:

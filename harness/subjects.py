@@ -97,9 +97,9 @@ MODES: dict[str, dict[str, bool]] = {
     "foreach": {"foreach": True},
     "fused": {"fused": True},
 }
-TORCH_MODES = {name: ("forloop", "foreach", "fused") for name in ("SGD", "Adam", "AdamW", "Adagrad")} | {
-    name: ("forloop", "foreach") for name in ("RMSprop", "Adadelta", "Adamax")
-}
+TORCH_MODES = dict.fromkeys(("SGD", "Adam", "AdamW", "Adagrad"), ("forloop", "foreach", "fused")) | dict.fromkeys(
+    ("RMSprop", "Adadelta", "Adamax"), ("forloop", "foreach")
+)
 FAMILIES = ("torch",)
 
 
@@ -203,7 +203,7 @@ def _spec(name: str) -> Spec:
 def _load(module: str, attribute: str, text: str) -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module)
-    except Exception as error:  # whatever the module's own code raises on import
+    except Exception as error:  # noqa: BLE001 - whatever the module's own code raises on import
         raise UsageError(f"{text}: cannot import {module} ({type(error).__name__}: {error})") from None
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -60,7 +60,8 @@ def splitmix64(seed: int, count: int) -> npt.NDArray[np.uint64]:
 
 def _fraction(words: npt.NDArray[np.uint64]) -> Array:
     """The upper 53 bits as a number in [0, 1)."""
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    fraction: Array = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return fraction
 
 
 def _constant(values: Values, count: int) -> Array:
@@ -78,7 +79,8 @@ def _log(values: Values, count: int) -> Array:
     low, high = math.frexp(values.low)[1], math.frexp(values.high)[1]
     exponent = low + ((words >> np.uint64(1)) % np.uint64(1 << 10)).astype(np.int64) * (high - low + 1) // (1 << 10)
     magnitude = np.ldexp(0.5 + 0.5 * _fraction(words), exponent)
-    return np.where(words & np.uint64(1), -1.0, 1.0) * np.clip(magnitude, values.low, values.high)
+    signed: Array = np.where(words & np.uint64(1), -1.0, 1.0) * np.clip(magnitude, values.low, values.high)
+    return signed
 
 
 def _sparse_log(values: Values, count: int) -> Array:
@@ -103,6 +105,7 @@ def _extremes(values: Values, count: int) -> Array:
 
 
 def _listed(values: Values, count: int) -> Array:
+    assert len(values.listed) == count
     return np.array(values.listed, np.float64)
 
 
@@ -228,9 +231,7 @@ class Trace:
             else e
             for e in self.events
         )
-        return replace(
-            self, parameters=tuple(replace(p, layout="contiguous") for p in self.parameters), events=events
-        )
+        return replace(self, parameters=tuple(replace(p, layout="contiguous") for p in self.parameters), events=events)
 
     def to_json(self) -> dict[str, Any]:
         return {

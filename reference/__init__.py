@@ -20,8 +20,6 @@ from stepcheck.reference.sgd import SGD
 from stepcheck.reference.spec import Buffer, Domain, Hyper, Spec
 
 #: Every optimizer that has a reference, by its name in ``torch.optim``.
-SPECS: dict[str, Spec] = {
-    spec.name: spec for spec in (SGD, ADAM, ADAMW, ADAGRAD, RMSPROP, ADADELTA, ADAMAX)
-}
+SPECS: dict[str, Spec] = {spec.name: spec for spec in (SGD, ADAM, ADAMW, ADAGRAD, RMSPROP, ADADELTA, ADAMAX)}
 
 __all__ = ["SPECS", "Buffer", "Domain", "Hyper", "Spec"]

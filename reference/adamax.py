@@ -43,11 +43,11 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     m = ema(state["exp_avg"], g, beta1)
     u = np.maximum(beta2 * state["exp_inf"], np.abs(g) + hyper.eps)
     correction = 1 - beta1**t
-    p = any_order(
+    new_p = any_order(
         addcdiv(p, m, u, -hyper.lr / correction),
-        textbook=lambda start=p: addcdiv(start, m / correction, u, -hyper.lr),
+        textbook=lambda: addcdiv(p, m / correction, u, -hyper.lr),
     )
-    return p, {"step": t, "exp_avg": m, "exp_inf": u}
+    return new_p, {"step": t, "exp_avg": m, "exp_inf": u}
 
 
 ADAMAX = Spec(

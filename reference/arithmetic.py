@@ -20,7 +20,9 @@ from collections.abc import Callable
 
 from stepcheck.reference.spec import Number
 
-ORDERS = frozenset({"lerp", "naive_lerp", "square_first", "lerp_of_square", "quotient_first", "scaled_divisor", "textbook"})
+ORDERS = frozenset(
+    {"lerp", "naive_lerp", "square_first", "lerp_of_square", "quotient_first", "scaled_divisor", "textbook"}
+)
 
 
 def any_order(written: Number, **others: Callable[[], Number]) -> Number:

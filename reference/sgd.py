@@ -63,9 +63,7 @@ SGD = Spec(
         Hyper("nesterov", False, "flag"),
         Hyper("maximize", False, "flag"),
     ),
-    buffers=(
-        Buffer("momentum_buffer", "gradient units", initial=lambda _: None, present=lambda h: h.momentum != 0),
-    ),
+    buffers=(Buffer("momentum_buffer", "gradient units", initial=lambda _: None, present=lambda h: h.momentum != 0),),
     conflict=_conflict,
     source="https://proceedings.mlr.press/v28/sutskever13.html",
 )

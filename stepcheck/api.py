@@ -84,7 +84,11 @@ def check_optimizer(
     Raises:
         UsageError: ``like``, a dtype or a check does not exist, or ``optimizer`` is no optimizer.
     """
-    return _check(class_subject(optimizer, like, profile=profile), Settings(seed, examples, None, tuple(dtypes), tuple(only)), Path(out))
+    return _check(
+        class_subject(optimizer, like, profile=profile),
+        Settings(seed, examples, None, tuple(dtypes), tuple(only)),
+        Path(out),
+    )
 
 
 def _check(subject: Subject, settings: Settings, folder: Path) -> Report:

@@ -77,8 +77,12 @@ def list_() -> int:
 @click.argument("subjects", nargs=-1)
 @click.option("--like", type=click.Choice(list(SPECS)), help="The reference that a class is held to.")
 @click.option("--examples", type=click.IntRange(1), help=f"Traces for each subject (default {DEFAULT_EXAMPLES}).")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same traces.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Time for the whole run, instead of --examples.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same traces."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0, min_open=True), help="Time for the whole run, instead of --examples."
+)
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Parameters of this dtype alone.")
 @click.option("--only", type=click.Choice(list(CHECKS)), multiple=True, help="Ask this check alone.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
@@ -114,7 +118,9 @@ def check(
         results = workers.run(list(chosen.values()), settings, listener)
     _summary(results, seed, time.perf_counter() - start, out)
     if json_file is not None:
-        json_file.write_text(json.dumps(report.to_json(__version__, seed, results, out), indent=1) + "\n", encoding="utf-8")
+        json_file.write_text(
+            json.dumps(report.to_json(__version__, seed, results, out), indent=1) + "\n", encoding="utf-8"
+        )
     return _status(results)
 
 
@@ -208,7 +214,7 @@ def replay(name: str, subject: str | None, out: Path) -> int:
         outcomes = [campaign.find(found[0], saved.trace, c) for c in ([saved.check] if saved.check else CHECKS)]
     except UsageError:
         raise
-    except Exception as error:  # a fault of the harness is neither FIXED nor FAILS
+    except Exception as error:  # noqa: BLE001 - a fault of the harness is neither FIXED nor FAILS
         _console.print(f"ERROR {found[0].name}: {type(error).__name__}: {error}", markup=False)
         return UNKNOWN
     failures = [f for f in outcomes if f is not None]
