@@ -179,7 +179,7 @@ def _summary(results: Sequence[Result], seed: int, seconds: float, folder: Path)
                 _console.print(line, markup=False)
             _console.print()
     for result in results:
-        for note in result.notes:
+        for note in (*result.notes, *([result.error] if result.error else [])):
             _console.print(f"{result.subject}: {note}", markup=False)
     _console.print(report.table(results))
     _console.print(

@@ -1,0 +1,139 @@
+"""Campaigns: the seed decides everything, counts are honest, what fails is made small."""
+
+import time
+
+import pytest
+import torch
+
+from stepcheck.harness import workers
+from stepcheck.harness.campaign import Campaign, Settings
+from stepcheck.harness.subjects import UsageError, class_subject, resolve
+from stepcheck.harness.trace import Step
+
+SGD = resolve("torch:SGD[forloop]")[0]
+
+
+class IgnoresMaximize(torch.optim.SGD):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["maximize"] = False
+        return super().step(closure)
+
+
+class Hangs(torch.optim.SGD):
+    def step(self, closure=None):
+        while self.param_groups[0]["lr"] == 1.0:
+            time.sleep(0.01)
+        return super().step(closure)
+
+
+class Crashes(torch.optim.SGD):
+    def step(self, closure=None):
+        if self.param_groups[0]["lr"] == 1.0:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().step(closure)
+
+
+class ReturnsNan(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.fill_(torch.nan)
+
+
+def campaign(subject, **settings):
+    return Campaign(subject, Settings(**settings)).run()
+
+
+def test_the_same_seed_gives_the_same_verdicts_counts_and_traces():
+    subject = class_subject(IgnoresMaximize, "SGD")
+    first, second = (campaign(subject, examples=60, seed=3) for _ in range(2))
+    assert [(d.id, d.summary, d.trace, d.found_in) for d in first.divergences] == [
+        (d.id, d.summary, d.trace, d.found_in) for d in second.divergences
+    ]
+    assert first.divergences
+    assert {k: (t.ran, t.looked, t.worst_ratio) for k, t in first.tallies.items()} == {
+        k: (t.ran, t.looked, t.worst_ratio) for k, t in second.tallies.items()
+    }
+
+
+def test_another_seed_gives_other_traces():
+    looked = [campaign(SGD, examples=20, seed=seed).tallies["agreement"].looked for seed in (0, 1)]
+    assert looked[0] != looked[1]
+
+
+def test_what_was_planned_is_what_ran():
+    result = campaign(SGD, examples=130)
+    assert result.verdict == "pass"
+    assert result.traces == 130
+    assert all(t.planned == 130 for t in result.tallies.values())
+    assert result.tallies["agreement"].ran > 120
+    # A round trip is not in every life, and the count says so.
+    assert 0 < result.tallies["save-load-continue"].ran < 130
+
+
+def test_a_check_that_ran_on_nothing_is_unknown():
+    result = campaign(SGD, examples=1, only=("save-load-continue",))
+    assert result.tallies["save-load-continue"].ran == 0
+    assert result.verdict == "unknown"
+
+
+def test_a_failing_life_is_shrunk_to_what_it_needs():
+    (divergence,) = campaign(class_subject(IgnoresMaximize, "SGD"), examples=100).divergences
+    trace = divergence.trace
+    assert divergence.check == "agreement"
+    assert len(trace.parameters) == len(trace.groups) == len(trace.events) == 1
+    assert trace.groups[0].options == {"maximize": True}
+    assert isinstance(trace.events[0], Step)
+    assert trace.parameters[0].numel == 1
+
+
+def test_a_subject_that_hangs_is_judged():
+    result = campaign(class_subject(Hangs, "SGD"), examples=None, seconds=2.0)
+    assert result.verdict == "fail"
+    assert [(d.check, d.cause) for d in result.divergences] == [("completes", "hangs")]
+
+
+def test_a_subject_that_returns_nan_is_judged():
+    result = campaign(class_subject(ReturnsNan, "SGD"), examples=20)
+    assert {"agreement", "no-gradient"} >= {d.check for d in result.divergences} >= {"agreement"}
+
+
+@pytest.mark.skipif(not hasattr(signal := __import__("signal"), "SIGKILL"), reason="workers fork on POSIX alone")
+def test_a_subject_that_kills_its_process_takes_nobody_with_it():
+    crashes, fine = workers.run([class_subject(Crashes, "SGD"), SGD], Settings(examples=60), workers.Listener())
+    assert fine.verdict == "pass"
+    assert crashes.verdict == "fail"
+    (divergence,) = crashes.divergences
+    assert divergence.cause == "crash"
+    assert "SIGSEGV" in divergence.summary
+
+
+def test_seconds_end_a_campaign_in_time():
+    start = time.perf_counter()
+    result = campaign(SGD, examples=None, seconds=1.0)
+    assert time.perf_counter() - start < 5.0
+    assert result.traces > 10
+    assert result.tallies["agreement"].planned == result.traces
+
+
+def test_a_dtype_that_nobody_supports_is_refused():
+    with pytest.raises(UsageError, match="float16"):
+        campaign(SGD, examples=1, dtypes=("float16",))
+
+
+def test_an_error_of_the_harness_is_unknown_and_never_green(monkeypatch):
+    from stepcheck.harness import checks
+
+    def broken(evidence):
+        raise ZeroDivisionError("harness")
+        yield
+
+    monkeypatch.setitem(checks.CHECKS, "agreement", checks.Check("agreement", "", lambda e: 1, broken))
+    result = campaign(SGD, examples=5)
+    assert result.verdict == "unknown"
+    assert "ZeroDivisionError" in result.error

@@ -1,0 +1,71 @@
+"""The Python door."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from stepcheck import Divergences, check_optimizer, parametrize_with_checks
+from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.subjects import UsageError
+
+
+class NoBiasCorrection(torch.optim.Adam):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in self.state:
+                    self.state[p]["step"].fill_(1e4)
+        return super().step(closure)
+
+
+def without_foreach(params, lr=1e-3, momentum=0.0):
+    return torch.optim.SGD(params, lr=lr, momentum=momentum, foreach=False)
+
+
+def test_a_right_optimizer_passes_and_missing_options_are_told(tmp_path):
+    report = check_optimizer(without_foreach, like="SGD", examples=60, out=tmp_path)
+    report.raise_on_divergence()
+    assert report.verdict == "pass"
+    assert {t.unsupported for t in report.result.tallies.values()} == {4}
+    assert "dampening, weight_decay, nesterov, maximize" in report.result.notes[0]
+
+
+def test_a_wrong_one_raises_with_life_replay_and_script(tmp_path):
+    report = check_optimizer(NoBiasCorrection, like="Adam", examples=60, out=tmp_path)
+    with pytest.raises(Divergences) as raised:
+        report.raise_on_divergence()
+    message = str(raised.value)
+    assert "budgets" in message
+    assert "stepcheck replay" in message
+    assert len(list(tmp_path.glob("*.py"))) == len(report.divergences) >= 1
+
+
+def test_what_was_not_checked_is_not_green(tmp_path):
+    report = check_optimizer(without_foreach, like="SGD", examples=1, only=("save-load-continue",), out=tmp_path)
+    with pytest.raises(Divergences, match="save-load-continue"):
+        report.raise_on_divergence()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"like": "Foo"}, {"like": "SGD", "only": ("nothing",)}, {"like": "SGD", "dtypes": ("int8",)}]
+)
+def test_what_does_not_exist_is_refused(arguments, tmp_path):
+    with pytest.raises(UsageError):
+        check_optimizer(without_foreach, examples=1, out=tmp_path, **arguments)
+
+
+@parametrize_with_checks({"sgd": (without_foreach, "SGD")}, examples=60)
+def test_parametrized(check):
+    check()
+
+
+def test_parametrize_makes_a_test_of_each_check():
+    mark = parametrize_with_checks({"sgd": (without_foreach, "SGD")})
+    assert [p.id for p in mark.args[1]] == [f"sgd-{name}" for name in CHECKS]
+
+
+def test_importing_the_package_or_the_references_does_not_import_torch():
+    code = "import sys, stepcheck, stepcheck.reference; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

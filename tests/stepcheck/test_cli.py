@@ -1,0 +1,229 @@
+"""The command line, as scripts use it: exit status, one line on standard error, JSON, files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stepcheck import cli
+
+WRONG = '''
+import torch
+
+
+class WrongAdam(torch.optim.Adam):
+    """Forgets that eps is not bias-corrected."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            steps = [int(self.state[p]["step"]) + 1 if p in self.state else 1 for p in group["params"]]
+            group["eps"] *= (1 - group["betas"][1] ** max(steps)) ** -0.5
+        return super().step(closure)
+
+
+class NoOptimizer:
+    pass
+
+
+def returns_a_number(params, lr):
+    return 3
+
+
+def needs_more(params, secret, lr):
+    return torch.optim.Adam(params, lr)
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "some_module.py").write_text(WRONG)
+    return folder
+
+
+def run(folder, *arguments):
+    command = [sys.executable, "-m", "stepcheck", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def refuse(folder, monkeypatch, capsys):
+    """Runs bad usage in this process, which is quicker than a new one; gives the line on standard error."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+
+    def run_here(*arguments):
+        monkeypatch.setattr(sys, "argv", ["stepcheck", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        assert exit_.value.code == 2, printed
+        assert len(printed.err.strip().splitlines()) == 1
+        assert printed.err.startswith("stepcheck: ")
+        return printed.err
+
+    return run_here
+
+
+def test_list_names_optimizers_subjects_and_checks(folder):
+    done = run(folder, "list")
+    assert done.returncode == 0
+    for word in ("torch:SGD[fused]", "torch:Adamax[foreach]", "float64", "agreement", "save-load-continue"):
+        assert word in done.stdout
+
+
+def test_a_conforming_subject_exits_0_and_fills_the_json(folder):
+    done = run(folder, "check", "torch:Adam[forloop]", "--examples", "60", "--seed", "5", "--json", "out.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "traces a second a core" in done.stdout
+    data = json.loads((folder / "out.json").read_text())
+    assert set(data) >= {"stepcheck", "environment", "seed", "subjects"}
+    assert data["seed"] == 5
+    (subject,) = data["subjects"]
+    assert (subject["subject"], subject["like"], subject["verdict"]) == ("torch:Adam[forloop]", "Adam", "pass")
+    for check in subject["checks"]:
+        assert set(check) == {"check", "verdict", "planned", "ran", "unsupported", "worst_ratio", "divergences"}
+        assert (check["verdict"], check["planned"]) == ("pass", 60)
+        assert 0 < check["ran"] <= 60
+    worst = {c["check"]: c["worst_ratio"] for c in subject["checks"]}
+    assert 0.3 < worst["agreement"] <= 1
+
+
+@pytest.fixture(scope="module")
+def divergence(folder):
+    done = run(folder, "check", "some_module:WrongAdam", "--like", "Adam", "--seed", "1", "--json", "wrong.json")
+    assert done.returncode == 1, done.stdout + done.stderr
+    data = json.loads((folder / "wrong.json").read_text(), parse_constant=pytest.fail)
+    (subject,) = data["subjects"]
+    assert subject["verdict"] == "fail"
+    return next(d for c in subject["checks"] for d in c["divergences"]), done.stdout
+
+
+def test_a_divergence_is_told_with_replay_and_script(divergence):
+    found, printed = divergence
+    assert set(found) == {"id", "summary", "known", "trace", "repro"}
+    assert found["known"] is False
+    assert f"stepcheck replay {found['id']}" in printed
+    assert found["repro"] in printed
+    assert "budgets" in found["summary"]
+
+
+def test_the_script_fails_by_itself_and_imports_torch_and_the_subject_alone(folder, divergence):
+    text = (folder / divergence[0]["repro"]).read_text()
+    assert len(text.splitlines()) <= 30
+    imports = [line for line in text.splitlines() if line.startswith(("import", "from"))]
+    assert imports == ["import torch", "from some_module import WrongAdam"]
+    command = [sys.executable, divergence[0]["repro"]]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("AssertionError: ")
+
+
+def test_replay_by_id_and_file_and_on_another_subject(folder, divergence):
+    found = divergence[0]
+    for name in (found["id"], found["trace"]):
+        done = run(folder, "replay", name)
+        assert (done.returncode, done.stdout.split()[0]) == (1, "FAILS"), done.stderr
+    done = run(folder, "replay", found["id"], "--subject", "torch:Adam[foreach]")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "FIXED"), done.stderr
+
+
+def test_a_bare_trace_replays_on_a_named_subject(folder, divergence):
+    saved = json.loads((folder / divergence[0]["trace"]).read_text())
+    (folder / "bare.json").write_text(json.dumps(saved["trace"]))
+    assert run(folder, "replay", "bare.json").returncode == 2
+    assert run(folder, "replay", "bare.json", "--subject", "torch:Adam[forloop]").returncode == 0
+    assert run(folder, "replay", "bare.json", "--subject", "some_module:WrongAdam").returncode == 1
+
+
+def test_an_error_of_the_harness_in_a_replay_is_told_as_one(folder, divergence):
+    # The class of a saved divergence may be gone; that is bad input, not a fix.
+    saved = json.loads((folder / divergence[0]["trace"]).read_text())
+    saved["subject"] = "some_module:Gone"
+    (folder / "gone.json").write_text(json.dumps(saved))
+    done = run(folder, "replay", "gone.json")
+    assert done.returncode == 2
+    assert "FIXED" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["check", "torch:Foo"], "no reference named 'Foo'"),
+        (["check", "torch:Adam[warp]"], "forloop, foreach, fused"),
+        (["check", "torch:RMSprop[fused]"], "forloop, foreach"),
+        (["check", "tensorflow"], "unknown subject"),
+        (["check", "no_such_module:Thing", "--like", "Adam"], "cannot import no_such_module"),
+        (["check", "some_module:Thing", "--like", "Adam"], "has no Thing"),
+        (["check", "some_module:NoOptimizer", "--like", "Adam"], "no optimizer"),
+        (["check", "some_module:returns_a_number", "--like", "Adam"], "no optimizer"),
+        (["check", "some_module:needs_more", "--like", "Adam"], "secret"),
+        (["check", "some_module:WrongAdam"], "--like"),
+        (["check", "some_module:WrongAdam", "--like", "Foo"], "--like"),
+        (["check", "torch:SGD", "--examples", "0"], "--examples"),
+        (["check", "torch:SGD", "--dtype", "int8"], "--dtype"),
+        (["check", "torch:SGD", "--only", "nothing"], "--only"),
+        (["check", "torch:SGD", "--json", "no/such/folder/out.json"], "cannot be written"),
+        (["check", "--bogus"], "--bogus"),
+        (["bogus"], "bogus"),
+        (["replay", "nothere"], "no file"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_status_2(refuse, arguments, said):
+    assert said in refuse(*arguments)
+
+
+def test_bad_usage_from_a_shell(folder):
+    done = run(folder, "check", "torch:Foo")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("", "not JSON"),
+        ("hello", "not JSON"),
+        ("[1, 2]", "JSON object"),
+        ('{"schema": 99}', "schema 99"),
+        ('{"schema": 1, "optimizer": "Adam"', "cut short"),
+        ('{"trace": {"schema": 1}, "subject": 3}', "subject"),
+        ("\x80\x04\x95", "not JSON"),
+    ],
+)
+def test_a_bad_trace_file_is_one_line_and_exit_status_2(refuse, folder, text, said):
+    (folder / "bad.json").write_text(text)
+    assert said in refuse("replay", "bad.json")
+
+
+def test_too_few_examples_to_ask_every_check_is_unknown(folder):
+    assert run(folder, "check", "torch:SGD[forloop]", "--examples", "1").returncode == 3
+
+
+def test_the_same_command_twice_says_the_same(folder):
+    command = ("check", "torch:SGD[fused]", "--examples", "60", "--seed", "2", "--json")
+    said = [run(folder, *command, name).returncode for name in ("a.json", "b.json")]
+    first, second = (json.loads((folder / name).read_text()) for name in ("a.json", "b.json"))
+    assert said == [1, 1]
+    assert first == second
+    assert first["subjects"][0]["verdict"] == "fail"
+
+
+def test_ctrl_c_leaves_what_was_found_on_disk(folder):
+    command = [sys.executable, "-m", "stepcheck", "check", "torch:SGD[fused]", "--seconds", "120", "--out", "hunt",
+               "--json", "hunt.json"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not list(folder.glob("hunt/*.py")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "interrupted" in printed
+    assert list(folder.glob("hunt/*.json"))
+    (subject,) = json.loads((folder / "hunt.json").read_text())["subjects"]
+    assert subject["verdict"] == "fail"
