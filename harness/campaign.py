@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity
 
-from stepcheck.harness import explain, repro
+from stepcheck.harness import explain, repro, shrink
 from stepcheck.harness.checks import CHECKS, STRIDED, Evidence, Finding, steps_judged
 from stepcheck.harness.generate import traces
 from stepcheck.harness.subjects import Subject, UsageError
 from stepcheck.harness.trace import Trace
+from stepcheck.harness.verdict import Divergence, Result, Tally
 
 DEFAULT_EXAMPLES = 200
 #: Traces drawn between two looks at the clock.
@@ -56,94 +56,6 @@ class Settings:
     @property
     def checks(self) -> tuple[str, ...]:
         return self.only or tuple(CHECKS)
-
-
-@dataclass
-class Divergence:
-    """One cause of failure, with the smallest life found that shows it. Plain data: it crosses processes.
-
-    Attributes:
-        summary: what differs, in which element, by how many budgets.
-        life: the trace told in a few lines of prose.
-        script: a stand-alone script that fails as long as the divergence is there.
-        found_in: how many of the campaign's traces showed it when it was told.
-    """
-
-    subject: str
-    like: str
-    check: str
-    cause: str
-    summary: str
-    ratio: float | None
-    trace: Trace
-    life: list[str]
-    script: str
-    found_in: int
-
-    @property
-    def id(self) -> str:
-        """Eight hex digits, the same wherever the same trace fails the same check."""
-        text = json.dumps([self.subject, self.check, self.cause, self.trace.to_json()], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-@dataclass
-class Tally:
-    """What became of one check.
-
-    Attributes:
-        planned: traces it was to be asked of.
-        ran: traces in which there was something to look at.
-        looked: things looked at.
-        unsupported: options of the reference that the subject declares it does not have.
-    """
-
-    check: str
-    planned: int = 0
-    ran: int = 0
-    looked: int = 0
-    unsupported: int = 0
-    worst_ratio: float | None = None
-    divergences: list[Divergence] = field(default_factory=list)
-
-    @property
-    def verdict(self) -> str:
-        if self.divergences:
-            return "fail"
-        return "pass" if self.ran else "unknown"
-
-
-@dataclass
-class Result:
-    """What a campaign found out about one subject."""
-
-    subject: str
-    like: str
-    tallies: dict[str, Tally]
-    notes: list[str] = field(default_factory=list)
-    error: str = ""
-    """Why the verdict is unknown, where the harness itself failed."""
-    traces: int = 0
-    lives: int = 0
-    """Calls of step()."""
-    steps: int = 0
-    """Steps of single parameters that were compared with the reference."""
-    elements: int = 0
-    undetermined: int = 0
-    seconds: float = 0.0
-    shrink_seconds: float = 0.0
-    worst: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def verdict(self) -> str:
-        verdicts = {t.verdict for t in self.tallies.values()}
-        if "fail" in verdicts:
-            return "fail"
-        return "unknown" if self.error or "unknown" in verdicts else "pass"
-
-    @property
-    def divergences(self) -> list[Divergence]:
-        return [d for t in self.tallies.values() for d in t.divergences]
 
 
 class _Hang(BaseException):
@@ -352,7 +264,7 @@ class Campaign:
     def _shrink(self, key: tuple[str, str]) -> None:
         """Let Hypothesis look for a smaller life with the same finding, starting from the one that was seen."""
         suspect = self.suspects[key]
-        best: tuple[tuple[int, ...], Trace, Finding] = (_size(suspect.trace), suspect.trace, suspect.finding)
+        best: tuple[tuple[int, ...], Trace, Finding] = (shrink.size(suspect.trace), suspect.trace, suspect.finding)
         number = calls = 0
 
         def test(trace: Trace) -> None:
@@ -363,7 +275,7 @@ class Campaign:
             calls += 1
             finding = self.recheck(trace, key)
             if finding is not None:
-                best = min(best, (_size(trace), trace, finding), key=lambda b: b[0])
+                best = min(best, (shrink.size(trace), trace, finding), key=lambda b: b[0])
                 raise _Found
 
         if suspect.finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
@@ -372,7 +284,7 @@ class Campaign:
                 self._engine(suspect.batch, _BATCH, shrink=True)(test)()
         _, trace, finding = best
         if suspect.finding.cause != HANGS:
-            trace, finding = _cut(trace, finding, lambda t: self.recheck(t, key))
+            trace, finding = shrink.cut(trace, finding, lambda t: self.recheck(t, key))
         divergence = tell(self.subject, trace, finding, suspect.count)
         self.result.tallies[key[0]].divergences.append(divergence)
         self.found(divergence)
@@ -384,6 +296,8 @@ class Campaign:
         return find(self.subject, trace, *key)
 
     def _note(self) -> None:
+        for divergence in self.result.divergences:
+            divergence.found_in = self.suspects[divergence.check, divergence.cause].count
         subject, notes = self.subject, self.result.notes
         if subject.missing_options:
             notes.append(f"unsupported options, left out of every life: {', '.join(subject.missing_options)}")
@@ -435,46 +349,3 @@ def find(subject: Subject, trace: Trace, check: str, cause: str | None = None) -
         if cause is None or finding.cause == cause:
             return finding
     return None
-
-
-def _size(trace: Trace) -> tuple[int, ...]:
-    """What makes a life hard to read, most important first."""
-    gradients = [g for e in trace.events for g in getattr(e, "gradients", {}).values() if g is not None]
-    return (
-        len(trace.parameters) + len(trace.groups),
-        len(trace.events),
-        sum(p.numel for p in trace.parameters),
-        sum(len(g.options) for g in trace.groups),
-        sum(t.layout != "contiguous" for t in (*trace.parameters, *gradients)),
-        sum(v.recipe not in ("constant", "quarters") for v in (t.values for t in (*trace.parameters, *gradients))),
-    )
-
-
-def _cut(trace: Trace, finding: Finding, recheck: Callable[[Trace], Finding | None]) -> tuple[Trace, Finding]:
-    """Leave out what comes after the finding, and any one event or option without which it still happens.
-
-    Hypothesis draws at least five events, as a campaign wants; a life that is told to somebody may be shorter.
-    """
-    changed = True
-    while changed:
-        changed = False
-        for shorter in _shorter(trace, finding):
-            smaller = recheck(shorter)
-            if smaller is not None:
-                trace, finding, changed = shorter, smaller, True
-                break
-    return trace, finding
-
-
-def _shorter(trace: Trace, finding: Finding) -> Iterator[Trace]:
-    if finding.event is None:
-        if trace.events:
-            yield replace(trace, events=())
-    elif finding.event + 1 < len(trace.events):
-        yield replace(trace, events=trace.events[: finding.event + 1])
-    for n in range(len(trace.events) - 1):
-        yield replace(trace, events=trace.events[:n] + trace.events[n + 1 :])
-    for n, group in enumerate(trace.groups):
-        for name in group.options:
-            rest = {k: v for k, v in group.options.items() if k != name}
-            yield replace(trace, groups=(*trace.groups[:n], replace(group, options=rest), *trace.groups[n + 1 :]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -94,6 +94,38 @@ def _reals(hyper: Hyper, default: float) -> tuple[float, ...]:
     return tuple(dict.fromkeys(v for v in values if math.isfinite(v) and v in domain))
 
 
+_OPTION_SETS = 400
+
+
+def option_sets(spec: Spec, values: Mapping[str, Sequence[Option]]) -> list[tuple[dict[str, Option], HyperValues]]:
+    """Groups of options to draw from, fewest first: none (often), each alone, and a few hundred combinations.
+
+    Args:
+        values: the candidates for each option, its default first.
+
+    Returns:
+        Pairs of the options and the complete hyperparameters.
+    """
+    names = sorted(values)
+    sets: list[dict[str, Option]] = [{}] * (_OPTION_SETS // 10)
+    # A pair of betas has a hundred values and a flag one: no option gets more than its share of turns alone.
+    sets += [{name: value} for name in names for value in values[name][1:13]]
+    for n, words in enumerate(splitmix64(1, 32 * _OPTION_SETS).reshape(-1, 32) if names else ()):
+        chosen = sorted(range(len(names)), key=lambda i: int(words[i]))[: 2 + n * 4 // _OPTION_SETS]
+        sets.append({names[i]: values[names[i]][int(words[i] >> 20) % len(values[names[i]])] for i in chosen})
+    return [(options, spec.hyper_values(options)) for options in (_without_conflict(spec, o) for o in sets)]
+
+
+def _without_conflict(spec: Spec, options: dict[str, Option]) -> dict[str, Option]:
+    """What conflicts (Nesterov without momentum) goes back to its default, the option named last first."""
+    kept = dict(options)
+    for name in reversed(options):
+        if spec.problem(SimpleNamespace(**{**{h.name: h.default for h in spec.hyper}, **kept})) is None:
+            break
+        del kept[name]
+    return kept
+
+
 def _range(scale: str, hyper: HyperValues, dtype: str, eps_unit: str) -> tuple[float, float]:
     """The smallest and largest magnitude of a scale."""
     number = FORMATS[dtype]
@@ -143,9 +175,7 @@ class _Drawer:
         self.dtypes = tuple(dtypes)
         available = [h for h in spec.hyper if h.name in subject.options]
         self.reals = {h.name: candidates(h) for h in available}
-        # A pair of betas has a hundred combinations and a flag one: choose the option first, then its value.
-        names = sorted(self.reals)
-        self.options = st.lists(st.sampled_from(names), max_size=5, unique=True) if names else st.just([])
+        self.options = st.sampled_from(option_sets(spec, self.reals))
         self.schedulable = "lr" in self.reals
         # Layouts that are not row-major are a third of the traces: a fault there must not hide all others.
         plain = [(s, "contiguous", k) for s in SHAPES for k in _PARAMETER_KINDS]
@@ -178,8 +208,7 @@ class _Drawer:
         hypers: list[HyperValues] = []
         owner: list[int] = []
         for g, size in enumerate(draw(self.groups)):
-            options = self._options(draw)
-            hyper = self.spec.hyper_values(options)
+            options, hyper = draw(self.options)
             members = []
             for _ in range(size):
                 shape, layout, kind = draw(tables.parameters)
@@ -204,18 +233,6 @@ class _Drawer:
             else:
                 events.append(ZeroGrad(set_to_none=True))
         return Trace(self.spec.name, tuple(parameters), tuple(groups), tuple(events))
-
-    def _options(self, draw: st.DrawFn) -> dict[str, Option]:
-        options: dict[str, Option] = {}
-        for name in draw(self.options):
-            options[name] = draw(st.sampled_from(self.reals[name]))
-        # What conflicts (Nesterov without momentum) goes back to its default, the option drawn last first.
-        for name in reversed(list(options)):
-            complete = {**{h.name: h.default for h in self.spec.hyper}, **options}
-            if self.spec.problem(SimpleNamespace(**complete)) is None:
-                break
-            del options[name]
-        return options
 
     def _values(self, kind: _Kind, hyper: HyperValues, dtype: str, seed: int) -> Values:
         low, high = _range(kind.scale, hyper, dtype, self.eps_unit)

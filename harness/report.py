@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stepcheck.harness import store
-from stepcheck.harness.campaign import Divergence, Result
+from stepcheck.harness.verdict import Divergence, Result
 
 _COLOURS = {"pass": "green", "fail": "red", "unknown": "yellow", "unsupported": "dim"}
 

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepcheck.harness.campaign import Divergence
 from stepcheck.harness.trace import SCHEMA, Trace, TraceError, loads
+from stepcheck.harness.verdict import Divergence
 
 DEFAULT_FOLDER = Path(".stepcheck")
 _MOST_BYTES = 16 << 20

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.campaign import HANGS, TRACE_SECONDS, Campaign, Divergence, Result, Settings, Tally, tell
+from stepcheck.harness.campaign import HANGS, TRACE_SECONDS, Campaign, Settings, tell
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.subjects import Subject, UsageError
 from stepcheck.harness.trace import Trace, loads
+from stepcheck.harness.verdict import Divergence, Result, Tally
 
 #: Silence of a worker after which it is taken to hang in code that Python cannot interrupt.
 _SILENCE_SECONDS = TRACE_SECONDS + 10.0

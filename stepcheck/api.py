@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from stepcheck.harness import store
-from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Divergence, Result, Settings
+from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
 from stepcheck.harness.checks import CHECKS
 from stepcheck.harness.report import describe
 from stepcheck.harness.subjects import ANY_CLASS, Profile, Subject, UsageError, class_subject
+from stepcheck.harness.verdict import Divergence, Result
 
 Make = Callable[..., Any]
 

@@ -17,10 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from stepcheck import __version__
 from stepcheck.harness import campaign, report, store, workers
-from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Divergence, Result, Settings
+from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.checks import CHECKS
 from stepcheck.harness.subjects import FAMILIES, TORCH_MODES, Subject, UsageError, resolve
 from stepcheck.harness.trace import DTYPES, TraceError
+from stepcheck.harness.verdict import Divergence, Result
 from stepcheck.reference import SPECS
 
 CONFORMS, DIVERGES, BAD_USAGE, UNKNOWN = 0, 1, 2, 3

@@ -1,0 +1,113 @@
+"""Make a failing life smaller, on the trace itself.
+
+Hypothesis shrinks what it draws, and a campaign draws at least five events on shapes that cross vector widths. What is told to
+somebody may be shorter than anything that is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from stepcheck.harness.checks import Finding
+from stepcheck.harness.trace import Gradient, Group, Parameter, SetOption, Step, Trace, Values
+
+_SMALL_SHAPES: tuple[tuple[int, ...], ...] = ((1,), (2,), (3,), (2, 2), (3, 2), (5,), (8,), (9,), (1, 2, 3, 2), (33,))
+_ZERO = Values("constant")
+_QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)
+
+
+def size(trace: Trace) -> tuple[int, ...]:
+    """What makes a life hard to read, most important first."""
+    gradients = [g for e in trace.events for g in getattr(e, "gradients", {}).values() if g is not None]
+    tensors = (*trace.parameters, *gradients)
+    return (
+        len(trace.parameters) + len(trace.groups),
+        len(trace.events),
+        sum(p.numel for p in trace.parameters),
+        sum(len(g.options) for g in trace.groups),
+        sum(t.layout != "contiguous" for t in tensors),
+        sum(t.values not in (_ZERO, _QUARTERS) for t in tensors),
+    )
+
+
+def cut(trace: Trace, finding: Finding, recheck: Callable[[Trace], Finding | None]) -> tuple[Trace, Finding]:
+    """Take every smaller life that still shows the finding, until none does.
+
+    Args:
+        recheck: the finding in a smaller life, or ``None`` where it is gone.
+    """
+    changed = True
+    while changed:
+        changed = False
+        for smaller in _smaller(trace, finding):
+            found = recheck(smaller) if size(smaller) < size(trace) else None
+            if found is not None:
+                trace, finding, changed = smaller, found, True
+                break
+    return trace, finding
+
+
+def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
+    last = -1 if finding.event is None else finding.event
+    yield replace(trace, events=trace.events[: last + 1])
+    for index in range(len(trace.parameters) if len(trace.parameters) > 1 else 0):
+        yield _without_parameter(trace, index)
+    for n in range(len(trace.events)):
+        yield replace(trace, events=trace.events[:n] + trace.events[n + 1 :])
+    for n, group in enumerate(trace.groups):
+        for name in group.options:
+            rest = {k: v for k, v in group.options.items() if k != name}
+            yield replace(trace, groups=(*trace.groups[:n], replace(group, options=rest), *trace.groups[n + 1 :]))
+    for index, p in enumerate(trace.parameters):
+        for shape in _SMALL_SHAPES:
+            if len(shape) == 4 or p.layout != "channels_last":
+                yield _with_parameter(trace, index, replace(p, shape=shape))
+        yield _with_parameter(trace, index, replace(p, layout="contiguous"))
+        yield _with_parameter(trace, index, replace(p, values=_ZERO))
+        yield _with_gradients(trace, index, lambda g: replace(g, layout="contiguous"))
+        yield _with_gradients(trace, index, lambda g: replace(g, values=_QUARTERS))
+
+
+def _with_parameter(trace: Trace, index: int, parameter: Parameter) -> Trace:
+    changed = replace(trace, parameters=(*trace.parameters[:index], parameter, *trace.parameters[index + 1 :]))
+    if len(parameter.shape) != 4:
+        return _with_gradients(
+            changed, index, lambda g: replace(g, layout="sliced") if g.layout == "channels_last" else g
+        )
+    return changed
+
+
+def _with_gradients(trace: Trace, index: int, change: Callable[[Gradient], Gradient]) -> Trace:
+    """All gradients of one parameter changed."""
+    events = tuple(
+        Step({i: change(g) if g is not None and i == index else g for i, g in e.gradients.items()})
+        if isinstance(e, Step)
+        else e
+        for e in trace.events
+    )
+    return replace(trace, events=events)
+
+
+def _without_parameter(trace: Trace, index: int) -> Trace:
+    """One parameter less; its group goes as well if it was alone there."""
+
+    def renumbered(i: int) -> int:
+        return i - (i > index)
+
+    kept = [n for n, g in enumerate(trace.groups) if set(g.parameters) != {index}]
+    groups = tuple(
+        Group(tuple(renumbered(i) for i in trace.groups[n].parameters if i != index), trace.groups[n].options)
+        for n in kept
+    )
+    events = tuple(
+        Step({renumbered(i): g for i, g in e.gradients.items() if i != index})
+        if isinstance(e, Step)
+        else replace(e, group=kept.index(e.group))
+        if isinstance(e, SetOption)
+        else e
+        for e in trace.events
+        if not isinstance(e, SetOption) or e.group in kept
+    )
+    parameters = trace.parameters[:index] + trace.parameters[index + 1 :]
+    return replace(trace, parameters=parameters, groups=groups, events=events)

@@ -1,0 +1,97 @@
+"""What is found out about a subject, as plain data: verdicts, counts and divergences."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+from stepcheck.harness.trace import Trace
+
+
+@dataclass
+class Divergence:
+    """One cause of failure, with the smallest life found that shows it. Plain data: it crosses processes.
+
+    Attributes:
+        summary: what differs, in which element, by how many budgets.
+        life: the trace told in a few lines of prose.
+        script: a stand-alone script that fails as long as the divergence is there.
+        found_in: how many of the campaign's traces showed it when it was told.
+    """
+
+    subject: str
+    like: str
+    check: str
+    cause: str
+    summary: str
+    ratio: float | None
+    trace: Trace
+    life: list[str]
+    script: str
+    found_in: int
+
+    @property
+    def id(self) -> str:
+        """Eight hex digits, the same wherever the same trace fails the same check."""
+        text = json.dumps([self.subject, self.check, self.cause, self.trace.to_json()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclass
+class Tally:
+    """What became of one check.
+
+    Attributes:
+        planned: traces it was to be asked of.
+        ran: traces in which there was something to look at.
+        looked: things looked at.
+        unsupported: options of the reference that the subject declares it does not have.
+    """
+
+    check: str
+    planned: int = 0
+    ran: int = 0
+    looked: int = 0
+    unsupported: int = 0
+    worst_ratio: float | None = None
+    divergences: list[Divergence] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        if self.divergences:
+            return "fail"
+        return "pass" if self.ran else "unknown"
+
+
+@dataclass
+class Result:
+    """What a campaign found out about one subject."""
+
+    subject: str
+    like: str
+    tallies: dict[str, Tally]
+    notes: list[str] = field(default_factory=list)
+    error: str = ""
+    """Why the verdict is unknown, where the harness itself failed."""
+    traces: int = 0
+    lives: int = 0
+    """Calls of step()."""
+    steps: int = 0
+    """Steps of single parameters that were compared with the reference."""
+    elements: int = 0
+    undetermined: int = 0
+    seconds: float = 0.0
+    shrink_seconds: float = 0.0
+    worst: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        verdicts = {t.verdict for t in self.tallies.values()}
+        if "fail" in verdicts:
+            return "fail"
+        return "unknown" if self.error or "unknown" in verdicts else "pass"
+
+    @property
+    def divergences(self) -> list[Divergence]:
+        return [d for t in self.tallies.values() for d in t.divergences]
