@@ -130,7 +130,10 @@ class Bounded:
         """The result written to a buffer of format ``into``."""
         if into.unit_roundoff <= self.arithmetic.format.unit_roundoff:
             return self
-        return _round("store", self.value, self.error, 1.0, Arithmetic(into), lambda: _carries(self))
+        stored = _round("store", self.value, self.error, 1.0, Arithmetic(into), lambda: _carries(self))
+        exact = into.represents(self.value) & (np.asarray(self.error) == 0)
+        stored.error = np.where(exact, 0.0, stored.error)
+        return stored
 
     def cover_orders(self, others: Mapping[str, Callable[[], Bounded]]) -> Bounded:
         """This number, computed in any of the orders that the arithmetic declares."""

@@ -127,6 +127,7 @@ class Campaign:
         self.suspects: dict[tuple[str, str], _Suspect] = {}
         self.shrunk: set[tuple[str, str]] = set()
         self.free: set[str] = set()
+        self.refusals: list[str] = []
         self.hung = False
 
     def run(self) -> Result:
@@ -215,6 +216,8 @@ class Campaign:
             result.tallies[name].ran += 1
             self._suspect(Finding(name, HANGS, None, summary), trace, batch, number)
             return
+        if self._refused(evidence):
+            return
         for name, tally in result.tallies.items():
             looked = CHECKS[name].looks_at(evidence)
             tally.planned += 1
@@ -225,6 +228,17 @@ class Campaign:
         if "agreement" in result.tallies:
             self._count(evidence)
         self.progress(result.traces, self.settings.examples or 0)
+
+    def _refused(self, evidence: Evidence) -> bool:
+        """Whether somebody's constructor declares that it does not support these options, as ValueError says it."""
+        raised = evidence.recording.raised
+        if not self.subject.explicit or raised is None or raised.event is not None or raised.kind != "ValueError":
+            return False
+        self.refusals.append(raised.message)
+        for tally in self.result.tallies.values():
+            tally.planned += 1
+            tally.unsupported += 1
+        return True
 
     def _count(self, evidence: Evidence) -> None:
         judgement = evidence.judgement
@@ -301,6 +315,11 @@ class Campaign:
         subject, notes = self.subject, self.result.notes
         if subject.missing_options:
             notes.append(f"unsupported options, left out of every life: {', '.join(subject.missing_options)}")
+        if self.refusals:
+            notes.append(
+                f"unsupported: the constructor refuses the options of {len(self.refusals)} lives of {self.result.traces}"
+                f" ({', '.join(sorted(set(self.refusals))[:3])})"
+            )
         if self.free:
             notes.append(
                 f"no state named {', '.join(sorted(self.free))}: judged on what can be read, the reference runs free in"

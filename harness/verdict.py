@@ -46,7 +46,8 @@ class Tally:
         planned: traces it was to be asked of.
         ran: traces in which there was something to look at.
         looked: things looked at.
-        unsupported: options of the reference that the subject declares it does not have.
+        unsupported: what the subject declares it does not support: options of the reference that its signature lacks, and
+            lives whose options its constructor refuses with ValueError. The subject's notes tell them apart.
     """
 
     check: str
