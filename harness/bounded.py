@@ -10,12 +10,14 @@ operation             error propagated from the operands, p                     
 ====================  ===============================================================  ==========================
 ``a + b``, ``a - b``  ea + eb                                                          p + u (abs(z) + p)
 ``a * b``             abs(a) eb + abs(b) ea + ea eb                                    the same, + eta
-``a / b``             (ea + abs(z) eb) / (abs(b) - eb), unbounded where b may be 0     + eta, u times division
+``a / b``             (ea + abs(z) eb) / (abs(b) - eb), unbounded where b may be 0     + eta, u times division [1]_
 ``sqrt(a)``           max(sqrt(a + ea) - z, z - sqrt(max(a - ea, 0)))                  as a sum, u times square root
 ``b ** t``            the larger of abs((b +- eb) ** t - z), t exact                   + eta, 2 u (one ulp)
 ``max``, ``abs``      that of the larger operand; of both where they overlap           p
 scalar c enters       ec                                                               p + u abs(c), or p if exact
 ====================  ===============================================================  ==========================
+
+.. [1] Where a quotient may be formed as ``a * (1 / b)``, plus abs(a) eta for a subnormal reciprocal; unbounded where it overflows.
 
 A sum needs no eta: it is exact wherever its result is subnormal (Hauser, *Handling floating-point exceptions in numeric
 programs*, 1996, theorem 3.4.1). Nor does a product with an exact zero.
@@ -165,15 +167,13 @@ def _operand(x: Any, arithmetic: Arithmetic) -> Bounded:
         value, error = x.value, x.error
     else:
         value, error = np.asarray(x, np.float64), _EXACT
-    if arithmetic.format is not BINARY64:
-        rounding = arithmetic.unit * np.abs(value) + arithmetic.format.underflow
-        rounding = np.where(arithmetic.format.represents(value), 0.0, rounding)
-        error = error + _audited("scalar", rounding)
-        overflows = np.abs(value) > arithmetic.format.largest
-        if overflows.any():
-            value = np.where(overflows, np.copysign(np.inf, value), value)
-            error = np.where(overflows, 0.0, error)
-    return Bounded(value, error, arithmetic)
+    operand = Bounded(value, error, arithmetic)
+    if arithmetic.format is BINARY64:
+        return operand
+    entered = _round("scalar", value, error, 1.0, arithmetic, lambda: _carries(operand))
+    exact = arithmetic.format.represents(value) & (np.asarray(error) == 0)
+    entered.error = np.where(exact, 0.0, entered.error)
+    return entered
 
 
 def _pair(a: Any, b: Any) -> tuple[Bounded, Bounded, Arithmetic]:
@@ -312,11 +312,20 @@ def _divide(a: Any, b: Any) -> Bounded:
     p = a.error
     if type(b.error) is not float:
         gap = np.abs(b.value) - b.error
-        p = np.where(gap > 0, (p + np.abs(z) * b.error) / gap, np.inf)
+        p = np.where(gap > 0, p / gap + np.abs(z) * (b.error / gap), np.inf)
         p = np.where(np.isinf(b.value) & (np.asarray(b.error) == 0) & np.isfinite(a.error), 0.0, p)
     elif type(a.error) is not float:
         p = p / np.abs(b.value)
+    if arithmetic.division > 1:
+        p = p + _reciprocal_error(a, b, arithmetic.format)
     return _round("divide", z, p, arithmetic.division, arithmetic, _settled_quotient(a, b))
+
+
+def _reciprocal_error(a: Bounded, b: Bounded, within: Format) -> Float:
+    """What ``a * (1 / b)`` costs beyond a rounding: the reciprocal may be subnormal, or beyond the format where a / b is not."""
+    smallest = np.abs(b.value) - b.error
+    overflows = (smallest < 1 / within.largest) & ~((b.value == 0) & (np.asarray(b.error) == 0))
+    return np.where(overflows, np.inf, (np.abs(a.value) + a.error) * within.underflow)
 
 
 def _sqrt(a: Bounded) -> Bounded:

@@ -88,7 +88,8 @@ def candidates(hyper: Hyper) -> tuple[Option, ...]:
 def _reals(hyper: Hyper, default: float) -> tuple[float, ...]:
     domain = hyper.domain
     assert domain is not None
-    values = [default, domain.low, 0.5, 0.1, 1.0, 0.9, default * 1.25, default * 1e-3, default * 1e3, 3.0]
+    # A third has a long significand in every base: an implementation that shortens its options shows there.
+    values = [default, domain.low, 0.5, 0.1, 1.0, 0.9, default * 4 / 3, 1 / 3, default * 1e-3, default * 1e3, 3.0]
     if math.isfinite(domain.high):
         values += [domain.high, domain.high - 2.0**-10, domain.high - 2.0**-20]
     return tuple(dict.fromkeys(v for v in values if math.isfinite(v) and v in domain))

@@ -19,14 +19,14 @@ Update = Callable[[Number, Number, State, HyperValues], tuple[Number, State]]
 
 @dataclass(frozen=True)
 class Domain:
-    """The real numbers that a hyperparameter may take: from ``low`` (included) to ``high``."""
+    """The finite numbers that a hyperparameter may take: from ``low`` (included) to ``high``."""
 
     low: float = 0.0
     high: float = math.inf
     high_included: bool = False
 
     def __contains__(self, x: float) -> bool:
-        return self.low <= x and (x < self.high or (self.high_included and x == self.high))
+        return math.isfinite(x) and self.low <= x and (x < self.high or (self.high_included and x == self.high))
 
     def __str__(self) -> str:
         return f"[{self.low:g}, {self.high:g}{']' if self.high_included else ')'}"

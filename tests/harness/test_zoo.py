@@ -172,20 +172,29 @@ def test_right_passes(optimizer, like, tmp_path):
     assert report.verdict == "pass"
 
 
+MISSED = pytest.mark.xfail(reason="what changes the state between two steps is taken for what it should be")
+
+
 @pytest.mark.parametrize(
     ("optimizer", "like", "check"),
-    [_named(cls, like, check) for like, zoo in WRONG.items() for cls, check in zoo.items()],
+    [
+        *(_named(cls, like, check) for like, zoo in WRONG.items() for cls, check in zoo.items()),
+        pytest.param(sgd.SharesGradient, "SGD", "agreement", marks=MISSED, id="zoo.sgd.SharesGradient"),
+    ],
 )
 def test_wrong_fails(optimizer, like, check, tmp_path, monkeypatch):
     # How small a life becomes is not asked here, and shrinking takes most of a failing campaign's time.
     monkeypatch.setattr(campaign, "_SHRINK_CALLS", 10)
-    report = check_optimizer(optimizer, like, examples=100, out=tmp_path)
-    assert report.verdict == "fail"
-    assert check in {d.check for d in report.divergences}
+    failed = set()
+    # Most faults show in the first few lives; all have to in as many as a campaign plays.
+    for examples in (20, campaign.DEFAULT_EXAMPLES):
+        if check not in failed:
+            failed = {d.check for d in check_optimizer(optimizer, like, examples=examples, out=tmp_path).divergences}
+    assert check in failed
 
 
 def test_divergence_is_told_by_a_script_and_a_replay(tmp_path):
-    report = check_optimizer(adam.EpsInsideRoot, "Adam", out=tmp_path)
+    report = check_optimizer(adam.EpsInsideRoot, "Adam", examples=20, out=tmp_path)
     divergence = report.divergences[0]
     assert "stepcheck" not in divergence.script
     assert len(divergence.script.splitlines()) <= 30
