@@ -8,13 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 import hypothesis
-from hypothesis import HealthCheck, Phase, Verbosity
+from hypothesis import HealthCheck, Phase
 
 from stepcheck.harness import explain, repro, shrink
 from stepcheck.harness.checks import CHECKS, STRIDED, Evidence, Finding, steps_judged
@@ -26,8 +25,6 @@ from stepcheck.harness.verdict import Divergence, Result, Tally
 DEFAULT_EXAMPLES = 200
 #: Traces drawn between two looks at the clock.
 _BATCH = 100
-#: Evaluations that shrinking one divergence may take; a count, not a time, so that a seed gives one result.
-_SHRINK_CALLS = 300
 #: Divergences of one subject that are shrunk and kept.
 _MOST_DIVERGENCES = 12
 #: A trace takes milliseconds; a subject that is still busy with one after this long hangs.
@@ -81,17 +78,10 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-class _Found(Exception):
-    """Tells Hypothesis that a trace still shows the divergence being shrunk."""
-
-
 @dataclass
 class _Suspect:
     finding: Finding
     trace: Trace
-    batch: int
-    number: int
-    """Which example of its batch it was."""
     count: int = 1
 
 
@@ -167,41 +157,34 @@ class Campaign:
         self._note()
         return self.result
 
-    def _engine(self, batch: int, size: int, *, shrink: bool) -> Callable[[Callable[[Trace], None]], Any]:
-        """Hypothesis, set up so that the seed alone decides."""
-        phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
-        settings = hypothesis.settings(
+    def _draw(self, batch: int, size: int) -> list[Trace]:
+        """Traces from Hypothesis, set up so that the seed alone decides. It draws; shrinking works on the traces themselves."""
+        drawn: list[Trace] = []
+        text = f"{self.settings.seed}/{self.subject.name}/{','.join(self.dtypes)}/{batch}"
+
+        @hypothesis.settings(
             max_examples=size,
-            phases=phases,
+            phases=[Phase.generate],
             database=None,
             deadline=None,
-            report_multiple_bugs=False,
-            print_blob=False,
-            verbosity=Verbosity.quiet,
             suppress_health_check=list(HealthCheck),
         )
-        text = f"{self.settings.seed}/{self.subject.name}/{','.join(self.dtypes)}/{batch}"
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+        @hypothesis.seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]))
+        @hypothesis.given(self.traces)
+        def collect(trace: Trace) -> None:
+            drawn.append(trace)
 
-        def decorate(consume: Callable[[Trace], None]) -> Any:
-            def test(trace: Trace) -> None:
-                consume(trace)
-
-            given: Any = hypothesis.given(self.traces)
-            return settings(hypothesis.seed(seed)(given(test)))
-
-        return decorate
+        collect()
+        # Hypothesis may go a little past max_examples; what is planned is what runs.
+        return drawn[:size]
 
     def _batch(self, batch: int, size: int) -> None:
-        drawn: list[Trace] = []
-        self._engine(batch, size, shrink=False)(drawn.append)()
-        # Hypothesis may go a little past max_examples; what is planned is what runs.
-        for number, trace in enumerate(drawn[:size], start=1):
+        for trace in self._draw(batch, size):
             if self.hung or time.perf_counter() > self.deadline:
                 break
-            self._ask(trace, batch, number)
+            self._ask(trace)
 
-    def _ask(self, trace: Trace, batch: int, number: int) -> None:
+    def _ask(self, trace: Trace) -> None:
         result = self.result
         result.traces += 1
         limit = min(TRACE_SECONDS, max(self.deadline - time.perf_counter(), 1.0))
@@ -214,7 +197,7 @@ class Campaign:
             summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
             name = "completes" if "completes" in result.tallies else next(iter(result.tallies))
             result.tallies[name].ran += 1
-            self._suspect(Finding(name, HANGS, None, summary), trace, batch, number)
+            self._suspect(Finding(name, HANGS, None, summary), trace)
             return
         if self._refused(evidence):
             return
@@ -224,7 +207,7 @@ class Campaign:
             tally.ran += looked > 0
             tally.looked += looked
             for finding in CHECKS[name].find(evidence) if looked else ():
-                self._suspect(finding, trace, batch, number)
+                self._suspect(finding, trace)
         if "agreement" in result.tallies:
             self._count(evidence)
         self.progress(result.traces, self.settings.examples or 0)
@@ -254,7 +237,7 @@ class Campaign:
         if worst:
             tally.worst_ratio = max(tally.worst_ratio or 0.0, *worst)
 
-    def _suspect(self, finding: Finding, trace: Trace, batch: int, number: int) -> None:
+    def _suspect(self, finding: Finding, trace: Trace) -> None:
         if finding.cause.startswith(STRIDED) and finding.check == "agreement":
             # If it is wrong in row-major memory as well, strides are not the cause.
             plain = trace.row_major()
@@ -265,7 +248,7 @@ class Campaign:
         if key in self.suspects:
             self.suspects[key].count += 1
         else:
-            self.suspects[key] = _Suspect(finding, trace, batch, number)
+            self.suspects[key] = _Suspect(finding, trace)
 
     def _shrink_new(self) -> None:
         """At the end of each batch, so that whoever interrupts a long campaign keeps what it found."""
@@ -276,28 +259,9 @@ class Campaign:
         self.result.shrink_seconds += time.perf_counter() - start
 
     def _shrink(self, key: tuple[str, str]) -> None:
-        """Let Hypothesis look for a smaller life with the same finding, starting from the one that was seen."""
         suspect = self.suspects[key]
-        best: tuple[tuple[int, ...], Trace, Finding] = (shrink.size(suspect.trace), suspect.trace, suspect.finding)
-        number = calls = 0
-
-        def test(trace: Trace) -> None:
-            nonlocal best, number, calls
-            number += 1
-            if number < suspect.number or calls >= _SHRINK_CALLS:
-                return
-            calls += 1
-            finding = self.recheck(trace, key)
-            if finding is not None:
-                best = min(best, (shrink.size(trace), trace, finding), key=lambda b: b[0])
-                raise _Found
-
-        if suspect.finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
-            # The end of the calls looks flaky to Hypothesis; the best life is what counts.
-            with suppress(_Found, hypothesis.errors.HypothesisException, ExceptionGroup):
-                self._engine(suspect.batch, _BATCH, shrink=True)(test)()
-        _, trace, finding = best
-        if suspect.finding.cause != HANGS:
+        trace, finding = suspect.trace, suspect.finding
+        if finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
             trace, finding = shrink.cut(trace, finding, lambda t: self.recheck(t, key))
         divergence = tell(self.subject, trace, finding, suspect.count)
         self.result.tallies[key[0]].divergences.append(divergence)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stepcheck.harness.judge import PARAMETER, Deviation, Judge, Judgement
-from stepcheck.harness.play import Player, Recording
+from stepcheck.harness.play import Player, Recording, identical
 from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import Reload, Step, Trace
 
@@ -160,10 +160,29 @@ def no_gradient(evidence: Evidence) -> Iterator[Finding]:
                 yield Finding("no-gradient", "value", step.event, "step() changes a parameter that has no gradient", i)
                 return
             for name, before in life.state.items():
-                if name not in life.state_after or not _identical(life.state_after[name], before):
+                if name not in life.state_after or not identical(life.state_after[name], before):
                     summary = f"step() changes {name} of a parameter that has no gradient"
                     yield Finding("no-gradient", name, step.event, summary, i)
                     return
+
+
+@_register(
+    "between-steps",
+    "Does nothing but step() change parameters and state, and does zero_grad clear the gradients?",
+    lambda e: len(e.recording.idle),
+)
+def between_steps(evidence: Evidence) -> Iterator[Finding]:
+    for idle in evidence.recording.idle:
+        where = _event_name(evidence.trace, idle.event)
+        for i, names in enumerate(idle.touched):
+            if names:
+                what = "the parameter" if names[0] == "value" else names[0]
+                yield Finding("between-steps", names[0], idle.event, f"{where} changes {what}", i)
+                return
+        if idle.gradients_left:
+            i = idle.gradients_left[0]
+            yield Finding("between-steps", "gradient", idle.event, "zero_grad() leaves a gradient", i)
+            return
 
 
 @_register(
@@ -175,7 +194,7 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
     for reload in evidence.recording.reloads:
         for i, (saved, loaded) in enumerate(zip(reload.saved, reload.loaded, strict=True)):
             for name in saved:
-                if name not in loaded or not _identical(loaded[name], saved[name]):
+                if name not in loaded or not identical(loaded[name], saved[name]):
                     became = "is lost" if name not in loaded else "changes"
                     summary = f"{name} {became} in a state_dict round trip"
                     yield Finding("save-load-continue", f"state {name}", reload.event, summary, i)
@@ -233,11 +252,6 @@ def budgets(ratio: float) -> str:
     if np.isinf(ratio):
         return "more than any budget"
     return f"{ratio:.3g} budgets"
-
-
-def _identical(a: object, b: object) -> bool:
-    x, y = np.asarray(a), np.asarray(b)
-    return x.shape == y.shape and x.tobytes() == y.tobytes()
 
 
 def _same_option(a: object, b: object) -> bool:

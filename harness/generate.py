@@ -1,4 +1,8 @@
-"""Draw traces with Hypothesis: few draws a trace, simplest choice first, so that what fails shrinks to what matters.
+"""Draw traces with Hypothesis: one draw a trace, simplest choice first, so that what fails shrinks to what matters.
+
+A trace is decoded from one string of random bytes, two for each choice from a table whose first entry is the simplest. So a
+trace costs one draw instead of forty, zero bytes are the simplest life, and no two draws look alike to Hypothesis, which
+would spend most of a small campaign on copying one part of a trace over another.
 
 Inputs are directed, because faults hide: a wrong denominator shows in a parameter only where the parameter is no larger than
 its update, and a misplaced eps only where the root of the second moment is near eps.
@@ -11,7 +15,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import TypeVar
 
+import numpy as np
 from hypothesis import strategies as st
 
 from stepcheck.harness.formats import FORMATS
@@ -99,7 +105,7 @@ _OPTION_SETS = 400
 
 
 def option_sets(spec: Spec, values: Mapping[str, Sequence[Option]]) -> list[tuple[dict[str, Option], HyperValues]]:
-    """Groups of options to draw from, fewest first: none (often), each alone, and a few hundred combinations.
+    """Groups of options to choose from, fewest first: none (often), each alone, and a few hundred combinations.
 
     Args:
         values: the candidates for each option, its default first.
@@ -159,14 +165,33 @@ class _StepKind:
 
 @dataclass(frozen=True)
 class _Tables:
-    """One draw from each makes a parameter, and an event."""
+    """One choice from each makes a parameter, and an event."""
 
-    parameters: st.SearchStrategy[tuple[tuple[int, ...], str, _Kind]]
-    events: st.SearchStrategy[_StepKind | str]
+    parameters: Sequence[tuple[tuple[int, ...], str, _Kind]]
+    events: Sequence[_StepKind | str]
 
 
-class _Drawer:
-    """The tables that traces of one subject are drawn from."""
+_T = TypeVar("_T")
+
+#: Enough for a seed and for every choice of the longest life; whatever is missing is chosen as the simplest.
+_BYTES = 96
+
+
+class _Choices:
+    """Choices from tables, read off a string of bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.words = iter(np.frombuffer(data, "<u2").tolist())
+
+    def pick(self, table: Sequence[_T]) -> _T:
+        return table[next(self.words, 0) % len(table)]
+
+    def seed(self) -> int:
+        return next(self.words, 0) | next(self.words, 0) << 16
+
+
+class _Decoder:
+    """The tables that traces of one subject are chosen from."""
 
     def __init__(self, subject: Subject, dtypes: Sequence[str]) -> None:
         spec = subject.spec
@@ -176,7 +201,7 @@ class _Drawer:
         self.dtypes = tuple(dtypes)
         available = [h for h in spec.hyper if h.name in subject.options]
         self.reals = {h.name: candidates(h) for h in available}
-        self.options = st.sampled_from(option_sets(spec, self.reals))
+        self.options = option_sets(spec, self.reals)
         self.schedulable = "lr" in self.reals
         # Layouts that are not row-major are a third of the traces: a fault there must not hide all others.
         plain = [(s, "contiguous", k) for s in SHAPES for k in _PARAMETER_KINDS]
@@ -186,23 +211,21 @@ class _Drawer:
         # Steps are about three quarters of the events.
         rest = ["zero_grad", "zero_grad_in_place", "set_lr", "reload"]
         self.tables = {
-            True: _Tables(st.sampled_from(plain), st.sampled_from([*steps, *(rest * (len(steps) // 12))])),
-            False: _Tables(st.sampled_from(strided), st.sampled_from([*twisted, *(rest * (len(twisted) // 12))])),
+            True: _Tables(plain, [*steps, *(rest * (len(steps) // 12))]),
+            False: _Tables(strided, [*twisted, *(rest * (len(twisted) // 12))]),
         }
         # One dtype throughout, or all of them in turn.
-        self.dtype = st.sampled_from([*((d,) for d in self.dtypes), self.dtypes])
-        self.plain = st.sampled_from((True, True, False))
+        self.dtype = [*((d,) for d in self.dtypes), self.dtypes]
+        self.plain = (True, True, False)
         # How many parameters each group has.
-        self.groups = st.sampled_from(
-            ((1,), (1,), (2,), (1, 1), (2,), (1, 1), (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
-        )
-        self.events = st.integers(5, 8)
-        self.lr = st.sampled_from(self.reals.get("lr", (0.0,)))
-        self.seed = st.integers(0, 2**20)
+        self.groups = ((1,), (1,), (2,), (1, 1), (2,), (1, 1), (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
+        self.events = range(5, 9)
+        self.lr = self.reals.get("lr", (0.0,))
 
-    def draw(self, draw: st.DrawFn) -> Trace:
-        seed = draw(self.seed)
-        counter = itertools.count(seed << 12)
+    def decode(self, data: bytes) -> Trace:
+        choices = _Choices(data)
+        draw = choices.pick
+        counter = itertools.count(choices.seed() << 12)
         tables, dtypes = self.tables[draw(self.plain)], draw(self.dtype)
         parameters: list[Parameter] = []
         groups: list[Group] = []
@@ -228,7 +251,7 @@ class _Drawer:
             elif what == "reload":
                 events.append(Reload())
             elif what == "set_lr" and self.schedulable:
-                events.append(SetOption(draw(st.integers(0, len(groups) - 1)), "lr", draw(self.lr)))
+                events.append(SetOption(draw(range(len(groups))), "lr", draw(self.lr)))
             elif what == "zero_grad_in_place" and not _holds_expanded(events):
                 events.append(ZeroGrad(set_to_none=False))
             else:
@@ -274,5 +297,4 @@ def _holds_expanded(events: list[Event]) -> bool:
 
 def traces(subject: Subject, dtypes: Sequence[str]) -> st.SearchStrategy[Trace]:
     """A strategy for traces that ``subject`` can play: only options that it has, only ``dtypes``."""
-    drawer = _Drawer(subject, dtypes)
-    return st.composite(drawer.draw)()
+    return st.binary(min_size=_BYTES, max_size=_BYTES).map(_Decoder(subject, dtypes).decode)

@@ -45,6 +45,20 @@ class StepRecord:
 
 
 @dataclass
+class IdleRecord:
+    """An event that is no step: what it must leave alone, before and after.
+
+    Attributes:
+        touched: ``value`` or the names of buffers that changed, per parameter.
+        gradients_left: parameters whose gradient ``zero_grad`` neither took away nor filled with zeros.
+    """
+
+    event: int
+    touched: list[list[str]]
+    gradients_left: list[int]
+
+
+@dataclass
 class ReloadRecord:
     """The state and options of each optimizer, before the round trip and after."""
 
@@ -71,6 +85,7 @@ class Recording:
 
     trace: Trace
     steps: list[StepRecord] = field(default_factory=list)
+    idle: list[IdleRecord] = field(default_factory=list)
     reloads: list[ReloadRecord] = field(default_factory=list)
     initial_state: list[Mapping[str, Raw | float]] = field(default_factory=list)
     raised: Raised | None = None
@@ -139,7 +154,9 @@ class Player:
         self.parameters = [a.view.requires_grad_() for a in self.allocations]
         self.outside = [_outside(p, a) for p, a in zip(trace.parameters, self.allocations, strict=True)]
         self.latest: list[tuple[Raw, Mapping[str, Raw | float]]] | None = None
-        """Values and states as they were read after the last event, where that was a step."""
+        """Values and states as they were read after the last event."""
+        self.replaced: list[tuple[int, _Allocation, bytes]] = []
+        """Gradients that were taken off a parameter, and what stood in their memory then."""
         self.gradients: list[_Allocation | None] = [None] * len(self.parameters)
 
     @staticmethod
@@ -162,20 +179,36 @@ class Player:
                 if isinstance(what, Step):
                     self._step(event, what)
                     continue
-                self.latest = None
-                if isinstance(what, ZeroGrad):
-                    self.optimizer.zero_grad(set_to_none=what.set_to_none)
-                elif isinstance(what, SetOption):
-                    self.options[what.group][what.option] = what.value
-                    self.hyper[what.group] = self.subject.spec.hyper_values(self.options[what.group])
-                    self.optimizer.param_groups[what.group][what.option] = what.value
-                elif isinstance(what, Reload):
+                if isinstance(what, Reload):
                     self._reload(event)
+                else:
+                    self._idle(event, what)
         except UsageError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever somebody's optimizer raises is a result
             self.recording.raised = Raised(event, type(error).__name__, str(error).strip())
         return self.recording
+
+    def _idle(self, event: int, what: ZeroGrad | SetOption) -> None:
+        before = self._snapshot()
+        left = []
+        if isinstance(what, ZeroGrad):
+            self.optimizer.zero_grad(set_to_none=what.set_to_none)
+            for i, p in enumerate(self.parameters):
+                if p.grad is not None and (what.set_to_none or bool(p.grad.any())):
+                    left.append(i)
+        else:
+            self.options[what.group][what.option] = what.value
+            self.hyper[what.group] = self.subject.spec.hyper_values(self.options[what.group])
+            self.optimizer.param_groups[what.group][what.option] = what.value
+        self.latest = None
+        self.latest = self._snapshot()
+        touched = [_changes(b, a) for b, a in zip(before, self.latest, strict=True)]
+        self.recording.idle.append(IdleRecord(event, touched, left))
+
+    def _snapshot(self) -> list[tuple[Raw, Mapping[str, Raw | float]]]:
+        """Values and states; as they were read after the event before, where gradients alone can have changed since."""
+        return self.latest or [(_copy(p), self._state(i)) for i, p in enumerate(self.parameters)]
 
     def _construct(self, options: list[dict[str, Option]]) -> Any:
         subject = self.subject
@@ -200,12 +233,12 @@ class Player:
         for i, gradient in step.gradients.items():
             self._assign(i, gradient)
         everyone = range(len(self.parameters))
-        # Nothing but gradients has changed since a step that came just before.
-        before = self.latest or [(_copy(p), self._state(i)) for i, p in enumerate(self.parameters)]
+        before = self._snapshot()
         gradients = [None if p.grad is None else _copy(p.grad) for p in self.parameters]
         memory = [None if g is None else g.buffer.numpy().tobytes() for g in self.gradients]
         self.optimizer.step()
-        self.latest = [(_copy(p), self._state(i)) for i, p in enumerate(self.parameters)]
+        self.latest = None
+        self.latest = self._snapshot()
         lives = [
             Life(
                 value=before[i][0],
@@ -222,6 +255,8 @@ class Player:
 
     def _gradient_written(self, index: int, before: Raw | None, memory: bytes | None) -> bool:
         allocation, gradient = self.gradients[index], self.parameters[index].grad
+        if any(i == index and old.buffer.numpy().tobytes() != was for i, old, was in self.replaced):
+            return True
         if allocation is not None and allocation.buffer.numpy().tobytes() != memory:
             return True
         if gradient is None or before is None:
@@ -234,6 +269,9 @@ class Player:
         return bool((self.allocations[index].buffer.detach().numpy()[self.outside[index]] != GUARD).any())
 
     def _assign(self, index: int, gradient: Gradient | None) -> None:
+        old = self.gradients[index]
+        if old is not None:
+            self.replaced.append((index, old, old.buffer.numpy().tobytes()))
         if gradient is None:
             self.parameters[index].grad = None
             self.gradients[index] = None
@@ -245,6 +283,7 @@ class Player:
         self.gradients[index] = allocation
 
     def _reload(self, event: int) -> None:
+        self.latest = None
         saved = [self._state(i) for i in range(len(self.parameters))]
         saved_options = self._options()
         state_dict = self.optimizer.state_dict()
@@ -279,3 +318,19 @@ def _outside(parameter: Parameter, allocation: _Allocation) -> Raw:
     mask = torch.ones(allocation.buffer.numel(), dtype=torch.bool)
     mask.as_strided(parameter.shape, strides(parameter.shape, parameter.layout), GUARD_ELEMENTS).fill_(False)
     return mask.numpy()
+
+
+def _changes(before: tuple[Raw, Mapping[str, Raw | float]], after: tuple[Raw, Mapping[str, Raw | float]]) -> list[str]:
+    """What differs between two snapshots of a parameter."""
+    names = [] if identical(before[0], after[0]) else ["value"]
+    return names + [
+        name
+        for name in {**before[1], **after[1]}
+        if name not in before[1] or name not in after[1] or not identical(before[1][name], after[1][name])
+    ]
+
+
+def identical(a: Raw | float, b: Raw | float) -> bool:
+    """Whether two values are the same to the last bit, NaN and the sign of zero included."""
+    x, y = np.asarray(a), np.asarray(b)
+    return x.shape == y.shape and x.tobytes() == y.tobytes()

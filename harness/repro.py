@@ -55,8 +55,9 @@ class _Writer:
         for n, event in enumerate(events):
             last = n == finding.event
             lines = self._event(event)
-            if last:
-                lines[-1:-1] = self._before()
+            if last:  # what is remembered is what stood before the step itself, its gradients assigned
+                place = -1 if isinstance(event, Step) else 0
+                lines[place:place] = self._before()
             body += lines
             if last and finding.check == "completes":
                 body[-1] += f"  # {finding.cause}"
@@ -133,6 +134,8 @@ class _Writer:
             return [f"before, state = params[{i}].detach().clone(), str(optimizer.state[params[{i}]])"]
         if check == "save-load-continue" and self.finding.deviation is None:
             return ["before = str(optimizer.state_dict())"]
+        if check == "between-steps" and self.finding.cause != "gradient":
+            return [f"before = str([params[{i}].detach(), optimizer.state[params[{i}]]])"]
         return []
 
     def _after(self) -> list[str]:
@@ -158,6 +161,13 @@ class _Writer:
             ]
         if check == "save-load-continue" and self.finding.deviation is None:
             return ["after = str(optimizer.state_dict())", 'assert before == after, f"{before}\\n{after}"']
+        if check == "between-steps" and self.finding.cause == "gradient":
+            return [f"assert params[{i}].grad is None or not params[{i}].grad.any(), params[{i}].grad"]
+        if check == "between-steps":
+            return [
+                f"after = str([params[{i}].detach(), optimizer.state[params[{i}]]])",
+                'assert before == after, f"{before}\\n{after}"',
+            ]
         return self._assert_witness() if self.finding.deviation is not None else []
 
     def _assert_witness(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Make a failing life smaller, on the trace itself.
 
-Hypothesis shrinks what it draws, and a campaign draws at least five events on shapes that cross vector widths. What is told to
-somebody may be shorter than anything that is drawn.
+So a life shrinks below what is ever drawn (five events, shapes that cross vector widths), a trace from a file shrinks as well
+as one just drawn, and each attempt is a life that makes sense.
 """
 
 from __future__ import annotations

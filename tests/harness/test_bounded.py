@@ -299,6 +299,13 @@ def test_storing_in_a_format_as_wide_rounds_nothing(arithmetic):
     assert x.store(BINARY64) is x
 
 
+def test_number_that_the_narrower_format_represents_is_stored_without_error():
+    # The step, counted in float64 and kept in float32.
+    steps = exactly(np.array([0.0, 1.0, 7.0, 8.0, 2.0**24, np.inf, np.nan]), SCALARS64)
+    assert not np.any(steps.store(BINARY32).error)
+    assert (Bounded(np.array([8.0]), np.array([1e-9]), SCALARS64).store(BINARY32).error > 1e-9).all()
+
+
 @pytest.mark.parametrize("size", ["ordinary", "any"])
 @pytest.mark.parametrize("uncertain", [True, False], ids=["uncertain", "exact"])
 def test_bound_covers_a_quotient_formed_with_a_reciprocal(size, uncertain):
