@@ -28,8 +28,10 @@ An error of infinity means *undetermined*: any value, NaN among them, is accepte
 
 from __future__ import annotations
 
+import functools
 import inspect
 import linecache
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -42,7 +44,7 @@ import numpy as np
 from stepcheck.harness.formats import BINARY64, Arithmetic, Format
 
 Float = Any  # a float64 array or a Python float, whichever is cheaper
-_EXACT = 0.0
+_EXACT = 0.0  # a Python float says, without looking, that there is no error at all
 _NEVER_UNDERFLOWS = frozenset({"add", "subtract", "sqrt"})
 
 
@@ -170,10 +172,26 @@ def _operand(x: Any, arithmetic: Arithmetic) -> Bounded:
     operand = Bounded(value, error, arithmetic)
     if arithmetic.format is BINARY64:
         return operand
+    if np.ndim(value) == 0 and type(error) is float:
+        # Most scalars are plain numbers, and the same few all along.
+        rounding = _scalar_rounding(float(value), arithmetic)
+        if rounding < np.inf:
+            operand.error = _audited("scalar", np.float64(rounding)) if rounding else _EXACT
+            return operand
     entered = _round("scalar", value, error, 1.0, arithmetic, lambda: _carries(operand))
     exact = arithmetic.format.represents(value) & (np.asarray(error) == 0)
     entered.error = np.where(exact, 0.0, entered.error)
     return entered
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _scalar_rounding(value: float, arithmetic: Arithmetic) -> float:
+    """What rounding an exact ordinary number to a format may cost; infinite at its edge and beyond."""
+    if not abs(value) * (1 + arithmetic.unit) < arithmetic.format.largest:
+        return math.inf
+    if arithmetic.format.represents(np.asarray(value)):
+        return 0.0
+    return arithmetic.unit * abs(value) + arithmetic.format.underflow
 
 
 def _pair(a: Any, b: Any) -> tuple[Bounded, Bounded, Arithmetic]:

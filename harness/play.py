@@ -155,8 +155,8 @@ class Player:
         self.outside = [_outside(p, a) for p, a in zip(trace.parameters, self.allocations, strict=True)]
         self.latest: list[tuple[Raw, Mapping[str, Raw | float]]] | None = None
         """Values and states as they were read after the last event."""
-        self.replaced: list[tuple[int, _Allocation, bytes]] = []
-        """Gradients that were taken off a parameter, and what stood in their memory then."""
+        self.replaced: list[list[tuple[_Allocation, bytes]]] = [[] for _ in self.parameters]
+        """Gradients that were taken off each parameter, and what stood in their memory then."""
         self.gradients: list[_Allocation | None] = [None] * len(self.parameters)
 
     @staticmethod
@@ -255,7 +255,7 @@ class Player:
 
     def _gradient_written(self, index: int, before: Raw | None, memory: bytes | None) -> bool:
         allocation, gradient = self.gradients[index], self.parameters[index].grad
-        if any(i == index and old.buffer.numpy().tobytes() != was for i, old, was in self.replaced):
+        if any(old.buffer.numpy().tobytes() != was for old, was in self.replaced[index]):
             return True
         if allocation is not None and allocation.buffer.numpy().tobytes() != memory:
             return True
@@ -271,7 +271,7 @@ class Player:
     def _assign(self, index: int, gradient: Gradient | None) -> None:
         old = self.gradients[index]
         if old is not None:
-            self.replaced.append((index, old, old.buffer.numpy().tobytes()))
+            self.replaced[index].append((old, old.buffer.numpy().tobytes()))
         if gradient is None:
             self.parameters[index].grad = None
             self.gradients[index] = None

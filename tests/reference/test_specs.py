@@ -26,20 +26,25 @@ each_hyper = pytest.mark.parametrize(
 )
 
 
+#: Options that add or remove a buffer or change how it starts, with what they need beside them.
+CHANGES = (
+    {"nesterov": True, "momentum": 0.9},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "dampening": 0.5},
+    {"initial_accumulator_value": 0.5},
+    {"lr_decay": 0.5},
+    {"weight_decay": 0.1},
+)
+
+
 def variants():
-    """The defaults, each flag alone, and momentum: all options that add or remove a buffer."""
+    """The defaults, each flag alone, and the changes that the Spec has the options for."""
     for spec in SPECS.values():
-        names = [h.name for h in spec.hyper]
+        names = {h.name for h in spec.hyper}
         yield pytest.param(spec, {}, id=spec.name)
-        for h in spec.hyper:
-            if h.is_flag:
-                # Nesterov's momentum needs a momentum.
-                needed = {"momentum": 0.9} if h.name == "nesterov" else {}
-                yield pytest.param(spec, {h.name: True, **needed}, id=f"{spec.name}-{h.name}")
-        if "momentum" in names:
-            yield pytest.param(spec, {"momentum": 0.9}, id=f"{spec.name}-momentum")
-        if "initial_accumulator_value" in names:
-            yield pytest.param(spec, {"initial_accumulator_value": 0.5}, id=f"{spec.name}-initial_accumulator_value")
+        flags = [{h.name: True} for h in spec.hyper if h.is_flag and h.name != "nesterov"]
+        for options in (*flags, *(change for change in CHANGES if change.keys() <= names)):
+            yield pytest.param(spec, options, id="-".join([spec.name, *options]))
 
 
 each_variant = pytest.mark.parametrize(("spec", "options"), list(variants()))
@@ -51,10 +56,11 @@ def constructed(spec, options):
 
 
 def stepped(spec, options):
+    """The parameter and its state after a first step of torch."""
     parameter, optimizer = constructed(spec, options)
     parameter.grad = torch.tensor([0.5, 0.25], dtype=torch.float64)
     optimizer.step()
-    return optimizer.state[parameter]
+    return parameter.detach(), optimizer.state[parameter]
 
 
 def state_before(spec, hyper, rng, shape, *, first):
@@ -221,7 +227,7 @@ def test_conflict_is_a_problem_of_the_combination():
 
 @each_variant
 def test_buffers_are_those_that_torch_has_after_a_step(spec, options):
-    state = stepped(spec, options)
+    _, state = stepped(spec, options)
     assert set(spec.initial_state(spec.hyper_values(options))) == set(state)
 
 
@@ -236,19 +242,20 @@ def test_state_that_torch_has_at_construction_is_the_initial_one(spec, options):
 
 
 @each_variant
-def test_first_step_of_torch_starts_from_the_initial_state(spec, options):
-    # Far coarser than the bounds: a wrong initial value would show in the first digits.
+def test_first_step_from_the_initial_state_is_that_of_torch(spec, options):
+    # Far coarser than the bounds: a wrong initial value shows in the first digits.
     hyper = spec.hyper_values(options)
-    state = state_before(spec, hyper, np.random.default_rng(1), (2,), first=True)
-    _, after = spec.update(np.array([1.0, -2.0]), np.array([0.5, 0.25]), state, hyper)
-    for name, value in stepped(spec, options).items():
-        got, expected = value.double().numpy(), after[name]
-        assert (np.abs(got - expected) <= 1e-12 * np.abs(expected)).all(), name
+    before = state_before(spec, hyper, np.random.default_rng(1), (2,), first=True)
+    expected, after = spec.update(np.array([1.0, -2.0]), np.array([0.5, 0.25]), before, hyper)
+    p, state = stepped(spec, options)
+    for name, got in {"parameter": p, **state}.items():
+        predicted = expected if name == "parameter" else after[name]
+        assert (np.abs(got.double().numpy() - predicted) <= 1e-12 * np.abs(predicted)).all(), name
 
 
 @each_variant
 def test_buffers_have_the_shapes_and_dtypes_of_torch(spec, options):
-    state = stepped(spec, options)
+    _, state = stepped(spec, options)
     for b in spec.buffers:
         if b.name in state:
             assert state[b.name].shape == (() if b.per_parameter else (2,))
@@ -261,7 +268,7 @@ def test_buffers_have_the_shapes_and_dtypes_of_torch(spec, options):
 @each_variant
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 def test_update_writes_none_of_its_inputs_and_repeats_itself(spec, options, first):
-    rng, hyper = np.random.default_rng(2), spec.hyper_values(options, weight_decay=0.1)
+    rng, hyper = np.random.default_rng(2), spec.hyper_values({**options, "weight_decay": 0.1})
     inputs = rng.normal(size=5), rng.normal(size=5), state_before(spec, hyper, rng, (5,), first=first), hyper
     before = copy.deepcopy(inputs)
     with np.errstate(invalid="ignore"):
