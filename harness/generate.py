@@ -1,7 +1,7 @@
 """Draw traces with Hypothesis: one draw a trace, simplest choice first, so that what fails shrinks to what matters.
 
-A trace is decoded from one string of random bytes, two for each choice from a table whose first entry is the simplest. So a
-trace costs one draw instead of forty, zero bytes are the simplest life, and no two draws look alike to Hypothesis, which
+A trace is decoded from one string of random bytes, one or two for each choice from a table whose first entry is the simplest. So
+a trace costs one draw instead of forty, zero bytes are the simplest life, and no two draws look alike to Hypothesis, which
 would spend most of a small campaign on copying one part of a trace over another.
 
 Inputs are directed, because faults hide: a wrong denominator shows in a parameter only where the parameter is no larger than
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TypeVar
 
-import numpy as np
 from hypothesis import strategies as st
 
 from stepcheck.harness.formats import FORMATS
@@ -173,21 +172,21 @@ class _Tables:
 
 _T = TypeVar("_T")
 
-#: Enough for a seed and for every choice of the longest life; whatever is missing is chosen as the simplest.
-_BYTES = 96
+#: Enough for a seed and for every choice of all but the longest lives; whatever is missing is chosen as the simplest.
+_BYTES = 52
 
 
 class _Choices:
-    """Choices from tables, read off a string of bytes."""
+    """Choices from tables, read off a string of bytes: one for a small table, two for a large one."""
 
     def __init__(self, data: bytes) -> None:
-        self.words = iter(np.frombuffer(data, "<u2").tolist())
+        self.data = iter(data)
 
     def pick(self, table: Sequence[_T]) -> _T:
-        return table[next(self.words, 0) % len(table)]
+        return table[self.number(1 if len(table) <= 32 else 2) % len(table)]
 
-    def seed(self) -> int:
-        return next(self.words, 0) | next(self.words, 0) << 16
+    def number(self, size: int) -> int:
+        return sum(next(self.data, 0) << 8 * i for i in range(size))
 
 
 class _Decoder:
@@ -225,7 +224,7 @@ class _Decoder:
     def decode(self, data: bytes) -> Trace:
         choices = _Choices(data)
         draw = choices.pick
-        counter = itertools.count(choices.seed() << 12)
+        counter = itertools.count(choices.number(4) << 12)
         tables, dtypes = self.tables[draw(self.plain)], draw(self.dtype)
         parameters: list[Parameter] = []
         groups: list[Group] = []

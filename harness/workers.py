@@ -183,6 +183,7 @@ def _signal_name(exitcode: int) -> str:
 def _work(subject: Subject, settings: Settings, pipe: Connection, diary: Path | None) -> None:
     """In the worker: run the campaign and send what happens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and decides
+    gc.set_threshold(50_000)  # traces leave little garbage that is not freed at once
     told = time.monotonic()
 
     def progress(done: int, planned: int) -> None:
