@@ -19,14 +19,19 @@ def life(*events, shape=(3, 2), layout="contiguous", options=None, optimizer="SG
     return Trace(optimizer, (parameter,), (Group((0,), options or {}),), events)
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (5,), (3, 2), (2, 0, 3), (2, 3, 4), (2, 3, 2, 2)])
-@pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "channels_last"])
+SHAPES = [(), (0,), (1,), (5,), (3, 2), (2, 0, 3), (2, 3, 4), (2, 3, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [(shape, layout) for shape in SHAPES for layout in ("contiguous", "transposed", "sliced")]
+    + [((2, 3, 2, 2), "channels_last")],
+)
 def test_strides_are_those_of_torch(shape, layout):
-    if layout == "channels_last" and len(shape) != 4:
-        pytest.skip("channels_last is defined for 4 dimensions")
+    backwards = tuple(range(len(shape)))[::-1]
     expected = {
         "contiguous": lambda: torch.empty(shape),
-        "transposed": lambda: torch.empty(shape[::-1]).permute(*reversed(range(len(shape)))),
+        "transposed": lambda: torch.empty(shape[::-1]).permute(backwards),
         "sliced": lambda: torch.empty((*shape[:-1], 2 * shape[-1]))[..., ::2] if shape else torch.empty(()),
         "channels_last": lambda: torch.empty(shape).to(memory_format=torch.channels_last),
     }[layout]()
@@ -57,7 +62,7 @@ def test_events_reach_the_optimizer():
     )
     steps = Player(SGD, life(*events, shape=(1,))).play().steps
     moved = [float((s.lives[0].value_after - s.lives[0].value)[0]) for s in steps]
-    assert moved == pytest.approx([-1e-3, -0.5, 0.0, -0.5], abs=1e-7)
+    assert moved == pytest.approx([-1e-3, -0.5, 0.0, -0.5], abs=1e-6)
     assert [s.lives[0].gradient is None for s in steps] == [False, False, True, False]
     assert [s.hyper[0].lr for s in steps] == [1e-3, 1.0, 1.0, 1.0]
 

@@ -37,7 +37,7 @@ def test_a_wrong_one_raises_with_life_replay_and_script(tmp_path):
     with pytest.raises(Divergences) as raised:
         report.raise_on_divergence()
     message = str(raised.value)
-    assert "budgets" in message
+    assert "fails agreement" in message
     assert "stepcheck replay" in message
     assert len(list(tmp_path.glob("*.py"))) == len(report.divergences) >= 1
 
