@@ -6,6 +6,7 @@ as one just drawn, and each attempt is a life that makes sense.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -62,7 +63,11 @@ def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
     for index, p in enumerate(trace.parameters):
         for shape in _SMALL_SHAPES:
             if len(shape) == 4 or p.layout != "channels_last":
-                yield _with_parameter(trace, index, replace(p, shape=shape))
+                smaller = _with_parameter(trace, index, replace(p, shape=shape))
+                yield smaller
+                # Of fewer elements, none may happen to show it; others of the same kind may.
+                for seed in range(1, 5):
+                    yield _with_gradients(smaller, index, functools.partial(_reseeded, seed=seed))
         yield _with_parameter(trace, index, replace(p, layout="contiguous"))
         yield _with_parameter(trace, index, replace(p, values=_ZERO))
         yield _with_gradients(trace, index, lambda g: replace(g, layout="contiguous"))
@@ -87,6 +92,10 @@ def _with_gradients(trace: Trace, index: int, change: Callable[[Gradient], Gradi
         for e in trace.events
     )
     return replace(trace, events=events)
+
+
+def _reseeded(gradient: Gradient, seed: int) -> Gradient:
+    return replace(gradient, values=replace(gradient.values, seed=seed))
 
 
 def _without_parameter(trace: Trace, index: int) -> Trace:

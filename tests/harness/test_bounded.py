@@ -464,11 +464,31 @@ def test_bound_covers_the_square_root_of_a_difference(arithmetic):
     assert_covered(np.sqrt(a - b), np.sqrt(about(rng, a, arithmetic) - about(rng, b, arithmetic)), a, b)
 
 
+# What is exact.
+
+
+@both_arithmetics
+def test_difference_of_equal_numbers_is_exactly_zero(arithmetic):
+    # A sum is exact wherever it is subnormal, so it needs no term for underflow.
+    x = exactly(numbers(np.random.default_rng(20), DTYPES[arithmetic.format], 1000), arithmetic)
+    difference = x - x
+    assert not np.any(np.broadcast_to(difference.error, 1000)[difference.value == 0])
+
+
+def test_product_and_quotient_of_an_exact_zero_are_exactly_zero():
+    # In float64 the reference's own zero may stand for an underflow.
+    x = about(np.random.default_rng(21), np.linspace(1, 2, 1000, dtype=np.float32), SINGLE)
+    zero = exactly(np.zeros(1000), SINGLE)
+    certain = np.isfinite(x.error) & (x.error < x.value)
+    for result in (zero * x, zero / x):
+        assert not np.any(result.error[certain])
+
+
 # Orders of evaluation.
 
 
 def refused():
-    raise AssertionError("an order that was not declared is not evaluated")
+    raise AssertionError("this is not to be evaluated")
 
 
 @pytest.mark.parametrize(
@@ -581,7 +601,14 @@ def test_budget_that_is_nothing_or_unbounded_has_no_shares():
     assert terms(lambda: one(1.5) / Bounded(np.array([0.0]), np.array([1.0]), SINGLE)) == []
 
 
-def test_asking_for_shares_leaves_no_trace():
+def test_asking_for_shares_in_vain_leaves_no_trace():
+    evaluations = iter([sgd(lr=0.1), refused])
+
+    def evaluate():
+        return next(evaluations)()
+
     budget = sgd(lr=0.1)().error
-    terms(sgd(lr=0.1))
+    with pytest.raises(AssertionError):
+        # Interrupted while the first rounding is left out.
+        terms(evaluate)
     assert sgd(lr=0.1)().error == budget

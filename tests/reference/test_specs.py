@@ -304,30 +304,72 @@ def test_maximizing_is_minimizing_the_negative(spec, options):
         )
 
 
-# Composite operations.
+# Orders of evaluation.
 
 
+class Ordered(np.ndarray):
+    """float64 numbers that take one order of evaluation wherever it is offered."""
+
+    order = ""
+
+    def cover_orders(self, others):
+        return others[self.order]() if self.order in others else self
+
+
+def in_order(order, *arrays):
+    kind = type("InOrder", (Ordered,), {"order": order})
+    return [x.view(kind) for x in arrays]
+
+
+def equal_on_paper(a, b):
+    return (np.abs(np.asarray(a) - np.asarray(b)) <= 1e-12 * (1 + np.abs(np.asarray(b)))).all()
+
+
+each_order = pytest.mark.parametrize("order", sorted(ORDERS))
+
+
+@each_order
 @pytest.mark.parametrize(
     "operation",
     [ema, ema_of_square, lambda a, x, c: addcdiv(a, x, 3.0, c)],
     ids=["ema", "ema_of_square", "addcdiv"],
 )
-def test_orders_of_a_composite_operation_are_equal_on_paper(operation):
-    class Number(np.ndarray):
-        def cover_orders(self, others):
-            seen.update(others)
-            return others[self.order]() if self.order in others else self
-
-    seen = set()
+def test_orders_of_a_composite_operation_are_equal_on_paper(operation, order):
     a, x = np.linspace(-3, 3, 7), np.linspace(2, 5, 7)
     for c in (0.1, 0.25, 0.75, 0.999):
-        written = operation(a, x, c)
-        for order in ORDERS:
-            kind = type("NumberInOrder", (Number,), {"order": order})
-            other = np.asarray(operation(a.view(kind), x.view(kind), c))
-            assert (np.abs(other - written) <= 1e-13 * (1 + np.abs(written))).all(), order
-    assert seen
-    assert seen <= ORDERS
+        assert equal_on_paper(operation(*in_order(order, a, x), c), operation(a, x, c))
+
+
+@each_order
+@each_variant
+def test_orders_of_an_update_are_equal_on_paper(spec, options, order):
+    rng = np.random.default_rng(5)
+    # An eps in the wrong place must show.
+    hyper = spec.hyper_values({**options, **({"eps": 0.1} if any(h.name == "eps" for h in spec.hyper) else {})})
+    p, g, state = rng.normal(size=5), rng.normal(size=5), state_before(spec, hyper, rng, (5,), first=False)
+    if "grad_avg" in state:
+        state["square_avg"] = state["grad_avg"] ** 2 + 1
+    expected, after = spec.update(p, g, state, hyper)
+    ordered = {name: x if name == "step" else in_order(order, x)[0] for name, x in state.items()}
+    got, got_after = spec.update(*in_order(order, p, g), ordered, hyper)
+    assert equal_on_paper(got, expected)
+    for name, x in after.items():
+        assert equal_on_paper(got_after[name], x), name
+
+
+def test_every_order_is_offered_by_some_update():
+    class Noting(np.ndarray):
+        def cover_orders(self, others):
+            offered.update(others)
+            return self
+
+    offered = set()
+    for spec in SPECS.values():
+        hyper = spec.hyper_values(weight_decay=0.1)
+        state = state_before(spec, hyper, np.random.default_rng(6), (5,), first=False)
+        state = {name: x if name == "step" else x.view(Noting) for name, x in state.items()}
+        spec.update(np.ones(5).view(Noting), np.ones(5).view(Noting), state, hyper)
+    assert offered == ORDERS
 
 
 def test_plain_numbers_take_the_written_order():
