@@ -61,7 +61,7 @@ class Bounded:
 
     def __init__(self, value: Float, error: Float, arithmetic: Arithmetic, origin: str = "") -> None:
         self.value = value
-        self.error = error
+        self.error = np.float64(error) if type(error) is float and error else error  # see _EXACT
         self.arithmetic = arithmetic
         self.origin = origin  # the operation that made it: a contracted product or a difference needs care
 

@@ -82,10 +82,6 @@ def test_reference_needs_no_torch():
     assert done.stdout.strip() == "[]"
 
 
-def test_specs_stand_under_their_names():
-    assert {spec.name: spec for spec in SPECS.values()} == SPECS
-
-
 # Hyperparameters.
 
 
