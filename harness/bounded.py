@@ -12,12 +12,17 @@ operation             error propagated from the operands, p                     
 ``a * b``             abs(a) eb + abs(b) ea + ea eb                                    the same, + eta
 ``a / b``             (ea + abs(z) eb) / (abs(b) - eb), unbounded where b may be 0     + eta, u times division [1]_
 ``sqrt(a)``           max(sqrt(a + ea) - z, z - sqrt(max(a - ea, 0)))                  as a sum, u times square root
-``b ** t``            the larger of abs((b +- eb) ** t - z), t exact                   + eta, 2 u (one ulp)
-``max``, ``abs``      that of the larger operand; of both where they overlap           p
+``b ** t``            the largest of abs((b +- eb) ** (t +- et) - z), b positive       + eta, 2 u (one ulp)
+``max``, ``min``      that of the operand taken; of both where they overlap            p
+sum of n terms        sum(e)                                                           p + u' sum(abs(x) + e) [2]_
 scalar c enters       ec                                                               p + u abs(c), or p if exact
 ====================  ===============================================================  ==========================
 
 .. [1] Where a quotient may be formed as ``a * (1 / b)``, plus abs(a) eta for a subnormal reciprocal; unbounded where it overflows.
+.. [2] In any order (Higham, section 4.2): u' = (1 + u)^(n - 1) - 1. Undetermined where a partial sum may leave the format.
+
+Where operations are carried out in a wider format and rounded once more to a narrow one, u is the sum of both; an operation
+that combines several (``torch.addcdiv``) is rounded to the narrow one only at its end.
 
 A sum needs no eta: it is exact wherever its result is subnormal (Hauser, *Handling floating-point exceptions in numeric
 programs*, 1996, theorem 3.4.1). Nor does a product with an exact zero.
@@ -37,11 +42,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from stepcheck.harness.formats import BINARY64, Arithmetic, Format
+from stepcheck.harness.formats import BINARY32, BINARY64, COUNTERS, ELEMENTS, Arithmetic, Format
 
 Float = Any  # a float64 array or a Python float, whichever is cheaper
 _EXACT = 0.0  # a Python float says, without looking, that there is no error at all
@@ -71,6 +76,10 @@ class Bounded:
     def __getitem__(self, index: Any) -> Bounded:
         error = np.broadcast_to(self.error, np.shape(self.value))[index]
         return Bounded(self.value[index], error, self.arithmetic)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return np.shape(self.value)
 
     # Operators. NumPy's own call __array_ufunc__, which lands in the same functions.
 
@@ -104,19 +113,25 @@ class Bounded:
     def __neg__(self) -> Bounded:
         return Bounded(-self.value, self.error, self.arithmetic)
 
-    # A comparison is that of the values: it may only guard branches that agree where their operands meet.
+    # A comparison whose operands are within their own errors of each other may come out either way: see outcomes().
 
     def __lt__(self, other: Any) -> Any:
-        return self.value < _value(other)
+        return _decide(self, other, lambda a, b: a < b)
 
     def __gt__(self, other: Any) -> Any:
-        return self.value > _value(other)
+        return _decide(self, other, lambda a, b: a > b)
+
+    def __le__(self, other: Any) -> Any:
+        return _decide(self, other, lambda a, b: a <= b)
+
+    def __ge__(self, other: Any) -> Any:
+        return _decide(self, other, lambda a, b: a >= b)
 
     def __eq__(self, other: object) -> Any:
-        return self.value == _value(other)
+        return _decide(self, other, lambda a, b: a == b)
 
     def __ne__(self, other: object) -> Any:
-        return self.value != _value(other)
+        return _decide(self, other, lambda a, b: a != b)
 
     __hash__ = None  # type: ignore[assignment]  # as for any array
 
@@ -125,6 +140,52 @@ class Bounded:
         if rule is None or method != "__call__" or kwargs:
             return NotImplemented
         return rule(*inputs)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        rule = _FUNCTIONS.get(function)
+        return NotImplemented if rule is None else rule(*args, **kwargs)
+
+    def sum(self, axis: int | None = None, keepdims: bool = False) -> Bounded:
+        """The sum along an axis, its terms added in any order."""
+        return _reduce(self, axis, keepdims)
+
+    def dot(self, other: Bounded) -> Bounded:
+        """The scalar product of two vectors, its terms added in any order."""
+        return _dot(self, other)
+
+    def sum_of_squares(self, axis: int | None = None) -> Bounded:
+        """The sum of the squares along an axis, which is kept with length 1. Where it leaves the format, undetermined."""
+        return _sum_of_squares(self, axis)
+
+    def as_one_operation(self, function: Callable[..., Bounded], *others: Any) -> Bounded:
+        """``function(self, *others)`` in the format inside an operation, its result rounded once."""
+        outer = self.arithmetic
+        if outer.inner is None:
+            return function(self, *others)
+        operands = [self, *(_operand(x, outer) if _is_counter(x) else x for x in others)]
+        inside = [
+            Bounded(x.value, x.error, outer.within, x.origin) if isinstance(x, Bounded) and x.arithmetic is outer else x
+            for x in operands
+        ]
+        result = function(*inside)
+        rounded = _round("store", result.value, result.error, 1.0, outer, lambda: _carries(result))
+        rounded.origin = result.origin
+        return rounded
+
+    def as_stored(self, name: str) -> Bounded:
+        """This number as its buffer holds it: what the subject was seen to hold, if that is within the budget."""
+        seen = _seen.get().get(name)
+        if seen is None:
+            return self
+        stored = self.store(BINARY32)
+        with np.errstate(all="ignore"):
+            close = np.abs(seen - stored.value) <= stored.error
+        error = np.where(close, 0.0, stored.error)
+        return Bounded(np.where(close, seen, stored.value), error if error.any() else _EXACT, self.arithmetic)
+
+    def read_as_number(self, arithmetic: Arithmetic) -> Bounded:
+        """The same number, further computed with in ``arithmetic``."""
+        return Bounded(self.value, self.error, arithmetic)
 
     def enter(self, scalar: Any) -> Bounded:
         """``scalar`` rounded to the arithmetic of this array, as an operand of it is."""
@@ -161,27 +222,33 @@ def _value(x: Any) -> Any:
     return x.value if isinstance(x, Bounded) else x
 
 
-def _operand(x: Any, arithmetic: Arithmetic) -> Bounded:
-    """``x`` as an operand in ``arithmetic``: a scalar is rounded to it, unless it is representable there."""
+def _operand(x: Any, arithmetic: Arithmetic, *, element: bool = False) -> Bounded:
+    """``x`` as an operand in ``arithmetic``: what comes from a lower level is rounded, unless it is representable there.
+
+    Args:
+        element: ``x`` may become an element itself (a maximum), so it is rounded to the format of the elements.
+    """
     if isinstance(x, Bounded):
-        if x.arithmetic is arithmetic or not x.arithmetic.scalars:
+        if x.arithmetic is arithmetic or x.arithmetic.level >= arithmetic.level:
             return x
         value, error = x.value, x.error
+        # A tensor of one float32 number is cast to the dtype of the elements; a Python number is used as it is.
+        element = element or x.arithmetic.level == COUNTERS and x.arithmetic.format is not BINARY64
     else:
         value, error = np.asarray(x, np.float64), _EXACT
     operand = Bounded(value, error, arithmetic)
-    if arithmetic.format is BINARY64:
+    entry = arithmetic if element else arithmetic.within
+    if entry.format is BINARY64:
         return operand
     if np.ndim(value) == 0 and type(error) is float:
         # Most scalars are plain numbers, and the same few all along.
-        rounding = _scalar_rounding(float(value), arithmetic)
+        rounding = _scalar_rounding(float(value), entry)
         if rounding < np.inf:
             operand.error = _audited("scalar", np.float64(rounding)) if rounding else _EXACT
             return operand
-    entered = _round("scalar", value, error, 1.0, arithmetic, lambda: _carries(operand))
-    exact = arithmetic.format.represents(value) & (np.asarray(error) == 0)
-    entered.error = np.where(exact, 0.0, entered.error)
-    return entered
+    entered = _round("scalar", value, error, 1.0, entry, lambda: _carries(operand))
+    exact = entry.format.represents(value) & (np.asarray(error) == 0)
+    return Bounded(entered.value, np.where(exact, 0.0, entered.error), arithmetic)
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -194,13 +261,13 @@ def _scalar_rounding(value: float, arithmetic: Arithmetic) -> float:
     return arithmetic.unit * abs(value) + arithmetic.format.underflow
 
 
-def _pair(a: Any, b: Any) -> tuple[Bounded, Bounded, Arithmetic]:
-    """Both operands in the arithmetic of the result: the array's, where one is a scalar."""
-    if isinstance(a, Bounded) and not (a.arithmetic.scalars and isinstance(b, Bounded)):
+def _pair(a: Any, b: Any, *, elements: bool = False) -> tuple[Bounded, Bounded, Arithmetic]:
+    """Both operands in the arithmetic of the result: that of the higher level."""
+    if isinstance(a, Bounded) and not (isinstance(b, Bounded) and b.arithmetic.level > a.arithmetic.level):
         arithmetic = a.arithmetic
     else:
         arithmetic = b.arithmetic
-    return _operand(a, arithmetic), _operand(b, arithmetic), arithmetic
+    return _operand(a, arithmetic, element=elements), _operand(b, arithmetic, element=elements), arithmetic
 
 
 Settled = Callable[[], Any]
@@ -306,7 +373,7 @@ def _subtract(a: Any, b: Any) -> Bounded:
 
 
 def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) -> Bounded:
-    if arithmetic.scalars and np.all(a.error == 0) and np.all(b.error == 0):
+    if arithmetic.level < ELEMENTS and np.all(a.error == 0) and np.all(b.error == 0):
         # Counting steps is exact; a power with an exponent in doubt would be unbounded.
         sign = 1.0 if name == "add" else -1.0
         if np.all(((z - a.value) * sign == b.value) & (z - sign * b.value == a.value)):
@@ -360,16 +427,15 @@ def _sqrt(a: Bounded) -> Bounded:
 
 def _power(base: Any, exponent: Any) -> Bounded:
     base, exponent, arithmetic = _pair(base, exponent)
-    if np.any(exponent.error):
-        raise TypeError("an error-bounded power needs an exact exponent")
     z = base.value**exponent.value
     p: Float = _EXACT
-    if type(base.error) is not float:
-        above = (base.value + base.error) ** exponent.value
-        below = np.maximum(base.value - base.error, 0.0) ** exponent.value
-        p = np.maximum(np.abs(above - z), np.abs(z - below))
+    if type(base.error) is not float or type(exponent.error) is not float:
+        # Monotonic in the base and in the exponent, so the furthest is a corner.
+        for b in (np.maximum(base.value - base.error, 0.0), base.value + base.error):
+            for x in (exponent.value - exponent.error, exponent.value + exponent.error):
+                p = np.maximum(p, np.abs(b**x - z))
     # C's pow is not correctly rounded; glibc states an error below one ulp, which is two roundings.
-    return _round("power", z, p, 2.0, arithmetic, lambda: _all_exact(base))
+    return _round("power", z, p, 2.0, arithmetic, lambda: _all_exact(base, exponent))
 
 
 def _abs(a: Bounded) -> Bounded:
@@ -377,12 +443,112 @@ def _abs(a: Bounded) -> Bounded:
 
 
 def _maximum(a: Any, b: Any) -> Bounded:
-    a, b, arithmetic = _pair(a, b)
-    z = np.maximum(a.value, b.value)
+    a, b, arithmetic = _pair(a, b, elements=True)
+    return _taken(np.maximum(a.value, b.value), a, b, a.value > b.value, arithmetic)
+
+
+def _minimum(a: Any, b: Any) -> Bounded:
+    a, b, arithmetic = _pair(a, b, elements=True)
+    return _taken(np.minimum(a.value, b.value), a, b, a.value < b.value, arithmetic)
+
+
+def _taken(z: Float, a: Bounded, b: Bounded, first: Any, arithmetic: Arithmetic) -> Bounded:
+    """One of two operands; where their errors overlap, either."""
     apart = np.abs(a.value - b.value) > a.error + b.error
-    winner = np.where(a.value > b.value, a.error, b.error)
-    error = np.where(apart, winner, np.maximum(a.error, b.error))
+    error = np.where(apart, np.where(first, a.error, b.error), np.maximum(a.error, b.error))
     return Bounded(z, error, arithmetic)
+
+
+def _where(condition: Any, a: Any, b: Any) -> Bounded:
+    a, b, arithmetic = _pair(a, b, elements=True)
+    return Bounded(np.where(condition, a.value, b.value), np.where(condition, a.error, b.error), arithmetic)
+
+
+def _sign(a: Bounded) -> Any:
+    """-1, 0 or 1 as a plain array: a decision, see outcomes(). NaN stays NaN."""
+    error = np.asarray(a.error)
+    sign = np.sign(a.value)
+    open_ = (error > 0) & (np.abs(a.value) <= error)
+    if not open_.any():
+        return sign
+    # Of three outcomes, two beside its own: zero and the opposite, or both signs.
+    chosen = _choose(3)
+    other = (np.where(sign == 0, 1.0, 0.0), np.where(sign == 0, -1.0, -sign))
+    return sign if chosen == 0 else np.where(open_, other[chosen - 1], sign)
+
+
+# Sums. A sum of n terms in any order is off by at most ((1 + u)^(n - 1) - 1) sum(abs(x)): Higham, section 4.2.
+
+
+def _length(shape: tuple[int, ...], axis: int | None) -> int:
+    return math.prod(shape) if axis is None else shape[axis]
+
+
+def _reduce(a: Bounded, axis: int | None = None, keepdims: bool = False, **_: Any) -> Bounded:
+    z = np.sum(a.value, axis=axis, keepdims=keepdims)
+    error = np.sum(np.broadcast_to(a.error, np.shape(a.value)), axis=axis, keepdims=keepdims)
+    size = np.sum(np.abs(a.value), axis=axis, keepdims=keepdims) + error
+    return _accumulated("sum", z, error, size, _length(np.shape(a.value), axis), a.arithmetic)
+
+
+def _accumulated(name: str, z: Float, p: Float, size: Float, terms: int, arithmetic: Arithmetic) -> Bounded:
+    """A sum whose terms, of absolute sum ``size``, bring the error ``p``; its result is then rounded to the format."""
+    within = arithmetic.within
+    growth = math.expm1(max(terms - 1, 0) * math.log1p(within.unit)) if within.unit < 1 else math.inf
+    error = p + _audited(name, growth * size)
+    # Where a partial sum may leave the format, some orders overflow and others do not.
+    error = np.where(size + error <= within.format.largest, error, np.inf)
+    result = Bounded(z, error, within, name)
+    if arithmetic.inner is None:
+        return result
+    return _round("store", z, error, 1.0, arithmetic, lambda: _carries(result))
+
+
+def _mean(a: Bounded, axis: int | None = None, keepdims: bool = False, **_: Any) -> Bounded:
+    def mean(x: Bounded) -> Bounded:
+        return _reduce(x, axis, keepdims) / float(_length(np.shape(x.value), axis))
+
+    return a.as_one_operation(mean)
+
+
+def _sum_of_squares(a: Bounded, axis: int | None) -> Bounded:
+    return a.as_one_operation(lambda x: _products(x, x, axis, keepdims=True))
+
+
+def _dot(a: Bounded, b: Bounded) -> Bounded:
+    return a.as_one_operation(lambda x, y: _products(x, y, None, keepdims=False), b)
+
+
+def _products(a: Bounded, b: Bounded, axis: int | None, *, keepdims: bool) -> Bounded:
+    arithmetic = a.arithmetic
+    z = a.value * b.value
+    sizes = np.abs(z)
+    p = np.abs(a.value) * b.error + a.error * (np.abs(b.value) + b.error)
+    p = p + arithmetic.unit * (sizes + p) + arithmetic.format.underflow * (sizes + p > 0)
+    p = np.broadcast_to(p, z.shape)
+    total, size = np.sum(p, axis=axis, keepdims=keepdims), np.sum(sizes + p, axis=axis, keepdims=keepdims)
+    sum_ = np.sum(z, axis=axis, keepdims=keepdims)
+    name = "sum of products"
+    result = _accumulated(name, sum_, _audited(name, total), size, _length(z.shape, axis), arithmetic)
+    if a is b and not np.all(np.isfinite(sum_)):
+        # No square takes an infinity back; only another NaN, perhaps, is left open.
+        carried = np.any(_carries(a) & np.ones(z.shape, bool), axis=axis, keepdims=keepdims)
+        sure = np.all(np.isfinite(np.broadcast_to(a.error, z.shape)), axis=axis, keepdims=keepdims)
+        result.error = np.where(carried & (sure | np.isnan(sum_)), 0.0, result.error)
+    return result
+
+
+def _largest(a: Bounded, **_: Any) -> Bounded:
+    """The largest element: its error is that of the largest upper end and of the largest lower end."""
+    error = np.broadcast_to(a.error, np.shape(a.value))
+    z = np.max(a.value)
+    high, low = np.max(a.value + error), np.max(a.value - error)
+    spread = np.maximum(high - z, z - low)
+    return Bounded(z, np.where(np.isnan(spread), np.where(np.isnan(z), 0.0, np.inf), spread), a.arithmetic)
+
+
+def _is_counter(x: Any) -> bool:
+    return isinstance(x, Bounded) and x.arithmetic.level == COUNTERS
 
 
 _RULES: dict[Any, Callable[..., Any]] = {
@@ -394,8 +560,101 @@ _RULES: dict[Any, Callable[..., Any]] = {
     np.negative: lambda a: -a,
     np.sqrt: _sqrt,
     np.abs: _abs,
+    np.sign: _sign,
     np.maximum: _maximum,
+    np.minimum: _minimum,
+    np.less: lambda a, b: _decide(a, b, lambda x, y: x < y),
+    np.greater: lambda a, b: _decide(a, b, lambda x, y: x > y),
+    np.less_equal: lambda a, b: _decide(a, b, lambda x, y: x <= y),
+    np.greater_equal: lambda a, b: _decide(a, b, lambda x, y: x >= y),
+    np.equal: lambda a, b: _decide(a, b, lambda x, y: x == y),
+    np.not_equal: lambda a, b: _decide(a, b, lambda x, y: x != y),
 }
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    np.where: _where,
+    np.sum: _reduce,
+    np.mean: _mean,
+    np.max: _largest,
+    np.dot: _dot,
+}
+
+#: Values that the subject was seen to hold after the step, by buffer (see Bounded.as_stored).
+_seen: ContextVar[Mapping[str, Float]] = ContextVar("_seen", default={})
+
+
+@contextmanager
+def seen(values: Mapping[str, Float]) -> Iterator[None]:
+    """Within, what the reference says that a buffer holds is replaced by what the subject held, where the two agree."""
+    token = _seen.set(values)
+    try:
+        yield
+    finally:
+        _seen.reset(token)
+
+
+# Decisions: a sign or a comparison whose operand is within its own error may come out either way.
+
+
+@dataclass
+class _Decisions:
+    """The outcomes of one evaluation's open decisions, in the order in which they come up."""
+
+    wanted: tuple[int, ...]
+    taken: list[int] = field(default_factory=list)
+    among: list[int] = field(default_factory=list)
+
+
+_decisions: ContextVar[_Decisions | None] = ContextVar("_decisions", default=None)
+_Result = TypeVar("_Result")
+
+
+def outcomes(evaluate: Callable[[], _Result], most: int = 32) -> Iterator[_Result]:
+    """``evaluate()`` for each combination of outcomes of the decisions that rounding leaves open, the values' own first.
+
+    All elements of one decision that are open take the other outcome together. No more than ``most`` are tried.
+    """
+    pending: list[tuple[int, ...]] = [()]
+    while pending and most:
+        decisions = _Decisions(pending.pop(0))
+        token = _decisions.set(decisions)
+        try:
+            result = evaluate()
+        finally:
+            _decisions.reset(token)
+        most -= 1
+        yield result
+        for k in range(len(decisions.wanted), len(decisions.taken)):
+            pending += [(*decisions.taken[:k], other) for other in range(1, decisions.among[k])]
+
+
+def _choose(among: int) -> int:
+    """The outcome that is to be tried for the decision at hand; 0 is that of the values."""
+    decisions = _decisions.get()
+    if decisions is None:
+        return 0
+    k = len(decisions.taken)
+    chosen = decisions.wanted[k] if k < len(decisions.wanted) else 0
+    decisions.taken.append(chosen)
+    decisions.among.append(among)
+    return chosen
+
+
+def _decide(a: Any, b: Any, relation: Callable[[Any, Any], Any]) -> Any:
+    x, y = _value(a), _value(b)
+    result = relation(x, y)
+    error = _error(a) + _error(b)
+    if type(error) is float and error == 0.0:
+        return result
+    with np.errstate(all="ignore"):
+        # Where all numbers in reach compare alike there is nothing to decide; an equality is open between two outcomes.
+        open_ = (error > 0) & ~(np.abs(x - y) > error)
+    if not np.any(open_) or _choose(2) == 0:
+        return result
+    return np.where(open_, ~np.asarray(result), result)[()]
+
+
+def _error(x: Any) -> Any:
+    return x.error if isinstance(x, Bounded) else 0.0
 
 
 # Where a budget comes from: each rounding of one evaluation, numbered, and left out in turn.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,19 @@ BFLOAT16 = Format("bfloat16", 8, -126, float.fromhex("0x1.fep127"))
 BINARY32 = Format("binary32", 24, -126, float.fromhex("0x1.fffffep127"))
 BINARY64 = Format("binary64", 53, -1022, float.fromhex("0x1.fffffffffffffp1023"))
 
-FORMATS = {"float16": BINARY16, "bfloat16": BFLOAT16, "float32": BINARY32, "float64": BINARY64}
+#: The format of the elements of each dtype; of a complex dtype, of their real and imaginary parts.
+FORMATS = {
+    "float16": BINARY16,
+    "bfloat16": BFLOAT16,
+    "float32": BINARY32,
+    "float64": BINARY64,
+    "complex64": BINARY32,
+    "complex128": BINARY64,
+}
+
+
+#: What a number is to the program that computes with it. Where two meet, the higher level says how their result is rounded.
+OPTIONS, COUNTERS, ELEMENTS = range(3)
 
 
 @dataclass(frozen=True)
@@ -62,24 +74,40 @@ class Arithmetic:
     """How a subject computes: a format, the accuracy of its operations and the orders it may evaluate them in.
 
     Attributes:
+        format: the format that the result of an operation is rounded to.
         division: roundings that a quotient costs: 1 if correctly rounded, 2 if formed as ``a * (1 / b)``.
         square_root: roundings that a square root costs.
         orders: names from ``stepcheck.reference.arithmetic.ORDERS``, and ``written``; where an expression offers none of
             them, the written order stands.
-        scalars: this is the arithmetic of hyperparameters, which are rounded once more on entering an array's.
+        inner: the wider format, if any, that an operation is carried out in before its result is rounded; plain numbers
+            enter in it as well.
+        level: ``OPTIONS`` for hyperparameters, ``COUNTERS`` for numbers kept for each parameter (``step``), ``ELEMENTS`` for
+            the elements of tensors.
     """
 
     format: Format
     division: float = 1.0
     square_root: float = 1.0
     orders: frozenset[str] = frozenset()
-    scalars: bool = False
+    inner: Format | None = None
+    level: int = ELEMENTS
     unit: float = field(init=False)
     """The unit roundoff, with that of the reference's own float64 evaluation added."""
 
     def __post_init__(self) -> None:
         unit: Any = self.format.unit_roundoff + REFERENCE_ROUNDOFF
+        if self.inner is not None:  # an operation rounds twice, first to the wider format
+            unit += self.inner.unit_roundoff
         object.__setattr__(self, "unit", unit)
 
+    @functools.cached_property
+    def within(self) -> Arithmetic:
+        """The arithmetic inside one operation."""
+        return self if self.inner is None else replace(self, format=self.inner, inner=None)
 
-SCALARS64 = Arithmetic(BINARY64, scalars=True)
+
+SCALARS64 = Arithmetic(BINARY64, level=OPTIONS)
+#: Counters that are read into Python numbers before they are used.
+COUNTERS64 = Arithmetic(BINARY64, level=COUNTERS)
+#: Counters that are computed with as the float32 tensors that they are.
+COUNTERS32 = Arithmetic(BINARY32, level=COUNTERS)

@@ -12,14 +12,25 @@ array([0.75])
 """
 
 from stepcheck.reference.adadelta import ADADELTA
+from stepcheck.reference.adafactor import ADAFACTOR
 from stepcheck.reference.adagrad import ADAGRAD
 from stepcheck.reference.adam import ADAM, ADAMW
 from stepcheck.reference.adamax import ADAMAX
+from stepcheck.reference.asgd import ASGD
+from stepcheck.reference.nadam import NADAM
+from stepcheck.reference.radam import RADAM
 from stepcheck.reference.rmsprop import RMSPROP
+from stepcheck.reference.rprop import RPROP
 from stepcheck.reference.sgd import SGD
+from stepcheck.reference.sparse_adam import SPARSE_ADAM
 from stepcheck.reference.spec import Buffer, Domain, Hyper, Spec
 
 #: Every optimizer that has a reference, by its name in ``torch.optim``.
-SPECS: dict[str, Spec] = {spec.name: spec for spec in (SGD, ADAM, ADAMW, ADAGRAD, RMSPROP, ADADELTA, ADAMAX)}
+SPECS: dict[str, Spec] = {
+    spec.name: spec
+    for spec in (
+        SGD, ASGD, ADADELTA, ADAGRAD, ADAM, ADAMW, ADAMAX, NADAM, RADAM, RMSPROP, RPROP, SPARSE_ADAM, ADAFACTOR,
+    )
+}  # fmt: skip
 
 __all__ = ["SPECS", "Buffer", "Domain", "Hyper", "Spec"]

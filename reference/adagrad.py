@@ -30,6 +30,8 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     Returns:
         The parameter and state after the step.
 
+    Of a sparse gradient, the elements that it does not name keep value and sum.
+
     Source: Duchi, Hazan, Singer, *Adaptive subgradient methods for online learning and stochastic optimization*,
     JMLR 12 (2011), the diagonal version.
     """
@@ -58,5 +60,7 @@ ADAGRAD = Spec(
         Buffer("step", "steps", per_parameter=True),
         Buffer("sum", "gradient units squared", initial=lambda h: h.initial_accumulator_value),
     ),
+    sparse="lazy",
+    sparse_conflict=lambda h: "weight_decay reads every element" if h.weight_decay != 0 else None,
     source="https://jmlr.org/papers/v12/duchi11a.html",
 )

@@ -11,18 +11,30 @@ Orders:
     ``square_first``: ``c (x x)`` where the written order is ``(c x) x``.
     ``quotient_first``: ``c (a / b)`` where the written order is ``(c a) / b``.
     ``scaled_divisor``: ``a / (b / c)``.
+    ``reciprocal``: ``a (1 / b)`` where the written order is ``a / b``.
     ``textbook``: the paper's own grouping, where ``torch.optim`` folds scalars together first.
+    ``folded``: scalars folded together in a further way, where ``torch.optim``'s modes differ in it.
+    ``copied``: a value that the formula leaves as it is, not computed.
+    ``norm``: a mean of squares as the square of a rounded norm.
+
+Operations are those of ``torch``: a composite that ``torch`` has one call for is evaluated in a wider format and rounded once
+where the format of the elements is narrow (:func:`one_operation`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from stepcheck.reference.spec import Number
 
 ORDERS = frozenset(
-    {"lerp", "naive_lerp", "square_first", "lerp_of_square", "quotient_first", "scaled_divisor", "textbook"}
-)
+    {
+        "lerp", "naive_lerp", "square_first", "lerp_of_square", "quotient_first", "scaled_divisor", "reciprocal", "textbook",
+        "folded", "copied", "norm",
+    }
+)  # fmt: skip
 
 
 def any_order(written: Number, **others: Callable[[], Number]) -> Number:
@@ -31,38 +43,67 @@ def any_order(written: Number, **others: Callable[[], Number]) -> Number:
     return written if cover is None else cover(others)
 
 
-def ema(average: Number, x: Number, beta: Number) -> Number:
-    """Exponential moving average: ``beta average + (1 - beta) x``."""
+def one_operation(function: Callable[..., Number], first: Number, *rest: Number) -> Number:
+    """``function(first, *rest)``, of arrays, which an implementation in a narrow format evaluates wider and rounds once."""
+    as_one = getattr(first, "as_one_operation", None)
+    return function(first, *rest) if as_one is None else as_one(function, *rest)
+
+
+def stored(name: str, x: Number) -> Number:
+    """``x`` as the buffer ``name`` holds it: what is computed from it further on starts from the rounded number."""
+    as_stored = getattr(x, "as_stored", None)
+    return x if as_stored is None else as_stored(name)
+
+
+def ema(average: Number, x: Number, beta: Number, weight: Number = None) -> Number:
+    """Exponential moving average: ``beta average + (1 - beta) x``; ``weight`` is 1 - beta, where that is given first."""
+    weight = 1 - beta if weight is None else weight
     return any_order(
-        beta * average + (1 - beta) * x,
-        lerp=lambda: _lerp(average, x, 1 - beta),
-        naive_lerp=lambda: average + (1 - beta) * (x - average),
+        beta * average + weight * x,
+        lerp=lambda: one_operation(lambda a, b: _lerp(a, b, weight), average, x),
+        naive_lerp=lambda: average + weight * (x - average),
     )
 
 
 def ema_of_square(average: Number, x: Number, beta: Number) -> Number:
     """Exponential moving average of the square: ``beta average + (1 - beta) x x``."""
     return any_order(
-        beta * average + (1 - beta) * x * x,
+        addcmul(beta * average, x, x, 1 - beta),
         square_first=lambda: beta * average + (1 - beta) * (x * x),
         lerp_of_square=lambda: _lerp(average, x * x, 1 - beta),
         naive_lerp=lambda: average + (1 - beta) * (x * x - average),
     )
 
 
+def addcmul(p: Number, a: Number, b: Number, c: Number) -> Number:
+    """``p + c a b``, for arrays ``p``, ``a``, ``b`` and a scalar ``c``."""
+    return one_operation(lambda p, a, b: p + c * a * b, p, a, b)
+
+
 def addcdiv(p: Number, a: Number, b: Number, c: Number) -> Number:
     """``p + c a / b``, for arrays ``p``, ``a``, ``b`` and a scalar ``c``."""
     return any_order(
-        p + c * a / b,
+        one_operation(lambda p, a, b: p + c * a / b, p, a, b),
         quotient_first=lambda: p + c * (a / b),
         scaled_divisor=lambda: p + a / (b / c),
     )
+
+
+def sum_of_squares(x: Number, axis: int | None = None) -> Number:
+    """The sum of the squares along ``axis`` (all elements: ``None``), kept as axes of length 1, in any order."""
+    summed = getattr(x, "sum_of_squares", None)
+    return np.sum(x * x, axis=axis, keepdims=True) if summed is None else summed(axis)
+
+
+def norm(x: Number, axis: int | None = None) -> Number:
+    """The Euclidean norm along ``axis``, kept as axes of length 1."""
+    return one_operation(lambda x: np.sqrt(sum_of_squares(x, axis)), x)
 
 
 def _lerp(start: Number, end: Number, weight: Number) -> Number:
     # The weight is rounded to the arrays' precision before 1 - weight is formed, as torch.lerp does.
     enter = getattr(start, "enter", None)
     weight = weight if enter is None else enter(weight)
-    if weight < 0.5:
+    if np.all(weight < 0.5):
         return start + weight * (end - start)
     return end - (end - start) * (1 - weight)

@@ -30,6 +30,8 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     Returns:
         The parameter and state after the step.
 
+    A sparse gradient is zero in the elements that it does not name.
+
     Source: Sutskever, Martens, Dahl, Hinton, *On the importance of initialization and momentum in deep learning*,
     ICML 2013; the form above is that of ``torch.optim.SGD``.
     """
@@ -65,5 +67,7 @@ SGD = Spec(
     ),
     buffers=(Buffer("momentum_buffer", "gradient units", initial=lambda _: None, present=lambda h: h.momentum != 0),),
     conflict=_conflict,
+    sparse="dense",
+    sparse_conflict=lambda h: "weight_decay reads every element" if h.weight_decay != 0 else None,
     source="https://proceedings.mlr.press/v28/sutskever13.html",
 )

@@ -14,56 +14,86 @@ Number = Any
 State = dict[str, Number]
 #: Hyperparameter name to value, read as attributes (``hyper.lr``).
 HyperValues = Any
-Update = Callable[[Number, Number, State, HyperValues], tuple[Number, State]]
+Update = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Domain:
-    """The finite numbers that a hyperparameter may take: from ``low`` (included) to ``high``."""
+    """The finite numbers that a hyperparameter may take: from ``low`` to ``high``."""
 
     low: float = 0.0
     high: float = math.inf
     high_included: bool = False
+    low_included: bool = True
 
     def __contains__(self, x: float) -> bool:
-        return math.isfinite(x) and self.low <= x and (x < self.high or (self.high_included and x == self.high))
+        above = self.low < x or (self.low_included and x == self.low)
+        return math.isfinite(x) and above and (x < self.high or (self.high_included and x == self.high))
 
     def __str__(self) -> str:
-        return f"[{self.low:g}, {self.high:g}{']' if self.high_included else ')'}"
+        return f"{'[' if self.low_included else '('}{self.low:g}, {self.high:g}{']' if self.high_included else ')'}"
+
+
+#: The value of a hyperparameter; ``None`` where it may be left open.
+Value = float | bool | str | None | tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
 class Hyper:
     """One hyperparameter, under the name that ``torch.optim`` gives it.
 
-    A flag has a ``bool`` default and no domain; a tuple (``betas``) has one domain for all its entries.
+    A flag has a ``bool`` default and no domain; a tuple (``betas``) has one domain for all its entries, or one for each; a
+    choice among names (``line_search_fn``) lists them.
+
+    Attributes:
+        at_construction: read once, when the state is created; a later change of the group's value has no meaning.
+        integer: only whole numbers.
+        optional: ``None`` is allowed as well; of a tuple, as its first entry.
+        choices: the names allowed.
     """
 
     name: str
-    default: float | bool | tuple[float, ...]
+    default: Value
     unit: str
-    domain: Domain | None = None
+    domain: Domain | tuple[Domain, ...] | None = None
     at_construction: bool = False
-    """Read once, when the state is created; a later change of the group's value has no meaning."""
+    integer: bool = False
+    optional: bool = False
+    choices: tuple[str, ...] = ()
 
     @property
     def is_flag(self) -> bool:
         return isinstance(self.default, bool)
 
+    def entry_domains(self) -> tuple[Domain, ...]:
+        """The domain of each entry of a tuple; of a number, one."""
+        assert self.domain is not None
+        if isinstance(self.domain, tuple):
+            return self.domain
+        return (self.domain,) * (len(self.default) if isinstance(self.default, tuple) else 1)
+
     def problem(self, value: object) -> str | None:
         """Why ``value`` is refused, or ``None``."""
         if self.is_flag:
             return None if isinstance(value, bool) else f"{self.name} must be True or False, got {value!r}"
-        assert self.domain is not None
+        if self.choices:
+            allowed = (*self.choices, *((None,) if self.optional else ()))
+            known = value is None or isinstance(value, str)
+            return None if known and value in allowed else f"{self.name} must be one of {allowed}, got {value!r}"
         if isinstance(self.default, tuple):
             if not isinstance(value, tuple) or len(value) != len(self.default):
                 return f"{self.name} must be {len(self.default)} numbers, got {value!r}"
             entries = value
         else:
             entries = (value,)
-        for entry in entries:
-            if isinstance(entry, bool) or not isinstance(entry, (int, float)) or entry not in self.domain:
-                return f"{self.name} must lie in {self.domain}, got {value!r}"
+        for n, (entry, domain) in enumerate(zip(entries, self.entry_domains(), strict=True)):
+            if entry is None and self.optional and n == 0:
+                continue
+            number = isinstance(entry, (int, float)) and not isinstance(entry, bool)
+            if not number or entry not in domain or (self.integer and entry != int(entry)):
+                kind = "be a whole number in" if self.integer else "lie in"
+                where = f" (entry {n})" if len(set(map(str, self.entry_domains()))) > 1 else ""
+                return f"{self.name} must {kind} {domain}{where}, got {value!r}"
         return None
 
 
@@ -75,15 +105,21 @@ def _zero(_: HyperValues) -> float:
     return 0.0
 
 
+def _same(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape
+
+
 @dataclass(frozen=True)
 class Buffer:
     """One state buffer, under its key in ``optimizer.state[p]``.
 
     Attributes:
         per_parameter: a single number for each parameter, kept in float32 whatever the parameter's dtype (``step``);
-            otherwise a tensor with the parameter's shape and dtype.
+            otherwise a tensor of the parameter's dtype.
         initial: its value before the first step; returns ``None`` where the first step creates the buffer.
         present: whether these hyperparameters use the buffer at all.
+        shape: its shape for a parameter of a shape; ``None`` where a parameter of that shape has no such buffer.
+        in_place: of a number kept for each parameter: it is updated in the precision that it is stored in.
     """
 
     name: str
@@ -91,10 +127,20 @@ class Buffer:
     per_parameter: bool = False
     initial: Callable[[HyperValues], float | None] = _zero
     present: Callable[[HyperValues], bool] = _always
+    shape: Callable[[tuple[int, ...]], tuple[int, ...] | None] = _same
+    in_place: bool = False
 
 
 def _no_conflict(_: HyperValues) -> str | None:
     return None
+
+
+def _any_dtype(hyper: HyperValues, _: float) -> HyperValues:
+    return hyper
+
+
+def _any_shape(_: tuple[int, ...]) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -103,9 +149,18 @@ class Spec:
 
     Attributes:
         update: ``(p, g, state, hyper) -> (p, state)``, pure: one step of one parameter. ``p``, ``g`` and the tensor
-            buffers have one shape; ``step`` broadcasts against it. Nothing is written in place.
-        conflict: why a combination of individually valid hyperparameters is refused, or ``None``.
+            buffers have one shape; ``step`` broadcasts against it. Nothing is written in place. Of a complex parameter,
+            real and imaginary part are two elements.
         source: where the recurrence is published.
+        conflict: why a combination of individually valid hyperparameters is refused, or ``None``.
+        elementwise: each element is updated by itself; otherwise ``update`` needs the parameter's own shape.
+        complex: complex parameters have a meaning.
+        sparse: what a sparse gradient means: ``"dense"``, zero in the elements that it does not name; ``"lazy"``, those
+            elements and their state stay as they are; ``"only"``, as lazy, and no other gradient is taken; ``""``, refused.
+        sparse_conflict: why these hyperparameters refuse sparse gradients, or ``None``.
+        shapes: whether a parameter of this shape is taken.
+        for_dtype: hyperparameters with what is left open filled in, for a dtype whose machine epsilon is given.
+        closure: the step evaluates a closure and judges by it (LBFGS); ``update`` is then a coroutine of its own kind.
     """
 
     name: str
@@ -114,6 +169,13 @@ class Spec:
     buffers: tuple[Buffer, ...]
     source: str
     conflict: Callable[[HyperValues], str | None] = field(default=_no_conflict)
+    elementwise: bool = True
+    complex: bool = True
+    sparse: str = ""
+    sparse_conflict: Callable[[HyperValues], str | None] = field(default=_no_conflict)
+    shapes: Callable[[tuple[int, ...]], bool] = field(default=_any_shape)
+    for_dtype: Callable[[HyperValues, float], HyperValues] = field(default=_any_dtype)
+    closure: bool = False
 
     def hyper_values(self, options: Mapping[str, Any] | None = None, /, **more: Any) -> SimpleNamespace:
         """The defaults, overridden by ``options``.

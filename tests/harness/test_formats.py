@@ -9,8 +9,10 @@ from stepcheck.harness.formats import (
     BINARY16,
     BINARY32,
     BINARY64,
+    ELEMENTS,
     FORMATS,
     REFERENCE_ROUNDOFF,
+    OPTIONS,
     SCALARS64,
     Arithmetic,
 )
@@ -138,6 +140,6 @@ def test_unit_of_an_arithmetic_counts_the_rounding_of_the_reference():
 
 def test_arithmetic_is_ieee_754_unless_it_says_otherwise():
     plain = Arithmetic(BINARY32)
-    assert (plain.division, plain.square_root, plain.orders, plain.scalars) == (1.0, 1.0, frozenset(), False)
+    assert (plain.division, plain.square_root, plain.orders, plain.level) == (1.0, 1.0, frozenset(), ELEMENTS)
     assert SCALARS64.format is BINARY64
-    assert SCALARS64.scalars
+    assert SCALARS64.level == OPTIONS

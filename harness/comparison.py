@@ -1,0 +1,49 @@
+"""One field of one step, as the subject has it and as the reference predicts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepcheck.harness.bounded import Bounded
+
+Array = npt.NDArray[np.float64]
+
+PARAMETER = "parameter"
+
+#: Covers the rounding of the budgets themselves, a few dozen float64 operations of relative error 2^-53 each.
+_BUDGET_ROUNDING = 1 + 2.0**-45
+
+
+@dataclass
+class Comparison:
+    """A field to be compared element by element.
+
+    Attributes:
+        field: ``parameter``, the name of a buffer, or what else a step is judged by ("evaluation").
+        actual: what the subject has, flat; float64.
+        predicted: what the reference predicts, of the same length, with its error.
+        shape: the shape that an element's index is told in; ``()`` for a single number.
+        problem: why the field cannot be compared at all, or nothing.
+    """
+
+    field: str
+    actual: Array
+    predicted: Bounded
+    shape: tuple[int, ...]
+    problem: str = ""
+
+
+def ratios(actual: Array, expected: Bounded) -> Array:
+    """Elementwise distance of ``actual`` from ``expected`` in budgets: 0 where undetermined, infinite where the class is wrong."""
+    value = np.asarray(expected.value)
+    budget = np.asarray(expected.error) * _BUDGET_ROUNDING
+    with np.errstate(all="ignore"):
+        distance = np.abs(actual - value)
+        r = np.where(distance == 0, 0.0, distance / budget)
+    same = (actual == value) | (np.isnan(actual) & np.isnan(value))
+    result: Any = np.where(same | np.isinf(budget), 0.0, np.where(np.isnan(r), np.inf, r))
+    return result  # type: ignore[no-any-return]
