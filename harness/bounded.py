@@ -110,6 +110,9 @@ class Bounded:
     def __pow__(self, other: Any) -> Bounded:
         return _power(self, other)
 
+    def __rpow__(self, other: Any) -> Bounded:
+        return _power(other, self)
+
     def __neg__(self) -> Bounded:
         return Bounded(-self.value, self.error, self.arithmetic)
 
@@ -174,14 +177,16 @@ class Bounded:
 
     def as_stored(self, name: str) -> Bounded:
         """This number as its buffer holds it: what the subject was seen to hold, if that is within the budget."""
-        seen = _seen.get().get(name)
-        if seen is None:
+        observed = _seen.get()
+        if observed is None or name not in observed.values:
             return self
+        value = observed.values[name]
         stored = self.store(BINARY32)
         with np.errstate(all="ignore"):
-            close = np.abs(seen - stored.value) <= stored.error
+            close = np.abs(value - stored.value) <= stored.error
         error = np.where(close, 0.0, stored.error)
-        return Bounded(np.where(close, seen, stored.value), error if error.any() else _EXACT, self.arithmetic)
+        error = error if error.any() else _EXACT
+        return Bounded(np.where(close, value, stored.value), error, observed.arithmetic)
 
     def read_as_number(self, arithmetic: Arithmetic) -> Bounded:
         """The same number, further computed with in ``arithmetic``."""
@@ -229,7 +234,7 @@ def _operand(x: Any, arithmetic: Arithmetic, *, element: bool = False) -> Bounde
         element: ``x`` may become an element itself (a maximum), so it is rounded to the format of the elements.
     """
     if isinstance(x, Bounded):
-        if x.arithmetic is arithmetic or x.arithmetic.level >= arithmetic.level:
+        if x.arithmetic is arithmetic or not _enters(x.arithmetic, arithmetic):
             return x
         value, error = x.value, x.error
         # A tensor of one float32 number is cast to the dtype of the elements; a Python number is used as it is.
@@ -237,7 +242,7 @@ def _operand(x: Any, arithmetic: Arithmetic, *, element: bool = False) -> Bounde
     else:
         value, error = np.asarray(x, np.float64), _EXACT
     operand = Bounded(value, error, arithmetic)
-    entry = arithmetic if element else arithmetic.within
+    entry = arithmetic if element else arithmetic.entering
     if entry.format is BINARY64:
         return operand
     if np.ndim(value) == 0 and type(error) is float:
@@ -249,6 +254,13 @@ def _operand(x: Any, arithmetic: Arithmetic, *, element: bool = False) -> Bounde
     entered = _round("scalar", value, error, 1.0, entry, lambda: _carries(operand))
     exact = entry.format.represents(value) & (np.asarray(error) == 0)
     return Bounded(entered.value, np.where(exact, 0.0, entered.error), arithmetic)
+
+
+def _enters(a: Arithmetic, b: Arithmetic) -> bool:
+    """Whether an operand of arithmetic ``a`` is converted to ``b`` when the two meet: from a lower level, or a wider counter."""
+    if a.level != b.level:
+        return a.level < b.level
+    return a.level < ELEMENTS and a.format.unit_roundoff < b.format.unit_roundoff
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -263,7 +275,7 @@ def _scalar_rounding(value: float, arithmetic: Arithmetic) -> float:
 
 def _pair(a: Any, b: Any, *, elements: bool = False) -> tuple[Bounded, Bounded, Arithmetic]:
     """Both operands in the arithmetic of the result: that of the higher level."""
-    if isinstance(a, Bounded) and not (isinstance(b, Bounded) and b.arithmetic.level > a.arithmetic.level):
+    if isinstance(a, Bounded) and not (isinstance(b, Bounded) and _enters(a.arithmetic, b.arithmetic)):
         arithmetic = a.arithmetic
     else:
         arithmetic = b.arithmetic
@@ -578,14 +590,22 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.dot: _dot,
 }
 
-#: Values that the subject was seen to hold after the step, by buffer (see Bounded.as_stored).
-_seen: ContextVar[Mapping[str, Float]] = ContextVar("_seen", default={})
+
+@dataclass(frozen=True)
+class _Seen:
+    """Values that the subject was seen to hold after the step, by buffer, and how it computes with them further on."""
+
+    values: Mapping[str, Float]
+    arithmetic: Arithmetic
+
+
+_seen: ContextVar[_Seen | None] = ContextVar("_seen", default=None)
 
 
 @contextmanager
-def seen(values: Mapping[str, Float]) -> Iterator[None]:
+def seen(values: Mapping[str, Float], arithmetic: Arithmetic) -> Iterator[None]:
     """Within, what the reference says that a buffer holds is replaced by what the subject held, where the two agree."""
-    token = _seen.set(values)
+    token = _seen.set(_Seen(values, arithmetic))
     try:
         yield
     finally:

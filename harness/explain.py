@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stepcheck.harness.checks import Evidence, Finding
-from stepcheck.harness.trace import Event, Option, Parameter, SetOption, Step, Trace, Values, ZeroGrad
+from stepcheck.harness.trace import Event, Gradient, Option, Parameter, SetOption, Step, Trace, Values, ZeroGrad
 
 _LAYOUTS = {
     "transposed": "column-major (a transposed view)",
     "sliced": "every other element of a larger buffer",
     "channels_last": "channels last",
+    "offset": "a view that starts inside a larger buffer",
+    "conjugated": "a lazy conjugate (conjugate bit set)",
     "expanded": "its first row expanded (stride 0)",
 }
 
@@ -63,6 +65,17 @@ def _parameter(p: Parameter, index: int, of: int) -> str:
     return f"{name} {p.dtype} parameter {shape}{layout}, {_values(p.values)}"
 
 
+def _named(g: Gradient) -> str:
+    if g.sparse is None:
+        return ""
+    entries, kind = g.sparse.entries, "coalesced" if g.sparse.coalesced else "uncoalesced"
+    if not entries:
+        return ", sparse and naming nothing"
+    listed = ", ".join(map(str, entries[:5])) + (", ..." if len(entries) > 5 else "")
+    what = f"entries {listed}" if g.sparse.dimensions == 1 else f"entries {listed} of the first {g.sparse.dimensions} dimensions"
+    return f", sparse ({kind}), {what}"
+
+
 def _values(v: Values) -> str:
     if v.recipe == "listed":
         return "listed values"
@@ -92,7 +105,7 @@ def _event(event: Event, trace: Trace) -> str:
             told.append(f"{name} None")
         else:
             layout = "" if g.layout == "contiguous" else f", {_LAYOUTS[g.layout]}"
-            told.append(f"{name} {_values(g.values)}{layout}")
+            told.append(f"{name} {_values(g.values)}{layout}{_named(g)}")
     if len(told) > 4:
         told = [*told[:3], f"{len(told) - 3} more gradients"]
     return "step with " + ", ".join(told)

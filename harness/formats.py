@@ -79,8 +79,8 @@ class Arithmetic:
         square_root: roundings that a square root costs.
         orders: names from ``stepcheck.reference.arithmetic.ORDERS``, and ``written``; where an expression offers none of
             them, the written order stands.
-        inner: the wider format, if any, that an operation is carried out in before its result is rounded; plain numbers
-            enter in it as well.
+        inner: the wider format, if any, that an operation is carried out in before its result is rounded.
+        entry: the format that plain numbers enter in: ``inner`` if there is one, unless it is said here.
         level: ``OPTIONS`` for hyperparameters, ``COUNTERS`` for numbers kept for each parameter (``step``), ``ELEMENTS`` for
             the elements of tensors.
     """
@@ -90,6 +90,7 @@ class Arithmetic:
     square_root: float = 1.0
     orders: frozenset[str] = frozenset()
     inner: Format | None = None
+    entry: Format | None = None
     level: int = ELEMENTS
     unit: float = field(init=False)
     """The unit roundoff, with that of the reference's own float64 evaluation added."""
@@ -104,6 +105,11 @@ class Arithmetic:
     def within(self) -> Arithmetic:
         """The arithmetic inside one operation."""
         return self if self.inner is None else replace(self, format=self.inner, inner=None)
+
+    @functools.cached_property
+    def entering(self) -> Arithmetic:
+        """The arithmetic that a plain number is rounded in when it meets elements."""
+        return self.within if self.entry is None else replace(self, format=self.entry, inner=None)
 
 
 SCALARS64 = Arithmetic(BINARY64, level=OPTIONS)

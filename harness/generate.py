@@ -13,9 +13,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
@@ -29,18 +29,24 @@ from stepcheck.harness.trace import (
     Parameter,
     Reload,
     SetOption,
+    Sparse,
     Step,
     Trace,
     Values,
     ZeroGrad,
+    is_complex,
     splitmix64,
 )
-from stepcheck.reference.spec import Hyper, HyperValues, Spec
+from stepcheck.reference.spec import Domain, Hyper, HyperValues, Spec
 
 # Sizes cross the widths of vector registers (4, 8, 16, 32 elements) and, at the end, a block of threads' work.
 SHAPES: tuple[tuple[int, ...], ...] = (
     (1,), (2,), (3, 2), (), (0,), (5,), (7,), (2, 3, 2), (8,), (9,), (4, 4), (1, 17), (2, 0), (31,), (32,), (33,),
     (1, 2, 3, 2), (2, 3, 2, 2), (5, 13), (65,), (16, 9), (257,), (1031,),
+)  # fmt: skip
+# Where elements depend on each other: square, wide and tall matrices, batches of them.
+_MATRICES: tuple[tuple[int, ...], ...] = (
+    (2, 2), (3, 5), (8, 8), (5, 3), (17, 4), (4, 33), (2, 3, 3), (16, 16), (31, 17),
 )  # fmt: skip
 
 
@@ -84,17 +90,30 @@ def candidates(hyper: Hyper) -> tuple[Option, ...]:
     """Values of one hyperparameter: its default, near it, far from it, and both ends of its domain."""
     if hyper.is_flag:
         return (bool(hyper.default), not hyper.default)
+    if hyper.choices:
+        others = (*hyper.choices, *((None,) if hyper.optional else ()))
+        return (hyper.default, *(c for c in others if c != hyper.default))
+    domains = hyper.entry_domains()
     if isinstance(hyper.default, tuple):
-        entries = [_reals(hyper, d) for d in hyper.default]
+        entries: list[tuple[float | None, ...]] = [
+            _reals(d, domain) for d, domain in zip(hyper.default, domains, strict=True)
+        ]
+        # Ten to the power of three would be too many.
+        entries = [e[:12] for e in entries] if len(entries) < 3 else [e[:4] for e in entries]
+        if hyper.optional:
+            entries[0] = (None, *(x for x in entries[0] if x is not None))
         return (hyper.default, *(p for p in itertools.product(*entries) if p != hyper.default))
-    return _reals(hyper, float(hyper.default))
+    if hyper.integer:
+        counts = (1, 2, 3, 5) if hyper.default is None else (int(hyper.default), 1, 2, 3, 4, 10)  # type: ignore[arg-type]
+        whole = tuple(dict.fromkeys(c for c in counts if c in domains[0]))
+        return (None, *whole) if hyper.optional else whole
+    return _reals(hyper.default, domains[0])
 
 
-def _reals(hyper: Hyper, default: float) -> tuple[float, ...]:
-    domain = hyper.domain
-    assert domain is not None
+def _reals(default: Any, domain: Domain) -> tuple[float, ...]:
+    at = 1.0 if default is None else float(default)
     # A third has a long significand in every base: an implementation that shortens its options shows there.
-    values = [default, domain.low, 0.5, 0.1, 1.0, 0.9, default * 4 / 3, 1 / 3, default * 1e-3, default * 1e3, 3.0]
+    values = [at, domain.low, 0.5, 0.1, 1.0, 0.9, at * 4 / 3, 1 / 3, at * 1e-3, at * 1e3, 3.0, -0.5, -1.0]
     if math.isfinite(domain.high):
         values += [domain.high, domain.high - 2.0**-10, domain.high - 2.0**-20]
     return tuple(dict.fromkeys(v for v in values if math.isfinite(v) and v in domain))
@@ -143,6 +162,8 @@ def _range(scale: str, hyper: HyperValues, dtype: str, eps_unit: str) -> tuple[f
         return max(lr * 2.0**-7, smallest), max(lr, smallest)
     if scale == "eps":
         eps = getattr(hyper, "eps", 1.0) or 1.0
+        if isinstance(eps, tuple):  # Adafactor: the first bounds the denominator
+            eps = eps[0] or 2.0 * number.unit_roundoff
         centre = math.sqrt(eps) if eps_unit.startswith("gradient units squared") else eps
         return max(centre * 1e-3, smallest), max(centre * 1e3, smallest)
     if scale == "tiny":
@@ -155,11 +176,16 @@ def _range(scale: str, hyper: HyperValues, dtype: str, eps_unit: str) -> tuple[f
 
 @dataclass(frozen=True)
 class _StepKind:
-    """What all gradients of one step are like: content, layout, and how many are late, gone or left over."""
+    """What all gradients of one step are like: content, layout, how many are late, gone or left over, and how sparse."""
 
     gradient: _Kind
     twist: int
     absence: int
+    sparsity: str = ""
+
+
+#: How a sparse gradient names its entries.
+_SPARSITIES = ("coalesced", "uncoalesced", "duplicates", "empty", "every dimension")
 
 
 @dataclass(frozen=True)
@@ -195,6 +221,7 @@ class _Decoder:
     def __init__(self, subject: Subject, dtypes: Sequence[str]) -> None:
         spec = subject.spec
         self.spec: Spec = spec
+        sparse = spec.sparse if subject.sparse else ""
         units = {h.name: h.unit for h in spec.hyper}
         self.eps_unit = units.get("eps", "")
         self.dtypes = tuple(dtypes)
@@ -203,19 +230,33 @@ class _Decoder:
         self.options = option_sets(spec, self.reals)
         self.schedulable = "lr" in self.reals
         # Layouts that are not row-major are a third of the traces: a fault there must not hide all others.
-        plain = [(s, "contiguous", k) for s in SHAPES for k in _PARAMETER_KINDS]
+        shapes = [s for s in (SHAPES if spec.elementwise else (*SHAPES, *_MATRICES)) if spec.shapes(s)]
+        if sparse == "only":
+            shapes = [s for s in shapes if s]
+        plain = [(s, "contiguous", k) for s in shapes for k in _PARAMETER_KINDS]
         strided = [(s, layout, k) for s, _, k in plain for layout in _layouts(s)]
         steps = [_StepKind(k, 0, absence) for absence in (0, 0, 0, 1, 2) for k in _GRADIENT_KINDS]
-        twisted = [_StepKind(k, n % 4, s.absence) for n, (s, k) in enumerate(itertools.product(steps, _GRADIENT_KINDS))]
+        twisted = [_StepKind(k, n % 5, s.absence) for n, (s, k) in enumerate(itertools.product(steps, _GRADIENT_KINDS))]
+        # Sparse gradients are a third of the steps of half the traces, where the optimizer takes them, and the others.
+        named = [replace(s, sparsity=_SPARSITIES[n % len(_SPARSITIES)]) for n, s in enumerate(steps * 2)]
+        if sparse == "only":
+            steps = twisted = named
+        # No dimension of length 0 beside a sparse one: torch 2.13 dereferences a null pointer there.
+        whole = [(s, layout, k) for s, layout, k in plain if 0 not in s]
+        named_from = [(s, "offset" if n % 8 == 3 else "sliced" if n % 8 == 7 else layout, k)
+                      for n, (s, layout, k) in enumerate(whole)]  # fmt: skip
+        if sparse == "only":
+            plain = strided = named_from
         # Steps are about three quarters of the events.
         rest = ["zero_grad", "zero_grad_in_place", "set_lr", "reload"]
         self.tables = {
-            True: _Tables(plain, [*steps, *(rest * (len(steps) // 12))]),
-            False: _Tables(strided, [*twisted, *(rest * (len(twisted) // 12))]),
+            "plain": _Tables(plain, [*steps, *(rest * (len(steps) // 12))]),
+            "strided": _Tables(strided, [*twisted, *(rest * (len(twisted) // 12))]),
+            "sparse": _Tables(named_from, [*steps, *named, *(rest * (len(steps) // 6))]),
         }
         # One dtype throughout, or all of them in turn.
         self.dtype = [*((d,) for d in self.dtypes), self.dtypes]
-        self.plain = (True, True, False)
+        self.world = ("plain", "plain", "strided") if sparse in ("", "only") else ("plain", "sparse", "strided")
         # How many parameters each group has.
         self.groups = ((1,), (1,), (2,), (1, 1), (2,), (1, 1), (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
         self.events = range(5, 9)
@@ -225,13 +266,15 @@ class _Decoder:
         choices = _Choices(data)
         draw = choices.pick
         counter = itertools.count(choices.number(4) << 12)
-        tables, dtypes = self.tables[draw(self.plain)], draw(self.dtype)
+        tables, dtypes = self.tables[draw(self.world)], draw(self.dtype)
         parameters: list[Parameter] = []
         groups: list[Group] = []
         hypers: list[HyperValues] = []
         owner: list[int] = []
         for g, size in enumerate(draw(self.groups)):
             options, hyper = draw(self.options)
+            if tables is self.tables["sparse"] and self.spec.sparse_conflict(hyper) is not None:
+                options, hyper = self.options[0]
             members = []
             for _ in range(size):
                 shape, layout, kind = draw(tables.parameters)
@@ -276,15 +319,34 @@ class _Decoder:
             if fate == 0:
                 gradients[i] = None
             elif fate > 1:  # at 1 the parameter keeps the gradient that it has
-                layouts = _gradient_layouts(p.shape)
+                layouts = _gradient_layouts(p.shape, p.dtype)
                 values = self._values(what.gradient, hypers[owner[i]], p.dtype, seed)
-                gradients[i] = Gradient(values, layouts[what.twist % len(layouts)])
+                sparse = _named(what.sparsity, p.shape, seed)
+                layout = "contiguous" if sparse else layouts[what.twist % len(layouts)]
+                gradients[i] = Gradient(values, layout, sparse)
         return Step(gradients)
 
 
-def _gradient_layouts(shape: tuple[int, ...]) -> tuple[str, ...]:
+def _named(sparsity: str, shape: tuple[int, ...], seed: int) -> Sparse | None:
+    """Entries for a sparse gradient, chosen by a seed; none of a dense one, or of a number."""
+    if not sparsity or not shape:
+        return None
+    dimensions = len(shape) if sparsity == "every dimension" else 1
+    most = math.prod(shape[:dimensions])
+    if sparsity == "empty" or not most:
+        return Sparse((), dimensions)
+    words = [int(w >> 32) for w in splitmix64(seed, min(2 * most, 12))]
+    drawn = [w % most for w in words]
+    if sparsity == "duplicates":
+        return Sparse(tuple(drawn), dimensions)
+    unique = tuple(dict.fromkeys(drawn[: 1 + most // 2]))
+    return Sparse(tuple(sorted(unique)), dimensions, coalesced=True) if sparsity == "coalesced" else Sparse(unique, dimensions)
+
+
+def _gradient_layouts(shape: tuple[int, ...], dtype: str) -> tuple[str, ...]:
     repeats = any(n > 1 for n in shape[:1]) and 0 not in shape
-    return _layouts(shape) + (("expanded",) if repeats else ())
+    conjugate = ("conjugated",) if is_complex(dtype) else ()
+    return _layouts(shape) + (("expanded",) if repeats else ()) + conjugate
 
 
 def _holds_expanded(events: list[Event]) -> bool:

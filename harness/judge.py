@@ -8,28 +8,23 @@ cannot be read by name runs free in those buffers: the reference carries its own
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from stepcheck.harness import bounded
 from stepcheck.harness.bounded import Bounded
-from stepcheck.harness.formats import BINARY32, FORMATS, SCALARS64, Arithmetic
-from stepcheck.harness.play import Life, Recording, StepRecord
-from stepcheck.harness.subjects import Profile, Subject
+from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios
+from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, SCALARS64, Arithmetic
+from stepcheck.harness.play import Life, Recording, SparseRaw, StepRecord
+from stepcheck.harness.subjects import COUNTERS, Profile, Subject
+from stepcheck.harness.trace import in_reals, is_complex
 from stepcheck.reference.spec import Buffer, HyperValues, Spec
-
-Array = npt.NDArray[np.float64]
-
-PARAMETER = "parameter"
-
-#: Covers the rounding of the budgets themselves, a few dozen float64 operations of relative error 2^-53 each.
-_BUDGET_ROUNDING = 1 + 2.0**-45
-
 
 @dataclass(frozen=True)
 class Deviation:
@@ -82,34 +77,15 @@ def arithmetic(profile: Profile, dtype: str) -> Arithmetic:
     return profile.arithmetic(dtype)
 
 
-def ratios(actual: Array, expected: Bounded) -> Array:
-    """Elementwise distance of ``actual`` from ``expected`` in budgets: 0 where undetermined, infinite where the class is wrong."""
-    value = np.asarray(expected.value)
-    budget = np.asarray(expected.error) * _BUDGET_ROUNDING
-    with np.errstate(all="ignore"):
-        distance = np.abs(actual - value)
-        r = np.where(distance == 0, 0.0, distance / budget)
-    same = (actual == value) | (np.isnan(actual) & np.isnan(value))
-    result: Array = np.where(same | np.isinf(budget), 0.0, np.where(np.isnan(r), np.inf, r))
-    return result
-
-
 def bounded_hyper(hyper: HyperValues) -> SimpleNamespace:
-    """The hyperparameters as exact scalars of error-bounded arithmetic; flags stay as they are."""
+    """The hyperparameters as exact scalars of error-bounded arithmetic; flags, counts and names stay as they are."""
 
-    def scalar(x: float) -> Bounded:
-        return Bounded(np.float64(x), 0.0, SCALARS64)
+    def scalar(x: Any) -> Any:
+        if isinstance(x, tuple):
+            return tuple(map(scalar, x))
+        return Bounded(np.float64(x), 0.0, SCALARS64) if isinstance(x, float) else x
 
-    return SimpleNamespace(
-        **{
-            name: value
-            if isinstance(value, bool)
-            else tuple(map(scalar, value))
-            if isinstance(value, tuple)
-            else scalar(value)
-            for name, value in vars(hyper).items()
-        }
-    )
+    return SimpleNamespace(**{name: scalar(value) for name, value in vars(hyper).items()})
 
 
 @dataclass
@@ -120,12 +96,36 @@ class _Item:
     index: int
     life: Life
     state: dict[str, tuple[Array, Array | float] | None]
-    numel: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @functools.cached_property
+    def numel(self) -> int:
+        """Real numbers in the parameter."""
+        return math.prod(in_reals(self.shape, self.dtype))
 
     @property
     def slots(self) -> int:
         """An empty tensor gets one slot, so that numbers kept per parameter are predicted for it as well."""
         return self.numel or 1
+
+    def gradient(self, unit: float) -> tuple[Array, Array | float, Array | None]:
+        """The gradient as a dense one with its error, and which elements it names, where not all.
+
+        Entries that name one element are added up in any order.
+        """
+        given = self.life.gradient
+        if not isinstance(given, SparseRaw):
+            return _slots(given, self.slots), 0.0, None
+        parts = 2 if is_complex(self.dtype) else 1
+        elements = (given.elements[:, None] * parts + np.arange(parts)).reshape(-1)
+        values = _reals(given.values)
+        dense, size, named = np.zeros(self.slots), np.zeros(self.slots), np.zeros(self.slots)
+        np.add.at(dense, elements, values)
+        np.add.at(size, elements, np.abs(values))
+        np.add.at(named, elements, 1)
+        error = np.expm1(np.maximum(named - 1, 0) * math.log1p(unit)) * size
+        return dense, error if error.any() else 0.0, named
 
 
 class Judge:
@@ -157,8 +157,17 @@ class Judge:
         )
         return self.result
 
-    def _buffers(self, hyper: HyperValues) -> list[Buffer]:
-        return [b for b in self.spec.buffers if b.present(hyper)]
+    def _buffers(self, hyper: HyperValues, index: int) -> list[Buffer]:
+        """The buffers that a parameter has."""
+        shape = self.trace.parameters[index].shape
+        return [b for b in self.spec.buffers if b.present(hyper) and b.shape(shape) is not None]
+
+    def _slots_of(self, b: Buffer, index: int) -> int:
+        """Numbers in a buffer; of a single number per parameter, as many as it has to stand beside."""
+        p = self.trace.parameters[index]
+        shape = p.shape if b.per_parameter else b.shape(p.shape)
+        assert shape is not None
+        return math.prod(in_reals(shape, p.dtype)) or 1
 
     def _unreadable(self) -> set[str]:
         """Buffers that somebody's class never shows under their name, once it has taken a step with a gradient."""
@@ -168,7 +177,7 @@ class Judge:
         for record in self.recording.steps:
             for i, life in enumerate(record.lives):
                 if life.gradient is not None:
-                    for b in self._buffers(record.hyper[self.group_of[i]]):
+                    for b in self._buffers(record.hyper[self.group_of[i]], i):
                         if b.name not in life.state_after:
                             missing.add(b.name)
         return missing
@@ -177,16 +186,17 @@ class Judge:
         """A state that exists at construction must be the initial one."""
         for i, state in enumerate(self.recording.initial_state):
             hyper = self.spec.hyper_values(self.trace.groups[self.group_of[i]].options)
-            for b in self._buffers(hyper):
+            for b in self._buffers(hyper, i):
                 initial = b.initial(hyper)
                 if initial is not None and b.name in state and b.name not in self.result.free:
                     expected = _rounded_fill(initial, self._dtype(b, i))
-                    actual = np.asarray(state[b.name], np.float64)
+                    actual = _reals(state[b.name])
                     self.result.elements += actual.size
                     wrong = np.flatnonzero(actual != expected)
                     if wrong.size:
-                        index = tuple(int(n) for n in np.unravel_index(wrong[0], actual.shape))
-                        got = float(actual.reshape(-1)[wrong[0]])
+                        shape = in_reals(np.shape(state[b.name]), self._dtype(b, i))
+                        index = tuple(int(n) for n in np.unravel_index(wrong[0], shape))
+                        got = float(actual[wrong[0]])
                         self.result.deviations.append(
                             Deviation(None, i, b.name, index, got, expected, 0.0, float("inf"))
                         )
@@ -199,7 +209,8 @@ class Judge:
             for i, life in enumerate(record.lives):
                 if life.gradient is not None:
                     state = self._state(record, i, life, first=i not in self.started)
-                    yield _Item(record, i, life, state, self.trace.parameters[i].numel)
+                    p = self.trace.parameters[i]
+                    yield _Item(record, i, life, state, p.shape, p.dtype)
                     self.started.add(i)
 
     def _state(
@@ -207,9 +218,9 @@ class Judge:
     ) -> dict[str, tuple[Array, Array | float] | None]:
         """What the reference starts from: the initial state at a parameter's first step, then the subject's own."""
         hyper = record.hyper[self.group_of[index]]
-        slots = max(self.trace.parameters[index].numel, 1)
         result: dict[str, tuple[Array, Array | float] | None] = {}
-        for b in self._buffers(hyper):
+        for b in self._buffers(hyper, index):
+            slots = self._slots_of(b, index)
             carried = self.carried.get((index, b.name))
             if carried is not None:
                 result[b.name] = (carried.value, carried.error)
@@ -218,84 +229,169 @@ class Judge:
                 filled = None if initial is None else np.full(slots, _rounded_fill(initial, self._dtype(b, index)))
                 result[b.name] = None if filled is None else (filled, 0.0)
             else:
-                result[b.name] = (_slots(np.asarray(life.state[b.name], np.float64), slots), 0.0)
+                result[b.name] = (_slots(life.state[b.name], slots), 0.0)
         return result
 
     def _predict(self, items: Iterable[_Item]) -> None:
-        """Run the reference on all items that share their options, dtype and buffers, as one long array."""
+        """Run the reference on all items that share their options, dtype and buffers, as one long array.
+
+        Where elements depend on each other, on each item by itself.
+        """
         batches: dict[Any, list[_Item]] = {}
-        for item in items:
+        for n, item in enumerate(items):
             hyper = item.record.hyper[self.group_of[item.index]]
             present = tuple(name for name, s in item.state.items() if s is not None)
-            key = (id(hyper), self.trace.parameters[item.index].dtype, present)
+            key = (id(hyper), item.dtype, present, 0 if self.spec.elementwise else n)
             batches.setdefault(key, []).append(item)
-        for (_, dtype, _), batch in batches.items():
+        for (_, dtype, *_), batch in batches.items():
             hyper = batch[0].record.hyper[self.group_of[batch[0].index]]
-            p, after = self._update(batch, hyper, dtype)
-            for name, predicted in (*after.items(), (PARAMETER, p)):
-                self._confront(batch, name, predicted)
+            if not self.spec.elementwise and not batch[0].numel:
+                continue
+            names = [*(b.name for b in self._buffers(hyper, batch[0].index)), PARAMETER]
+            actual = {name: np.concatenate([self._actual(item, name) for item in batch]) for name in names}
+            best: dict[str, tuple[Array, Bounded]] = {}
+            for predicted in bounded.outcomes(functools.partial(self._update, batch, hyper, dtype, actual)):
+                # Of the branches that rounding leaves open, an element may have taken the one that it agrees with.
+                for name in names:
+                    r = ratios(actual[name], predicted[name]) if name not in self.result.free else np.zeros(1)
+                    best[name] = _closer(best.get(name), (r, predicted[name]))
+            for name in names:
+                self._confront(batch, name, actual[name], *best[name])
 
-    def _update(self, batch: list[_Item], hyper: HyperValues, dtype: str) -> tuple[Bounded, dict[str, Bounded]]:
-        arith = arithmetic(self.subject.profile, dtype)
+    def _update(
+        self, batch: list[_Item], hyper: HyperValues, dtype: str, actual: dict[str, Array]
+    ) -> dict[str, Bounded]:
+        """What the reference says of the parameter and each buffer, flat."""
+        arith, element = arithmetic(self.subject.profile, dtype), FORMATS[dtype]
+        profile, shape = self.subject.profile, batch[0].shape
         lengths = [item.slots for item in batch]
 
         def joined(arrays: list[Array], of: Arithmetic = arith) -> Bounded:
-            return Bounded(np.concatenate(arrays, dtype=np.float64), 0.0, of)
+            return Bounded(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), 0.0, of)
+
+        def formed(x: Bounded, into: tuple[int, ...]) -> Bounded:
+            """In its own shape, where elements depend on each other."""
+            if self.spec.elementwise:
+                return x
+            error = x.error if type(x.error) is float else np.broadcast_to(x.error, np.shape(x.value)).reshape(into)
+            return Bounded(x.value.reshape(into), error, x.arithmetic)
 
         p = joined([_slots(item.life.value, n) for item, n in zip(batch, lengths, strict=True)])
-        g = joined([_slots(item.life.gradient, n) for item, n in zip(batch, lengths, strict=True)])
+        gradients = [item.gradient(arith.unit) for item in batch]
+        g = joined([values for values, _, _ in gradients])
+        if any(type(error) is not float for _, error, _ in gradients):
+            g.error = np.concatenate(
+                [np.broadcast_to(error, n) for (_, error, _), n in zip(gradients, lengths, strict=True)]
+            )
         state: dict[str, Bounded | None] = {}
-        for b in self._buffers(hyper):
+        for b in self._buffers(hyper, batch[0].index):
             parts = [item.state[b.name] for item in batch]
             if parts[0] is None:
                 state[b.name] = None
                 continue
-            values = joined([part[0] for part in parts if part], SCALARS64 if b.per_parameter else arith)
+            kept = COUNTERS32 if b.in_place else COUNTERS[profile.counters]
+            values = joined([part[0] for part in parts if part], kept if b.per_parameter else arith)
             if b.name in self.result.free:
-                values.error = np.concatenate(
-                    [np.broadcast_to(part[1], n) for part, n in zip(parts, lengths, strict=True) if part]
-                )
+                values.error = np.concatenate([np.broadcast_to(part[1], len(part[0])) for part in parts if part])
                 if not values.error.any():
                     values.error = 0.0
-            state[b.name] = values
-        new_p, after = self.spec.update(p, g, state, bounded_hyper(hyper))
-        stored = {k: v.store(BINARY32 if k in self.per_parameter else FORMATS[dtype]) for k, v in after.items()}
-        return new_p.store(FORMATS[dtype]), stored
+            if b.per_parameter:
+                state[b.name] = values if self.spec.elementwise else values[0]
+            else:
+                state[b.name] = formed(values, b.shape(shape) or ())
+        observed = {b.name: actual[b.name] for b in self.spec.buffers if b.in_place and b.name not in self.result.free}
+        with bounded.seen(observed, COUNTERS[profile.in_place]):
+            options = bounded_hyper(self.spec.for_dtype(hyper, 2.0 * element.unit_roundoff))
+            new_p, after = self.spec.update(formed(p, shape), formed(g, shape), state, options)
+        result = {k: v.store(BINARY32 if k in self.per_parameter else element) for k, v in after.items()}
+        result[PARAMETER] = new_p.store(element)
+        for name, predicted in result.items():
+            predicted.error = np.broadcast_to(predicted.error, np.shape(predicted.value)).reshape(-1)
+            predicted.value = np.asarray(predicted.value).reshape(-1)
+            if name in self.per_parameter and not self.spec.elementwise:
+                # One number, as many times as its parameter has elements.
+                predicted.value = np.broadcast_to(predicted.value, lengths[0])
+                predicted.error = np.broadcast_to(predicted.error, lengths[0])
+        self._leave_unnamed(batch, gradients, p, state, result)
+        self._add_entries(hyper, arith, gradients, p, g, result)
+        if is_complex(dtype):
+            for name in result.keys() - self.per_parameter:
+                _join_parts(result[name])
+        return result
 
-    def _confront(self, batch: list[_Item], name: str, predicted: Bounded) -> None:
-        """Compare one field of all items of a batch with what was predicted for it."""
-        lengths = [item.slots for item in batch]
-        starts = np.cumsum([0, *lengths[:-1]])
-        predicted.error = np.broadcast_to(predicted.error, np.shape(predicted.value))
-        if name in self.result.free:
-            for item, start in zip(batch, starts, strict=True):
-                self.carried[item.index, name] = predicted[start : start + item.slots]
+    def _leave_unnamed(
+        self,
+        batch: list[_Item],
+        gradients: list[tuple[Array, Array | float, Array | None]],
+        p: Bounded,
+        state: dict[str, Bounded | None],
+        result: dict[str, Bounded],
+    ) -> None:
+        """What a lazy sparse gradient does not name stays as it is, to the last bit."""
+        if self.spec.sparse not in ("lazy", "only") or all(named is None for _, _, named in gradients):
             return
-        r = ratios(np.concatenate([self._actual(item, name) for item in batch], dtype=np.float64), predicted)
-        maxima = np.maximum.reduceat(r, starts)
+        unnamed = np.concatenate(
+            [np.zeros(item.slots, bool) if n is None else n == 0 for item, (_, _, n) in zip(batch, gradients, strict=True)]
+        )
+        for name, before in (*state.items(), (PARAMETER, p)):
+            if name not in self.per_parameter and before is not None:
+                predicted = result[name]
+                error = np.where(unnamed, before.error, predicted.error)
+                result[name] = Bounded(np.where(unnamed, before.value, predicted.value), error, predicted.arithmetic)
+
+    def _add_entries(
+        self,
+        hyper: HyperValues,
+        arith: Arithmetic,
+        gradients: list[tuple[Array, Array | float, Array | None]],
+        p: Bounded,
+        g: Bounded,
+        result: dict[str, Bounded],
+    ) -> None:
+        """A sparse gradient may be added to the parameter entry by entry: a rounding of the sum so far for each but one."""
+        if self.spec.sparse != "dense" or type(g.error) is float:
+            return
+        named = np.concatenate([np.zeros(len(v)) if n is None else n for v, _, n in gradients])
+        # The error of g is that of adding up its entries, so this is at least their absolute sum.
+        size = np.abs(p.value) + np.abs(result[PARAMETER].value) + 2 * hyper.lr * (np.abs(g.value) + g.error / arith.unit)
+        further = np.maximum(named - 1, 0) * (arith.unit * size)
+        result[PARAMETER].error = result[PARAMETER].error + further * (1 + len(g.value) * arith.unit)
+
+    def _confront(self, batch: list[_Item], name: str, actual: Array, r: Array, predicted: Bounded) -> None:
+        """Keep count of one field of all items of a batch, and note what deviates."""
         single = name in self.per_parameter
-        self.result.elements += sum(1 if single else item.numel for item in batch)
+        lengths = [len(actual)] if len(batch) == 1 else [item.slots for item in batch]
+        starts = np.cumsum([0, *lengths[:-1]])
+        if name in self.result.free:
+            for item, start, length in zip(batch, starts, lengths, strict=True):
+                self.carried[item.index, name] = predicted[start : start + length]
+            return
+        maxima = np.maximum.reduceat(r, starts)
+        for item, length in zip(batch, lengths, strict=True):
+            self.result.elements += 1 if single else length if item.numel else 0
         self.result.undetermined += 0 if single else int(np.isinf(predicted.error).sum())
         if maxima.max() <= 1:
             self.result.worst[name] = max(self.result.worst.get(name, 0.0), float(maxima.max()))
             return
-        for item, start, worst in zip(batch, starts, maxima, strict=True):
+        for item, start, length, worst in zip(batch, starts, lengths, maxima, strict=True):
             if worst <= 1:
                 self.result.worst[name] = max(self.result.worst.get(name, 0.0), float(worst))
             elif single or item.numel:
-                at = int(start + r[start : start + item.slots].argmax())
-                self._deviates(item, name, at, int(start), float(worst), predicted)
+                at = int(start + r[start : start + length].argmax())
+                self._deviates(item, name, at, int(start), float(worst), float(actual[at]), predicted)
 
-    def _deviates(self, item: _Item, name: str, at: int, start: int, ratio: float, predicted: Bounded) -> None:
+    def _deviates(
+        self, item: _Item, name: str, at: int, start: int, ratio: float, got: float, predicted: Bounded
+    ) -> None:
         problem = self._problem(item, name)
-        shape = () if name in self.per_parameter else self.trace.parameters[item.index].shape
+        shape = () if name in self.per_parameter else in_reals(self._shape(item, name), item.dtype)
         self.result.deviations.append(
             Deviation(
                 event=item.record.event,
                 parameter=item.index,
                 field=name,
                 index=() if problem or not shape else tuple(int(i) for i in np.unravel_index(at - start, shape)),
-                got=float(self._actual(item, name)[at - start]),
+                got=got,
                 expected=float(predicted.value[at]),
                 budget=float(predicted.error[at]),
                 ratio=ratio,
@@ -304,6 +400,12 @@ class Judge:
                 element=at - start,
             )
         )
+
+    def _shape(self, item: _Item, name: str) -> tuple[int, ...]:
+        """The shape that a field has to have."""
+        if name == PARAMETER:
+            return item.shape
+        return next(b.shape(item.shape) for b in self.spec.buffers if b.name == name) or ()
 
     def _problem(self, item: _Item, name: str) -> str:
         """Why a field cannot be compared at all, or nothing."""
@@ -318,16 +420,19 @@ class Judge:
                 if np.size(item.life.state_after[name]) == 1
                 else f"{name} has shape {shape} where one number belongs"
             )
-        expected = self.trace.parameters[item.index].shape
-        return "" if shape == expected else f"{name} has shape {shape} where the parameter has {expected}"
+        expected = self._shape(item, name)
+        return "" if shape == expected else f"{name} has shape {shape} where {expected} belongs"
 
     def _actual(self, item: _Item, name: str) -> Array:
         """A field after the step, one value for each slot; infinity throughout where it cannot be compared."""
         if name == PARAMETER:
             return _slots(item.life.value_after, item.slots)
-        if self._problem(item, name):
-            return np.full(item.slots, np.inf)
-        return _slots(item.life.state_after[name], item.slots)
+        slots = item.slots
+        if not self.spec.elementwise and name not in self.per_parameter:
+            slots = math.prod(self._shape(item, name)) or 1
+        if name in self.result.free or self._problem(item, name):
+            return np.full(slots, np.inf)
+        return _slots(item.life.state_after[name], slots)
 
     def terms(self, deviation: Deviation) -> list[tuple[str, float]]:
         """The roundings that the budget of a deviation is made of, largest share first; empty where errors have accumulated."""
@@ -335,20 +440,22 @@ class Judge:
         if self.result.free or item is None:
             return []
         hyper = item.record.hyper[self.group_of[item.index]]
-        dtype = self.trace.parameters[item.index].dtype
         # In the written order alone: which of several orders costs most says nothing to a reader.
-        arith = replace(arithmetic(self.subject.profile, dtype), orders=frozenset())
-        scalars = bounded_hyper(hyper)
+        arith = replace(arithmetic(self.subject.profile, item.dtype), orders=frozenset())
+        options = bounded_hyper(self.spec.for_dtype(hyper, 2.0 * FORMATS[item.dtype].unit_roundoff))
+        g, error, _ = item.gradient(arith.unit)
+        if type(error) is not float or not self.spec.elementwise:
+            return []
 
         def one(x: Any, of: Arithmetic) -> Bounded:
             return Bounded(np.asarray(x, np.float64).reshape(-1)[element : element + 1], 0.0, of)
 
         def evaluate() -> Bounded:
             state = {
-                k: None if s is None else one(s[0], SCALARS64 if k in self.per_parameter else arith)
+                k: None if s is None else one(s[0], COUNTERS64 if k in self.per_parameter else arith)
                 for k, s in item.state.items()
             }
-            p, after = self.spec.update(one(item.life.value, arith), one(item.life.gradient, arith), state, scalars)
+            p, after = self.spec.update(one(_slots(item.life.value, item.slots), arith), one(g, arith), state, options)
             chosen: Bounded = p if name == PARAMETER else after[name]
             return chosen
 
@@ -356,9 +463,36 @@ class Judge:
             return bounded.terms(evaluate)
 
 
+def _closer(a: tuple[Array, Bounded] | None, b: tuple[Array, Bounded]) -> tuple[Array, Bounded]:
+    """Elementwise, the prediction that the subject agrees with better."""
+    if a is None:
+        return b
+    better = b[0] < a[0]
+    if not better.any():
+        return a
+    value, error = np.where(better, b[1].value, a[1].value), np.where(better, b[1].error, a[1].error)
+    return np.minimum(a[0], b[0]), Bounded(value, error, a[1].arithmetic)
+
+
+def _join_parts(predicted: Bounded) -> None:
+    """A complex number that is infinite or NaN in one part is not determined in the other (C11, annex G)."""
+    open_ = ~np.isfinite(predicted.value) | np.isinf(predicted.error)
+    if open_.any() and open_.size % 2 == 0:
+        either = np.repeat(open_.reshape(-1, 2).any(axis=1), 2)
+        predicted.error = np.where(either, np.inf, predicted.error)
+
+
+def _reals(x: Any) -> Array:
+    """``x`` flat, as float64; a complex number as real and imaginary part."""
+    array = np.asarray(x)
+    if array.dtype.kind == "c":
+        array = np.ascontiguousarray(array).reshape(-1).view(array.real.dtype)
+    return array.reshape(-1).astype(np.float64)
+
+
 def _slots(x: Any, slots: int) -> Array:
     """``x`` flat; one number, or none, repeated."""
-    flat: Array = np.asarray(x).reshape(-1)
+    flat = _reals(x)
     if flat.size == slots:
         return flat
     return np.full(slots, flat[0] if flat.size else 0.0)
@@ -366,7 +500,9 @@ def _slots(x: Any, slots: int) -> Array:
 
 def _rounded_fill(value: float, dtype: str) -> float:
     """``value`` as a tensor of ``dtype`` holds it."""
-    return float(np.asarray(value, {"float32": np.float32, "float64": np.float64}[dtype]))
+    if dtype == "float64":
+        return value
+    return float(torch.tensor(value, dtype=getattr(torch, dtype)).real)
 
 
 def judge(subject: Subject, recording: Recording) -> Judgement:

@@ -13,13 +13,38 @@ import numpy.typing as npt
 import torch
 
 from stepcheck.harness.subjects import Subject, UsageError
-from stepcheck.harness.trace import Gradient, Option, Parameter, Reload, SetOption, Step, Trace, ZeroGrad
+from stepcheck.harness.trace import (
+    DTYPES,
+    Gradient,
+    Option,
+    Parameter,
+    Reload,
+    SetOption,
+    Sparse,
+    Step,
+    Trace,
+    ZeroGrad,
+    in_reals,
+)
 
 Raw = npt.NDArray[Any]
 
 GUARD_ELEMENTS = 8
 GUARD = 0.3125  # of ordinary size, so that adding an update of ordinary size to it shows
-_TORCH_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
+
+
+@dataclass(frozen=True)
+class SparseRaw:
+    """A copy of a sparse gradient.
+
+    Attributes:
+        elements: for each value, the element of the parameter that it belongs to, counted row-major.
+        values: flat; as many.
+    """
+
+    elements: npt.NDArray[np.int64]
+    values: Raw
 
 
 @dataclass
@@ -27,7 +52,7 @@ class Life:
     """One parameter around one step: row-major copies of its value, gradient and state, before and after."""
 
     value: Raw
-    gradient: Raw | None
+    gradient: Raw | SparseRaw | None
     state: Mapping[str, Raw | float]
     value_after: Raw
     state_after: Mapping[str, Raw | float]
@@ -122,22 +147,76 @@ def room(shape: tuple[int, ...], layout: str) -> int:
     found wrong, not to crash the judge.
     """
     span = 1 + sum((n - 1) * s for n, s in zip(shape, strides(shape, layout), strict=True)) if 0 not in shape else 0
-    return max(span, math.prod(shape)) + 2 * GUARD_ELEMENTS
+    # And for the start to be counted twice (see Player._allocate).
+    return max(span, math.prod(shape)) + 3 * GUARD_ELEMENTS
 
 
 class _Allocation:
-    """A tensor that is a view of a larger buffer, with guard elements around and between its own."""
+    """A tensor that is a view of a larger buffer, with guard elements around and between its own.
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, layout: str) -> None:
+    Args:
+        start: the element of the buffer that it starts at.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, layout: str, start: int = GUARD_ELEMENTS) -> None:
+        self.start = start
         self.buffer = torch.full((room(shape, layout),), GUARD, dtype=_TORCH_DTYPES[dtype])
-        self.view = self.buffer.as_strided(shape, strides(shape, layout), GUARD_ELEMENTS)
+        self.shape, self.layout = shape, layout
+        self.view = self._view()
         self.repeats = layout == "expanded" and len(shape) > 0
 
+    def _view(self) -> torch.Tensor:
+        view = self.buffer.as_strided(self.shape, strides(self.shape, self.layout), self.start)
+        return view.conj() if self.layout == "conjugated" else view
+
     def fill(self, values: Raw) -> None:
-        # Rounding to the dtype is NumPy's, to nearest.
+        """Fill with real numbers; of a complex tensor, the last dimension is real and imaginary part."""
         target, source = (self.view[:1], values[:1]) if self.repeats else (self.view, values)
-        with np.errstate(over="ignore", invalid="ignore"):
-            target.copy_(torch.from_numpy(np.asarray(source, self.buffer.numpy().dtype)))
+        target.copy_(rounded(source, self.buffer.dtype))
+
+    def make_differentiable(self) -> None:
+        """Make of the view what it is in a differentiable step: no leaf, but the result of a computation."""
+        self.buffer = self.buffer.requires_grad_().clone()
+        self.view = self._view()
+        self.view.retain_grad()
+
+    def memory(self) -> bytes:
+        """All of the buffer, as bytes."""
+        return _bytes(self.buffer)
+
+
+class _SparseAllocation:
+    """A sparse tensor."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, sparse: Sparse, values: Raw) -> None:
+        indices = np.array(np.unravel_index(np.array(sparse.entries, np.int64), shape[: sparse.dimensions]))
+        self.view = torch.sparse_coo_tensor(
+            torch.from_numpy(indices.reshape(sparse.dimensions, -1)),
+            rounded(values, _TORCH_DTYPES[dtype]).clone(),
+            shape,
+            is_coalesced=sparse.coalesced,
+            check_invariants=True,
+        )
+
+    def memory(self) -> bytes:
+        return _bytes(self.view)
+
+
+def rounded(values: Raw, dtype: torch.dtype) -> torch.Tensor:
+    """Real numbers as a tensor of ``dtype``; for a complex dtype the last dimension is real and imaginary part."""
+    real = torch.from_numpy(np.asarray(values, order="C"))
+    if dtype.is_complex:
+        return torch.view_as_complex(real.to(dtype.to_real()))
+    return real.to(dtype)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    detached = tensor.detach()
+    if detached.is_sparse:
+        return _bytes(detached._indices()) + _bytes(detached._values())
+    if detached.dtype is torch.bfloat16:
+        detached = detached.view(torch.int16)
+    return detached.numpy().tobytes()
 
 
 class Player:
@@ -150,19 +229,25 @@ class Player:
         self.options: list[dict[str, Option]] = [dict(g.options) for g in trace.groups]
         # One object for as long as a group's options stay the same: the judge batches by it.
         self.hyper = [subject.spec.hyper_values(o) for o in self.options]
-        self.allocations = [self._allocate(p) for p in trace.parameters]
-        self.parameters = [a.view.requires_grad_() for a in self.allocations]
+        self.allocations = [self._allocate(i, p) for i, p in enumerate(trace.parameters)]
+        if subject.differentiable:
+            for allocation in self.allocations:
+                allocation.make_differentiable()
+        self.parameters = [a.view if subject.differentiable else a.view.requires_grad_() for a in self.allocations]
         self.outside = [_outside(p, a) for p, a in zip(trace.parameters, self.allocations, strict=True)]
         self.latest: list[tuple[Raw, Mapping[str, Raw | float]]] | None = None
         """Values and states as they were read after the last event."""
-        self.replaced: list[list[tuple[_Allocation, bytes]]] = [[] for _ in self.parameters]
+        self.replaced: list[list[tuple[_Allocation | _SparseAllocation, bytes]]] = [[] for _ in self.parameters]
         """Gradients that were taken off each parameter, and what stood in their memory then."""
-        self.gradients: list[_Allocation | None] = [None] * len(self.parameters)
+        self.gradients: list[_Allocation | _SparseAllocation | None] = [None] * len(self.parameters)
 
-    @staticmethod
-    def _allocate(parameter: Parameter) -> _Allocation:
-        allocation = _Allocation(parameter.shape, parameter.dtype, parameter.layout)
-        allocation.fill(parameter.values.realise(parameter.shape))
+    def _allocate(self, index: int, parameter: Parameter) -> _Allocation:
+        # torch adds a coalesced sparse tensor to a view that does not start its memory at the wrong place: this must not
+        # hide all else, so it is for the layout "offset" to find.
+        plain = parameter.layout == "contiguous" and index in self.trace.given_sparse
+        start = 0 if plain else GUARD_ELEMENTS
+        allocation = _Allocation(parameter.shape, parameter.dtype, parameter.layout, start)
+        allocation.fill(parameter.values.realise(in_reals(parameter.shape, parameter.dtype)))
         return allocation
 
     def play(self) -> Recording:
@@ -195,7 +280,7 @@ class Player:
         if isinstance(what, ZeroGrad):
             self.optimizer.zero_grad(set_to_none=what.set_to_none)
             for i, p in enumerate(self.parameters):
-                if p.grad is not None and (what.set_to_none or bool(p.grad.any())):
+                if p.grad is not None and (what.set_to_none or bool(_values(p.grad).any())):
                     left.append(i)
         else:
             self.options[what.group][what.option] = what.value
@@ -234,8 +319,8 @@ class Player:
             self._assign(i, gradient)
         everyone = range(len(self.parameters))
         before = self._snapshot()
-        gradients = [None if p.grad is None else _copy(p.grad) for p in self.parameters]
-        memory = [None if g is None else g.buffer.numpy().tobytes() for g in self.gradients]
+        gradients = [None if p.grad is None else _copy_gradient(p.grad) for p in self.parameters]
+        memory = [None if g is None else g.memory() for g in self.gradients]
         self.optimizer.step()
         self.latest = None
         self.latest = self._snapshot()
@@ -253,32 +338,46 @@ class Player:
         ]
         self.recording.steps.append(StepRecord(event, tuple(self.hyper), lives))
 
-    def _gradient_written(self, index: int, before: Raw | None, memory: bytes | None) -> bool:
+    def _gradient_written(self, index: int, before: Raw | SparseRaw | None, memory: bytes | None) -> bool:
         allocation, gradient = self.gradients[index], self.parameters[index].grad
-        if any(old.buffer.numpy().tobytes() != was for old, was in self.replaced[index]):
+        if any(old.memory() != was for old, was in self.replaced[index]):
             return True
-        if allocation is not None and allocation.buffer.numpy().tobytes() != memory:
+        if allocation is not None and allocation.memory() != memory:
             return True
         if gradient is None or before is None:
             return (gradient is None) != (before is None)
         if allocation is not None and gradient is allocation.view:
             return False  # all of its memory has just been compared
-        return _copy(gradient).tobytes() != before.tobytes()
+        after = _copy_gradient(gradient)
+        if isinstance(before, SparseRaw) or isinstance(after, SparseRaw):
+            return not (
+                isinstance(before, SparseRaw)
+                and isinstance(after, SparseRaw)
+                and identical(before.values, after.values)
+                and np.array_equal(before.elements, after.elements)
+            )
+        return after.tobytes() != before.tobytes()
 
     def _beside_written(self, index: int) -> bool:
-        return bool((self.allocations[index].buffer.detach().numpy()[self.outside[index]] != GUARD).any())
+        buffer = self.allocations[index].buffer.detach()
+        return bool((_raw(buffer)[self.outside[index]] != GUARD).any())
 
     def _assign(self, index: int, gradient: Gradient | None) -> None:
         old = self.gradients[index]
         if old is not None:
-            self.replaced[index].append((old, old.buffer.numpy().tobytes()))
+            self.replaced[index].append((old, old.memory()))
         if gradient is None:
             self.parameters[index].grad = None
             self.gradients[index] = None
             return
         parameter = self.trace.parameters[index]
-        allocation = _Allocation(parameter.shape, parameter.dtype, gradient.layout)
-        allocation.fill(gradient.values.realise(parameter.shape))
+        values = gradient.realise(parameter.shape, parameter.dtype)
+        allocation: _Allocation | _SparseAllocation
+        if gradient.sparse is not None:
+            allocation = _SparseAllocation(parameter.shape, parameter.dtype, gradient.sparse, values)
+        else:
+            allocation = _Allocation(parameter.shape, parameter.dtype, gradient.layout)
+            allocation.fill(values)
         self.parameters[index].grad = allocation.view
         self.gradients[index] = allocation
 
@@ -309,14 +408,40 @@ class Player:
         return result
 
 
+def _raw(tensor: torch.Tensor) -> Raw:
+    """The tensor's memory as an array; bfloat16, which NumPy lacks, as float32."""
+    detached = tensor.detach()
+    if detached.dtype is torch.bfloat16:
+        detached = detached.float()
+    array: Raw = detached.resolve_conj().numpy()
+    return array
+
+
 def _copy(tensor: torch.Tensor) -> Raw:
-    return np.array(tensor.detach().numpy())
+    if tensor.is_sparse:
+        # A state that is sparse is read as the dense tensor that it stands for.
+        tensor = tensor.detach().to_dense()
+    return np.array(_raw(tensor))
+
+
+def _values(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient._values() if gradient.is_sparse else gradient
+
+
+def _copy_gradient(gradient: torch.Tensor) -> Raw | SparseRaw:
+    if not gradient.is_sparse:
+        return _copy(gradient)
+    shape, dimensions = tuple(gradient.shape), gradient.sparse_dim()
+    inner = math.prod(shape[dimensions:])
+    entries = np.ravel_multi_index(tuple(gradient._indices().numpy()), shape[:dimensions])
+    elements = entries[:, None] * inner + np.arange(inner)
+    return SparseRaw(elements.reshape(-1), _copy(gradient._values()).reshape(-1))
 
 
 def _outside(parameter: Parameter, allocation: _Allocation) -> Raw:
     """A mask of the buffer's elements that are not the parameter's own."""
     mask = torch.ones(allocation.buffer.numel(), dtype=torch.bool)
-    mask.as_strided(parameter.shape, strides(parameter.shape, parameter.layout), GUARD_ELEMENTS).fill_(False)
+    mask.as_strided(parameter.shape, strides(parameter.shape, parameter.layout), allocation.start).fill_(False)
     return mask.numpy()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from stepcheck.harness.checks import Finding
-from stepcheck.harness.trace import Gradient, Group, Parameter, SetOption, Step, Trace, Values
+from stepcheck.harness.trace import Gradient, Group, Parameter, SetOption, Step, Trace, Values, is_complex
 
 _SMALL_SHAPES: tuple[tuple[int, ...], ...] = ((1,), (2,), (3,), (2, 2), (3, 2), (5,), (8,), (9,), (1, 2, 3, 2), (33,))
 _ZERO = Values("constant")
@@ -27,7 +27,8 @@ def size(trace: Trace) -> tuple[int, ...]:
         len(trace.events),
         sum(p.numel for p in trace.parameters),
         sum(len(g.options) for g in trace.groups),
-        sum(t.layout != "contiguous" for t in tensors),
+        sum(t.layout != "contiguous" for t in tensors) + sum(is_complex(p.dtype) for p in trace.parameters),
+        sum(1 + len(g.sparse.entries) for g in gradients if g.sparse is not None),
         sum(t.values not in (_ZERO, _QUARTERS) for t in tensors),
     )
 
@@ -68,19 +69,30 @@ def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
                 # Of fewer elements, none may happen to show it; others of the same kind may.
                 for seed in range(1, 5):
                     yield _with_gradients(smaller, index, functools.partial(_reseeded, seed=seed))
+        if is_complex(p.dtype):
+            yield _with_parameter(trace, index, replace(p, dtype="float64" if p.dtype == "complex128" else "float32"))
         yield _with_parameter(trace, index, replace(p, layout="contiguous"))
         yield _with_parameter(trace, index, replace(p, values=_ZERO))
         yield _with_gradients(trace, index, lambda g: replace(g, layout="contiguous"))
+        yield _with_gradients(trace, index, lambda g: replace(g, sparse=None))
+        yield _with_gradients(trace, index, _fewer_entries)
         yield _with_gradients(trace, index, lambda g: replace(g, values=_QUARTERS))
 
 
 def _with_parameter(trace: Trace, index: int, parameter: Parameter) -> Trace:
     changed = replace(trace, parameters=(*trace.parameters[:index], parameter, *trace.parameters[index + 1 :]))
-    if len(parameter.shape) != 4:
-        return _with_gradients(
-            changed, index, lambda g: replace(g, layout="sliced") if g.layout == "channels_last" else g
-        )
-    return changed
+    return _with_gradients(changed, index, lambda g: _fitted(g, parameter))
+
+
+def _fitted(gradient: Gradient, parameter: Parameter) -> Gradient:
+    """A gradient as one of this parameter: some layouts need four dimensions or complex numbers."""
+    layout = gradient.layout
+    if (layout == "channels_last" and len(parameter.shape) != 4) or (
+        layout == "conjugated" and not is_complex(parameter.dtype)
+    ):
+        layout = "sliced"
+    sparse = None if gradient.sparse is None else gradient.sparse.within(parameter.shape)
+    return replace(gradient, layout=layout, sparse=sparse)
 
 
 def _with_gradients(trace: Trace, index: int, change: Callable[[Gradient], Gradient]) -> Trace:
@@ -92,6 +104,14 @@ def _with_gradients(trace: Trace, index: int, change: Callable[[Gradient], Gradi
         for e in trace.events
     )
     return replace(trace, events=events)
+
+
+def _fewer_entries(gradient: Gradient) -> Gradient:
+    """Half as many entries of a sparse gradient."""
+    if gradient.sparse is None:
+        return gradient
+    entries = gradient.sparse.entries
+    return replace(gradient, sparse=replace(gradient.sparse, entries=entries[: (len(entries) + 1) // 2]))
 
 
 def _reseeded(gradient: Gradient, seed: int) -> Gradient:

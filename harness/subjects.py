@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from stepcheck.harness.formats import FORMATS, Arithmetic
+from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, Arithmetic
 from stepcheck.reference import SPECS, Spec
 from stepcheck.reference.arithmetic import ORDERS
 
@@ -24,29 +25,97 @@ class Profile:
     """The facts about a subject's arithmetic that are its own choice and not an error.
 
     Attributes:
+        reason: why these are the facts.
         orders: the orders of operations that it may use (see ``stepcheck.reference.arithmetic``).
         division: roundings that a quotient costs it.
         square_root: roundings that a square root costs it.
-        reason: why these are the facts.
+        narrow: how it computes with float16 and bfloat16: ``"each"`` rounds the result of each operation, carried out in
+            float32, to the dtype; ``"once"`` computes the whole step in float32 and rounds what it stores.
+        narrow_scalars: in float16 and bfloat16, hyperparameters are rounded to the dtype before they are used, not to float32.
+        counters: the format in which scalars are computed that depend on a number kept for each parameter (``step``).
+        in_place: the same, for a number that is updated in place (``mu_product``).
     """
 
     reason: str
     orders: frozenset[str] = frozenset()
     division: float = 1.0
     square_root: float = 1.0
+    narrow: str = "each"
+    narrow_scalars: bool = False
+    counters: str = "float64"
+    in_place: str = "float64"
 
     def arithmetic(self, dtype: str) -> Arithmetic:
         """The arithmetic for parameters of ``dtype``."""
-        return Arithmetic(FORMATS[dtype], self.division, self.square_root, self.orders)
+        element = FORMATS[dtype]
+        operations = (self.division, self.square_root, self.orders)
+        if element.unit_roundoff <= BINARY32.unit_roundoff:
+            return Arithmetic(element, *operations)
+        if self.narrow == "once":
+            return Arithmetic(BINARY32, *operations)
+        return Arithmetic(element, *operations, inner=BINARY32, entry=element if self.narrow_scalars else None)
 
 
-TORCH_CPU = Profile(
-    reason=(
-        "torch.optim on CPU evaluates in the parameter's dtype with correctly rounded division and square root, forms scalars"
-        " as Python floats, and averages with lerp; its C++ kernels may contract products and sums (fewer roundings)"
-    ),
-    orders=frozenset({"lerp"}),
+COUNTERS = {"float32": COUNTERS32, "float64": COUNTERS64}
+
+_TORCH_CPU = (
+    "torch.optim on CPU evaluates operation by operation in the parameter's dtype, with correctly rounded division and square"
+    " root (in float16 and bfloat16 each operation is carried out in float32 and rounded once), forms scalars as Python floats,"
+    " and averages with lerp; its C++ kernels may contract products and sums (fewer roundings)"
 )
+TORCH_CPU = Profile(_TORCH_CPU, orders=frozenset({"lerp"}))
+_FUSED = replace(
+    TORCH_CPU,
+    reason=_TORCH_CPU + "; the fused kernels compute the whole step of float16 and bfloat16 in float32",
+    narrow="once",
+)
+
+
+def _also(profile: Profile, reason: str, *orders: str, without: tuple[str, ...] = (), **changes: Any) -> Profile:
+    """A profile with further facts."""
+    declared = profile.orders.difference(without) | set(orders)
+    return replace(profile, reason=f"{profile.reason}; {reason}", orders=declared, **changes)
+
+
+#: Profiles of torch's modes; where an optimizer is not named in one, what is said for the mode holds.
+MODE_PROFILES = {
+    "forloop": TORCH_CPU,
+    "foreach": TORCH_CPU,
+    "fused": _FUSED,
+    "capturable": _FUSED,
+    "differentiable": TORCH_CPU,
+}
+TORCH_PROFILES: dict[tuple[str, str], Profile] = {
+    ("ASGD", "forloop"): _also(TORCH_CPU, "it copies the parameter while mu is 1", "copied"),
+    ("ASGD", "differentiable"): _also(TORCH_CPU, "it copies the parameter while mu is 1", "copied"),
+    ("ASGD", "foreach"): _also(
+        TORCH_CPU, "it folds lambd into the gradient, and computes eta from the float32 step", "folded", counters="float32"
+    ),
+    ("NAdam", "forloop"): _also(TORCH_CPU, "it corrects the second moment before its root", "textbook_root"),
+    ("NAdam", "differentiable"): _also(
+        TORCH_CPU,
+        "it corrects the second moment before its root, scales the numerators first, and computes with mu_product as the"
+        " float32 tensor that it is",
+        "textbook_root", "folded", in_place="float32",
+    ),
+    **{
+        (name, "differentiable"): _also(
+            TORCH_CPU, "it folds the learning rate into the divisor, and the step is a float32 tensor", "folded",
+            counters="float32",
+        )
+        for name in ("Adam", "AdamW")
+    },
+    ("RAdam", "foreach"): _also(TORCH_CPU, "it folds all scalars into the divisor and takes its reciprocal", "folded"),
+    ("Adafactor", "forloop"): _also(TORCH_CPU, "it squares a norm, and uses rsqrt", "norm", "reciprocal"),
+    ("Adafactor", "foreach"): _also(TORCH_CPU, "it squares a norm, and uses rsqrt", "norm", "reciprocal"),
+    ("SparseAdam", "forloop"): _also(
+        TORCH_CPU, "it averages by adding a difference", "naive_lerp", "quotient_first", without=("lerp",)
+    ),
+    **{
+        ("Rprop", mode): _also(TORCH_CPU, "it writes the factors into a tensor of the dtype", narrow_scalars=True)
+        for mode in ("forloop", "foreach", "differentiable")
+    },
+}  # fmt: skip
 ANY_CLASS = Profile(
     reason=(
         "nothing is known of somebody's class but that it computes in the parameter's dtype with hyperparameters as Python"
@@ -70,6 +139,9 @@ class Subject:
         explicit: pass every option, defaults included, because its own defaults may rightly differ from the Spec's.
         dtypes: the parameter dtypes it supports.
         mode_options: keywords that select the mode.
+        differentiable: its step is part of an autograd graph, so it is given parameters that are no leaves.
+        sparse: it takes sparse gradients, where the Spec gives them a meaning.
+        unsupported: why it cannot be checked here, where it declares that itself.
         callee: what a repro calls to construct it: ``torch.optim.Adam``.
         imports: the import statement that a repro needs for it, if any.
     """
@@ -84,6 +156,9 @@ class Subject:
     imports: str = ""
     dtypes: tuple[str, ...] = ("float32", "float64")
     mode_options: Mapping[str, Any] = field(default_factory=dict)
+    differentiable: bool = False
+    sparse: bool = True
+    unsupported: str = ""
 
     @property
     def missing_options(self) -> tuple[str, ...]:
@@ -91,31 +166,67 @@ class Subject:
         return tuple(h.name for h in self.spec.hyper if h.name not in self.options)
 
 
-#: The implementations that each class of torch.optim ships for CPU tensors, and the keywords that select them.
+#: The implementations that the classes of torch.optim ship for CPU tensors, and the keywords that select them.
 MODES: dict[str, dict[str, bool]] = {
     "forloop": {"foreach": False},
     "foreach": {"foreach": True},
     "fused": {"fused": True},
+    "capturable": {"capturable": True},
+    "differentiable": {"differentiable": True},
 }
-TORCH_MODES = dict.fromkeys(("SGD", "Adam", "AdamW", "Adagrad"), ("forloop", "foreach", "fused")) | dict.fromkeys(
-    ("RMSprop", "Adadelta", "Adamax"), ("forloop", "foreach")
-)
 FAMILIES = ("torch",)
+_FLOATING = ("float32", "float64", "bfloat16", "float16")
+_COMPLEX = ("complex64", "complex128")
+
+
+def _modes(name: str) -> tuple[str, ...]:
+    """The modes that a class of torch.optim has the keywords for; the first is its plain one."""
+    keywords = inspect.signature(getattr(torch.optim, name)).parameters
+    return ("forloop", *(mode for mode in MODES if mode != "forloop" and mode in keywords))
+
+
+TORCH_MODES: dict[str, tuple[str, ...]] = {name: _modes(name) for name in SPECS}
 
 
 def torch_subject(name: str, mode: str) -> Subject:
     """``torch.optim.<name>`` in one of its modes."""
     spec, cls = SPECS[name], getattr(torch.optim, name)
+    keywords: dict[str, bool] = MODES[mode] if set(MODES[mode]) <= set(inspect.signature(cls).parameters) else {}
+    unsupported = ""
+    if mode == "capturable":
+        # CUDA graphs are what it is made for; of the CPU's implementations, the fused kernels alone accept it.
+        keywords = keywords | ({"fused": True} if "fused" in TORCH_MODES[name] else {})
+        unsupported = _refusal(cls, keywords)
     return Subject(
         name=f"torch:{name}[{mode}]",
         spec=spec,
         make=cls,
-        profile=TORCH_CPU,
+        profile=TORCH_PROFILES.get((name, mode), MODE_PROFILES[mode]),
         options=frozenset(h.name for h in spec.hyper),
         explicit=False,
         callee=f"torch.optim.{name}",
-        mode_options=MODES[mode],
+        dtypes=_FLOATING + (_COMPLEX if spec.complex and "fused" not in keywords else ()),
+        mode_options=keywords,
+        differentiable=mode == "differentiable",
+        sparse="fused" not in keywords,
+        unsupported=unsupported,
     )
+
+
+@functools.cache
+def _refused(cls: Any, keywords: tuple[tuple[str, bool], ...]) -> str:
+    parameter = torch.nn.Parameter(torch.ones(1))
+    parameter.grad = torch.ones(1)
+    try:
+        cls([parameter], **dict(keywords)).step()
+    except Exception as error:  # noqa: BLE001 - whatever it raises is its reason
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _refusal(cls: Any, keywords: Mapping[str, bool]) -> str:
+    """Why a class does not take these keywords for CPU tensors, in its own words, or nothing."""
+    return _refused(cls, tuple(sorted(keywords.items())))
 
 
 def class_subject(

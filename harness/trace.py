@@ -7,6 +7,8 @@ today means the same for ever.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepcheck.reference.spec import Spec
+from stepcheck.reference.spec import Spec, Value
 
 SCHEMA = 1
 
@@ -26,12 +28,14 @@ MAX_PARAMETERS = 1 << 10
 MAX_EVENTS = 1 << 14
 MAX_DIMENSIONS = 8
 
-DTYPES = ("float32", "float64")
-LAYOUTS = ("contiguous", "transposed", "sliced", "channels_last")
-GRADIENT_LAYOUTS = (*LAYOUTS, "expanded")
+DTYPES = ("float32", "float64", "bfloat16", "float16", "complex64", "complex128")
+#: ``offset`` is contiguous as well, and a view that starts inside a larger buffer whoever plays it.
+LAYOUTS = ("contiguous", "transposed", "sliced", "channels_last", "offset")
+#: ``expanded`` repeats the first row (stride 0); ``conjugated`` is a lazy conjugate (torch's conjugate bit) of complex memory.
+GRADIENT_LAYOUTS = (*LAYOUTS, "expanded", "conjugated")
 
 Array = npt.NDArray[np.float64]
-Option = float | bool | tuple[float, ...]
+Option = Value
 
 
 class TraceError(ValueError):
@@ -134,6 +138,16 @@ class Values:
         return RECIPES[self.recipe](self, math.prod(shape)).reshape(shape)
 
 
+def is_complex(dtype: str) -> bool:
+    """Whether an element of ``dtype`` is two real numbers."""
+    return dtype.startswith("complex")
+
+
+def in_reals(shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
+    """The shape of the real numbers that a tensor holds: of a complex one, real and imaginary parts are a last dimension."""
+    return (*shape, 2) if is_complex(dtype) else shape
+
+
 # The trace ------------------------------------------------------------------------------------------------------------
 
 
@@ -160,11 +174,53 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Sparse:
+    """Which entries a sparse gradient names.
+
+    Attributes:
+        entries: indices into the first ``dimensions`` dimensions, counted row-major, one for each row of values.
+        coalesced: the tensor says that its entries are sorted and none is named twice.
+    """
+
+    entries: tuple[int, ...]
+    dimensions: int = 1
+    coalesced: bool = False
+
+    def problem(self, shape: tuple[int, ...]) -> str | None:
+        """Why a gradient for ``shape`` cannot name these entries, or ``None``."""
+        if not 1 <= self.dimensions <= len(shape):
+            return f"dimensions must be from 1 to {len(shape)}, got {self.dimensions}"
+        most = math.prod(shape[: self.dimensions])
+        if any(not 0 <= e < most for e in self.entries):
+            return f"entries must be from 0 to {most - 1}"
+        if self.coalesced and any(a >= b for a, b in itertools.pairwise(self.entries)):
+            return "coalesced entries must be sorted and unique"
+        return None
+
+    def within(self, shape: tuple[int, ...]) -> Sparse | None:
+        """The same entries as far as a gradient for ``shape`` has them; ``None`` where it cannot be sparse."""
+        if not shape:
+            return None
+        dimensions = min(self.dimensions, len(shape))
+        most = math.prod(shape[:dimensions])
+        return replace(self, entries=tuple(e for e in self.entries if e < most), dimensions=dimensions)
+
+    def shape_of_values(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (len(self.entries), *shape[self.dimensions :])
+
+
+@dataclass(frozen=True)
 class Gradient:
-    """A dense gradient of its parameter's shape and dtype. With ``expanded``, its first row is all rows (stride 0)."""
+    """A gradient of its parameter's shape and dtype: dense, or sparse where it names entries."""
 
     values: Values = Values()
     layout: str = "contiguous"
+    sparse: Sparse | None = None
+
+    def realise(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """Its real numbers: of a sparse gradient, those of the entries that it names."""
+        named = shape if self.sparse is None else self.sparse.shape_of_values(shape)
+        return self.values.realise(in_reals(named, dtype))
 
 
 @dataclass(frozen=True)
@@ -216,12 +272,36 @@ class Trace:
         for event in events:
             if event is not None:
                 options[event.group][event.option] = event.value
-            for o in options:
+            for o, group in zip(options, self.groups, strict=True):
                 try:
-                    spec.hyper_values(o)
+                    hyper = spec.hyper_values(o)
                 except ValueError as error:
                     return str(error)
+                conflict = spec.sparse_conflict(hyper)
+                if conflict and self.given_sparse & set(group.parameters):
+                    return f"{spec.name} takes no sparse gradient with these options: {conflict}"
+        for p in self.parameters:
+            if not spec.shapes(p.shape):
+                return f"{spec.name} takes no parameter of shape {p.shape}"
+            if is_complex(p.dtype) and not spec.complex:
+                return f"{spec.name} takes no complex parameter"
+        gradients = [(i, g) for e in self.events if isinstance(e, Step) for i, g in e.gradients.items()]
+        for i, g in gradients:
+            problem = g.sparse.problem(self.parameters[i].shape) if g is not None and g.sparse is not None else None
+            if problem:
+                return problem
+        given = [g for _, g in gradients if g is not None]
+        if any(g.sparse is not None for g in given) and not spec.sparse:
+            return f"{spec.name} takes no sparse gradient"
+        if any(g.sparse is None for g in given) and spec.sparse == "only":
+            return f"{spec.name} takes sparse gradients alone"
         return None
+
+    @functools.cached_property
+    def given_sparse(self) -> frozenset[int]:
+        """Parameters that get a sparse gradient at some time."""
+        steps = [e for e in self.events if isinstance(e, Step)]
+        return frozenset(i for e in steps for i, g in e.gradients.items() if g is not None and g.sparse is not None)
 
     def row_major(self) -> Trace:
         """The same life with every parameter and gradient contiguous."""
@@ -280,16 +360,26 @@ def _values_to_json(values: Values) -> dict[str, Any]:
 
 
 def _option_to_json(value: Option) -> Any:
-    if isinstance(value, bool):
+    # Text stands in an object of its own: "abc" is a hex float as well.
+    if value is None or isinstance(value, (bool, int)):
         return value
-    return [x.hex() for x in value] if isinstance(value, tuple) else float(value).hex()
+    if isinstance(value, str):
+        return {"text": value}
+    return [_option_to_json(x) for x in value] if isinstance(value, tuple) else value.hex()
+
+
+def _gradient_to_json(g: Gradient) -> dict[str, Any]:
+    result = {"layout": g.layout, "values": _values_to_json(g.values)}
+    if g.sparse is not None:
+        s = g.sparse
+        result["sparse"] = {"entries": list(s.entries), "dimensions": s.dimensions, "coalesced": s.coalesced}
+    return result
 
 
 def _event_to_json(event: Event) -> dict[str, Any]:
     if isinstance(event, Step):
         gradients = {
-            str(i): None if g is None else {"layout": g.layout, "values": _values_to_json(g.values)}
-            for i, g in event.gradients.items()
+            str(i): None if g is None else _gradient_to_json(g) for i, g in event.gradients.items()
         }
         return {"event": "step", "gradients": gradients}
     if isinstance(event, ZeroGrad):
@@ -337,7 +427,8 @@ class _Reader:
         layout = self._choice(d.get("layout"), LAYOUTS, f"{where}.layout")
         if layout == "channels_last" and len(shape) != 4:
             raise TraceError(f"{where}.layout: channels_last needs 4 dimensions, got {len(shape)}")
-        return Parameter(shape, dtype, layout, self._values(d.get("values"), f"{where}.values", math.prod(shape)))
+        count = math.prod(in_reals(shape, dtype))
+        return Parameter(shape, dtype, layout, self._values(d.get("values"), f"{where}.values", count))
 
     def _group(self, data: object, where: str, parameters: int) -> Group:
         d = self._object(data, where)
@@ -356,7 +447,7 @@ class _Reader:
             for key, g in self._object(d.get("gradients"), f"{where}.gradients").items():
                 there = f"{where}.gradients.{key}"
                 index = self._integer(int(key) if key.isdecimal() else key, there, 0, len(parameters) - 1)
-                gradients[index] = None if g is None else self._gradient(g, there, parameters[index].shape)
+                gradients[index] = None if g is None else self._gradient(g, there, parameters[index])
             return Step(gradients)
         if kind == "zero_grad":
             self._only(d, {"event", "set_to_none"}, where)
@@ -371,13 +462,37 @@ class _Reader:
         self._only(d, {"event"}, where)
         return Reload()
 
-    def _gradient(self, data: object, where: str, shape: tuple[int, ...]) -> Gradient:
+    def _gradient(self, data: object, where: str, parameter: Parameter) -> Gradient:
         d = self._object(data, where)
-        self._only(d, {"layout", "values"}, where)
+        self._only(d, {"layout", "values", "sparse"}, where)
         layout = self._choice(d.get("layout"), GRADIENT_LAYOUTS, f"{where}.layout")
+        shape, dtype = parameter.shape, parameter.dtype
         if layout == "channels_last" and len(shape) != 4:
             raise TraceError(f"{where}.layout: channels_last needs 4 dimensions, got {len(shape)}")
-        return Gradient(self._values(d.get("values"), f"{where}.values", math.prod(shape)), layout)
+        if layout == "conjugated" and not is_complex(dtype):
+            raise TraceError(f"{where}.layout: conjugated needs a complex dtype, got {dtype}")
+        sparse = None if d.get("sparse") is None else self._sparse(d["sparse"], f"{where}.sparse", shape)
+        named = shape if sparse is None else sparse.shape_of_values(shape)
+        values = self._values(d.get("values"), f"{where}.values", math.prod(in_reals(named, dtype)))
+        return Gradient(values, layout, sparse)
+
+    def _sparse(self, data: object, where: str, shape: tuple[int, ...]) -> Sparse:
+        d = self._object(data, where)
+        self._only(d, {"entries", "dimensions", "coalesced"}, where)
+        entries = tuple(
+            self._integer(n, f"{where}.entries", 0, MAX_ELEMENTS)
+            for n in self._list(d.get("entries"), f"{where}.entries", MAX_ELEMENTS)
+        )
+        dimensions = self._integer(d.get("dimensions"), f"{where}.dimensions", 1, MAX_DIMENSIONS)
+        if not isinstance(d.get("coalesced"), bool):
+            raise TraceError(f"{where}.coalesced: must be true or false")
+        sparse = Sparse(entries, dimensions, d["coalesced"])
+        problem = sparse.problem(shape)
+        if problem:
+            raise TraceError(f"{where}: {problem}")
+        if math.prod(sparse.shape_of_values(shape)) > MAX_ELEMENTS:
+            raise TraceError(f"{where}.entries: more than {MAX_ELEMENTS} elements")
+        return sparse
 
     def _values(self, data: object, where: str, count: int) -> Values:
         d = self._object(data, where)
@@ -397,10 +512,15 @@ class _Reader:
         )
 
     def _option(self, data: object, where: str) -> Option:
-        if isinstance(data, bool):
+        if data is None or isinstance(data, bool):
             return data
+        if isinstance(data, int):
+            return self._integer(data, where, -(2**53), 2**53)
+        if isinstance(data, dict):
+            self._only(data, {"text"}, where)
+            return self._string(data.get("text"), where)
         if isinstance(data, list):
-            return tuple(self._number(x, where) for x in data[:MAX_DIMENSIONS])
+            return tuple(None if x is None else self._number(x, where) for x in data[:MAX_DIMENSIONS])
         return self._number(data, where)
 
     @staticmethod

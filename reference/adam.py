@@ -65,11 +65,12 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     correction2 = 1 - beta2**t
     denom = any_order(
         np.sqrt(w) / np.sqrt(correction2) + hyper.eps,
-        textbook=lambda: np.sqrt(w / correction2) + hyper.eps,
+        textbook_root=lambda: np.sqrt(w / correction2) + hyper.eps,
     )
-    decayed = p
+    decayed, lr = p, -hyper.lr / correction1
     p = any_order(
-        addcdiv(decayed, m, denom, -hyper.lr / correction1),
+        addcdiv(decayed, m, denom, lr),
+        folded=lambda: addcdiv(decayed, m, np.sqrt(w) / (np.sqrt(correction2) * lr) + hyper.eps / lr, 1.0),
         textbook=lambda: addcdiv(decayed, m / correction1, denom, -hyper.lr),
     )
     return p, after

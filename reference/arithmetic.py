@@ -13,6 +13,7 @@ Orders:
     ``scaled_divisor``: ``a / (b / c)``.
     ``reciprocal``: ``a (1 / b)`` where the written order is ``a / b``.
     ``textbook``: the paper's own grouping, where ``torch.optim`` folds scalars together first.
+    ``textbook_root``: a second moment is corrected before its root is taken.
     ``folded``: scalars folded together in a further way, where ``torch.optim``'s modes differ in it.
     ``copied``: a value that the formula leaves as it is, not computed.
     ``norm``: a mean of squares as the square of a rounded norm.
@@ -32,7 +33,7 @@ from stepcheck.reference.spec import Number
 ORDERS = frozenset(
     {
         "lerp", "naive_lerp", "square_first", "lerp_of_square", "quotient_first", "scaled_divisor", "reciprocal", "textbook",
-        "folded", "copied", "norm",
+        "textbook_root", "folded", "copied", "norm",
     }
 )  # fmt: skip
 

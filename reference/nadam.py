@@ -54,14 +54,15 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
 
     mu = _momentum(beta1, t, hyper.momentum_decay)
     mu_next = _momentum(beta1, t + 1, hyper.momentum_decay)
-    product = stored("mu_product", state["mu_product"] * mu)
+    mu_product = state["mu_product"] * mu
+    product = stored("mu_product", mu_product)
     m = ema(state["exp_avg"], g, beta1)
     v = ema_of_square(state["exp_avg_sq"], g, beta2)
 
     correction2 = 1 - beta2**t
     denom = any_order(
         np.sqrt(v) / np.sqrt(correction2) + hyper.eps,
-        textbook=lambda: np.sqrt(v / correction2) + hyper.eps,
+        textbook_root=lambda: np.sqrt(v / correction2) + hyper.eps,
     )
     of_g = hyper.lr * (1 - mu) / (1 - product)
     of_m = hyper.lr * mu_next / (1 - product * mu_next)
@@ -71,7 +72,7 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         folded=lambda: addcdiv(addcdiv(decayed, of_g * g, denom, -1.0), of_m * m, denom, -1.0),
         textbook=lambda: addcdiv(decayed, of_m / hyper.lr * m + of_g / hyper.lr * g, denom, -hyper.lr),
     )
-    return p, {"step": t, "mu_product": product, "exp_avg": m, "exp_avg_sq": v}
+    return p, {"step": t, "mu_product": mu_product, "exp_avg": m, "exp_avg_sq": v}
 
 
 def _momentum(beta1: Number, t: Number, decay: Number) -> Number:

@@ -54,6 +54,12 @@ def _conflict(hyper: HyperValues) -> str | None:
     return None
 
 
+def _sparse_conflict(hyper: HyperValues) -> str | None:
+    if hyper.weight_decay != 0:
+        return "weight_decay reads every element"
+    return "a momentum buffer of sparse gradients grows without bound" if hyper.momentum != 0 else None
+
+
 SGD = Spec(
     name="SGD",
     update=update,
@@ -68,6 +74,6 @@ SGD = Spec(
     buffers=(Buffer("momentum_buffer", "gradient units", initial=lambda _: None, present=lambda h: h.momentum != 0),),
     conflict=_conflict,
     sparse="dense",
-    sparse_conflict=lambda h: "weight_decay reads every element" if h.weight_decay != 0 else None,
+    sparse_conflict=_sparse_conflict,
     source="https://proceedings.mlr.press/v28/sutskever13.html",
 )

@@ -1,0 +1,311 @@
+"""A step that evaluates its function several times (LBFGS), judged evaluation by evaluation.
+
+The reference is a coroutine. It runs on error-bounded numbers from the subject's own state before the step; each point that
+it asks for is compared with the point at which the subject called its closure, and it is then sent what the subject's
+closure returned there, exactly. So no error of one evaluation reaches the next, and one that is misplaced is found at once.
+
+What a step overwrites or keeps is not seen until it ends, but what it keeps is: the pairs, and the last direction and step
+length. The reference goes on with those where they agree with its own, so errors do not pile up from iteration to iteration.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from stepcheck.harness.bounded import Bounded, outcomes, seen
+from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios
+from stepcheck.harness.formats import SCALARS64, Arithmetic
+from stepcheck.reference.lbfgs import LBFGS
+from stepcheck.reference.spec import HyperValues, State
+
+#: The field of a comparison of the point at which the closure was called.
+EVALUATION = "evaluation"
+#: Combinations of open decisions that are tried; a step with more of them is undetermined.
+MOST_OUTCOMES = 64
+
+_COUNTS = ("n_iter", "func_evals")
+_NUMBERS = ("t", "H_diag", "prev_loss")
+_VECTORS = ("d", "prev_flat_grad")
+_LISTS = ("old_dirs", "old_stps", "ro")
+_FIELDS = (*_COUNTS, *_VECTORS, *_NUMBERS, *_LISTS)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One call of the closure.
+
+    Attributes:
+        point: what the parameters were, flat.
+        loss: what it returned, as a Python float.
+        gradient: what it left in the parameters' gradients, flat.
+    """
+
+    point: Array
+    loss: float
+    gradient: Array
+
+
+def judge_step(
+    arithmetic: Arithmetic,
+    hyper: HyperValues,
+    x: Array,
+    before: Mapping[str, Any],
+    evaluations: Sequence[Evaluation],
+    x_after: Array,
+    after: Mapping[str, Any],
+) -> list[Comparison]:
+    """One step of LBFGS compared with the reference, evaluation by evaluation.
+
+    Args:
+        arithmetic: how the subject computes with elements.
+        hyper: plain numbers, as ``Spec.hyper_values`` gives them.
+        x: all parameters before the step, flat; of a complex one, real and imaginary parts.
+        before: the subject's state, with ``None`` or nothing for what does not exist.
+        evaluations: the calls of the closure, in order.
+        x_after: all parameters after the step.
+        after: the subject's state then.
+
+    Returns:
+        The evaluations, then, unless one of them is off, the state and the parameter. Of the outcomes of the decisions that
+        rounding leaves open it is the first that the step agrees with; if there is none, that which it follows furthest.
+    """
+    with np.errstate(all="ignore"):
+        step = _Step(_element_arithmetic(arithmetic), hyper, x, before, evaluations, x_after, after)
+        missing = step.missing()
+        if missing:
+            return missing
+        best, best_rank, tried = list[Comparison](), (-1, 0.0), 0
+        for compared in outcomes(step.compare, MOST_OUTCOMES):
+            tried += 1
+            worst = max(_worst(c) for c in compared)
+            if worst <= 1:
+                return compared
+            rank = (len(compared), -worst)
+            if rank > best_rank:
+                best, best_rank = compared, rank
+        return best if tried < MOST_OUTCOMES else [_undetermined(c) for c in best]
+
+
+def _worst(c: Comparison) -> float:
+    return np.inf if c.problem else float(ratios(c.actual, c.predicted).max(initial=0.0))
+
+
+def _undetermined(c: Comparison) -> Comparison:
+    return replace(c, predicted=_unbounded(c.predicted), problem="")
+
+
+def _unbounded(b: Bounded) -> Bounded:
+    return Bounded(b.value, np.full(np.shape(b.value), np.inf), b.arithmetic)
+
+
+@functools.cache
+def _element_arithmetic(arithmetic: Arithmetic) -> Arithmetic:
+    """A number divided by a tensor is a product with its reciprocal; in a narrow format, alpha of ``add_`` is rounded to it."""
+    entry = None if arithmetic.inner is None else arithmetic.format
+    return replace(arithmetic, orders=arithmetic.orders | {"written", "reciprocal"}, entry=entry)
+
+
+class _Held(Mapping[str, Any]):
+    """What the subject was seen to hold, by name: of several, the one whose turn it is in the order that a step makes them."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, deque[Any]] = {}
+
+    def expect(self, name: str, values: Sequence[Any], *, unseen: int = 0) -> None:
+        """The next values under a name, after some that nobody saw."""
+        self.queues.setdefault(name, deque()).extend([None] * unseen + list(values))
+
+    def __contains__(self, name: object) -> bool:
+        queue = self.queues.get(str(name))
+        if queue and queue[0] is None:
+            queue.popleft()
+            return False
+        return bool(queue)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.queues[name].popleft()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.queues)
+
+    def __len__(self) -> int:
+        return len(self.queues)
+
+
+@dataclass
+class _Step:
+    arithmetic: Arithmetic
+    hyper: HyperValues
+    x: Array
+    before: Mapping[str, Any]
+    evaluations: Sequence[Evaluation]
+    x_after: Array
+    after: Mapping[str, Any]
+
+    def missing(self) -> list[Comparison]:
+        """What makes the step impossible to follow: a state that lacks what earlier iterations left, or has the wrong size."""
+        problems = []
+        n = self.x.size
+        if not self.evaluations:
+            problems.append(_problem(EVALUATION, "the closure was never called"))
+        for name in _FIELDS if _get(self.before, "n_iter", 0) else ():
+            value = self.before.get(name)
+            if value is None:
+                problems.append(_problem(name, f"{name} does not exist before the step"))
+            elif name in _VECTORS and np.size(value) != n:
+                problems.append(_problem(name, f"{name} has {np.size(value)} elements where the parameters have {n}"))
+            elif name in ("old_dirs", "old_stps") and any(np.size(v) != n for v in value):
+                problems.append(_problem(name, f"{name} holds vectors that are not as long as the parameters"))
+            elif name in _LISTS and len(value) != len(self.before.get("ro") or ()):
+                problems.append(_problem(name, f"{name} holds {len(value)} pairs, ro {len(self.before['ro'])}"))
+        return problems
+
+    def compare(self) -> list[Comparison]:
+        """What the step did against what the reference asks for, under one choice of outcomes, up to what cannot be right."""
+        held, compared = self._held(), list[Comparison]()
+        with seen(held, self.arithmetic):
+            step = LBFGS.update(self._elements(self.x), self._state(), self._hyper())
+            point = next(step)
+            for n, evaluation in enumerate(self.evaluations):
+                compared.append(Comparison(EVALUATION, evaluation.point, _exploded(point), self.x.shape))
+                if not _worst(compared[-1]) <= 1:
+                    return compared
+                if n and self.hyper.line_search_fn is None:
+                    held.expect(PARAMETER, [evaluation.point])
+                try:
+                    point = step.send((self._loss(evaluation.loss), self._elements(evaluation.gradient)))
+                except StopIteration as stop:
+                    if n + 1 < len(self.evaluations):
+                        compared.append(_count_problem(len(self.evaluations), n + 1))
+                        return compared
+                    return compared + self._final(*stop.value)
+        compared.append(_count_problem(len(self.evaluations), None))
+        return compared
+
+    # The subject's numbers as error-bounded ones.
+
+    def _elements(self, x: Any) -> Bounded:
+        return Bounded(np.asarray(x, np.float64), 0.0, self.arithmetic)
+
+    def _rounded(self, x: float) -> Bounded:
+        """A Python number that is at times compared with a tensor, and rounded to its format then."""
+        exact = self.arithmetic.format.represents(np.asarray(x, np.float64))
+        error = 0.0 if exact else self.arithmetic.unit * abs(x) + self.arithmetic.format.underflow
+        return Bounded(np.float64(x), error, SCALARS64)
+
+    _loss = _rounded
+
+    def _hyper(self) -> SimpleNamespace:
+        tolerances = {name: self._rounded(getattr(self.hyper, name)) for name in ("tolerance_grad", "tolerance_change")}
+        lr = Bounded(np.float64(self.hyper.lr), 0.0, SCALARS64)
+        return SimpleNamespace(**{**vars(self.hyper), "lr": lr, **tolerances})
+
+    def _state(self) -> State:
+        state: State = {name: int(_get(self.before, name, 0)) for name in _COUNTS}
+        if state["n_iter"]:
+            state |= {name: self._elements(self.before[name]) for name in _VECTORS}
+            # Numbers may be Python's own, and are rounded once they meet elements.
+            state |= {name: Bounded(np.float64(self.before[name]), 0.0, SCALARS64) for name in _NUMBERS}
+            state |= {name: [self._elements(v) for v in self.before[name]] for name in _LISTS}
+        return state
+
+    def _held(self) -> _Held:
+        held = _Held()
+        earlier = int(_get(self.before, "n_iter", 0))
+        iterations = int(_get(self.after, "n_iter", 0)) - earlier
+        if iterations <= 0 or any(self.after.get(name) is None for name in _FIELDS):
+            return held
+        pairs = self._new_pairs()
+        if np.size(self.after["d"]) == self.x.size:
+            held.expect("d", [np.asarray(self.after["d"], np.float64)], unseen=iterations - 1)
+        t = np.float64(self.after["t"])
+        # Another t is a Python number, known exactly as it is, and is rounded where it enters.
+        if self.arithmetic.format.represents(t):
+            held.expect("t", [t], unseen=iterations - 1)
+        if pairs:
+            held.expect("H_diag", [np.float64(self.after["H_diag"])], unseen=pairs - 1)
+            for name in _LISTS:
+                held.expect(name, [np.asarray(v, np.float64) for v in self.after[name][-pairs:]])
+        return held
+
+    def _new_pairs(self) -> int:
+        """How many of the pairs after the step were made in it: those before it stand in front of them, the oldest gone.
+
+        None, if the history is full of new ones: it is then not known how many more were made and dropped.
+        """
+        old, new = self.before.get("ro") or [], self.after["ro"]
+        lengths = {len(self.after[name]) for name in _LISTS}
+        sizes = {np.size(v) for name in ("old_dirs", "old_stps") for v in self.after[name]}
+        if len(lengths) > 1 or sizes - {self.x.size}:
+            return 0
+        most = min(int(self.after["n_iter"]) - int(_get(self.before, "n_iter", 0)), len(new))
+        for made in range(most + 1):
+            kept = len(new) - made
+            if kept <= len(old) and all(a == b for a, b in zip(old[len(old) - kept :], new, strict=False)):
+                return made if kept or len(new) < self.hyper.history_size else 0
+        return 0
+
+    # The state and the parameter after the step.
+
+    def _final(self, x: Bounded, state: State) -> list[Comparison]:
+        fields = [self._field(name, state[name]) for name in _FIELDS if state.get(name) is not None]
+        fields.append(Comparison(PARAMETER, self.x_after, _exploded(x), self.x.shape))
+        return fields
+
+    def _field(self, name: str, predicted: Any) -> Comparison:
+        actual = self.after.get(name)
+        if actual is None:
+            return _problem(name, f"{name} does not exist after the step")
+        if name in _LISTS:
+            if len(actual) != len(predicted):
+                return _problem(name, f"{name} holds {len(actual)} pairs, not {len(predicted)}")
+            if not predicted:
+                return Comparison(name, np.empty(0), Bounded(np.empty(0), np.empty(0), self.arithmetic), (0,))
+            expected = _joined(predicted)
+            shape = (len(predicted),) if name == "ro" else (len(predicted), self.x.size)
+        else:
+            expected = _exploded(predicted if isinstance(predicted, Bounded) else self._elements(predicted))
+            shape = np.shape(expected.value) if name in _VECTORS else ()
+        flat = _flat(actual if name in _LISTS else [actual])
+        if flat.size != expected.value.size:
+            return _problem(name, f"{name} has {flat.size} elements, not {expected.value.size}")
+        return Comparison(name, flat, expected, shape)
+
+
+def _get(state: Mapping[str, Any], name: str, default: int) -> Any:
+    value = state.get(name)
+    return default if value is None else value
+
+
+def _flat(values: Sequence[Any]) -> Array:
+    return np.concatenate([np.asarray(v, np.float64).reshape(-1) for v in values])
+
+
+def _exploded(b: Bounded) -> Bounded:
+    """The same number, flat, with an error for each element."""
+    value = np.reshape(np.asarray(b.value, np.float64), -1)
+    return Bounded(value, np.broadcast_to(np.reshape(b.error, -1), value.shape), b.arithmetic)
+
+
+def _joined(parts: Sequence[Bounded]) -> Bounded:
+    flat = [_exploded(p) for p in parts]
+    return Bounded(
+        np.concatenate([p.value for p in flat]), np.concatenate([p.error for p in flat]), parts[0].arithmetic
+    )
+
+
+def _problem(field: str, problem: str) -> Comparison:
+    nothing = Bounded(np.zeros(1), np.zeros(1), SCALARS64)
+    return Comparison(field, np.full(1, np.inf), nothing, (), problem)
+
+
+def _count_problem(actual: int, expected: int | None) -> Comparison:
+    wanted = f"{expected} were due" if expected is not None else "more were due"
+    return _problem(EVALUATION, f"the closure was called {actual} times where {wanted}")
