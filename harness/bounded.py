@@ -62,13 +62,14 @@ class Bounded:
         arithmetic: the arithmetic of the implementation that is bounded.
     """
 
-    __slots__ = ("arithmetic", "error", "origin", "value")
+    __slots__ = ("addend", "arithmetic", "error", "origin", "value")
 
     def __init__(self, value: Float, error: Float, arithmetic: Arithmetic, origin: str = "") -> None:
         self.value = value
         self.error = np.float64(error) if type(error) is float and error else error  # see _EXACT
         self.arithmetic = arithmetic
         self.origin = origin  # the operation that made it: a contracted product or a difference needs care
+        self.addend: Float = _EXACT  # what is to be added to the error where this becomes a term of a sum
 
     def __repr__(self) -> str:
         return f"Bounded({self.value!r} ± {self.error!r}, {self.arithmetic.format.name})"
@@ -160,6 +161,13 @@ class Bounded:
         """The sum of the squares along an axis, which is kept with length 1. Where it leaves the format, undetermined."""
         return _sum_of_squares(self, axis)
 
+    def at_least(self, bound: Any) -> Bounded:
+        """The maximum with ``bound``; of NaN, NaN or the bound (a decision, see outcomes())."""
+        result, undefined = _maximum(self, bound), np.isnan(self.value)
+        if undefined.any() and _choose(2):
+            return _where(undefined, bound, result)
+        return result
+
     def as_one_operation(self, function: Callable[..., Bounded], *others: Any) -> Bounded:
         """``function(self, *others)`` in the format inside an operation, its result rounded once."""
         outer = self.arithmetic
@@ -237,8 +245,8 @@ def _operand(x: Any, arithmetic: Arithmetic, *, element: bool = False) -> Bounde
         if x.arithmetic is arithmetic or not _enters(x.arithmetic, arithmetic):
             return x
         value, error = x.value, x.error
-        # A tensor of one float32 number is cast to the dtype of the elements; a Python number is used as it is.
-        element = element or x.arithmetic.level == COUNTERS and x.arithmetic.format is not BINARY64
+        if x.arithmetic.level == COUNTERS and x.arithmetic.format is not BINARY64 and not element:
+            return _cast(x, arithmetic)
     else:
         value, error = np.asarray(x, np.float64), _EXACT
     operand = Bounded(value, error, arithmetic)
@@ -254,6 +262,15 @@ def _operand(x: Any, arithmetic: Arithmetic, *, element: bool = False) -> Bounde
     entered = _round("scalar", value, error, 1.0, entry, lambda: _carries(operand))
     exact = entry.format.represents(value) & (np.asarray(error) == 0)
     return Bounded(entered.value, np.where(exact, 0.0, entered.error), arithmetic)
+
+
+def _cast(x: Bounded, arithmetic: Arithmetic) -> Bounded:
+    """A tensor of one float32 number among elements: some operations cast it to their dtype, others use it as it is."""
+    cast = _operand(x, arithmetic, element=True)
+    if arithmetic.level == ELEMENTS and arithmetic.inner is not None:
+        overflows = np.isfinite(x.value) & ~np.isfinite(cast.value)
+        cast = Bounded(np.where(overflows, x.value, cast.value), np.where(overflows, np.inf, cast.error), arithmetic)
+    return cast
 
 
 def _enters(a: Arithmetic, b: Arithmetic) -> bool:
@@ -297,7 +314,8 @@ def _round(
     size = np.abs(z)
     reach = size + p
     local = (roundings * arithmetic.unit) * reach
-    if name not in _NEVER_UNDERFLOWS:
+    # What enters in a wider format may lie between the subnormal numbers of a narrow one.
+    if name not in _NEVER_UNDERFLOWS or arithmetic.inner is not None:
         # In float64 the reference's own zero may be an underflow; in a narrower format zero is zero.
         local = local + arithmetic.format.underflow * (reach > 0 if arithmetic.format is not BINARY64 else 1.0)
     error = p + _audited(name, local)
@@ -375,12 +393,12 @@ def _settled_quotient(a: Bounded, b: Bounded) -> Settled:
 
 
 def _add(a: Any, b: Any) -> Bounded:
-    a, b, arithmetic = _pair(a, b)
+    a, b, arithmetic = _pair(a, b, elements=True)
     return _sum("add", a, b, a.value + b.value, arithmetic)
 
 
 def _subtract(a: Any, b: Any) -> Bounded:
-    a, b, arithmetic = _pair(a, b)
+    a, b, arithmetic = _pair(a, b, elements=True)
     return _sum("subtract", a, b, a.value - b.value, arithmetic)
 
 
@@ -388,19 +406,33 @@ def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) ->
     if arithmetic.level < ELEMENTS and np.all(a.error == 0) and np.all(b.error == 0):
         # Counting steps is exact; a power with an exponent in doubt would be unbounded.
         sign = 1.0 if name == "add" else -1.0
-        if np.all(((z - a.value) * sign == b.value) & (z - sign * b.value == a.value)):
+        exact = ((z - a.value) * sign == b.value) & (z - sign * b.value == a.value)
+        if np.all(exact & arithmetic.format.represents(np.asarray(z))):
             return Bounded(z, _EXACT, arithmetic)
-    return _round(name, z, a.error + b.error, 1.0, arithmetic, _settled_sum(a, b, z))
+    p = a.error + b.error
+    if arithmetic.inner is not None:
+        p = p + a.addend + b.addend
+    return _round(name, z, p, 1.0, arithmetic, _settled_sum(a, b, z))
 
 
 def _multiply(a: Any, b: Any) -> Bounded:
+    scalar = next((x for x in (a, b) if not isinstance(x, Bounded) or x.arithmetic.level < ELEMENTS), None)
     a, b, arithmetic = _pair(a, b)
     p: Float = _EXACT
     if type(b.error) is not float:
         p = np.abs(a.value) * b.error
     if type(a.error) is not float:
         p = p + a.error * (np.abs(b.value) + b.error)
-    return _round("multiply", a.value * b.value, p, 1.0, arithmetic, _settled_product(a, b))
+    result = _round("multiply", a.value * b.value, p, 1.0, arithmetic, _settled_product(a, b))
+    if arithmetic.inner is not None and scalar is not None:
+        # torch.add(y, x, alpha=c) rounds c to the narrow format, which torch.mul(x, c) does not.
+        narrow = Arithmetic(arithmetic.format)
+        c, x = np.abs(_value(scalar)), np.abs(result.value) + result.error
+        rounding = np.where(narrow.format.represents(np.asarray(c, np.float64)), 0.0, narrow.unit)
+        other = b if x is a else a
+        tiny = narrow.format.underflow * (np.abs(a.value) + np.abs(b.value) + other.error)
+        result.addend = rounding * x + np.where(rounding > 0, tiny, 0.0)
+    return result
 
 
 def _divide(a: Any, b: Any) -> Bounded:
@@ -477,10 +509,10 @@ def _where(condition: Any, a: Any, b: Any) -> Bounded:
 
 
 def _sign(a: Bounded) -> Any:
-    """-1, 0 or 1 as a plain array: a decision, see outcomes(). NaN stays NaN."""
+    """-1, 0 or 1 as a plain array: a decision, see outcomes(). NaN has the sign NaN (as in NumPy) or 0 (as in torch)."""
     error = np.asarray(a.error)
     sign = np.sign(a.value)
-    open_ = (error > 0) & (np.abs(a.value) <= error)
+    open_ = (error > 0) & (np.abs(a.value) <= error) | np.isnan(sign)
     if not open_.any():
         return sign
     # Of three outcomes, two beside its own: zero and the opposite, or both signs.

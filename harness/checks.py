@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stepcheck.harness.judge import PARAMETER, Deviation, Judge, Judgement
+from stepcheck.harness.comparison import PARAMETER
+from stepcheck.harness.judge import Deviation, Judge, Judgement
 from stepcheck.harness.play import Player, Recording, identical
 from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import Reload, Step, Trace
@@ -195,7 +196,7 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
         for i, (saved, loaded) in enumerate(zip(reload.saved, reload.loaded, strict=True)):
             for name in saved:
                 if name not in loaded or not identical(loaded[name], saved[name]):
-                    became = "is lost" if name not in loaded else "changes"
+                    became = "is lost" if name not in loaded else _became(saved[name], loaded[name])
                     summary = f"{name} {became} in a state_dict round trip"
                     yield Finding("save-load-continue", f"state {name}", reload.event, summary, i)
                     return
@@ -252,6 +253,11 @@ def budgets(ratio: float) -> str:
     if np.isinf(ratio):
         return "more than any budget"
     return f"{ratio:.3g} budgets"
+
+
+def _became(before: object, after: object) -> str:
+    old, new = np.asarray(before).dtype, np.asarray(after).dtype
+    return "changes" if old == new else f"becomes {new}, from {old},"
 
 
 def _same_option(a: object, b: object) -> bool:

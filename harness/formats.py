@@ -104,12 +104,12 @@ class Arithmetic:
     @functools.cached_property
     def within(self) -> Arithmetic:
         """The arithmetic inside one operation."""
-        return self if self.inner is None else replace(self, format=self.inner, inner=None)
+        return self if self.inner is None else replace(self, format=self.inner, inner=None, entry=None)
 
     @functools.cached_property
     def entering(self) -> Arithmetic:
         """The arithmetic that a plain number is rounded in when it meets elements."""
-        return self.within if self.entry is None else replace(self, format=self.entry, inner=None)
+        return self.within if self.entry is None else replace(self, format=self.entry, inner=None, entry=None)
 
 
 SCALARS64 = Arithmetic(BINARY64, level=OPTIONS)

@@ -93,8 +93,10 @@ def judge_step(
 
     Returns:
         ``momentum_buffer``, if ``after`` has it, and comparisons of the parameter: after the products, rounded once (if so),
-        and normwise, which is one number. Undetermined elements have an infinite error.
+        and normwise, which is one number. Undetermined elements have an infinite error. Of an empty matrix, nothing.
     """
+    if not p.size:
+        return []
     with np.errstate(all="ignore"):
         scalars = _scalars(hyper)
         held = before.get(BUFFER)
@@ -110,7 +112,7 @@ def judge_step(
             buffer = Bounded(
                 np.where(known, after[BUFFER], buffer.value), np.where(known, 0.0, buffer.error), arithmetic
             )
-        x = _whole(muon.direction(gradient, buffer, scalars))
+        x = _direction(gradient, buffer, scalars)
 
         step = _Step(scalars, arithmetic, products, p, p_after)
         normalized = _normalized(x, float(hyper.eps), products)
@@ -119,6 +121,19 @@ def judge_step(
             comparisons.append(step.rounded_once(_follow(normalized, hyper, products)))
         comparisons.append(step.normwise(normalized, hyper, rounded_once=rounded_once))
         return comparisons
+
+
+def _direction(g: Bounded, buffer: Bounded, scalars: SimpleNamespace) -> Bounded:
+    """What is orthogonalized. A narrow format rounds one wider operation: nearly every element has one outcome."""
+    arithmetic = g.arithmetic
+    if arithmetic.inner is None or not scalars.nesterov or arithmetic.orders & {"written", "naive_lerp"}:
+        return _whole(muon.direction(g, buffer, scalars))
+    wide = arithmetic.within
+    x = _whole(
+        muon.direction(Bounded(g.value, 0.0, wide), Bounded(buffer.value, buffer.error, wide), scalars),
+    )
+    rounded = _rounding(x.value, x.error, arithmetic.format)
+    return Bounded(rounded.value, rounded.error, arithmetic)
 
 
 def _scalars(hyper: SimpleNamespace) -> SimpleNamespace:
@@ -461,4 +476,4 @@ def _local_error(
         abs(a) * x + float(np.linalg.norm(_largest(0.0, b, c, least, most) * np.sqrt(most))) + inherited
     )
     flushed = len(s) * columns * (1 + abs(a) + abs(b) + abs(c)) * (1 + two) * _TINY * columns
-    return float((inherited + e3 + flushed) * (1 + more) * _SLACK)
+    return float((inherited + e3 + flushed) * (1 + more) * _SLACK)  # second order, as each error is of what was rounded

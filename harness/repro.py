@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from stepcheck.harness.checks import Finding
-from stepcheck.harness.judge import PARAMETER
-from stepcheck.harness.play import GUARD, GUARD_ELEMENTS, room, strides
+from stepcheck.harness.comparison import PARAMETER, Array
+from stepcheck.harness.play import GUARD, GUARD_ELEMENTS, room, rounded, strides
 from stepcheck.harness.subjects import Subject
-from stepcheck.harness.trace import Event, Gradient, Parameter, Reload, SetOption, Step, Trace, Values, ZeroGrad
+from stepcheck.harness.trace import Event, Gradient, Parameter, Reload, SetOption, Step, Trace, Values, ZeroGrad, in_reals, is_complex
 
 _VIEW = [
     "def view(values, size, stride, room):  # a tensor inside a larger buffer, guard values around it",
@@ -72,10 +73,16 @@ class _Writer:
         return [f"# {self.subject.name}: {finding.summary}", *imports, "", *([""] if helper else []), *helper, *body]
 
     def _parameter(self, p: Parameter) -> str:
-        return f"{self._tensor(p.values, p.shape, p.dtype, p.layout, guarded=self.guarded)}.requires_grad_()"
+        made = self._tensor(p.values, p.shape, p.dtype, p.layout, guarded=self.guarded)
+        # In a differentiable step the parameter is no leaf.
+        return f"{made}.requires_grad_(){'.clone()' if self.subject.differentiable else ''}"
 
     def _tensor(self, values: Values, shape: tuple[int, ...], dtype: str, layout: str, *, guarded: bool = False) -> str:
-        realised = values.realise(shape)
+        realised = values.realise(in_reals(shape, dtype))
+        if layout == "conjugated":
+            # What is given is the conjugate of what stands in memory.
+            realised = realised * np.array([1.0, -1.0])
+            return f"{_dense(realised, dtype)}.conj()"
         if layout == "expanded" and shape:
             row = (1, *shape[1:])
             inner = _dense(realised[:1], dtype)
@@ -123,7 +130,15 @@ class _Writer:
         if gradient is None:
             return "None"
         p = self.trace.parameters[index]
-        return self._tensor(gradient.values, p.shape, p.dtype, gradient.layout)
+        if gradient.sparse is None:
+            return self._tensor(gradient.values, p.shape, p.dtype, gradient.layout)
+        sparse = gradient.sparse
+        entries = np.array(sparse.entries, np.int64)
+        indices = np.array(np.unravel_index(entries, p.shape[: sparse.dimensions])).reshape(sparse.dimensions, -1)
+        listed = f"torch.tensor({indices.tolist()}, dtype=torch.int64)"
+        values = _dense(gradient.realise(p.shape, p.dtype), p.dtype)
+        coalesced = ", is_coalesced=True" if sparse.coalesced else ""
+        return f"torch.sparse_coo_tensor({listed}, {values}, {p.shape}{coalesced})"
 
     def _before(self) -> list[str]:
         """What has to be remembered before the event that goes wrong."""
@@ -174,12 +189,14 @@ class _Writer:
         d = self.finding.deviation
         assert d is not None
         where = "".join(f"[{n}]" for n in d.index)
+        parts = is_complex(self.trace.parameters[d.parameter].dtype) and bool(d.index)
         if d.problem:
             return [f"assert {d.field!r} in optimizer.state[params[{d.parameter}]]  # {d.problem}"]
         if d.field == PARAMETER:
-            got = f"params[{d.parameter}]{where}.item()"
+            field = f"params[{d.parameter}]"
         else:
-            got = f"float(optimizer.state[params[{d.parameter}]][{d.field!r}]{where})"
+            field = f"optimizer.state[params[{d.parameter}]][{d.field!r}]"
+        got = f"float({f'torch.view_as_real({field})' if parts else field}{where})"
         lines = [f"got = {got}"]
         if math.isnan(d.expected):
             return [*lines, "assert got != got, got  # must be NaN"]
@@ -207,11 +224,14 @@ def _number(x: float) -> str:
     return repr(float(x))
 
 
-def _dense(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], dtype: str) -> str:
-    """An expression for a row-major tensor."""
-    shape = values.shape
-    with np.errstate(over="ignore", invalid="ignore"):
-        flat = [float(x) for x in np.asarray(values, dtype).reshape(-1)]
+def _dense(values: Array, dtype: str) -> str:
+    """An expression for a row-major tensor of these real numbers; of a complex one, the last dimension is its parts."""
+    tensor = rounded(values, getattr(torch, dtype))
+    shape = tuple(tensor.shape)
+    if is_complex(dtype):
+        real = "float32" if dtype == "complex64" else "float64"
+        return f"torch.view_as_complex({_dense(values, real)})"
+    flat = [float(x) for x in tensor.reshape(-1).tolist()]
     kind = "" if dtype == "float32" else f", dtype=torch.{dtype}"
     if not flat or (len(set(flat)) == 1 and math.copysign(1, flat[0]) > 0):
         return f"torch.full({shape}, {_number(flat[0] if flat else 0.0)}{kind})"

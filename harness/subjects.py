@@ -60,8 +60,9 @@ COUNTERS = {"float32": COUNTERS32, "float64": COUNTERS64}
 
 _TORCH_CPU = (
     "torch.optim on CPU evaluates operation by operation in the parameter's dtype, with correctly rounded division and square"
-    " root (in float16 and bfloat16 each operation is carried out in float32 and rounded once), forms scalars as Python floats,"
-    " and averages with lerp; its C++ kernels may contract products and sums (fewer roundings)"
+    " root (in float16 and bfloat16 each operation is carried out in float32 and rounded once, but a scalar that is added, or"
+    " scales what is added, is rounded to the dtype first), forms scalars as Python floats, and averages with lerp; its C++"
+    " kernels may contract products and sums (fewer roundings)"
 )
 TORCH_CPU = Profile(_TORCH_CPU, orders=frozenset({"lerp"}))
 _FUSED = replace(
@@ -77,10 +78,15 @@ def _also(profile: Profile, reason: str, *orders: str, without: tuple[str, ...] 
     return replace(profile, reason=f"{profile.reason}; {reason}", orders=declared, **changes)
 
 
+_FOREACH = replace(
+    TORCH_CPU,
+    reason=_TORCH_CPU + "; torch._foreach_mul_ rounds its scalar to the dtype",
+    narrow_scalars=True,
+)
 #: Profiles of torch's modes; where an optimizer is not named in one, what is said for the mode holds.
 MODE_PROFILES = {
     "forloop": TORCH_CPU,
-    "foreach": TORCH_CPU,
+    "foreach": _FOREACH,
     "fused": _FUSED,
     "capturable": _FUSED,
     "differentiable": TORCH_CPU,
@@ -89,7 +95,7 @@ TORCH_PROFILES: dict[tuple[str, str], Profile] = {
     ("ASGD", "forloop"): _also(TORCH_CPU, "it copies the parameter while mu is 1", "copied"),
     ("ASGD", "differentiable"): _also(TORCH_CPU, "it copies the parameter while mu is 1", "copied"),
     ("ASGD", "foreach"): _also(
-        TORCH_CPU, "it folds lambd into the gradient, and computes eta from the float32 step", "folded", counters="float32"
+        _FOREACH, "it folds lambd into the gradient, and computes eta from the float32 step", "folded", counters="float32"
     ),
     ("NAdam", "forloop"): _also(TORCH_CPU, "it corrects the second moment before its root", "textbook_root"),
     ("NAdam", "differentiable"): _also(
@@ -105,9 +111,13 @@ TORCH_PROFILES: dict[tuple[str, str], Profile] = {
         )
         for name in ("Adam", "AdamW")
     },
-    ("RAdam", "foreach"): _also(TORCH_CPU, "it folds all scalars into the divisor and takes its reciprocal", "folded"),
+    **{
+        ("RAdam", mode): _also(TORCH_CPU, "it divides a number by a tensor, which is a product with its reciprocal", "reciprocal")
+        for mode in ("forloop", "differentiable")
+    },
+    ("RAdam", "foreach"): _also(_FOREACH, "it folds all scalars into the divisor and takes its reciprocal", "folded"),
     ("Adafactor", "forloop"): _also(TORCH_CPU, "it squares a norm, and uses rsqrt", "norm", "reciprocal"),
-    ("Adafactor", "foreach"): _also(TORCH_CPU, "it squares a norm, and uses rsqrt", "norm", "reciprocal"),
+    ("Adafactor", "foreach"): _also(_FOREACH, "it squares a norm, and uses rsqrt", "norm", "reciprocal"),
     ("SparseAdam", "forloop"): _also(
         TORCH_CPU, "it averages by adding a difference", "naive_lerp", "quotient_first", without=("lerp",)
     ),

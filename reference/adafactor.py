@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import any_order, ema, norm, sum_of_squares
+from stepcheck.reference.arithmetic import any_order, at_least, ema, norm, sum_of_squares
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
 
 
@@ -54,7 +54,7 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         g = -g
     forget = t**hyper.beta2_decay
     rho = np.minimum(hyper.lr, 1 / np.sqrt(t))
-    alpha = np.maximum(_rms(p, n), eps2) * rho
+    alpha = at_least(_rms(p, n), eps2) * rho
     if hyper.weight_decay != 0:
         p = (1 - hyper.lr * hyper.weight_decay) * p
 
@@ -67,7 +67,7 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         v = after["variance"] = ema(state["variance"], g * g, 1 - forget, weight=forget)
     root = np.sqrt(np.maximum(v, eps1 * eps1))
     u = any_order(g / root, reciprocal=lambda: 1 / root * g)
-    clip = np.maximum(_rms(u, n) / hyper.d, 1.0)
+    clip = at_least(_rms(u, n) / hyper.d, 1.0)
     return any_order(p - alpha / clip * u, textbook=lambda: p - alpha * (u / clip)), after
 
 

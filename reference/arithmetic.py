@@ -90,6 +90,12 @@ def addcdiv(p: Number, a: Number, b: Number, c: Number) -> Number:
     )
 
 
+def at_least(x: Number, bound: Number) -> Number:
+    """``max(x, bound)``. Of NaN it is NaN or the bound: IEEE 754 has both (``maximum`` and ``maximumNumber``)."""
+    bounded = getattr(x, "at_least", None)
+    return np.maximum(x, bound) if bounded is None else bounded(bound)
+
+
 def sum_of_squares(x: Number, axis: int | None = None) -> Number:
     """The sum of the squares along ``axis`` (all elements: ``None``), kept as axes of length 1, in any order."""
     summed = getattr(x, "sum_of_squares", None)

@@ -63,8 +63,9 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     rho = np.where(rectified, rho, 6.0)  # any number above 5: not used
     r = np.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
     decayed, denom = p, np.sqrt(v) + hyper.eps
+    root = any_order(np.sqrt(correction2) / denom, reciprocal=lambda: 1 / denom * np.sqrt(correction2))
     p_rectified = any_order(
-        decayed - m / correction1 * hyper.lr * (np.sqrt(correction2) / denom) * r,
+        decayed - m / correction1 * hyper.lr * root * r,
         folded=lambda: decayed - m * (1 / (denom / (np.sqrt(correction2) * hyper.lr * r / correction1))),
         textbook=lambda: decayed - hyper.lr * r * (m / correction1) / (denom / np.sqrt(correction2)),
     )

@@ -20,7 +20,8 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
 
     After a change of sign an element does not move, and its remembered gradient is 0, so that the next step neither grows
     nor shrinks: this is the variant without weight-backtracking, "iRprop-" of Igel and Hüsken. The product of two tiny
-    gradients may underflow to 0 and lose its sign: where it is within rounding of 0, either sign is right.
+    gradients may underflow to 0 and lose its sign: where it is within rounding of 0, either sign is right. What has no
+    sign, NaN, has none here or 0 (``torch.sign``): either is accepted.
 
     Initial state: :math:`t = 0` (counted, never used), :math:`g'_0 = 0`, :math:`\Delta_0` = ``lr`` at the first step; a
     later change of ``lr`` has no effect. The first :math:`\Delta` is not clipped before it is used as a factor.

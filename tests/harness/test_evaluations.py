@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-import time
 from collections import Counter
 
 import numpy as np
@@ -65,7 +64,19 @@ def sometimes_nan(rng, n, dtype):
     return lambda x: (x - 0.5).log().sum() + (x * x).sum()
 
 
-FUNCTIONS = (quadratic, rosenbrock, quartic, flat, nonconvex, linear, sometimes_nan)
+def cliff(rng, n, dtype):
+    """Steep where it starts and level from there: about as little decrease as the line search takes for enough."""
+    height = 10 ** rng.uniform(-4.5, -2.5) / n
+    start = []
+
+    def f(x):
+        start.append(x.detach().clone())
+        return (height * (-(x - start[0]) / height).exp()).sum()
+
+    return f
+
+
+FUNCTIONS = (quadratic, rosenbrock, quartic, flat, nonconvex, linear, cliff, sometimes_nan)
 
 
 def plain(value):
@@ -107,13 +118,23 @@ def drawn_options(rng, *, iterations):
         "max_iter": int(rng.choice(iterations)),
         "max_eval": [None, int(rng.integers(1, 8))][rng.integers(2)],
         "tolerance_grad": float(rng.choice([1e-7, 1e-3, 0.0])),
-        "tolerance_change": float(rng.choice([1e-9, 1e-4, 0.0])),
+        "tolerance_change": float(rng.choice([1e-9, 1e-4, 1e-2, 0.0])),
         "history_size": int(rng.choice([100, 5, 3, 2, 1])),
         "line_search_fn": [None, "strong_wolfe"][rng.integers(2)],
     }
 
 
-def life(seed, dtype, *, iterations=(1, 2, 3, 4), steps=5, optimizer=torch.optim.LBFGS, functions=FUNCTIONS, sizes=(1, 41), **options):
+def life(
+    seed,
+    dtype,
+    *,
+    iterations=(1, 2, 3, 4),
+    steps=5,
+    optimizer=torch.optim.LBFGS,
+    functions=FUNCTIONS,
+    sizes=(1, 41),
+    **options,
+):
     """The comparisons of each step of one random life."""
     rng = np.random.default_rng(seed)
     options = {**drawn_options(rng, iterations=iterations), **options}
@@ -135,3 +156,142 @@ def life(seed, dtype, *, iterations=(1, 2, 3, 4), steps=5, optimizer=torch.optim
 
 
 RAISED = Counter()
+
+
+def worst(c):
+    return np.inf if c.problem else ratios(c.actual, c.predicted).max(initial=0.0)
+
+
+class Tally:
+    """What is said of many comparisons."""
+
+    def __init__(self):
+        self.used, self.elements, self.undetermined, self.steps = {}, 0, 0, 0
+
+    def add(self, compared, where):
+        self.steps += 1
+        for c in compared:
+            assert worst(c) <= 1, f"{where}: {c.field} {c.problem} {worst(c)}"
+            self.used[c.field] = max(self.used.get(c.field, 0.0), worst(c))
+            self.elements += c.actual.size
+            self.undetermined += int(np.isinf(c.predicted.error).sum())
+
+
+def tally(seeds, dtype, **kinds):
+    result = Tally()
+    for seed in seeds:
+        for step, compared in enumerate(life(seed, dtype, **kinds)):
+            result.add(compared, f"seed {seed}, step {step}")
+    return result
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# No false alarm, and not for lack of looking.
+
+
+@pytest.mark.parametrize("line_search_fn", [None, "strong_wolfe"])
+def test_torch_is_right_in_single_precision_and_uses_its_budget(line_search_fn):
+    result = tally(range(60), torch.float32, line_search_fn=line_search_fn)
+    assert result.undetermined < 0.05 * result.elements
+    assert result.used["evaluation"] > 0.5
+    for name in ("parameter", "old_dirs", "old_stps"):
+        assert result.used[name] > 0.5, name
+    for name in ("d", "ro", "H_diag"):
+        assert result.used[name] > 0.1, name
+    assert result.steps > 200
+
+
+@pytest.mark.parametrize("line_search_fn", [None, "strong_wolfe"])
+def test_torch_is_right_in_double_precision(line_search_fn):
+    result = tally(range(60, 100), torch.float64, line_search_fn=line_search_fn)
+    assert result.undetermined < 0.05 * result.elements
+    assert result.used["evaluation"] > 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_torch_is_right_in_narrow_formats(dtype):
+    result = tally(range(100, 130), dtype)
+    assert result.undetermined < 0.2 * result.elements
+    assert result.used["evaluation"] > 0.5
+
+
+def test_torch_is_right_in_long_steps():
+    tally(range(130, 150), torch.float32, iterations=(20,), steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_torch_is_right_in_many_lives(dtype):
+    tally(range(1000, 1600), dtype)
+    tally(range(1600, 1640), dtype, iterations=(20,), steps=2)
+
+
+# Wrong ones.
+
+#: What is wrong, as a change of one line of torch's own source.
+FAULTS = {
+    "sign of y": ("y = flat_grad.sub(prev_flat_grad)", "y = prev_flat_grad.sub(flat_grad)"),
+    "s without t": ("s = d.mul(t)", "s = d.mul(1)"),
+    "ro not inverted": ("ro.append(1.0 / ys)", "ro.append(ys)"),
+    "history grows": ("if len(old_dirs) == history_size:", "history_size += 1\n                    if False:"),
+    "steps not shifted": ("old_stps.pop(0)", "pass"),
+    "newest pair dropped": (".pop(0)", ".pop()"),
+    "first step length": ("t = min(1.0, 1.0 / flat_grad.abs().sum()) * lr", "t = lr"),
+    "first step in the 2-norm": ("flat_grad.abs().sum()", "flat_grad.norm()"),
+    "H_diag not updated": ("H_diag = ys / y.dot(y)", "pass"),
+    "H_diag upside down": ("H_diag = ys / y.dot(y)", "H_diag = y.dot(y) / ys"),
+    "previous gradient is stale": ("prev_flat_grad.copy_(flat_grad)", "pass"),
+    "previous loss is stale": ("prev_loss = loss", "prev_loss = loss if prev_loss is None else prev_loss"),
+    "tolerance_grad ignored": ("opt_cond = flat_grad.abs().max() <= tolerance_grad", "opt_cond = False"),
+    "small step ignored": ("if d.mul(t).abs().max() <= tolerance_change:", "if False:"),
+    "small change of the loss ignored": ("if abs(loss - prev_loss) < tolerance_change:", "if False:"),
+    "flat direction ignored": ("if gtd > -tolerance_change:", "if False:"),
+    "any curvature": ("if ys > 1e-10:", "if True:"),
+    "second loop reversed": ("for i in range(num_old):", "for i in range(num_old - 1, -1, -1):"),
+    "constant of sufficient decrease": ("c1=1e-4", "c1=1e-3"),
+    "constant of the slope": ("c2=0.9", "c2=0.5"),
+    "cubic interpolation": ("d1 = g1 + g2 - 3 *", "d1 = g1 + g2 - 2 *"),
+    "midpoint": ("d2_square = d1**2 - g1 * g2", "d2_square = torch.tensor(-1.0)"),
+    "zoom keeps the old end": ("bracket[low_pos] = t", "pass"),
+    "evaluations not counted": ("current_evals += ls_func_evals", "pass"),
+}
+
+
+@functools.cache
+def broken(fault):
+    """torch's LBFGS with one line changed."""
+    right, wrong = FAULTS[fault]
+    module = inspect.getmodule(torch.optim.LBFGS)
+    source, changed = re.subn(re.escape(right), lambda _: wrong, inspect.getsource(module))
+    assert changed, f"torch does not say {right!r} any more"
+    namespace = {"__name__": module.__name__, "__package__": module.__package__}
+    exec(source, namespace)
+    return namespace["LBFGS"]
+
+
+#: Where the tests of a step's end part: a step of 0.03 ends by its size or by what it changes, hardly by both.
+SHORT_STEPS = {"lr": 0.03, "tolerance_change": 1e-2, "tolerance_grad": 0.0, "max_eval": 9, "line_search_fn": None}
+OPTIONS = {"small step ignored": SHORT_STEPS, "small change of the loss ignored": SHORT_STEPS}
+
+
+def caught(fault, dtype, seeds):
+    """The first seed whose life shows a fault, and where."""
+    for seed in seeds:
+        for compared in life(seed, dtype, optimizer=broken(fault), **OPTIONS.get(fault, {})):
+            fields = [c.field for c in compared if worst(c) > 1]
+            if fields:
+                return seed, fields
+    return None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_caught(fault, dtype):
+    assert caught(fault, dtype, range(150)), fault
