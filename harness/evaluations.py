@@ -29,6 +29,8 @@ from stepcheck.reference.spec import HyperValues, State
 EVALUATION = "evaluation"
 #: Combinations of open decisions that are tried; a step with more of them is undetermined.
 MOST_OUTCOMES = 64
+#: Numbers kept to tell sources of error apart, for one vector; beyond, its error is one bound for each element.
+MOST_SOURCES = 1 << 18
 
 _COUNTS = ("n_iter", "func_evals")
 _NUMBERS = ("t", "H_diag", "prev_loss")
@@ -139,6 +141,92 @@ class _Held(Mapping[str, Any]):
         return len(self.queues)
 
 
+class _Followed(Bounded):
+    """A vector or number with a bound for each source of its error, which linear operations carry on by itself.
+
+    An error bound alone forgets where an error came from. Each pair of the two-loop recursion takes out of a vector what it
+    has put in, so what an error does there nearly cancels, but its bound doubles and more: by a thousand in five pairs.
+
+    Attributes:
+        forms: how each element depends on sources of error, each of them between -1 and 1; sources along the last axis.
+        rest: what comes on top, in each element by itself.
+        sources: how many there are by now, for all numbers that share them.
+    """
+
+    __slots__ = ("forms", "rest", "sources")
+
+    def __init__(self, naive: Bounded, forms: Array, rest: Any, sources: list[int]) -> None:
+        bound = np.minimum(np.abs(forms).sum(-1) + rest, naive.error)
+        super().__init__(naive.value, bound, naive.arithmetic, naive.origin)
+        self.forms, self.rest, self.sources = forms, rest, sources
+
+    def __neg__(self) -> Bounded:
+        return _Followed(super().__neg__(), -self.forms, self.rest, self.sources)
+
+    def __add__(self, other: Any) -> Bounded:
+        return self._sum(super().__add__(other), other, 1.0)
+
+    def __sub__(self, other: Any) -> Bounded:
+        return self._sum(super().__sub__(other), other, -1.0)
+
+    def __mul__(self, other: Any) -> Bounded:
+        factor = np.asarray(other.value if isinstance(other, Bounded) else other, np.float64)
+        if not np.ndim(self.value):
+            self._name_rest()
+        return self._result(super().__mul__(other), factor[..., None] * self.forms, np.abs(factor) * self.error)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        result = super().__array_function__(function, types, args, kwargs)
+        if function is not np.dot or args[1] is not self or isinstance(args[0], _Followed):
+            return result
+        self._name_rest()
+        factor = args[0].value
+        return self._result(result, factor @ self.forms, np.sum(np.abs(factor) * self.error))
+
+    def as_stored(self, name: str) -> Bounded:
+        return Bounded(self.value, self.error, self.arithmetic, self.origin).as_stored(name)
+
+    def _sum(self, naive: Bounded, other: Any, sign: float) -> Bounded:
+        if not isinstance(other, _Followed):
+            return self._result(naive, self.forms, self.error)
+        width = max(self.forms.shape[-1], other.forms.shape[-1])
+        forms = _widened(self.forms, width) + sign * _widened(other.forms, width)
+        return self._result(naive, forms, self.error + other.error)
+
+    def _result(self, naive: Bounded, forms: Array, carried: Any) -> Bounded:
+        """An operation's result: ``naive``, of whose error the part ``carried`` is linear, and told apart in ``forms``."""
+        if not np.all(np.isfinite(naive.error)):
+            return naive
+        # The last term is the rounding of the forms themselves.
+        rest = np.maximum(naive.error - carried, 0.0) + (np.size(self.value) + 8) * 2.0**-52 * naive.error
+        return _Followed(naive, forms, rest, self.sources)
+
+    def _name_rest(self) -> None:
+        """Make sources of what is on top, so that what is computed from it twice can cancel."""
+        new = np.size(self.rest)
+        if not np.any(self.rest) or np.size(self.value) * (self.sources[0] + new) > MOST_SOURCES:
+            return
+        old, self.sources[0] = self.sources[0], self.sources[0] + new
+        self.forms = np.concatenate(
+            [_widened(self.forms, old), np.diag(self.rest) if np.ndim(self.rest) else np.reshape(self.rest, 1)], -1
+        )
+        self.rest = np.zeros_like(self.rest)
+
+
+def _widened(forms: Array, width: int) -> Array:
+    missing = np.zeros((*forms.shape[:-1], width - forms.shape[-1]))
+    return np.concatenate([forms, missing], -1)
+
+
+class _Gradient(Bounded):
+    """A gradient; it starts the two-loop recursion."""
+
+    __slots__ = ()
+
+    def followed(self) -> Bounded:
+        return _Followed(self, np.zeros((self.value.size, 0)), np.zeros(self.value.size), [0])
+
+
 @dataclass
 class _Step:
     arithmetic: Arithmetic
@@ -180,7 +268,8 @@ class _Step:
                 if n and self.hyper.line_search_fn is None:
                     held.expect(PARAMETER, [evaluation.point])
                 try:
-                    point = step.send((self._loss(evaluation.loss), self._elements(evaluation.gradient)))
+                    gradient = _Gradient(np.asarray(evaluation.gradient, np.float64), 0.0, self.arithmetic)
+                    point = step.send((self._loss(evaluation.loss), gradient))
                 except StopIteration as stop:
                     if n + 1 < len(self.evaluations):
                         compared.append(_count_problem(len(self.evaluations), n + 1))

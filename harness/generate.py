@@ -111,7 +111,7 @@ def candidates(hyper: Hyper) -> tuple[Option, ...]:
 
 
 def _reals(default: Any, domain: Domain) -> tuple[float, ...]:
-    at = 1.0 if default is None else float(default)
+    at = 1e-6 if default is None else float(default)
     # A third has a long significand in every base: an implementation that shortens its options shows there.
     values = [at, domain.low, 0.5, 0.1, 1.0, 0.9, at * 4 / 3, 1 / 3, at * 1e-3, at * 1e3, 3.0, -0.5, -1.0]
     if math.isfinite(domain.high):

@@ -37,7 +37,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -126,7 +126,8 @@ def judge_step(
 def _direction(g: Bounded, buffer: Bounded, scalars: SimpleNamespace) -> Bounded:
     """What is orthogonalized. A narrow format rounds one wider operation: nearly every element has one outcome."""
     arithmetic = g.arithmetic
-    if arithmetic.inner is None or not scalars.nesterov or arithmetic.orders & {"written", "naive_lerp"}:
+    known = arithmetic.entry is None and not arithmetic.orders & {"written", "naive_lerp"}
+    if arithmetic.inner is None or not scalars.nesterov or not known:
         return _whole(muon.direction(g, buffer, scalars))
     wide = arithmetic.within
     x = _whole(
@@ -159,6 +160,8 @@ class _Step:
     def __init__(
         self, scalars: SimpleNamespace, arithmetic: Arithmetic, products: Format, p: Array, p_after: Array
     ) -> None:
+        # torch.add rounds its alpha to the dtype that both of its tensors have, though not a factor of one tensor.
+        arithmetic = replace(arithmetic, entry=arithmetic.format) if arithmetic.format is products else arithmetic
         self.scalars, self.arithmetic, self.products = scalars, arithmetic, products
         self.p, self.p_after = p, p_after
         self.lr = float(muon.adjusted_lr(p.shape, scalars).value)

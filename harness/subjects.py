@@ -115,6 +115,7 @@ TORCH_PROFILES: dict[tuple[str, str], Profile] = {
         ("RAdam", mode): _also(TORCH_CPU, "it divides a number by a tensor, which is a product with its reciprocal", "reciprocal")
         for mode in ("forloop", "differentiable")
     },
+    ("Adagrad", "foreach"): _also(_FOREACH, "it scales the gradient first", "folded"),
     ("RAdam", "foreach"): _also(_FOREACH, "it folds all scalars into the divisor and takes its reciprocal", "folded"),
     ("Adafactor", "forloop"): _also(TORCH_CPU, "it squares a norm, and uses rsqrt", "norm", "reciprocal"),
     ("Adafactor", "foreach"): _also(_FOREACH, "it squares a norm, and uses rsqrt", "norm", "reciprocal"),

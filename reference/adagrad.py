@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import addcdiv
+from stepcheck.reference.arithmetic import addcdiv, any_order
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
 
 
@@ -42,7 +42,12 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         g = g + hyper.weight_decay * p
     s = state["sum"] + g * g
     lr = hyper.lr / (1 + (t - 1) * hyper.lr_decay)
-    return addcdiv(p, g, np.sqrt(s) + hyper.eps, -lr), {"step": t, "sum": s}
+    denom = np.sqrt(s) + hyper.eps
+    new_p = any_order(
+        addcdiv(p, g, denom, -lr),
+        folded=lambda: addcdiv(p, -lr * g, denom, 1.0),
+    )
+    return new_p, {"step": t, "sum": s}
 
 
 ADAGRAD = Spec(

@@ -157,7 +157,7 @@ def _largest(x: Number) -> Number:
 
 def _direction(g: Number, pairs: Sequence[Pair], eta: Number) -> Number:
     """The two-loop recursion: minus the inverse Hessian times the gradient (Nocedal and Wright, algorithm 7.4)."""
-    q, alphas = -g, []
+    q, alphas = -_followed(g), []
     for y, s, rho in reversed(pairs):
         alphas.append(np.dot(s, q) * rho)
         q = q - alphas[-1] * y
@@ -166,6 +166,12 @@ def _direction(g: Number, pairs: Sequence[Pair], eta: Number) -> Number:
         beta = np.dot(y, r) * rho
         r = r + (alpha - beta) * s
     return r
+
+
+def _followed(x: Number) -> Number:
+    """``x``, what is done to which is linear: a number that bounds its error may let the parts of it cancel."""
+    followed = getattr(x, "followed", None)
+    return x if followed is None else followed()
 
 
 Search = Generator[Number, Evaluation, tuple[Trial, int]]
