@@ -171,7 +171,7 @@ class Bounded:
     def as_one_operation(self, function: Callable[..., Bounded], *others: Any) -> Bounded:
         """``function(self, *others)`` in the format inside an operation, its result rounded once."""
         outer = self.arithmetic
-        if outer.inner is None:
+        if outer.inner is None or not outer.composites:
             return function(self, *others)
         operands = [self, *(_operand(x, outer) if _is_counter(x) else x for x in others)]
         inside = [
@@ -324,6 +324,8 @@ def _round(
         # A product may be contracted with the sum that follows it (FMA) and so pass the edge of the format unrounded;
         # a finite addend brings it back from no further than twice that edge.
         certain = 2.0 if name == "multiply" else 1.0
+        if not arithmetic.overflow:
+            certain = math.inf
         z, error = _settle(z, size, error, arithmetic.format.largest, certain, settled)
     return Bounded(z, error, arithmetic, name)
 

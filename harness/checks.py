@@ -15,7 +15,7 @@ from stepcheck.harness.comparison import PARAMETER
 from stepcheck.harness.judge import Deviation, Judge, Judgement
 from stepcheck.harness.play import Player, Recording, identical
 from stepcheck.harness.subjects import Subject
-from stepcheck.harness.trace import Reload, Step, Trace
+from stepcheck.harness.trace import Reload, Step, Trace, is_complex
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,8 @@ def _reading(d: Deviation) -> str:
         return d.problem
     what = "the parameter" if d.field == PARAMETER else d.field
     element = f", element {d.index}," if d.index else ""
+    if d.index and d.item is not None and is_complex(d.item.dtype):
+        element = f", {('real', 'imaginary')[d.index[-1]]} part of element {d.index[:-1]},"
     if d.event is None:
         return f"{what}{element} starts at {d.got:.9g}, not {d.expected:.9g}"
     return f"{what}{element} is {d.got:.9g}, not {d.expected:.9g}: off by {budgets(d.ratio)}"

@@ -173,33 +173,34 @@ class _Followed(Bounded):
         factor = np.asarray(other.value if isinstance(other, Bounded) else other, np.float64)
         if not np.ndim(self.value):
             self._name_rest()
-        return self._result(super().__mul__(other), factor[..., None] * self.forms, np.abs(factor) * self.error)
+        size = np.abs(factor)
+        return self._result(super().__mul__(other), factor[..., None] * self.forms, size * self.rest, size * self.error)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         result = super().__array_function__(function, types, args, kwargs)
         if function is not np.dot or args[1] is not self or isinstance(args[0], _Followed):
             return result
         self._name_rest()
-        factor = args[0].value
-        return self._result(result, factor @ self.forms, np.sum(np.abs(factor) * self.error))
+        factor, size = args[0].value, np.abs(args[0].value)
+        return self._result(result, factor @ self.forms, size @ self.rest, size @ self.error)
 
     def as_stored(self, name: str) -> Bounded:
         return Bounded(self.value, self.error, self.arithmetic, self.origin).as_stored(name)
 
     def _sum(self, naive: Bounded, other: Any, sign: float) -> Bounded:
         if not isinstance(other, _Followed):
-            return self._result(naive, self.forms, self.error)
+            return self._result(naive, self.forms, self.rest, self.error)
         width = max(self.forms.shape[-1], other.forms.shape[-1])
         forms = _widened(self.forms, width) + sign * _widened(other.forms, width)
-        return self._result(naive, forms, self.error + other.error)
+        return self._result(naive, forms, self.rest + other.rest, self.error + other.error)
 
-    def _result(self, naive: Bounded, forms: Array, carried: Any) -> Bounded:
-        """An operation's result: ``naive``, of whose error the part ``carried`` is linear, and told apart in ``forms``."""
+    def _result(self, naive: Bounded, forms: Array, rest: Any, carried: Any) -> Bounded:
+        """The result of an operation: ``naive``, where ``carried`` of its error is what ``forms`` and ``rest`` stand for."""
         if not np.all(np.isfinite(naive.error)):
             return naive
         # The last term is the rounding of the forms themselves.
-        rest = np.maximum(naive.error - carried, 0.0) + (np.size(self.value) + 8) * 2.0**-52 * naive.error
-        return _Followed(naive, forms, rest, self.sources)
+        local = np.maximum(naive.error - carried, 0.0) + (np.size(self.value) + 8) * 2.0**-52 * naive.error
+        return _Followed(naive, forms, rest + local, self.sources)
 
     def _name_rest(self) -> None:
         """Make sources of what is on top, so that what is computed from it twice can cancel."""

@@ -81,6 +81,9 @@ class Arithmetic:
             them, the written order stands.
         inner: the wider format, if any, that an operation is carried out in before its result is rounded.
         entry: the format that plain numbers enter in: ``inner`` if there is one, unless it is said here.
+        overflow: a result beyond the format's largest number becomes infinite for certain; not where a part of the elements is
+            computed in a wider format.
+        composites: operations that combine several (``torch.addcdiv``) are carried out in ``inner`` and rounded once.
         level: ``OPTIONS`` for hyperparameters, ``COUNTERS`` for numbers kept for each parameter (``step``), ``ELEMENTS`` for
             the elements of tensors.
     """
@@ -91,6 +94,8 @@ class Arithmetic:
     orders: frozenset[str] = frozenset()
     inner: Format | None = None
     entry: Format | None = None
+    overflow: bool = True
+    composites: bool = True
     level: int = ELEMENTS
     unit: float = field(init=False)
     """The unit roundoff, with that of the reference's own float64 evaluation added."""

@@ -233,10 +233,15 @@ class _Decoder:
         shapes = [s for s in (SHAPES if spec.elementwise else (*SHAPES, *_MATRICES)) if spec.shapes(s)]
         if sparse == "only":
             shapes = [s for s in shapes if s]
-        plain = [(s, "contiguous", k) for s in shapes for k in _PARAMETER_KINDS]
+        parameter_kinds, gradient_kinds = _PARAMETER_KINDS, _GRADIENT_KINDS
+        if not spec.elementwise:
+            # One infinity spoils all elements here, and for good: such tensors are rarer.
+            parameter_kinds = (*parameter_kinds, *(k for k in parameter_kinds * 3 if k.scale != "wide"))
+            gradient_kinds = (*gradient_kinds, *(k for k in gradient_kinds * 5 if k.scale not in ("wide", "tiny")))
+        plain = [(s, "contiguous", k) for s in shapes for k in parameter_kinds]
         strided = [(s, layout, k) for s, _, k in plain for layout in _layouts(s)]
-        steps = [_StepKind(k, 0, absence) for absence in (0, 0, 0, 1, 2) for k in _GRADIENT_KINDS]
-        twisted = [_StepKind(k, n % 5, s.absence) for n, (s, k) in enumerate(itertools.product(steps, _GRADIENT_KINDS))]
+        steps = [_StepKind(k, 0, absence) for absence in (0, 0, 0, 1, 2) for k in gradient_kinds]
+        twisted = [_StepKind(k, n % 5, s.absence) for n, (s, k) in enumerate(itertools.product(steps, gradient_kinds))]
         # Sparse gradients are a third of the steps of half the traces, where the optimizer takes them, and the others.
         named = [replace(s, sparsity=_SPARSITIES[n % len(_SPARSITIES)]) for n, s in enumerate(steps * 2)]
         if sparse == "only":

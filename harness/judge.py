@@ -106,8 +106,8 @@ class _Item:
 
     @property
     def slots(self) -> int:
-        """An empty tensor gets one slot, so that numbers kept per parameter are predicted for it as well."""
-        return self.numel or 1
+        """An empty tensor gets one element, so that numbers kept per parameter are predicted for it as well."""
+        return self.numel or math.prod(in_reals((), self.dtype))
 
     def gradient(self, unit: float) -> tuple[Array, Array | float, Array | None]:
         """The gradient as a dense one with its error, and which elements it names, where not all.
@@ -167,7 +167,7 @@ class Judge:
         p = self.trace.parameters[index]
         shape = p.shape if b.per_parameter else b.shape(p.shape)
         assert shape is not None
-        return math.prod(in_reals(shape, p.dtype)) or 1
+        return math.prod(in_reals(shape, p.dtype)) or math.prod(in_reals((), p.dtype))
 
     def _unreadable(self) -> set[str]:
         """Buffers that somebody's class never shows under their name, once it has taken a step with a gradient."""

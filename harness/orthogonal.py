@@ -37,7 +37,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -160,8 +160,6 @@ class _Step:
     def __init__(
         self, scalars: SimpleNamespace, arithmetic: Arithmetic, products: Format, p: Array, p_after: Array
     ) -> None:
-        # torch.add rounds its alpha to the dtype that both of its tensors have, though not a factor of one tensor.
-        arithmetic = replace(arithmetic, entry=arithmetic.format) if arithmetic.format is products else arithmetic
         self.scalars, self.arithmetic, self.products = scalars, arithmetic, products
         self.p, self.p_after = p, p_after
         self.lr = float(muon.adjusted_lr(p.shape, scalars).value)
@@ -344,7 +342,8 @@ def _each(stack: _Rounded, of: Indices, to: Format) -> tuple[Array, Indices]:
     """
     value = stack.value if stack.value.ndim == 3 else stack.value[None]
     low, high, settled = (x.reshape(value.shape) for x in (stack.low, stack.high, stack.settled))
-    matrices, parents = [], []
+    matrices: list[Array] = []
+    parents: list[int] = []
     for n in range(len(value)):
         open_ = tuple(np.argwhere(~settled[n]).T)
         ends = np.stack([low[n][open_], high[n][open_]])

@@ -206,7 +206,7 @@ def rounded(values: Raw, dtype: torch.dtype) -> torch.Tensor:
     """Real numbers as a tensor of ``dtype``; for a complex dtype the last dimension is real and imaginary part."""
     real = torch.from_numpy(np.asarray(values, order="C"))
     if dtype.is_complex:
-        return torch.view_as_complex(real.to(dtype.to_real()))
+        return torch.complex(*real.to(dtype.to_real()).unbind(-1))
     return real.to(dtype)
 
 

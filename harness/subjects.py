@@ -29,8 +29,10 @@ class Profile:
         orders: the orders of operations that it may use (see ``stepcheck.reference.arithmetic``).
         division: roundings that a quotient costs it.
         square_root: roundings that a square root costs it.
-        narrow: how it computes with float16 and bfloat16: ``"each"`` rounds the result of each operation, carried out in
-            float32, to the dtype; ``"once"`` computes the whole step in float32 and rounds what it stores.
+        narrow: how it computes with float16 and bfloat16: ``"each"`` rounds the result of each operation of torch, carried
+            out in float32, to the dtype; ``"every"`` has no operations that combine several, and may keep a part of
+            the elements in float32 meanwhile; ``"once"`` computes the whole
+            step in float32 and rounds what it stores.
         narrow_scalars: in float16 and bfloat16, hyperparameters are rounded to the dtype before they are used, not to float32.
         counters: the format in which scalars are computed that depend on a number kept for each parameter (``step``).
         in_place: the same, for a number that is updated in place (``mu_product``).
@@ -53,7 +55,9 @@ class Profile:
             return Arithmetic(element, *operations)
         if self.narrow == "once":
             return Arithmetic(BINARY32, *operations)
-        return Arithmetic(element, *operations, inner=BINARY32, entry=element if self.narrow_scalars else None)
+        entry = element if self.narrow_scalars else None
+        each = self.narrow == "each"
+        return Arithmetic(element, *operations, inner=BINARY32, entry=entry, overflow=each, composites=each)
 
 
 COUNTERS = {"float32": COUNTERS32, "float64": COUNTERS64}
@@ -115,6 +119,13 @@ TORCH_PROFILES: dict[tuple[str, str], Profile] = {
         ("RAdam", mode): _also(TORCH_CPU, "it divides a number by a tensor, which is a product with its reciprocal", "reciprocal")
         for mode in ("forloop", "differentiable")
     },
+    ("Adagrad", "fused"): replace(
+        TORCH_CPU,
+        reason=_TORCH_CPU + "; its fused kernel computes float16 and bfloat16 in vectors of that dtype, scalars and all, but what is left"
+        " over after the last whole vector in float32",
+        narrow="every",
+        narrow_scalars=True,
+    ),
     ("Adagrad", "foreach"): _also(_FOREACH, "it scales the gradient first", "folded"),
     ("RAdam", "foreach"): _also(_FOREACH, "it folds all scalars into the divisor and takes its reciprocal", "folded"),
     ("Adafactor", "forloop"): _also(TORCH_CPU, "it squares a norm, and uses rsqrt", "norm", "reciprocal"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import any_order, ema, norm, one_operation
+from stepcheck.reference.arithmetic import any_order, ema, norm
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
 
 
@@ -101,8 +101,7 @@ def apply(p: Number, o: Number, hyper: HyperValues) -> Number:
     """The parameter after the step, given the orthogonalized matrix."""
     undecayed, decay = p, hyper.lr * hyper.weight_decay
     p = any_order((1 - decay) * undecayed, textbook=lambda: undecayed - decay * undecayed)
-    adjusted = adjusted_lr(p.shape, hyper)
-    return one_operation(lambda p, o: p - adjusted * o, p, o)
+    return p - adjusted_lr(p.shape, hyper) * o
 
 
 def adjusted_lr(shape: tuple[int, ...], hyper: HyperValues) -> Number:
