@@ -109,7 +109,8 @@ class Campaign:
         self.progress = progress
         self.found = found
         self.about_to_play = about_to_play
-        self.dtypes = tuple(d for d in subject.dtypes if not settings.dtypes or d in settings.dtypes)
+        wanted = settings.dtypes or subject.usual_dtypes or subject.dtypes
+        self.dtypes = tuple(d for d in subject.dtypes if d in wanted)
         missing = len(subject.missing_options)
         self.result = Result(
             subject.name, subject.spec.name, {c: Tally(c, unsupported=missing) for c in settings.checks}
@@ -124,16 +125,17 @@ class Campaign:
         """Draw, play and judge until the examples or the seconds are used up, then shrink.
 
         Raises:
-            UsageError: the subject turns out to be no optimizer, or supports none of the dtypes.
+            UsageError: the subject turns out to be no optimizer.
         """
+        if self.subject.unsupported:
+            return self._unsupported(self.subject.unsupported)
         if not self.dtypes:
-            raise UsageError(
-                f"{self.subject.name} supports {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}"
-            )
+            return self._unsupported(f"it takes {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}")
         self.traces = traces(self.subject, self.dtypes)
         start = time.perf_counter()
         self.deadline = math.inf if self.settings.seconds is None else start + self.settings.seconds
-        planned = self.settings.examples
+        # A subject whose traces cost more is given fewer; its row in the report says how many.
+        planned = None if self.settings.examples is None else max(self.settings.examples // self.subject.cost, 1)
         batch = 0
         try:
             while not self.hung and time.perf_counter() < self.deadline:
@@ -155,6 +157,13 @@ class Campaign:
         except Exception as error:  # noqa: BLE001 - a fault of the harness: the verdict is unknown, never green
             self.result.error = f"{type(error).__name__}: {error}"
         self._note()
+        return self.result
+
+    def _unsupported(self, why: str) -> Result:
+        """What the subject itself declares that it cannot do here is neither right nor wrong."""
+        for tally in self.result.tallies.values():
+            tally.planned = tally.unsupported = self.settings.examples or 1
+        self.result.notes.append(f"unsupported: {why}")
         return self.result
 
     def _draw(self, batch: int, size: int) -> list[Trace]:

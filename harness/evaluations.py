@@ -28,7 +28,7 @@ from stepcheck.reference.spec import HyperValues, State
 #: The field of a comparison of the point at which the closure was called.
 EVALUATION = "evaluation"
 #: Combinations of open decisions that are tried; a step with more of them is undetermined.
-MOST_OUTCOMES = 64
+MOST_OUTCOMES = 32
 #: Numbers kept to tell sources of error apart, for one vector; beyond, its error is one bound for each element.
 MOST_SOURCES = 1 << 18
 
@@ -240,8 +240,8 @@ class _Step:
 
     def missing(self) -> list[Comparison]:
         """What makes the step impossible to follow: a state that lacks what earlier iterations left, or has the wrong size."""
-        problems = []
-        n = self.x.size
+        problems = list[Comparison]()
+        n, ro = self.x.size, self.before.get("ro")
         if not self.evaluations:
             problems.append(_problem(EVALUATION, "the closure was never called"))
         for name in _FIELDS if _get(self.before, "n_iter", 0) else ():
@@ -252,8 +252,8 @@ class _Step:
                 problems.append(_problem(name, f"{name} has {np.size(value)} elements where the parameters have {n}"))
             elif name in ("old_dirs", "old_stps") and any(np.size(v) != n for v in value):
                 problems.append(_problem(name, f"{name} holds vectors that are not as long as the parameters"))
-            elif name in _LISTS and len(value) != len(self.before.get("ro") or ()):
-                problems.append(_problem(name, f"{name} holds {len(value)} pairs, ro {len(self.before['ro'])}"))
+            elif name in ("old_dirs", "old_stps") and ro is not None and len(value) != len(ro):
+                problems.append(_problem(name, f"{name} holds {len(value)} pairs, ro {len(ro)}"))
         return problems
 
     def compare(self) -> list[Comparison]:
@@ -315,7 +315,7 @@ class _Step:
         pairs = self._new_pairs()
         if np.size(self.after["d"]) == self.x.size:
             held.expect("d", [np.asarray(self.after["d"], np.float64)], unseen=iterations - 1)
-        t = np.float64(self.after["t"])
+        t = np.asarray(self.after["t"], np.float64)
         # Another t is a Python number, known exactly as it is, and is rounded where it enters.
         if self.arithmetic.format.represents(t):
             held.expect("t", [t], unseen=iterations - 1)

@@ -1,35 +1,38 @@
-r"""Judge one step of Muon on one matrix: what stands before the matrix products, what stands after them, and the products.
+r"""Judge one step of Muon on one matrix: what comes before the matrix products, the products, what comes after.
 
 Before and after, every operation is elementwise and has its budget in :class:`~stepcheck.harness.bounded.Bounded`. The
-products are carried out in a narrow format P (bfloat16), so coarsely that elementwise budgets would outgrow the result. Three
-comparisons of the parameter share the work, each sound alone:
+products are carried out in a narrow format P (bfloat16), so coarsely that elementwise budgets would outgrow the result.
+Three comparisons of the parameter share the work, each sound alone:
 
-*After the products.* The orthogonalized matrix O has numbers of P as elements. What the parameter lost, over the adjusted
-learning rate, must be such a number. A wrong learning rate, decay or sign shows here, whatever the products were.
+*After the products.* The orthogonalized matrix O has numbers of P as elements. What the parameter lost, over the
+adjusted learning rate, must be such a number. A wrong learning rate or decay shows here, whatever the products were; a
+wrong sign does not.
 
-*Rounded once.* Where P is so much coarser than the format that products are accumulated in, rounding absorbs what the order of
-summation leaves open: nearly every element has one outcome, and the few within reach of a tie have two. The iteration is
-followed through all of them; O is then known exactly, and the parameter is compared element by element. It takes a
-subject that rounds each product to P once, at its end (``torch.addmm`` with both addends in it), which is a fact of its profile.
+*Rounded once.* Where P is so much coarser than the format that products are accumulated in, rounding absorbs what the
+order of summation leaves open: nearly every element has one outcome, and the few within reach of a tie have two. The
+iteration is followed through all of them; O is then known exactly, and the parameter is compared element by element. It
+takes a subject that rounds each product to P once, at its end (``torch.addmm`` with both addends in it), which is a
+fact of its profile.
 
-*Normwise.* Without that fact: the Frobenius distance of O from the exact iteration, against a bound of what rounding can do.
-Normalization is elementwise and followed as above. From there on let :math:`X_j` be the subject's matrices, f one exact
-iteration and :math:`\delta_j \ge \lVert X_j - f(X_{j-1}) \rVert_F` what rounding adds in iteration j (:func:`_local_error`).
-Telescoping, with :math:`f^{(i)}` for i iterations,
+*Normwise.* Without that fact: the Frobenius distance of O from the exact iteration, against a bound of what rounding
+can do. Normalization is elementwise and followed as above. From there on let :math:`X_j` be the subject's matrices, f
+one exact iteration and :math:`\delta_j \ge \lVert X_j - f(X_{j-1}) \rVert_F` what rounding adds in iteration j
+(:func:`_local_error`). Telescoping, with :math:`f^{(i)}` for i iterations,
 
 .. math::
     \lVert X_k - f^{(k)}(Y_0) \rVert_F \le C_0 \lVert X_0 - Y_0 \rVert_F + \sum_j C_j \delta_j,
 
 where :math:`C_j` is the Lipschitz constant of :math:`f^{(k-j)}` on the ball of radius :math:`e_j` around :math:`Y_j =
-f^{(j)}(Y_0)`, and :math:`e_j` is this same bound with j for k. Balls are convex, so that the constant is the largest norm of the
-Fréchet derivative in them, and no matrix in one has a singular value further than :math:`e_j` from those of :math:`Y_j`
-(Weyl): nothing is neglected as being of second order. f acts on singular values by an odd polynomial F. In the bases
-of singular vectors, its derivative multiplies the symmetric part of each pair of elements (i, j), (j, i) by
-:math:`(F(s_i) - F(s_j)) / (s_i - s_j)`, which is a value of F' between the two; the skew part by :math:`(F(s_i) + F(s_j)) /
-(s_i + s_j)`, which lies between :math:`F(s_i) / s_i` and :math:`F(s_j) / s_j`; and what is outside the shorter side's bases by
-:math:`F(s_i) / s_i` (Noferini, *A formula for the Fréchet derivative of a generalized matrix function*, SIAM J. Matrix
-Anal. Appl. 38, 2017). So its norm is at most the maximum of abs(F') and abs(F(s) / s) from the smallest to the largest
-singular value in reach, which interval arithmetic on small cells bounds (:class:`_Reach`).
+f^{(j)}(Y_0)`, and :math:`e_j` is this same bound with j for k. Balls are convex, so that the constant is the largest
+norm of the Fréchet derivative in them, and no matrix in one has a singular value further than :math:`e_j` from those
+of :math:`Y_j` (Weyl): nothing is neglected as being of second order. f acts on singular values by an odd polynomial
+F. In the bases of singular vectors, its derivative multiplies the symmetric part of each pair of elements (i, j), (j,
+i) by :math:`(F(s_i) - F(s_j)) / (s_i - s_j)`, which is a value of F' between the two; the skew part by :math:`(F(s_i)
++ F(s_j)) / (s_i + s_j)`, which lies between :math:`F(s_i) / s_i` and :math:`F(s_j) / s_j`; and what is outside the
+shorter side's bases by :math:`F(s_i) / s_i` (Noferini, *A formula for the Fréchet derivative of a generalized matrix
+function*, SIAM J. Matrix Anal. Appl. 38, 2017). So its norm is at most the maximum of abs(F') and abs(F(s) / s) from
+the smallest to the largest singular value in reach, which interval arithmetic on small cells bounds
+(:class:`_Reach`).
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,11 +93,11 @@ def judge_step(
         p_after: the parameter after the step.
         after: the state after the step.
         products: the format of the products' operands and results.
-        rounded_once: a product, addend included, is rounded to that format once; they are then compared exactly as well.
+        rounded_once: a product, addend included, is rounded to that format once; it is then compared exactly too.
 
     Returns:
-        ``momentum_buffer``, if ``after`` has it, and comparisons of the parameter: after the products, rounded once (if so),
-        and normwise, which is one number. Undetermined elements have an infinite error. Of an empty matrix, nothing.
+        ``momentum_buffer``, if ``after`` has it, and comparisons of the parameter: after the products, rounded once (if
+        so), and normwise, which is one number. Undetermined elements have an infinite error. An empty matrix has none.
     """
     if not p.size:
         return []
@@ -133,7 +137,7 @@ def _direction(g: Bounded, buffer: Bounded, scalars: SimpleNamespace) -> Bounded
     x = _whole(
         muon.direction(Bounded(g.value, 0.0, wide), Bounded(buffer.value, buffer.error, wide), scalars),
     )
-    rounded = _rounding(x.value, x.error, arithmetic.format)
+    rounded = _rounding(x.value, np.asarray(x.error), arithmetic.format)
     return Bounded(rounded.value, rounded.error, arithmetic)
 
 
@@ -260,7 +264,7 @@ def _normalized(x: Bounded, eps: float, products: Format) -> _Rounded:
     u = BINARY32.unit_roundoff
     # float64 may be cast by way of float32.
     twice = u * np.abs(x.value) if x.arithmetic.format is BINARY64 else 0.0
-    cast = _rounding(x.value, x.error + twice, products)
+    cast = _rounding(x.value, np.asarray(x.error + twice), products)
     value, error = cast.value, cast.error
     if np.any(np.isnan(value) & cast.settled):
         return _Rounded(*(np.full(value.shape, np.nan) for _ in range(3)))  # one NaN makes the norm NaN
@@ -363,7 +367,8 @@ def _each(stack: _Rounded, of: Indices, to: Format) -> tuple[Array, Indices]:
 
 
 class _Reach:
-    """The singular values that matrices near one may have, in small cells, and what a function of them does to distances.
+    """The singular values that matrices near one may have, in small cells, and what a function of them does to
+    distances.
 
     Args:
         low: the smallest of them.
@@ -403,7 +408,7 @@ def _quintic(s: Array, a: float, b: float, c: float) -> Array:
 
 def _turns(a: float, b: float, c: float) -> list[float]:
     """The positive numbers at which the slope of the quintic is 0."""
-    roots: Array = np.roots([5 * c, 3 * b, a])
+    roots: Any = np.roots([5 * c, 3 * b, a])
     return [math.sqrt(r.real) for r in roots if abs(r.imag) < 1e-9 * abs(r) and r.real > 0]
 
 
@@ -419,7 +424,7 @@ def _largest(a: float, b: float, c: float, least: Array, most: Array) -> Array:
 
 def _bound(start: _Rounded, hyper: SimpleNamespace, products: Format, *, rounded_once: bool) -> float:
     """How far the iteration may end from where it ends without rounding, if it starts from ``start``."""
-    values = np.linalg.svd(start.value, compute_uv=False)
+    values = np.asarray(np.linalg.svd(start.value, compute_uv=False), np.float64)
     local = float(np.linalg.norm(start.error))
     radius, reaches = local, list[tuple[_Reach, float]]()
     for _ in range(hyper.ns_steps):
@@ -446,8 +451,8 @@ def _local_error(
 ) -> float:
     """What rounding adds in one iteration on a matrix within ``radius`` of one with the singular values ``s``.
 
-    The norms of the intermediate matrices are those of functions of singular values no further than ``radius`` from ``s``.
-    ``rounded_once`` leaves the final rounding of each product; else scalar multiples and addends are rounded too.
+    The intermediate matrices are functions of singular values no further than ``radius`` from ``s``. ``rounded_once``
+    leaves the final rounding of each product; else scalar multiples, of a factor or of a product, are rounded too.
     """
     a, b, c = coefficients
     u, more = products.unit_roundoff, 0.0 if rounded_once else products.unit_roundoff
@@ -455,7 +460,7 @@ def _local_error(
     two, x = math.sqrt(float(most.max())), float(np.linalg.norm(s)) + radius  # the 2-norm and the Frobenius norm
 
     def sums(terms: int) -> float:
-        return (terms + 4) * BINARY32.unit_roundoff * (1 + 1e-3)
+        return float((terms + 4) * BINARY32.unit_roundoff * (1 + 1e-3))
 
     # gram = x x^T
     gram = float(np.linalg.norm(s**2)) + radius * (2 * two)
@@ -468,7 +473,7 @@ def _local_error(
     )
     polynomial = float(np.linalg.norm(_largest(0.0, b, c, least, most))) + bent
     e2 = sums(len(s)) * (abs(c) * gram * gram + abs(b) * gram) * (1 + u)
-    e2 += u * polynomial + more * (abs(b) * gram + 2 * abs(c) * square)
+    e2 += u * polynomial + more * (abs(b) * gram + abs(c) * (square + gram * (two * two + e1)))
     polynomial += e2
     # a x + polynomial x
     inherited = (bent + e2) * two

@@ -69,6 +69,8 @@ def _where(r: Result) -> str:
         return f"{count}: {', '.join(dict.fromkeys(d.check for d in r.divergences))}"
     if r.error:
         return r.error
+    if r.verdict == "unsupported":
+        return ""
     unasked = [t.check for t in r.tallies.values() if t.verdict == "unknown"]
     if unasked:
         return f"nothing to look at for {', '.join(unasked)}"

@@ -53,6 +53,8 @@ class _Writer:
         body.append(f"optimizer = {self._construct([dict(g.options) for g in trace.groups])}")
         if finding.event is None and finding.check == "completes":
             body[-1] += f"  # {finding.cause}"
+        if self.subject.after:
+            body.append(self.subject.after)
         for n, event in enumerate(events):
             last = n == finding.event
             lines = self._event(event)
@@ -118,6 +120,7 @@ class _Writer:
             return [
                 "saved = optimizer.state_dict()",
                 f"optimizer = {self._construct([{} for _ in self.trace.groups])}",
+                *([self.subject.after] if self.subject.after else []),
                 "optimizer.load_state_dict(saved)",
             ]
         assert isinstance(event, Step)

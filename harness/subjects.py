@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -87,6 +89,20 @@ _FOREACH = replace(
     reason=_TORCH_CPU + "; torch._foreach_mul_ rounds its scalar to the dtype",
     narrow_scalars=True,
 )
+_COMPILED = Profile(
+    reason=(
+        "torch.compile traces the step with its number as a float32 tensor, and its CPU code fuses the whole step: float16 and"
+        " bfloat16 are computed in float32 and rounded when stored, products and sums contracted, quotients perhaps products"
+        " with a reciprocal; which order it takes is the compiler's choice"
+    ),
+    orders=ORDERS | {"written"},
+    division=2.0,
+    narrow="once",
+    counters="float32",
+    in_place="float32",
+)
+#: A compilation takes a second or two, a trace elsewhere some ten milliseconds.
+_COMPILED_COST = 40
 #: Profiles of torch's modes; where an optimizer is not named in one, what is said for the mode holds.
 MODE_PROFILES = {
     "forloop": TORCH_CPU,
@@ -94,6 +110,7 @@ MODE_PROFILES = {
     "fused": _FUSED,
     "capturable": _FUSED,
     "differentiable": TORCH_CPU,
+    "compiled": _COMPILED,
 }
 TORCH_PROFILES: dict[tuple[str, str], Profile] = {
     ("ASGD", "forloop"): _also(TORCH_CPU, "it copies the parameter while mu is 1", "copied"),
@@ -141,11 +158,18 @@ TORCH_PROFILES: dict[tuple[str, str], Profile] = {
 ANY_CLASS = Profile(
     reason=(
         "nothing is known of somebody's class but that it computes in the parameter's dtype with hyperparameters as Python"
-        " floats: every order of operations is accepted, and a quotient may be a product with a reciprocal"
+        " floats: every order of operations is accepted, and a quotient may be a product with a reciprocal; with float16 and"
+        " bfloat16 it may round every intermediate result, or only the last"
     ),
     orders=ORDERS | {"written"},
     division=2.0,
+    narrow="every",
+    narrow_scalars=True,
 )
+
+
+_FLOATING = ("float32", "float64", "bfloat16", "float16")
+_COMPLEX = ("complex64", "complex128")
 
 
 @dataclass(frozen=True)
@@ -160,9 +184,12 @@ class Subject:
         options: the names of the Spec's hyperparameters that its constructor takes.
         explicit: pass every option, defaults included, because its own defaults may rightly differ from the Spec's.
         dtypes: the parameter dtypes it supports.
+        usual_dtypes: those that it is checked with where none is asked for; empty for all.
         mode_options: keywords that select the mode.
         differentiable: its step is part of an autograd graph, so it is given parameters that are no leaves.
         sparse: it takes sparse gradients, where the Spec gives them a meaning.
+        after: a statement that a repro needs after the construction.
+        cost: how many traces of another subject cost as much as one of this; it is given as many fewer.
         unsupported: why it cannot be checked here, where it declares that itself.
         callee: what a repro calls to construct it: ``torch.optim.Adam``.
         imports: the import statement that a repro needs for it, if any.
@@ -176,10 +203,13 @@ class Subject:
     explicit: bool
     callee: str
     imports: str = ""
-    dtypes: tuple[str, ...] = ("float32", "float64")
+    dtypes: tuple[str, ...] = _FLOATING
+    usual_dtypes: tuple[str, ...] = ()
     mode_options: Mapping[str, Any] = field(default_factory=dict)
     differentiable: bool = False
     sparse: bool = True
+    after: str = ""
+    cost: int = 1
     unsupported: str = ""
 
     @property
@@ -195,16 +225,38 @@ MODES: dict[str, dict[str, bool]] = {
     "fused": {"fused": True},
     "capturable": {"capturable": True},
     "differentiable": {"differentiable": True},
+    "compiled": {},
 }
 FAMILIES = ("torch",)
-_FLOATING = ("float32", "float64", "bfloat16", "float16")
-_COMPLEX = ("complex64", "complex128")
+#: torch.compile leaves their step to the interpreter (sparse tensors, a closure): there is nothing to check.
+_NEVER_COMPILED = ("SparseAdam", "LBFGS")
+
+
+def _compiled(cls: Callable[..., Any]) -> Callable[..., Any]:
+    """A class whose step is compiled by torch.compile."""
+
+    def make(*args: Any, **options: Any) -> Any:
+        # After a few lives the compiler would give up compiling anew, and leave the rest to the interpreter.
+        torch.compiler.reset()
+        optimizer = cls(*args, **options)
+        optimizer.step = torch.compile(optimizer.step)
+        return optimizer
+
+    return make
+
+
+def _no_compiler() -> str:
+    """Why nothing can be compiled for the CPU here, or nothing."""
+    wanted = os.environ.get("CXX", "")
+    names = (wanted,) if wanted else ("g++", "clang++", "c++")
+    return "" if any(map(shutil.which, names)) else f"torch.compile needs a C++ compiler: no {', '.join(names)} found"
 
 
 def _modes(name: str) -> tuple[str, ...]:
     """The modes that a class of torch.optim has the keywords for; the first is its plain one."""
     keywords = inspect.signature(getattr(torch.optim, name)).parameters
-    return ("forloop", *(mode for mode in MODES if mode != "forloop" and mode in keywords))
+    keyed = (mode for mode in MODES if mode != "forloop" and mode in keywords)
+    return ("forloop", *keyed, *(("compiled",) if name not in _NEVER_COMPILED else ()))
 
 
 TORCH_MODES: dict[str, tuple[str, ...]] = {name: _modes(name) for name in SPECS}
@@ -219,10 +271,13 @@ def torch_subject(name: str, mode: str) -> Subject:
         # CUDA graphs are what it is made for; of the CPU's implementations, the fused kernels alone accept it.
         keywords = keywords | ({"fused": True} if "fused" in TORCH_MODES[name] else {})
         unsupported = _refusal(cls, keywords)
+    compiled = mode == "compiled"
+    if compiled:
+        unsupported = _no_compiler()
     return Subject(
         name=f"torch:{name}[{mode}]",
         spec=spec,
-        make=cls,
+        make=_compiled(cls) if compiled else cls,
         profile=TORCH_PROFILES.get((name, mode), MODE_PROFILES[mode]),
         options=frozenset(h.name for h in spec.hyper),
         explicit=False,
@@ -230,7 +285,9 @@ def torch_subject(name: str, mode: str) -> Subject:
         dtypes=_FLOATING + (_COMPLEX if spec.complex and "fused" not in keywords else ()),
         mode_options=keywords,
         differentiable=mode == "differentiable",
-        sparse="fused" not in keywords,
+        sparse="fused" not in keywords and not compiled,
+        after="optimizer.step = torch.compile(optimizer.step)" if compiled else "",
+        cost=_COMPILED_COST if compiled else 1,
         unsupported=unsupported,
     )
 
@@ -287,6 +344,10 @@ def class_subject(
         explicit=True,
         callee=attribute,
         imports=f"from {module} import {attribute.split('.')[0]}",
+        dtypes=_FLOATING + (_COMPLEX if spec.complex else ()),
+        # What somebody's class does with narrow or complex numbers, and with sparse gradients, is theirs to say.
+        usual_dtypes=("float32", "float64"),
+        sparse=spec.sparse == "only",
     )
 
 

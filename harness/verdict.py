@@ -62,6 +62,8 @@ class Tally:
     def verdict(self) -> str:
         if self.divergences:
             return "fail"
+        if self.planned and self.planned == self.unsupported:
+            return "unsupported"
         return "pass" if self.ran else "unknown"
 
 
@@ -91,7 +93,9 @@ class Result:
         verdicts = {t.verdict for t in self.tallies.values()}
         if "fail" in verdicts:
             return "fail"
-        return "unknown" if self.error or "unknown" in verdicts else "pass"
+        if self.error or "unknown" in verdicts:
+            return "unknown"
+        return "unsupported" if verdicts == {"unsupported"} else "pass"
 
     @property
     def divergences(self) -> list[Divergence]:

@@ -99,7 +99,8 @@ def update(x: Number, state: State, hyper: HyperValues) -> Generator[Number, Eva
     if _largest(g) <= hyper.tolerance_grad:
         return x, after
 
-    d, t, eta, last_g = (after.get(name) for name in ("d", "t", "H_diag", "prev_flat_grad"))
+    earlier: list[Number] = [after.get(name) for name in ("d", "t", "H_diag", "prev_flat_grad")]
+    d, t, eta, last_g = earlier
     pairs = [
         Pair(*pair) for pair in zip(*(after.get(name, ()) for name in ("old_dirs", "old_stps", "ro")), strict=True)
     ]

@@ -19,21 +19,20 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         D_t &\leftarrow (1 - \mu)\, \nabla f(\Theta_{t-1}) + \mu B_t \quad\text{(Nesterov, else } B_t) \\
         O_t &\leftarrow \operatorname{NS}(D_t) \\
         \Theta_t &\leftarrow (1 - \gamma\lambda)\, \Theta_{t-1} - \gamma\rho\, O_t \\
-        \rho &= \sqrt{\max(1, r / c)} \quad\text{("original"), or } 0.2 \sqrt{\max(r, c)} \quad\text{("match\_rms\_adamw")}
+        \rho &= \sqrt{\max(1, r / c)} \ \text{("original"), or } 0.2 \sqrt{\max(r, c)}\ \text{("match\_rms\_adamw")}
 
     for a matrix of r rows and c columns, with the orthogonalization NS of :func:`newton_schulz`. The decay is decoupled
     and takes the learning rate :math:`\gamma` as it is given, not the adjusted one.
 
-    The docstring of ``torch.optim.Muon`` writes :math:`B_t \leftarrow \mu B_{t-1} + g_t` and :math:`D_t \leftarrow g_t + \mu
-    B_t`; its code averages, as stated here, and so does Jordan's own repository. From the same zero start the two differ
-    by the factor :math:`1 - \mu` in B and D, in Nesterov's case in the direction of D as well: the code weighs the newest
-    gradient :math:`(1 - \mu)(1 + \mu)` against :math:`(1 - \mu)\mu^2` for the one before, the docstring :math:`1 + \mu`
-    against :math:`\mu^2`, which is the same ratio. So after normalization both give one :math:`O_t`, unless the norm of D
-    is below :math:`\epsilon`; only the buffer itself tells them apart.
+    The docstring of ``torch.optim.Muon`` writes :math:`B_t \leftarrow \mu B_{t-1} + g_t` and :math:`D_t \leftarrow g_t
+    + \mu B_t`; its code averages, as stated here. With one :math:`\mu < 1` from a zero start, B and D of the code are
+    :math:`1 - \mu` times those of the docstring. Normalization takes that factor away, unless the norm of D is below
+    :math:`\epsilon`; otherwise only the buffer tells the two apart. With :math:`\mu = 1` the average stays 0.
 
-    Elsewhere: Jordan's post sums as the docstring does, and adds :math:`\epsilon` to the norm. Moonshot's code sums as well,
-    and has "match_rms_adamw" alone. ``optax.contrib.muon`` corrects the bias of an average, and its default scales by
-    :math:`\sqrt{\max(1, c / r)}` because its matrices map rows to columns.
+    Elsewhere: Jordan's post sums as the docstring does and his repository averages; both add :math:`\epsilon` to the
+    norm. Moonshot's code sums, and adjusts as "match_rms_adamw" does. ``optax.contrib.muon`` corrects the bias of an
+    average (with Nesterov, of its two terms by different powers, so that the direction differs), adds :math:`\epsilon`,
+    and scales by :math:`\sqrt{\max(1, c / r)}`, its matrices being stored the other way round.
 
     Initial state: B is 0.
 
@@ -48,7 +47,8 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         The parameter and state after the step.
 
     Source: Jordan et al., *Muon: an optimizer for hidden layers in neural networks*, 2024,
-    https://kellerjordan.github.io/posts/muon/; Liu et al., *Muon is scalable for LLM training*, arXiv 2502.16982, section 2.
+    https://kellerjordan.github.io/posts/muon/; Liu et al., *Muon is scalable for LLM training*, arXiv 2502.16982,
+    section 2.
     """
     buffer = average(g, state["momentum_buffer"], hyper)
     o = newton_schulz(direction(g, buffer, hyper), hyper.ns_coefficients, hyper.ns_steps, hyper.eps)
@@ -72,10 +72,11 @@ def newton_schulz(x: Number, coefficients: Sequence[Number], steps: int, eps: Nu
         X_0 &\leftarrow X / \max(\lVert X \rVert_F, \epsilon) \\
         A &\leftarrow X_{j-1} X_{j-1}^T, \qquad X_j \leftarrow a X_{j-1} + (b A + c A A) X_{j-1}
 
-    Each iteration applies :math:`a s + b s^3 + c s^5` to every singular value. The default coefficients have the largest
-    slope at zero and do not converge to 1 but to a band around it, of about 0.7 to 1.2. :math:`\epsilon` is a lower bound of the norm,
-    not a term of it (torch's docstring says "added to the denominator"): a matrix smaller than it stays smaller than 1.
-    A tall matrix is transposed and back, which spares work and changes nothing but the rounding.
+    Each iteration applies :math:`a s + b s^3 + c s^5` to every singular value. The default coefficients have the
+    largest slope at zero and do not converge to 1 but to a band around it, of about 0.7 to 1.2. :math:`\epsilon` is a
+    lower bound of the norm, not a term of it (torch's docstring says "added to the denominator"): a matrix smaller than
+    it stays smaller than 1. A tall matrix is transposed and back, which spares work and changes nothing but the
+    rounding.
 
     Args:
         x: a matrix, float64 or multiple-precision numbers.

@@ -12,6 +12,7 @@ from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
 from stepcheck.harness.checks import CHECKS
 from stepcheck.harness.report import describe
 from stepcheck.harness.subjects import ANY_CLASS, Profile, Subject, UsageError, class_subject
+from stepcheck.harness.trace import DTYPES
 from stepcheck.harness.verdict import Divergence, Result
 
 Make = Callable[..., Any]
@@ -77,7 +78,7 @@ def check_optimizer(
         like: an optimizer of ``torch.optim``, such as ``"Adam"``.
         examples: lives to play.
         seed: the same seed plays the same lives.
-        dtypes: parameter dtypes, such as ``("float32",)``; all that are known by default.
+        dtypes: parameter dtypes, such as ``("bfloat16",)``; float32 and float64 by default.
         only: names of the checks to ask; all by default.
         profile: what is known of its arithmetic; by default any order of operations in the parameter's dtype.
         out: folder for the traces and scripts of divergences.
@@ -96,6 +97,9 @@ def _check(subject: Subject, settings: Settings, folder: Path) -> Report:
     for name in settings.only:
         if name not in CHECKS:
             raise UsageError(f"no check named {name!r}; there is {', '.join(CHECKS)}")
+    for dtype in settings.dtypes:
+        if dtype not in DTYPES:
+            raise UsageError(f"no dtype named {dtype!r}; there is {', '.join(DTYPES)}")
     result = Campaign(subject, settings, found=lambda d: store.save(folder, d)).run()
     return Report(result, folder)
 

@@ -19,7 +19,7 @@ from stepcheck import __version__
 from stepcheck.harness import campaign, report, store, workers
 from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.checks import CHECKS
-from stepcheck.harness.subjects import FAMILIES, TORCH_MODES, Subject, UsageError, resolve
+from stepcheck.harness.subjects import FAMILIES, TORCH_MODES, Subject, UsageError, resolve, torch_subject
 from stepcheck.harness.trace import DTYPES, TraceError
 from stepcheck.harness.verdict import Divergence, Result
 from stepcheck.reference import SPECS
@@ -62,16 +62,28 @@ def commands() -> None:
 @commands.command("list")
 def list_() -> int:
     """Optimizers, subjects and checks known here."""
-    _console.print("[bold]optimizers[/] (reference, and its subjects in torch.optim)")
-    for name in SPECS:
-        subjects = " ".join(f"torch:{name}[{mode}]" for mode in TORCH_MODES[name])
-        _console.print(f"  {name:<10}{escape(subjects)}")
-    dtypes = ", ".join(DTYPES)
-    _console.print(f"  each with {dtypes}; your own class: package.module:Class --like NAME", markup=False)
+    _console.print("[bold]optimizers[/] (references), and the modes and dtypes of torch.optim that are held to them")
+    for name, modes in TORCH_MODES.items():
+        subjects = [torch_subject(name, mode) for mode in modes]
+        supported = [s for s in subjects if not s.unsupported]
+        shown = [mode if s in supported else f"[dim]({mode})[/]" for s, mode in zip(subjects, modes, strict=True)]
+        _console.print(f"  {name:<11}{' '.join(shown)}")
+        dtypes = dict.fromkeys(d for s in supported for d in s.dtypes)
+        told = [d + _except(d, supported, modes) for d in dtypes]
+        sparse = {"": "", "only": "; sparse gradients alone"}.get(SPECS[name].sparse, "; sparse gradients")
+        _console.print(f"  {'':<11}[dim]{', '.join(told)}{sparse}[/]")
+    _console.print("  A mode in parentheses is unsupported here: stepcheck check says why.", markup=False)
+    _console.print("  Subjects: torch, torch:Adam, torch:Adam[foreach], or package.module:Class --like NAME", markup=False)
     _console.print("[bold]checks[/]")
     for check in CHECKS.values():
         _console.print(f"  {check.name:<20}{check.question}")
     return CONFORMS
+
+
+def _except(dtype: str, subjects: Sequence[Subject], modes: Sequence[str]) -> str:
+    """The modes that do not take a dtype, in words."""
+    without = [mode for mode in modes for s in subjects if s.name.endswith(f"[{mode}]") and dtype not in s.dtypes]
+    return f" (not {', '.join(without)})" if without else ""
 
 
 @commands.command()
@@ -107,6 +119,8 @@ def check(
     SUBJECT is torch, torch:Adam, torch:Adam[foreach], or package.module:ClassOrFactory with --like.
     """
     chosen = {s.name: s for text in subjects or FAMILIES for s in resolve(text, like)}
+    if dtypes and not any(set(dtypes) & set(s.dtypes) for s in chosen.values()):
+        raise UsageError(f"--dtype {dtypes[0]}: none of {', '.join(chosen)} takes it")
     each = None
     if seconds is not None:
         each = max(seconds * min(len(chosen), workers.slots()) / len(chosen), 0.1)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import time
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from stepcheck.harness.bounded import Bounded
 from stepcheck.harness.comparison import ratios
-from stepcheck.harness.evaluations import Evaluation, judge_step
+from stepcheck.harness.evaluations import Evaluation, _Gradient, judge_step
 from stepcheck.harness.formats import BFLOAT16, BINARY16, BINARY32, BINARY64, Arithmetic
-from stepcheck.reference.lbfgs import LBFGS
+from stepcheck.reference.lbfgs import LBFGS, Pair, _direction
 
 ARITHMETICS = {
     torch.float32: Arithmetic(BINARY32, orders=frozenset({"lerp"})),
@@ -295,3 +297,111 @@ def caught(fault, dtype, seeds):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_caught(fault, dtype):
     assert caught(fault, dtype, range(150)), fault
+
+
+def test_speed():
+    """Steps of a few iterations are judged by the hundred a second; a tenth of that is asked for, for slow machines."""
+    steps = [case for seed in range(20) for case in recordings(seed)]
+    start = time.perf_counter()
+    for case in steps:
+        judge_step(*case)
+    assert len(steps) / (time.perf_counter() - start) > 10
+
+
+# What is not as it should be is reported, not raised.
+
+
+def recordings(seed, steps=4):
+    rng = np.random.default_rng(seed)
+    options = {"max_iter": 3, "history_size": 4, "line_search_fn": [None, "strong_wolfe"][seed % 2], "max_eval": 6}
+    parameter = torch.nn.Parameter(torch.tensor(rng.normal(size=5), dtype=torch.float32))
+    subject = torch.optim.LBFGS([parameter], **options)
+    f = nonconvex(rng, 5, torch.float32)
+    for _ in range(steps):
+        x, before, evaluations, x_after, after = recorded(subject, f, [parameter])
+        yield ARITHMETICS[torch.float32], LBFGS.hyper_values(options), x, before, evaluations, x_after, after
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_numbers_of_any_kind_raise_nothing(seed, bad):
+    arithmetic, hyper, x, before, evaluations, x_after, after = list(recordings(seed))[-1]
+    for name in ("t", "H_diag", "prev_loss", "d", "prev_flat_grad"):
+        spoilt = {**before, name: np.full_like(np.asarray(before[name], float), bad)}
+        assert judge_step(arithmetic, hyper, x, spoilt, evaluations, x_after, after)
+    for k, e in enumerate(evaluations[:2]):
+        for other in ((bad, e.gradient), (e.loss, np.where(np.arange(5) == 2, bad, e.gradient))):
+            spoilt = [*evaluations[:k], Evaluation(e.point, *other), *evaluations[k + 1 :]]
+            assert judge_step(arithmetic, hyper, x, before, spoilt, x_after, after)
+
+
+@pytest.mark.parametrize("field", ["d", "t", "H_diag", "prev_loss", "prev_flat_grad", "old_dirs", "old_stps", "ro"])
+def test_lost_buffer_is_named(field):
+    case = list(recordings(0))[-1]
+    arithmetic, hyper, x, before, evaluations, x_after, after = case
+    for side in (0, 1):
+        states = [dict(before), dict(after)]
+        del states[side][field]
+        compared = judge_step(arithmetic, hyper, x, states[0], evaluations, x_after, states[1])
+        problems = [c.problem for c in compared if c.problem]
+        assert problems == [f"{field} does not exist {['before', 'after'][side]} the step"]
+
+
+@pytest.mark.parametrize(("change", "problem"), [(-1, "more were due"), (1, "were due"), (-9, "never called")])
+def test_number_of_evaluations_counts(change, problem):
+    arithmetic, hyper, x, before, evaluations, x_after, after = next(recordings(0))
+    other = evaluations[:change] if change < 0 else [*evaluations, evaluations[-1]]
+    compared = judge_step(arithmetic, hyper, x, before, other, x_after, after)
+    assert problem in compared[-1].problem
+    assert compared[-1].field == "evaluation"
+
+
+@pytest.mark.parametrize(
+    "field", ["d", "prev_flat_grad", "old_dirs", "old_stps", "ro", "t", "H_diag", "prev_loss", "n_iter", "parameter"]
+)
+def test_each_field_is_compared_element_by_element(field):
+    arithmetic, hyper, x, before, evaluations, x_after, after = next(recordings(0))
+    x_after, after = x_after.copy(), {k: np.array(v) if isinstance(v, list) else v for k, v in after.items()}
+    if field == "parameter":
+        x_after[2] += 1
+    elif np.ndim(after[field]) == 2:
+        after[field][-1][2] += 1
+    elif np.ndim(after[field]) == 1:
+        after[field][-1] += 1
+    else:
+        after[field] += 1
+    compared = judge_step(arithmetic, hyper, x, before, evaluations, x_after, after)
+    wrong = {c.field: c for c in compared if worst(c) > 1}
+    assert wrong.keys() == {field}
+    c = wrong[field]
+    assert np.sum(ratios(c.actual, c.predicted) > 1) == 1
+    assert int(np.prod(c.shape)) == c.actual.size
+
+
+# The two-loop recursion.
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 8])
+@pytest.mark.parametrize("uncertain", [0.0, 1e-5, 1e-3])
+def test_errors_followed_through_the_recursion_are_a_bound(pairs, uncertain):
+    single, n = ARITHMETICS[torch.float32], 6
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        steps = rng.normal(size=(pairs, n)).astype(np.float32)
+        changes = (steps * rng.uniform(0.5, 2, n)).astype(np.float32)
+        g = rng.normal(size=n).astype(np.float32)
+        bounded, actual = [], []
+        for y, s in zip(changes, steps, strict=True):
+            rho = np.float32(1) / (y @ s)
+            error = uncertain * np.abs(s)
+            given = (s + error * rng.choice([-1.0, 1.0], n) * (1 - 2.0**-20)).astype(np.float32)
+            bounded.append(Pair(*(Bounded(v.astype(float), e, single) for v, e in ((y, 0.0), (s, error), (rho, 0.0)))))
+            actual.append(Pair(y, given, rho))
+        followed = _direction(_Gradient(g.astype(float), 0.0, single), bounded, 1.0)
+        plain = _direction(Bounded(g.astype(float), 0.0, single), bounded, 1.0)
+        assert ratios(_direction(g, actual, np.float32(1)).astype(float), followed).max() <= 1
+        np.testing.assert_array_equal(followed.value, plain.value)
+        assert (followed.error <= plain.error).all()
+        if pairs == 8:
+            # What it is for.
+            assert followed.error.max() < 0.01 * plain.error.max()

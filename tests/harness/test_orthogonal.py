@@ -1,4 +1,4 @@
-"""One step of Muon is judged soundly: torch's is accepted whatever the input, and each fault is seen by the comparison that is named."""
+"""Torch's Muon is accepted whatever the input, and each fault in a step is seen by the comparison that is named."""
 
 from __future__ import annotations
 
@@ -353,8 +353,9 @@ def test_local_error_covers_unfused_arithmetic(shape):
         values = np.linalg.svd(x.double().numpy(), compute_uv=False)
         gram = x @ x.T
         plain = a * x + (b * gram + c * (gram @ gram)) @ x
+        scaled = a * x + (b * gram + c * gram @ gram) @ x
         fused = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        for result, once in ((plain, False), (fused, True)):
+        for result, once in ((plain, False), (scaled, False), (fused, True)):
             bound = _local_error(values, 0.0, max(shape), (a, b, c), BFLOAT16, once)
             shares.append(np.linalg.norm(result.double().numpy() - exact) / bound)
     assert 0.02 < max(shares) <= 1
