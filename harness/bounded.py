@@ -701,7 +701,7 @@ def _decide(a: Any, b: Any, relation: Callable[[Any, Any], Any]) -> Any:
         return result
     with np.errstate(all="ignore"):
         # Where all numbers in reach compare alike there is nothing to decide; an equality is open between two outcomes.
-        open_ = (error > 0) & ~(np.abs(x - y) > error)
+        open_ = (error != 0) & ~(np.abs(x - y) > error)
     if not np.any(open_) or _choose(2) == 0:
         return result
     return np.where(open_, ~np.asarray(result), result)[()]

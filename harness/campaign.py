@@ -27,6 +27,8 @@ DEFAULT_EXAMPLES = 200
 _BATCH = 100
 #: Divergences of one subject that are shrunk and kept.
 _MOST_DIVERGENCES = 12
+#: Smaller lives that are tried for one divergence.
+_ATTEMPTS = 1000
 #: A trace takes milliseconds; a subject that is still busy with one after this long hangs.
 TRACE_SECONDS = 20.0
 HANGS = "hangs"
@@ -119,6 +121,7 @@ class Campaign:
         self.shrunk: set[tuple[str, str]] = set()
         self.free: set[str] = set()
         self.refusals: list[str] = []
+        self.meaningless = {c: why for c in settings.checks if (why := CHECKS[c].without_meaning(subject.spec))}
         self.hung = False
 
     def run(self) -> Result:
@@ -150,8 +153,10 @@ class Campaign:
                     break  # the space of traces is exhausted
             self.result.seconds = time.perf_counter() - start - self.result.shrink_seconds
             if planned is not None:
-                for tally in self.result.tallies.values():
+                for name, tally in self.result.tallies.items():
                     tally.planned = planned
+                    if name in self.meaningless:
+                        tally.unsupported = planned
         except UsageError:
             raise
         except Exception as error:  # noqa: BLE001 - a fault of the harness: the verdict is unknown, never green
@@ -211,6 +216,10 @@ class Campaign:
         if self._refused(evidence):
             return
         for name, tally in result.tallies.items():
+            if name in self.meaningless:
+                tally.planned += 1
+                tally.unsupported += 1
+                continue
             looked = CHECKS[name].looks_at(evidence)
             tally.planned += 1
             tally.ran += looked > 0
@@ -271,7 +280,7 @@ class Campaign:
         suspect = self.suspects[key]
         trace, finding = suspect.trace, suspect.finding
         if finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
-            trace, finding = shrink.cut(trace, finding, lambda t: self.recheck(t, key))
+            trace, finding = shrink.cut(trace, finding, lambda t: self.recheck(t, key), _ATTEMPTS // self.subject.cost)
         divergence = tell(self.subject, trace, finding, suspect.count)
         self.result.tallies[key[0]].divergences.append(divergence)
         self.found(divergence)
@@ -288,6 +297,7 @@ class Campaign:
         subject, notes = self.subject, self.result.notes
         if subject.missing_options:
             notes.append(f"unsupported options, left out of every life: {', '.join(subject.missing_options)}")
+        notes += [f"unsupported: {check}: {why}" for check, why in self.meaningless.items()]
         if self.refusals:
             notes.append(
                 f"unsupported: the constructor refuses the options of {len(self.refusals)} lives of {self.result.traces}"

@@ -85,15 +85,17 @@ class Effort:
         rounds: sets of other values for each combination of flags, beside the defaults.
         traces: for each torch subject and dtype.
         candidates: elements of float64 evaluated in multiple precision, of each kind, for each torch subject and dtype.
+        costly: include subjects whose traces cost many times as much (``torch.compile``); they are given as many fewer.
     """
 
     elements: int
     rounds: int
     traces: int
     candidates: int
+    costly: bool = True
 
 
-SHORT = Effort(elements=48, rounds=2, traces=4, candidates=2)
+SHORT = Effort(elements=48, rounds=2, traces=6, candidates=3, costly=False)
 FULL = Effort(elements=240, rounds=9, traces=50, candidates=6)
 
 
@@ -575,7 +577,11 @@ class Witness:
 
 @dataclass
 class Measured:
-    """One torch subject in one dtype."""
+    """One torch subject in one dtype.
+
+    Attributes:
+        raised: the last exception that cut a life short.
+    """
 
     subject: str
     dtype: str
@@ -583,6 +589,7 @@ class Measured:
     elements: int = 0
     undetermined: int = 0
     deviating: int = 0
+    raised: str = ""
     ulps: Witness | None = None
     ratio: Witness | None = None
 
@@ -702,14 +709,20 @@ class _Gauge(Judge):
         return Witness(item.record.event, item.index, name, index, *told, options, inputs)
 
     def _settled(self, item: Any, element: int, witness: Witness) -> Witness | None:
-        """A witness whose error is measured from the truth; ``None`` where that took another branch of an open decision."""
+        """A witness whose error is measured from the truth.
+
+        ``None`` where that took another branch of an open decision, or an input is no real number.
+        """
+        given = self._given(item, element)
+        if not all(np.all(np.isfinite(x)) for x in (given.p, given.g, *given.state.values()) if x is not None):
+            return None
         held = {
             b.name: float(np.asarray(item.life.state_after[b.name]).reshape(-1)[0])
             for b in self.spec.buffers
             if b.in_place and b.name in item.life.state_after
         }
         with np.errstate(all="ignore"):
-            results = exact(self.spec, self._hyper(item), self._given(item, element), held)
+            results = exact(self.spec, self._hyper(item), given, held)
         truth = results[witness.field].reshape(-1)[0 if self.spec.elementwise else element]
         # A decision that rounding leaves open may fall otherwise in multiple precision.
         if not float(abs(_MP.mpf(witness.expected) - truth)) <= witness.bound * _BUDGET_ROUNDING:
@@ -748,7 +761,10 @@ class _Survey(Campaign):
     def _ask(self, trace: Trace) -> None:
         self.result.traces += 1
         self.measured.traces += 1
-        _Gauge(self, Player(self.subject, trace).play()).judge()
+        recording = Player(self.subject, trace).play()
+        if recording.raised is not None:
+            self.measured.raised = f"{recording.raised.kind}: {recording.raised.message[:200]}"
+        _Gauge(self, recording).judge()
 
     def consider(self, kind: str, size: float, settle: Callable[[], Witness | None]) -> None:
         """Keep an element for later, if it is among the largest of its kind."""
@@ -828,10 +844,18 @@ def certificate(
     for subject in resolve("torch") if subjects is None else subjects:
         progress(subject.name)
         reason = subject.unsupported or declared(subject.spec)
+        if not reason and subject.cost > 1 and not effort.costly:
+            reason = "its traces cost too much for the short form"
         if reason:
             result.declared[subject.name] = reason
-        else:
-            result.torch += [measure(subject, dtype, effort, seed) for dtype in subject.dtypes]
+            continue
+        for dtype in subject.dtypes:
+            measured = measure(subject, dtype, effort, seed)
+            if measured.elements:
+                result.torch.append(measured)
+            else:
+                raised = f": {measured.raised}" if measured.raised else ""
+                result.declared[f"{subject.name}, {dtype}"] = f"nothing to compare in {measured.traces} traces{raised}"
     return result
 
 

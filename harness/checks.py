@@ -16,6 +16,7 @@ from stepcheck.harness.judge import Deviation, Judge, Judgement
 from stepcheck.harness.play import Player, Recording, identical
 from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import Reload, Step, Trace, is_complex
+from stepcheck.reference.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,14 @@ class Check:
     Attributes:
         looks_at: how many things in a recording the question applies to; 0 means that it was not asked.
         find: yields what is wrong.
+        without_meaning: why it cannot be asked of an optimizer, or nothing.
     """
 
     name: str
     question: str
     looks_at: Callable[[Evidence], int]
     find: Callable[[Evidence], Iterator[Finding]]
+    without_meaning: Callable[[Spec], str] = lambda spec: ""
 
 
 CHECKS: dict[str, Check] = {}
@@ -89,11 +92,18 @@ CHECKS: dict[str, Check] = {}
 STRIDED = "strided"
 
 
+def _closure_writes(spec: Spec) -> str:
+    return "the closure writes all gradients during the step" if spec.closure else ""
+
+
 def _register(
-    name: str, question: str, looks_at: Callable[[Evidence], int]
+    name: str,
+    question: str,
+    looks_at: Callable[[Evidence], int],
+    without_meaning: Callable[[Spec], str] = lambda spec: "",
 ) -> Callable[[Callable[[Evidence], Iterator[Finding]]], Callable[[Evidence], Iterator[Finding]]]:
     def decorate(find: Callable[[Evidence], Iterator[Finding]]) -> Callable[[Evidence], Iterator[Finding]]:
-        CHECKS[name] = Check(name, question, looks_at, find)
+        CHECKS[name] = Check(name, question, looks_at, find, without_meaning)
         return find
 
     return decorate
@@ -142,7 +152,7 @@ def memory_beside(evidence: Evidence) -> Iterator[Finding]:
                 return
 
 
-@_register("gradient-unwritten", "Is the gradient left as it was?", _lives)
+@_register("gradient-unwritten", "Is the gradient left as it was?", _lives, _closure_writes)
 def gradient_unwritten(evidence: Evidence) -> Iterator[Finding]:
     for step in evidence.recording.steps:
         for i, life in enumerate(step.lives):
@@ -151,7 +161,7 @@ def gradient_unwritten(evidence: Evidence) -> Iterator[Finding]:
                 return
 
 
-@_register("no-gradient", "Does a parameter without a gradient keep its value and state?", _idle)
+@_register("no-gradient", "Does a parameter without a gradient keep its value and state?", _idle, _closure_writes)
 def no_gradient(evidence: Evidence) -> Iterator[Finding]:
     for step in evidence.recording.steps:
         for i, life in enumerate(step.lives):
@@ -241,7 +251,7 @@ def _strided(trace: Trace, event: int, parameter: int) -> str:
 def _reading(d: Deviation) -> str:
     if d.problem:
         return d.problem
-    what = "the parameter" if d.field == PARAMETER else d.field
+    what = d.field.replace(PARAMETER, "the parameter") if d.field.startswith(PARAMETER) else d.field
     element = f", element {d.index}," if d.index else ""
     if d.index and d.item is not None and is_complex(d.item.dtype):
         element = f", {('real', 'imaginary')[d.index[-1]]} part of element {d.index[:-1]},"

@@ -37,10 +37,19 @@ class Comparison:
     problem: str = ""
 
 
+def reals(x: Any) -> Array:
+    """``x`` flat, as float64; a complex number as real and imaginary part."""
+    array = np.asarray(x)
+    if array.dtype.kind == "c":
+        array = np.ascontiguousarray(array).reshape(-1).view(array.real.dtype)
+    return array.reshape(-1).astype(np.float64)
+
+
 def ratios(actual: Array, expected: Bounded) -> Array:
     """Elementwise distance of ``actual`` from ``expected`` in budgets: 0 where undetermined, infinite where the class is wrong."""
     value = np.asarray(expected.value)
     budget = np.asarray(expected.error) * _BUDGET_ROUNDING
+    budget = np.where(np.isnan(budget), np.inf, budget)  # of a NaN nothing is known
     with np.errstate(all="ignore"):
         distance = np.abs(actual - value)
         r = np.where(distance == 0, 0.0, distance / budget)

@@ -11,6 +11,7 @@ length. The reference goes on with those where they agree with its own, so error
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from stepcheck.harness.bounded import Bounded, outcomes, seen
-from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios
+from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, reals
 from stepcheck.harness.formats import SCALARS64, Arithmetic
+from stepcheck.harness.play import Evaluation
 from stepcheck.reference.lbfgs import LBFGS
 from stepcheck.reference.spec import HyperValues, State
 
@@ -39,19 +41,17 @@ _LISTS = ("old_dirs", "old_stps", "ro")
 _FIELDS = (*_COUNTS, *_VECTORS, *_NUMBERS, *_LISTS)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """One call of the closure.
-
-    Attributes:
-        point: what the parameters were, flat.
-        loss: what it returned, as a Python float.
-        gradient: what it left in the parameters' gradients, flat.
-    """
-
-    point: Array
-    loss: float
-    gradient: Array
+def assembled(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of LBFGS as the recording has it: lists put together from ``name[0]``, ``name[1]``, ..."""
+    result: dict[str, Any] = {name: state[name] for name in (*_COUNTS, *_VECTORS, *_NUMBERS) if name in state}
+    for name in _LISTS:
+        entries = list(itertools.takewhile(lambda key: key in state, (f"{name}[{n}]" for n in itertools.count())))
+        if entries:
+            result[name] = [state[key] for key in entries]
+        elif "d" in state:
+            result[name] = []
+    result = {name: reals(value) if name in _VECTORS else value for name, value in result.items()}
+    return result | {name: float(reals(result[name])[0]) for name in (*_COUNTS, *_NUMBERS) if name in result}
 
 
 def judge_step(

@@ -94,6 +94,10 @@ def _event(event: Event, trace: Trace) -> str:
         return f"{event.option} of group {event.group} set to {event.value!r}"
     if not isinstance(event, Step):
         return "a state_dict round trip into a new optimizer"
+    if event.objective is not None:
+        o = event.objective
+        scale = "" if o.scale == 1 else f" times {o.scale:g}"
+        return f"step with a closure: {o.kind}{scale}, centre {_values(o.centre)}"
     told = []
     for i in range(len(trace.parameters)):
         name = "gradient" if len(trace.parameters) == 1 else f"gradient of p{i}"

@@ -24,7 +24,9 @@ from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import (
     Event,
     Gradient,
+    OBJECTIVES,
     Group,
+    Objective,
     Option,
     Parameter,
     Reload,
@@ -118,6 +120,23 @@ def _reals(default: Any, domain: Domain) -> tuple[float, ...]:
         values += [domain.high, domain.high - 2.0**-10, domain.high - 2.0**-20]
     return tuple(dict.fromkeys(v for v in values if math.isfinite(v) and v in domain))
 
+
+def _few_iterations(
+    spec: Spec, n: int, chosen: tuple[dict[str, Option], HyperValues]
+) -> tuple[dict[str, Option], HyperValues]:
+    options = chosen[0] | ({"max_iter": 1 + n % 4} if n % 16 else {})
+    return options, spec.hyper_values(options)
+
+
+#: A function, where its centre lies, and how it is scaled.
+_OBJECTIVE_KINDS = tuple(
+    (kind, _Kind(*centre), scale)
+    for centre, scale in (
+        (("constant", "zero"), 1.0), (("quarters", "unit"), 1.0), (("log", "unit"), 1.0), (("quarters", "unit"), 1e-3),
+        (("log", "unit"), 30.0),
+    )
+    for kind in OBJECTIVES
+)  # fmt: skip
 
 _OPTION_SETS = 400
 
@@ -229,6 +248,9 @@ class _Decoder:
         self.reals = {h.name: candidates(h) for h in available}
         self.options = option_sets(spec, self.reals)
         self.schedulable = "lr" in self.reals
+        if spec.closure:
+            # Its state is seen between steps, so most steps take few iterations.
+            self.options = [_few_iterations(spec, n, o) for n, o in enumerate(self.options)]
         # Layouts that are not row-major are a third of the traces: a fault there must not hide all others.
         shapes = [s for s in (SHAPES if spec.elementwise else (*SHAPES, *_MATRICES)) if spec.shapes(s)]
         if sparse == "only":
@@ -264,6 +286,9 @@ class _Decoder:
         self.world = ("plain", "plain", "strided") if sparse in ("", "only") else ("plain", "sparse", "strided")
         # How many parameters each group has.
         self.groups = ((1,), (1,), (2,), (1, 1), (2,), (1, 1), (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
+        if spec.closure:
+            self.groups = ((1,), (1,), (2,), (3,))
+            self.dtype = [(d,) for d in self.dtypes]  # one vector of all parameters has one dtype
         self.events = range(5, 9)
         self.lr = self.reals.get("lr", (0.0,))
 
@@ -291,9 +316,14 @@ class _Decoder:
             hypers.append(hyper)
 
         events: list[Event] = []
+        objective = self._objective(choices, hypers[0], parameters[0].dtype, counter) if self.spec.closure else None
         for _ in range(draw(self.events)):
             what = draw(tables.events)
-            if isinstance(what, _StepKind):
+            if isinstance(what, _StepKind) and objective is not None:
+                if what.absence:  # another batch of data, another function
+                    objective = self._objective(choices, hypers[0], parameters[0].dtype, counter)
+                events.append(Step({}, objective))
+            elif isinstance(what, _StepKind):
                 events.append(self._step(what, parameters, hypers, owner, counter))
             elif what == "reload":
                 events.append(Reload())
@@ -304,6 +334,10 @@ class _Decoder:
             else:
                 events.append(ZeroGrad(set_to_none=True))
         return Trace(self.spec.name, tuple(parameters), tuple(groups), tuple(events))
+
+    def _objective(self, choices: _Choices, hyper: HyperValues, dtype: str, counter: itertools.count[int]) -> Objective:
+        kind, centre, scale = choices.pick(_OBJECTIVE_KINDS)
+        return Objective(kind, self._values(centre, hyper, dtype, next(counter)), scale)
 
     def _values(self, kind: _Kind, hyper: HyperValues, dtype: str, seed: int) -> Values:
         low, high = _range(kind.scale, hyper, dtype, self.eps_unit)

@@ -8,8 +8,9 @@ cannot be read by name runs free in those buffers: the reference carries its own
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcheck.harness import bounded
+from stepcheck.harness import bounded, evaluations, orthogonal
 from stepcheck.harness.bounded import Bounded
-from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios
+from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, reals
+from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, SCALARS64, Arithmetic
 from stepcheck.harness.play import Life, Recording, SparseRaw, StepRecord
 from stepcheck.harness.subjects import COUNTERS, Profile, Subject
@@ -119,7 +121,7 @@ class _Item:
             return _slots(given, self.slots), 0.0, None
         parts = 2 if is_complex(self.dtype) else 1
         elements = (given.elements[:, None] * parts + np.arange(parts)).reshape(-1)
-        values = _reals(given.values)
+        values = reals(given.values)
         dense, size, named = np.zeros(self.slots), np.zeros(self.slots), np.zeros(self.slots)
         np.add.at(dense, elements, values)
         np.add.at(size, elements, np.abs(values))
@@ -141,21 +143,133 @@ class Judge:
         self.per_parameter = {b.name for b in self.spec.buffers if b.per_parameter}
         self.started: set[int] = set()
         self.carried: dict[tuple[int, str], Bounded] = {}
+        self.carried_products: set[int] = set()
 
     def judge(self) -> Judgement:
         with np.errstate(all="ignore"):
             self.result.free = self._unreadable()
             self._initial_state()
-            if self.result.free:
+            if self.spec.closure:
+                for record in self.recording.steps:
+                    self._judge_evaluations(record)
+            elif self.spec.products:
+                for item in self._items(self.recording.steps):
+                    self._judge_products(item)
+            elif self.result.free:
                 for record in self.recording.steps:
                     self._predict(self._items([record]))
             else:
                 self._predict(self._items(self.recording.steps))
-        order = [b.name for b in self.spec.buffers] + [PARAMETER]
+        order = {b.name: n for n, b in enumerate(self.spec.buffers)} | {EVALUATION: -1}
+        # What is neither a buffer nor an evaluation is about the parameter.
         self.result.deviations.sort(
-            key=lambda d: (-1 if d.event is None else d.event, order.index(d.field), d.parameter)
+            key=lambda d: (-1 if d.event is None else d.event, order.get(d.field, len(order)), d.parameter)
         )
         return self.result
+
+    # Steps that are judged in their own way: an orthogonalization, a closure.
+
+    def _judge_products(self, item: _Item) -> None:
+        if not item.numel:
+            return
+        hyper = item.record.hyper[self.group_of[item.index]]
+        # Without a readable buffer, only the first step starts from what is known.
+        if self.result.free and any(s is not None and np.any(s[0]) for s in item.state.values()):
+            return
+        if self.result.free and item.index in self.carried_products:
+            return
+        self.carried_products.add(item.index)
+
+        def shaped(x: Any) -> Array:
+            return reals(x).reshape(item.shape)
+
+        before = {k: None if s is None else shaped(s[0]) for k, s in item.state.items()}
+        after = {k: shaped(v) for k, v in item.life.state_after.items() if k in before and np.size(v) == item.numel}
+        for name in before.keys() - after.keys() - self.result.free:
+            self._compared(item.record, _missing(name, self._problem(item, name)), item.index, item)
+        profile = self.subject.profile
+        compared = orthogonal.judge_step(
+            arithmetic(profile, item.dtype),
+            hyper,
+            shaped(item.life.value),
+            shaped(item.life.gradient),
+            before,
+            shaped(item.life.value_after),
+            after,
+            rounded_once=profile.products_rounded_once,
+        )
+        for comparison in compared:
+            self._compared(item.record, comparison, item.index, item)
+
+    def _judge_evaluations(self, record: StepRecord) -> None:
+        first = record.lives[0]
+        before, after = evaluations.assembled(first.state), evaluations.assembled(first.state_after)
+        if self.result.free and before:
+            return  # of a state that cannot be read, only the first step is known to start from nothing
+        compared = evaluations.judge_step(
+            arithmetic(self.subject.profile, self.trace.parameters[0].dtype),
+            record.hyper[0],
+            np.concatenate([reals(life.value) for life in record.lives]),
+            before,
+            record.evaluations,
+            np.concatenate([reals(life.value_after) for life in record.lives]),
+            after,
+        )
+        number = itertools.count()
+        for comparison in compared:
+            n = next(number) if comparison.field == EVALUATION else None
+            if comparison.field not in self.result.free:
+                self._compared(record, comparison, 0, evaluation=n)
+
+    def _compared(
+        self,
+        record: StepRecord,
+        c: Comparison,
+        parameter: int,
+        item: _Item | None = None,
+        evaluation: int | None = None,
+    ) -> None:
+        """Keep count of one comparison, and note it if it deviates."""
+        r = np.full(1, np.inf) if c.problem else ratios(c.actual, c.predicted)
+        error = np.broadcast_to(c.predicted.error, np.shape(c.predicted.value))
+        self.result.elements += c.actual.size
+        self.result.undetermined += int((~np.isfinite(error)).sum())
+        worst = float(r.max(initial=0.0))
+        if worst <= 1:
+            # What is not determined is no use of the budget.
+            if r.size and np.isfinite(error).any():
+                self.result.worst[c.field] = max(self.result.worst.get(c.field, 0.0), worst)
+            return
+        at = int(r.argmax())
+        index = tuple(int(i) for i in np.unravel_index(at, c.shape)) if c.shape and not c.problem else ()
+        if evaluation is not None:
+            index = (evaluation, *index)
+        elif c.field == PARAMETER and self.spec.closure and index:
+            parameter, index = self._locate(at)
+        self.result.deviations.append(
+            Deviation(
+                event=record.event,
+                parameter=parameter,
+                field=c.field,
+                index=index,
+                got=float(c.actual[at]),
+                expected=float(np.reshape(c.predicted.value, -1)[at]),
+                budget=float(error.reshape(-1)[at]),
+                ratio=worst,
+                problem=c.problem,
+                item=item,
+                element=at,
+            )
+        )
+
+    def _locate(self, at: int) -> tuple[int, tuple[int, ...]]:
+        """The parameter, and the index in it, of an element of all parameters joined."""
+        for n, p in enumerate(self.trace.parameters):
+            shape = in_reals(p.shape, p.dtype)
+            if at < math.prod(shape):
+                return n, tuple(int(i) for i in np.unravel_index(at, shape)) if shape else ()
+            at -= math.prod(shape)
+        raise AssertionError("an element beyond the parameters")
 
     def _buffers(self, hyper: HyperValues, index: int) -> list[Buffer]:
         """The buffers that a parameter has."""
@@ -178,9 +292,12 @@ class Judge:
             for i, life in enumerate(record.lives):
                 if life.gradient is not None:
                     for b in self._buffers(record.hyper[self.group_of[i]], i):
-                        if b.name not in life.state_after:
+                        if not self._shown(b.name, life.state_after):
                             missing.add(b.name)
         return missing
+
+    def _shown(self, name: str, state: Mapping[str, Any]) -> bool:
+        return name in state or any(key.startswith(f"{name}[") for key in state)
 
     def _initial_state(self) -> None:
         """A state that exists at construction must be the initial one."""
@@ -190,7 +307,7 @@ class Judge:
                 initial = b.initial(hyper)
                 if initial is not None and b.name in state and b.name not in self.result.free:
                     expected = _rounded_fill(initial, self._dtype(b, i))
-                    actual = _reals(state[b.name])
+                    actual = reals(state[b.name])
                     self.result.elements += actual.size
                     wrong = np.flatnonzero(actual != expected)
                     if wrong.size:
@@ -437,14 +554,14 @@ class Judge:
     def terms(self, deviation: Deviation) -> list[tuple[str, float]]:
         """The roundings that the budget of a deviation is made of, largest share first; empty where errors have accumulated."""
         item, name, element = deviation.item, deviation.field, deviation.element
-        if self.result.free or item is None:
+        if self.result.free or item is None or not self.spec.elementwise:
             return []
         hyper = item.record.hyper[self.group_of[item.index]]
         # In the written order alone: which of several orders costs most says nothing to a reader.
         arith = replace(arithmetic(self.subject.profile, item.dtype), orders=frozenset())
         options = bounded_hyper(self.spec.for_dtype(hyper, 2.0 * FORMATS[item.dtype].unit_roundoff))
         g, error, _ = item.gradient(arith.unit)
-        if type(error) is not float or not self.spec.elementwise:
+        if type(error) is not float:
             return []
 
         def one(x: Any, of: Arithmetic) -> Bounded:
@@ -461,6 +578,10 @@ class Judge:
 
         with np.errstate(all="ignore"):
             return bounded.terms(evaluate)
+
+
+def _missing(name: str, problem: str) -> Comparison:
+    return Comparison(name, np.zeros(1), Bounded(np.zeros(1), np.zeros(1), SCALARS64), (), problem)
 
 
 def _closer(a: tuple[Array, Bounded] | None, b: tuple[Array, Bounded]) -> tuple[Array, Bounded]:
@@ -482,17 +603,9 @@ def _join_parts(predicted: Bounded) -> None:
         predicted.error = np.where(either, np.inf, predicted.error)
 
 
-def _reals(x: Any) -> Array:
-    """``x`` flat, as float64; a complex number as real and imaginary part."""
-    array = np.asarray(x)
-    if array.dtype.kind == "c":
-        array = np.ascontiguousarray(array).reshape(-1).view(array.real.dtype)
-    return array.reshape(-1).astype(np.float64)
-
-
 def _slots(x: Any, slots: int) -> Array:
     """``x`` flat; one number, or none, repeated."""
-    flat = _reals(x)
+    flat = reals(x)
     if flat.size == slots:
         return flat
     return np.full(slots, flat[0] if flat.size else 0.0)

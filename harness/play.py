@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stepcheck.harness import objectives
+from stepcheck.harness.comparison import Array, reals
 from stepcheck.harness.subjects import Subject, UsageError
 from stepcheck.harness.trace import (
     DTYPES,
     Gradient,
+    Objective,
     Option,
     Parameter,
     Reload,
@@ -60,6 +63,21 @@ class Life:
     beside_written: bool
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """One call of a closure.
+
+    Attributes:
+        point: what the parameters were, flat; of complex ones, real and imaginary parts.
+        loss: what it returned, as a Python float.
+        gradient: what it left in the parameters' gradients, flat.
+    """
+
+    point: Array
+    loss: float
+    gradient: Array
+
+
 @dataclass
 class StepRecord:
     """One step: the options then in force for each group, and what became of each parameter."""
@@ -67,6 +85,8 @@ class StepRecord:
     event: int
     hyper: tuple[SimpleNamespace, ...]
     lives: list[Life]
+    evaluations: list[Evaluation] = field(default_factory=list)
+    """The calls of the closure, where the step had one."""
 
 
 @dataclass
@@ -321,7 +341,12 @@ class Player:
         before = self._snapshot()
         gradients = [None if p.grad is None else _copy_gradient(p.grad) for p in self.parameters]
         memory = [None if g is None else g.memory() for g in self.gradients]
-        self.optimizer.step()
+        evaluations: list[Evaluation] = []
+        if step.objective is None:
+            self.optimizer.step()
+        else:
+            self.optimizer.step(self._closure(step.objective, evaluations))
+            gradients = [_copy_gradient(p.grad) if p.grad is not None else None for p in self.parameters]
         self.latest = None
         self.latest = self._snapshot()
         lives = [
@@ -331,12 +356,37 @@ class Player:
                 state=before[i][1],
                 value_after=self.latest[i][0],
                 state_after=self.latest[i][1],
-                gradient_written=self._gradient_written(i, gradients[i], memory[i]),
+                # A closure writes the gradients itself.
+                gradient_written=step.objective is None and self._gradient_written(i, gradients[i], memory[i]),
                 beside_written=self._beside_written(i),
             )
             for i in everyone
         ]
-        self.recording.steps.append(StepRecord(event, tuple(self.hyper), lives))
+        self.recording.steps.append(StepRecord(event, tuple(self.hyper), lives, evaluations))
+
+    def _closure(self, objective: Objective, evaluations: list[Evaluation]) -> Callable[[], torch.Tensor]:
+        """Evaluates an objective and its gradients, and takes note."""
+        shapes = [in_reals(p.shape, p.dtype) for p in self.trace.parameters]
+        seeds = range(objective.centre.seed, objective.centre.seed + len(shapes))
+        centres = [
+            torch.from_numpy(replace(objective.centre, seed=seed).realise((math.prod(shape),)))
+            for seed, shape in zip(seeds, shapes, strict=True)
+        ]
+
+        def closure() -> torch.Tensor:
+            for p in self.parameters:
+                p.grad = None
+            with torch.enable_grad():
+                loss = objectives.loss(objective, self.parameters, centres)
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            point = np.concatenate([reals(_copy(p)) for p in self.parameters])
+            zeros = [np.zeros(math.prod(shape)) for shape in shapes]
+            gradient = [z if p.grad is None else reals(_copy(p.grad)) for p, z in zip(self.parameters, zeros, strict=True)]
+            evaluations.append(Evaluation(point, float(loss.detach()), np.concatenate(gradient)))
+            return loss
+
+        return closure
 
     def _gradient_written(self, index: int, before: Raw | SparseRaw | None, memory: bytes | None) -> bool:
         allocation, gradient = self.gradients[index], self.parameters[index].grad
@@ -405,6 +455,10 @@ class Player:
                 result[str(name)] = _copy(value)
             elif isinstance(value, (int, float)):
                 result[str(name)] = float(value)
+            elif isinstance(value, (list, tuple)):
+                for n, entry in enumerate(value):
+                    if isinstance(entry, (torch.Tensor, int, float)):
+                        result[f"{name}[{n}]"] = _copy(entry) if isinstance(entry, torch.Tensor) else float(entry)
         return result
 
 

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from stepcheck.harness.checks import Finding
+from stepcheck.harness import orthogonal
 from stepcheck.harness.comparison import PARAMETER, Array
+from stepcheck.harness.evaluations import EVALUATION
+from stepcheck.harness.judge import Deviation
+from stepcheck.harness.objectives import EXPRESSIONS
 from stepcheck.harness.play import GUARD, GUARD_ELEMENTS, room, rounded, strides
 from stepcheck.harness.subjects import Subject
-from stepcheck.harness.trace import Event, Gradient, Parameter, Reload, SetOption, Step, Trace, Values, ZeroGrad, in_reals, is_complex
+from stepcheck.harness.trace import Event, Gradient, Objective, Parameter, Reload, SetOption, Step, Trace, Values, ZeroGrad, in_reals, is_complex
 
+_CLOSURE = [
+    "def flat(p):",
+    "    return (torch.view_as_real(p) if p.is_complex() else p).reshape(-1).double()",
+    "def closure():",
+    "    points.append(torch.cat([flat(p.detach()) for p in params]))",
+    "    optimizer.zero_grad()",
+    "    loss = scale * sum(function(flat(p) - c) for p, c in zip(params, centres))",
+    "    loss.backward()",
+    "    return loss",
+]
 _VIEW = [
     "def view(values, size, stride, room):  # a tensor inside a larger buffer, guard values around it",
     f"    buffer = torch.full((room,), {GUARD!r}, dtype=values.dtype)",
@@ -42,6 +57,7 @@ class _Writer:
     def __init__(self, subject: Subject, trace: Trace, finding: Finding) -> None:
         self.subject, self.trace, self.finding = subject, trace, finding
         self.guarded = finding.check == "memory-beside"
+        self.told: Objective | None = None
 
     def lines(self, *, compact: bool) -> list[str]:
         trace, finding = self.trace, self.finding
@@ -65,6 +81,8 @@ class _Writer:
             if last and finding.check == "completes":
                 body[-1] += f"  # {finding.cause}"
         body += self._after()
+        if any("closure" in line for line in body):
+            body = [*_CLOSURE, *body]
         helper = _VIEW if any("view(" in line for line in body) else []
         imports = ["import torch"]
         if self.subject.imports:
@@ -127,7 +145,20 @@ class _Writer:
         lines = [f"params[{i}].grad = {self._gradient(i, g)}" for i, g in event.gradients.items()]
         if len(lines) > 1:
             lines = ["; ".join(lines)]
-        return [*lines, "optimizer.step()"]
+        if event.objective is None:
+            return [*lines, "optimizer.step()"]
+        if event.objective != self.told:
+            self.told = event.objective
+            lines += self._objective(event.objective)
+        return [*lines, "points = []", "optimizer.step(closure)"]
+
+    def _objective(self, objective: Objective) -> list[str]:
+        centres = []
+        for n, p in enumerate(self.trace.parameters):
+            values = replace(objective.centre, seed=objective.centre.seed + n)
+            centres.append(_dense(values.realise((math.prod(in_reals(p.shape, p.dtype)),)), "float64"))
+        expression = EXPRESSIONS[objective.kind]
+        return [f"function, scale = lambda x: {expression}, {objective.scale!r}", f"centres = [{', '.join(centres)}]"]
 
     def _gradient(self, index: int, gradient: Gradient | None) -> str:
         if gradient is None:
@@ -193,13 +224,28 @@ class _Writer:
         assert d is not None
         where = "".join(f"[{n}]" for n in d.index)
         parts = is_complex(self.trace.parameters[d.parameter].dtype) and bool(d.index)
+        if d.field == EVALUATION:
+            return self._assert_evaluation(d)
         if d.problem:
             return [f"assert {d.field!r} in optimizer.state[params[{d.parameter}]]  # {d.problem}"]
-        if d.field == PARAMETER:
+        if d.field.startswith(PARAMETER):
+            if d.field == orthogonal.NORMWISE:
+                return [f"raise AssertionError({self.finding.summary!r})  # of all elements together"]
             field = f"params[{d.parameter}]"
         else:
             field = f"optimizer.state[params[{d.parameter}]][{d.field!r}]"
         got = f"float({f'torch.view_as_real({field})' if parts else field}{where})"
+        return self._assert_close(got, d)
+
+    @staticmethod
+    def _assert_evaluation(d: Deviation) -> list[str]:
+        if d.problem:
+            return [f"assert not len(points), len(points)  # {d.problem}"]
+        n, element = d.index
+        return _Writer._assert_close(f"float(points[{n}][{element}])", d)
+
+    @staticmethod
+    def _assert_close(got: str, d: Deviation) -> list[str]:
         lines = [f"got = {got}"]
         if math.isnan(d.expected):
             return [*lines, "assert got != got, got  # must be NaN"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from stepcheck.harness.checks import Finding
-from stepcheck.harness.trace import Gradient, Group, Parameter, SetOption, Step, Trace, Values, is_complex
+from stepcheck.harness.trace import Gradient, Group, Objective, Parameter, SetOption, Step, Trace, Values, is_complex
 
 _SMALL_SHAPES: tuple[tuple[int, ...], ...] = ((1,), (2,), (3,), (2, 2), (3, 2), (5,), (8,), (9,), (1, 2, 3, 2), (33,))
 _ZERO = Values("constant")
@@ -30,20 +30,33 @@ def size(trace: Trace) -> tuple[int, ...]:
         sum(t.layout != "contiguous" for t in tensors) + sum(is_complex(p.dtype) for p in trace.parameters),
         sum(1 + len(g.sparse.entries) for g in gradients if g.sparse is not None),
         sum(t.values not in (_ZERO, _QUARTERS) for t in tensors),
+        sum(
+            (o.kind != "quadratic") + 2 * (o.centre not in (_ZERO, _QUARTERS)) + (o.centre != _ZERO) + (o.scale != 1)
+            for o in (getattr(e, "objective", None) for e in trace.events)
+            if o is not None
+        ),
     )
 
 
-def cut(trace: Trace, finding: Finding, recheck: Callable[[Trace], Finding | None]) -> tuple[Trace, Finding]:
+def cut(
+    trace: Trace, finding: Finding, recheck: Callable[[Trace], Finding | None], attempts: int = 2000
+) -> tuple[Trace, Finding]:
     """Take every smaller life that still shows the finding, until none does.
 
     Args:
         recheck: the finding in a smaller life, or ``None`` where it is gone.
+        attempts: how many smaller lives to try at most.
     """
     changed = True
     while changed:
         changed = False
         for smaller in _smaller(trace, finding):
-            found = recheck(smaller) if size(smaller) < size(trace) else None
+            if size(smaller) >= size(trace):
+                continue
+            if attempts <= 0:
+                return trace, finding
+            attempts -= 1
+            found = recheck(smaller)
             if found is not None:
                 trace, finding, changed = smaller, found, True
                 break
@@ -61,6 +74,16 @@ def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
         for name in group.options:
             rest = {k: v for k, v in group.options.items() if k != name}
             yield replace(trace, groups=(*trace.groups[:n], replace(group, options=rest), *trace.groups[n + 1 :]))
+    for n, event in enumerate(trace.events):
+        if isinstance(event, Step) and event.objective is not None:
+            for simpler in (
+                Objective(),
+                replace(event.objective, centre=_ZERO),
+                replace(event.objective, centre=_QUARTERS),
+                replace(event.objective, scale=1.0),
+            ):
+                events = (*trace.events[:n], replace(event, objective=simpler), *trace.events[n + 1 :])
+                yield replace(trace, events=events)
     for index, p in enumerate(trace.parameters):
         for shape in _SMALL_SHAPES:
             if len(shape) == 4 or p.layout != "channels_last":
@@ -98,7 +121,7 @@ def _fitted(gradient: Gradient, parameter: Parameter) -> Gradient:
 def _with_gradients(trace: Trace, index: int, change: Callable[[Gradient], Gradient]) -> Trace:
     """All gradients of one parameter changed."""
     events = tuple(
-        Step({i: change(g) if g is not None and i == index else g for i, g in e.gradients.items()})
+        replace(e, gradients={i: change(g) if g is not None and i == index else g for i, g in e.gradients.items()})
         if isinstance(e, Step)
         else e
         for e in trace.events
@@ -130,7 +153,7 @@ def _without_parameter(trace: Trace, index: int) -> Trace:
         for n in kept
     )
     events = tuple(
-        Step({renumbered(i): g for i, g in e.gradients.items() if i != index})
+        replace(e, gradients={renumbered(i): g for i, g in e.gradients.items() if i != index})
         if isinstance(e, Step)
         else replace(e, group=kept.index(e.group))
         if isinstance(e, SetOption)

@@ -38,6 +38,7 @@ class Profile:
         narrow_scalars: in float16 and bfloat16, hyperparameters are rounded to the dtype before they are used, not to float32.
         counters: the format in which scalars are computed that depend on a number kept for each parameter (``step``).
         in_place: the same, for a number that is updated in place (``mu_product``).
+        products_rounded_once: matrix products in bfloat16 are accumulated wider, addend included, and rounded once.
     """
 
     reason: str
@@ -48,6 +49,7 @@ class Profile:
     narrow_scalars: bool = False
     counters: str = "float64"
     in_place: str = "float64"
+    products_rounded_once: bool = False
 
     def arithmetic(self, dtype: str) -> Arithmetic:
         """The arithmetic for parameters of ``dtype``."""
@@ -136,6 +138,9 @@ TORCH_PROFILES: dict[tuple[str, str], Profile] = {
         ("RAdam", mode): _also(TORCH_CPU, "it divides a number by a tensor, which is a product with its reciprocal", "reciprocal")
         for mode in ("forloop", "differentiable")
     },
+    ("Muon", "forloop"): _also(
+        TORCH_CPU, "its products of bfloat16 are accumulated in float32 and rounded once", products_rounded_once=True
+    ),
     ("Adagrad", "fused"): replace(
         TORCH_CPU,
         reason=_TORCH_CPU + "; its fused kernel computes float16 and bfloat16 in vectors of that dtype, scalars and all, but what is left"

@@ -223,11 +223,31 @@ class Gradient:
         return self.values.realise(in_reals(named, dtype))
 
 
+#: Functions of a parameter's distance from a centre; ``stepcheck.harness.objectives`` says what each is.
+OBJECTIVES = ("quadratic", "quartic", "rosenbrock", "saddle", "linear", "cliff", "log", "flat")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a closure evaluates: the sum over all parameters of a function of their distance from a centre, times ``scale``.
+
+    The centre of parameter i is drawn from ``centre`` with its seed increased by i.
+    """
+
+    kind: str = "quadratic"
+    centre: Values = Values()
+    scale: float = 1.0
+
+
 @dataclass(frozen=True)
 class Step:
-    """Assign gradients, then step. ``None`` takes the gradient away; a parameter not named keeps what it has."""
+    """Assign gradients, then step. ``None`` takes the gradient away; a parameter not named keeps what it has.
+
+    With an objective the step is given a closure, which evaluates it and its gradients.
+    """
 
     gradients: Mapping[int, Gradient | None] = field(default_factory=dict)
+    objective: Objective | None = None
 
 
 @dataclass(frozen=True)
@@ -291,6 +311,10 @@ class Trace:
             if problem:
                 return problem
         given = [g for _, g in gradients if g is not None]
+        if any((e.objective is not None) != spec.closure for e in self.events if isinstance(e, Step)):
+            return f"{spec.name} takes steps {'with' if spec.closure else 'without'} a closure"
+        if spec.closure and len(self.groups) > 1:
+            return f"{spec.name} takes one group"
         if any(g.sparse is not None for g in given) and not spec.sparse:
             return f"{spec.name} takes no sparse gradient"
         if any(g.sparse is None for g in given) and spec.sparse == "only":
@@ -306,7 +330,7 @@ class Trace:
     def row_major(self) -> Trace:
         """The same life with every parameter and gradient contiguous."""
         events = tuple(
-            Step({i: None if g is None else replace(g, layout="contiguous") for i, g in e.gradients.items()})
+            replace(e, gradients={i: g and replace(g, layout="contiguous") for i, g in e.gradients.items()})
             if isinstance(e, Step)
             else e
             for e in self.events
@@ -381,7 +405,11 @@ def _event_to_json(event: Event) -> dict[str, Any]:
         gradients = {
             str(i): None if g is None else _gradient_to_json(g) for i, g in event.gradients.items()
         }
-        return {"event": "step", "gradients": gradients}
+        if event.objective is None:
+            return {"event": "step", "gradients": gradients}
+        o = event.objective
+        objective = {"kind": o.kind, "centre": _values_to_json(o.centre), "scale": o.scale.hex()}
+        return {"event": "step", "gradients": gradients, "objective": objective}
     if isinstance(event, ZeroGrad):
         return {"event": "zero_grad", "set_to_none": event.set_to_none}
     if isinstance(event, SetOption):
@@ -442,13 +470,14 @@ class _Reader:
         d = self._object(data, where)
         kind = self._choice(d.get("event"), ("step", "zero_grad", "set_option", "reload"), f"{where}.event")
         if kind == "step":
-            self._only(d, {"event", "gradients"}, where)
+            self._only(d, {"event", "gradients", "objective"}, where)
             gradients = {}
             for key, g in self._object(d.get("gradients"), f"{where}.gradients").items():
                 there = f"{where}.gradients.{key}"
                 index = self._integer(int(key) if key.isdecimal() else key, there, 0, len(parameters) - 1)
                 gradients[index] = None if g is None else self._gradient(g, there, parameters[index])
-            return Step(gradients)
+            given = d.get("objective")
+            return Step(gradients, None if given is None else self._objective(given, f"{where}.objective"))
         if kind == "zero_grad":
             self._only(d, {"event", "set_to_none"}, where)
             if not isinstance(d.get("set_to_none"), bool):
@@ -461,6 +490,13 @@ class _Reader:
             return SetOption(group, option, self._option(d.get("value"), f"{where}.value"))
         self._only(d, {"event"}, where)
         return Reload()
+
+    def _objective(self, data: object, where: str) -> Objective:
+        d = self._object(data, where)
+        self._only(d, {"kind", "centre", "scale"}, where)
+        kind = self._choice(d.get("kind"), OBJECTIVES, f"{where}.kind")
+        centre = self._values(d.get("centre"), f"{where}.centre", -1)
+        return Objective(kind, centre, self._number(d.get("scale"), f"{where}.scale"))
 
     def _gradient(self, data: object, where: str, parameter: Parameter) -> Gradient:
         d = self._object(data, where)

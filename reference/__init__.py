@@ -17,6 +17,8 @@ from stepcheck.reference.adagrad import ADAGRAD
 from stepcheck.reference.adam import ADAM, ADAMW
 from stepcheck.reference.adamax import ADAMAX
 from stepcheck.reference.asgd import ASGD
+from stepcheck.reference.lbfgs import LBFGS
+from stepcheck.reference.muon import MUON
 from stepcheck.reference.nadam import NADAM
 from stepcheck.reference.radam import RADAM
 from stepcheck.reference.rmsprop import RMSPROP
@@ -29,7 +31,8 @@ from stepcheck.reference.spec import Buffer, Domain, Hyper, Spec
 SPECS: dict[str, Spec] = {
     spec.name: spec
     for spec in (
-        SGD, ASGD, ADADELTA, ADAGRAD, ADAM, ADAMW, ADAMAX, NADAM, RADAM, RMSPROP, RPROP, SPARSE_ADAM, ADAFACTOR,
+        SGD, ASGD, ADADELTA, ADAGRAD, ADAM, ADAMW, ADAMAX, NADAM, RADAM, RMSPROP, RPROP, LBFGS, SPARSE_ADAM,
+        ADAFACTOR, MUON,
     )
 }  # fmt: skip
 

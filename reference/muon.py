@@ -128,6 +128,7 @@ MUON = Spec(
     ),
     buffers=(Buffer("momentum_buffer", "gradient units"),),
     elementwise=False,
+    products=True,
     complex=False,
     shapes=lambda s: len(s) == 2,
     source="https://kellerjordan.github.io/posts/muon/",

@@ -160,6 +160,7 @@ class Spec:
         sparse_conflict: why these hyperparameters refuse sparse gradients, or ``None``.
         shapes: whether a parameter of this shape is taken.
         for_dtype: hyperparameters with what is left open filled in, for a dtype whose machine epsilon is given.
+        products: it contains matrix products that implementations carry out in a narrow format: they are judged norm by norm.
         closure: the step evaluates a closure and judges by it (LBFGS); ``update`` is then a coroutine of its own kind.
     """
 
@@ -175,6 +176,7 @@ class Spec:
     sparse_conflict: Callable[[HyperValues], str | None] = field(default=_no_conflict)
     shapes: Callable[[tuple[int, ...]], bool] = field(default=_any_shape)
     for_dtype: Callable[[HyperValues, float], HyperValues] = field(default=_any_dtype)
+    products: bool = False
     closure: bool = False
 
     def hyper_values(self, options: Mapping[str, Any] | None = None, /, **more: Any) -> SimpleNamespace:
