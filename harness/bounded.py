@@ -189,7 +189,8 @@ class Bounded:
         if observed is None or name not in observed.values:
             return self
         value = observed.values[name]
-        stored = self.store(BINARY32)
+        # Numbers kept for each parameter are float32, whatever they are computed in.
+        stored = self.store(BINARY32) if self.arithmetic.level == COUNTERS else self
         with np.errstate(all="ignore"):
             close = np.abs(value - stored.value) <= stored.error
         error = np.where(close, 0.0, stored.error)

@@ -248,6 +248,9 @@ class Campaign:
         self.result.steps += steps_judged(evidence)
         self.result.elements += judgement.elements
         self.result.undetermined += judgement.undetermined
+        for name, (elements, undetermined) in judgement.fields.items():
+            before = self.result.fields.get(name, (0, 0))
+            self.result.fields[name] = (before[0] + elements, before[1] + undetermined)
         for name, ratio in judgement.worst.items():
             self.result.worst[name] = max(self.result.worst.get(name, 0.0), ratio)
         worst = [*judgement.worst.values(), *(d.ratio for d in judgement.deviations)]
@@ -297,6 +300,9 @@ class Campaign:
         subject, notes = self.subject, self.result.notes
         if subject.missing_options:
             notes.append(f"unsupported options, left out of every life: {', '.join(subject.missing_options)}")
+        if subject.spec.products:
+            told = [f"{name}: {n - u:,} of {n:,}" for name, (n, u) in self.result.fields.items() if "products" in name]
+            notes.append(f"where rounding in the matrix products leaves them determined: {'; '.join(told)}")
         notes += [f"unsupported: {check}: {why}" for check, why in self.meaningless.items()]
         if self.refusals:
             notes.append(

@@ -60,6 +60,7 @@ class Judgement:
     Attributes:
         elements: elements compared.
         undetermined: of these, elements where any value had to be accepted.
+        fields: of these two, how many in each field.
         worst: per field, the largest ratio at or below 1 (what correct subjects use of their budget).
         free: buffers that could not be read and ran free.
         deviations: what exceeds its budget, in order of events, a step's buffers before its parameter.
@@ -69,6 +70,7 @@ class Judgement:
     undetermined: int = 0
     steps: int = 0
     worst: dict[str, float] = field(default_factory=dict)
+    fields: dict[str, tuple[int, int]] = field(default_factory=dict)
     free: set[str] = field(default_factory=set)
     deviations: list[Deviation] = field(default_factory=list)
 
@@ -232,8 +234,7 @@ class Judge:
         """Keep count of one comparison, and note it if it deviates."""
         r = np.full(1, np.inf) if c.problem else ratios(c.actual, c.predicted)
         error = np.broadcast_to(c.predicted.error, np.shape(c.predicted.value))
-        self.result.elements += c.actual.size
-        self.result.undetermined += int((~np.isfinite(error)).sum())
+        self._count(c.field, c.actual.size, int((~np.isfinite(error)).sum()))
         worst = float(r.max(initial=0.0))
         if worst <= 1:
             # What is not determined is no use of the budget.
@@ -484,9 +485,8 @@ class Judge:
                 self.carried[item.index, name] = predicted[start : start + length]
             return
         maxima = np.maximum.reduceat(r, starts)
-        for item, length in zip(batch, lengths, strict=True):
-            self.result.elements += 1 if single else length if item.numel else 0
-        self.result.undetermined += 0 if single else int(np.isinf(predicted.error).sum())
+        elements = sum(1 if single else n if item.numel else 0 for item, n in zip(batch, lengths, strict=True))
+        self._count(name, elements, 0 if single else int(np.isinf(predicted.error).sum()))
         if maxima.max() <= 1:
             self.result.worst[name] = max(self.result.worst.get(name, 0.0), float(maxima.max()))
             return
@@ -496,6 +496,12 @@ class Judge:
             elif single or item.numel:
                 at = int(start + r[start : start + length].argmax())
                 self._deviates(item, name, at, int(start), float(worst), float(actual[at]), predicted)
+
+    def _count(self, name: str, elements: int, undetermined: int) -> None:
+        before = self.result.fields.get(name, (0, 0))
+        self.result.fields[name] = (before[0] + elements, before[1] + undetermined)
+        self.result.elements += elements
+        self.result.undetermined += undetermined
 
     def _deviates(
         self, item: _Item, name: str, at: int, start: int, ratio: float, got: float, predicted: Bounded

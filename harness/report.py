@@ -115,6 +115,10 @@ def to_json(version: str, seed: int, results: Sequence[Result], folder: Path) ->
                 "like": r.like,
                 "verdict": r.verdict,
                 "notes": [*r.notes, *([r.error] if r.error else [])],
+                "fields": {
+                    name: {"elements": n, "undetermined": u, "worst_ratio": _finite(r.worst.get(name))}
+                    for name, (n, u) in r.fields.items()
+                },
                 "checks": [
                     {
                         "check": t.check,

@@ -87,6 +87,8 @@ class Result:
     seconds: float = 0.0
     shrink_seconds: float = 0.0
     worst: dict[str, float] = field(default_factory=dict)
+    fields: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Elements compared in each field, and how many of them were undetermined."""
 
     @property
     def verdict(self) -> str:

@@ -121,11 +121,15 @@ MUON = Spec(
         Hyper("weight_decay", 0.1, "1 per unit of lr", Domain()),
         Hyper("momentum", 0.95, "1", Domain()),
         Hyper("nesterov", True, "flag"),
-        Hyper("ns_coefficients", (3.4445, -4.7750, 2.0315), "1", Domain(low=-math.inf)),
+        Hyper(
+            "ns_coefficients", (3.4445, -4.7750, 2.0315), "1", Domain(low=-math.inf),
+            # These converge: the quintic and the cubic iteration to the polar factor, and one in between.
+            examples=((1.875, -1.25, 0.375), (1.5, -0.5, 0.0), (2.0, -1.5, 0.5)),
+        ),
         Hyper("eps", 1e-7, "gradient units", Domain()),
         Hyper("ns_steps", 5, "iterations", Domain(high=100.0), integer=True),
         Hyper("adjust_lr_fn", None, "choice", optional=True, choices=("original", "match_rms_adamw")),
-    ),
+    ),  # fmt: skip
     buffers=(Buffer("momentum_buffer", "gradient units"),),
     elementwise=False,
     products=True,

@@ -50,6 +50,7 @@ class Hyper:
         integer: only whole numbers.
         optional: ``None`` is allowed as well; of a tuple, as its first entry.
         choices: the names allowed.
+        examples: further values that make sense together, where not every tuple of numbers does.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Hyper:
     integer: bool = False
     optional: bool = False
     choices: tuple[str, ...] = ()
+    examples: tuple[Value, ...] = ()
 
     @property
     def is_flag(self) -> bool:

@@ -62,7 +62,9 @@ def test_a_wrong_reference_exceeds_its_bound(monkeypatch):
     def coarse(p, g, state, hyper):
         # What the bound does not know of: a rounding to single precision.
         after, state = spec.update(p, g, state, hyper)
-        return (after.astype(np.float32).astype(np.float64) if isinstance(p, np.ndarray) and p.dtype == float else after), state
+        return (
+            after.astype(np.float32).astype(np.float64) if isinstance(p, np.ndarray) and p.dtype == float else after
+        ), state
 
     wrong = certify(dataclasses.replace(spec, update=coarse), FEW)
     assert max(c.ratio for c in wrong) > 1e6

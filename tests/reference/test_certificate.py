@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -82,7 +84,7 @@ class Single(np.ndarray):
 
     order = "written"
     #: The orders that an update was found to offer.
-    offered = set()
+    offered: ClassVar[set[str]] = set()
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         if out is not None:
