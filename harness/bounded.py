@@ -420,6 +420,9 @@ def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) ->
 
 def _multiply(a: Any, b: Any) -> Bounded:
     scalar = next((x for x in (a, b) if not isinstance(x, Bounded) or x.arithmetic.level < ELEMENTS), None)
+    if type(scalar) is float and abs(scalar) == 1.0:
+        other = b if a is scalar else a
+        return other if scalar > 0 else -other
     a, b, arithmetic = _pair(a, b)
     p: Float = _EXACT
     if type(b.error) is not float:

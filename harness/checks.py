@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stepcheck.harness.comparison import PARAMETER
+from stepcheck.harness.formats import BINARY32, FORMATS
 from stepcheck.harness.judge import Deviation, Judge, Judgement
 from stepcheck.harness.play import Player, Recording, identical
 from stepcheck.harness.subjects import Subject
@@ -234,8 +235,17 @@ def agreement(evidence: Evidence) -> Iterator[Finding]:
         # What is wrong for row-major memory and what is wrong only for strided memory have different causes.
         # And where strides are ignored, every buffer is wrong at once.
         cause = f"{d.field} at construction" if d.event is None else _strided(evidence.trace, d.event, d.parameter)
-        yield Finding("agreement", cause or d.field, d.event, _reading(d), d.parameter, d.ratio, d)
+        cause = cause or d.field + _kind(evidence.trace, d)
+        yield Finding("agreement", cause, d.event, _reading(d), d.parameter, d.ratio, d)
         return
+
+
+def _kind(trace: Trace, d: Deviation) -> str:
+    """What sets the numbers apart that a deviation was found in: causes that lie in other kernels."""
+    dtype = trace.parameters[d.parameter].dtype
+    narrow = FORMATS[dtype].unit_roundoff > BINARY32.unit_roundoff
+    sparse = ", sparse gradient" if d.parameter in trace.given_sparse else ""
+    return (", complex" if is_complex(dtype) else ", narrow" if narrow else "") + sparse
 
 
 def _strided(trace: Trace, event: int, parameter: int) -> str:

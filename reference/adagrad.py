@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import addcdiv, any_order
+from stepcheck.reference.arithmetic import addcdiv, addcmul, any_order
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
 
 
@@ -40,7 +40,7 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         g = -g
     if hyper.weight_decay != 0:
         g = g + hyper.weight_decay * p
-    s = state["sum"] + g * g
+    s = addcmul(state["sum"], g, g, 1.0)
     lr = hyper.lr / (1 + (t - 1) * hyper.lr_decay)
     denom = np.sqrt(s) + hyper.eps
     new_p = any_order(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import addcdiv, ema, ema_of_square
+from stepcheck.reference.arithmetic import addcdiv, addcmul, ema, ema_of_square
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
 
 
@@ -47,11 +47,11 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     v = after["square_avg"] = ema_of_square(state["square_avg"], g, hyper.alpha)
     if hyper.centered:
         a = after["grad_avg"] = ema(state["grad_avg"], g, hyper.alpha)
-        v = v - a * a
+        v = addcmul(v, a, a, -1.0)
     denom = np.sqrt(v) + hyper.eps
     if hyper.momentum == 0:
         return addcdiv(p, g, denom, -hyper.lr), after
-    b = after["momentum_buffer"] = hyper.momentum * state["momentum_buffer"] + g / denom
+    b = after["momentum_buffer"] = addcdiv(hyper.momentum * state["momentum_buffer"], g, denom, 1.0)
     return p - hyper.lr * b, after
 
 
