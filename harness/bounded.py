@@ -415,6 +415,8 @@ def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) ->
     p = a.error + b.error
     if arithmetic.inner is not None:
         p = p + a.addend + b.addend
+    if name == "add" and (np.signbit(a.value).any() or np.signbit(b.value).any()):
+        name = "subtract"  # the root of what may be a difference needs care
     return _round(name, z, p, 1.0, arithmetic, _settled_sum(a, b, z))
 
 

@@ -201,7 +201,7 @@ class Campaign:
     def _ask(self, trace: Trace) -> None:
         result = self.result
         result.traces += 1
-        limit = min(TRACE_SECONDS, max(self.deadline - time.perf_counter(), 1.0))
+        limit = min(patience(self.subject), max(self.deadline - time.perf_counter(), 1.0))
         self.about_to_play(trace)
         try:
             with _time_limit(limit):
@@ -283,7 +283,7 @@ class Campaign:
         suspect = self.suspects[key]
         trace, finding = suspect.trace, suspect.finding
         if finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
-            trace, finding = shrink.cut(trace, finding, lambda t: self.recheck(t, key), _ATTEMPTS // self.subject.cost)
+            trace, finding = shrink.cut(trace, finding, lambda t: self.recheck(t, key), _ATTEMPTS // self.subject.cost**2 + 8)
         divergence = tell(self.subject, trace, finding, suspect.count)
         self.result.tallies[key[0]].divergences.append(divergence)
         self.found(divergence)
@@ -343,15 +343,21 @@ def tell(subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, ev
     )
 
 
+def patience(subject: Subject) -> float:
+    """Seconds after which a subject hangs that is still busy with a trace."""
+    return TRACE_SECONDS * min(subject.cost, 9)
+
+
 def find(subject: Subject, trace: Trace, check: str, cause: str | None = None) -> Finding | None:
     """Play a trace and ask one check; the finding (of one cause), if there is one. A life that makes no sense has none."""
     if trace.problem(subject.spec) is not None:
         return None
+    limit = patience(subject)
     try:
-        with _time_limit(TRACE_SECONDS):
+        with _time_limit(limit):
             evidence = Evidence(subject, trace)
     except _Hang:
-        summary = f"the subject is still busy after {TRACE_SECONDS:.0f} s"
+        summary = f"the subject is still busy after {limit:.0f} s"
         return Finding(check, HANGS, None, summary) if cause in (None, HANGS) else None
     for finding in CHECKS[check].find(evidence):
         if cause is None or finding.cause == cause:

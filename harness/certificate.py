@@ -97,7 +97,7 @@ class Effort:
     costly: bool = True
 
 
-SHORT = Effort(elements=48, rounds=2, traces=6, candidates=3, costly=False)
+SHORT = Effort(elements=48, rounds=2, traces=5, candidates=3, costly=False)
 FULL = Effort(elements=240, rounds=9, traces=40, candidates=6)
 
 
@@ -606,13 +606,6 @@ class Measured:
     ulps: Witness | None = None
     ratio: Witness | None = None
 
-    def add(self, witness: Witness) -> None:
-        """Keep it, if it is the furthest off."""
-        if self.ulps is None or witness.ulps > self.ulps.ulps:
-            self.ulps = witness
-        if self.ratio is None or witness.ratio > self.ratio.ratio:
-            self.ratio = witness
-
 
 @dataclass(order=True)
 class _Candidate:
@@ -979,7 +972,7 @@ def main(short: bool, json_file: Path | None, markdown_file: Path | None, seed: 
         json_file.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
     if markdown_file is not None:
         markdown_file.write_text(markdown(result), encoding="utf-8")
-    sys.exit(not result.holds)
+    sys.exit(0 if result.holds else 1)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ To add a check, write a function and register it; campaign, command line, report
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -125,10 +126,16 @@ def completes(evidence: Evidence) -> Iterator[Finding]:
         where = "the constructor" if raised.event is None else _event_name(evidence.trace, raised.event)
         yield Finding(
             "completes",
-            f"{raised.kind} in {where}",
+            f"{raised.kind} in {where}: {_gist(raised.message)}",
             raised.event,
             f"{where} raises {raised.kind}: {raised.message.splitlines()[0][:200] if raised.message else '(no message)'}",
         )
+
+
+def _gist(message: str) -> str:
+    """The beginning of a message, without its numbers: what tells one exception of a kind from another."""
+    first = message.splitlines()[0] if message else ""
+    return re.sub(r"[\d.]+", "#", first)[:60].strip()
 
 
 def _event_name(trace: Trace, event: int) -> str:

@@ -303,10 +303,15 @@ class _Decoder:
         self.world = ("plain", "plain", "strided") if sparse in ("", "only") else ("plain", "sparse", "strided")
         # How many parameters each group has.
         self.groups = ((1,), (1,), (2,), (1, 1), (2,), (1, 1), (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
+        self.costly = subject.cost > 1
+        if self.costly:
+            # A new layout, or a gradient more or less, is compiled anew. The last events let each check look at something.
+            self.world = ("plain",) * 7 + ("strided",)
+            self.groups = ((1,), (2,), (1, 1))
         if spec.closure:
             self.groups = ((1,), (1,), (2,), (3,))
             self.dtype = [(d,) for d in self.dtypes]  # one vector of all parameters has one dtype
-        self.events = range(5, 9)
+        self.events = range(3, 5) if self.costly else range(5, 9)
         self.lr = self.reals.get("lr", (0.0,))
 
     def decode(self, data: bytes) -> Trace:
@@ -352,6 +357,10 @@ class _Decoder:
                 events.append(ZeroGrad(set_to_none=False))
             else:
                 events.append(ZeroGrad(set_to_none=True))
+        if self.costly:
+            ordinary = next(e for e in tables.events if isinstance(e, _StepKind))
+            step = self._step(ordinary, parameters, hypers, owner, counter)
+            events += [Reload(), step, ZeroGrad(set_to_none=True), Step({})]
         return Trace(self.spec.name, tuple(parameters), tuple(groups), tuple(events))
 
     def _objective(self, choices: _Choices, hyper: HyperValues, dtype: str, counter: itertools.count[int]) -> Objective:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -260,6 +261,8 @@ class Player:
         self.replaced: list[list[tuple[_Allocation | _SparseAllocation, bytes]]] = [[] for _ in self.parameters]
         """Gradients that were taken off each parameter, and what stood in their memory then."""
         self.gradients: list[_Allocation | _SparseAllocation | None] = [None] * len(self.parameters)
+        self.event: int | None = None
+        """The event that is being played; none while the optimizer is constructed."""
 
     def _allocate(self, index: int, parameter: Parameter) -> _Allocation:
         # torch adds a coalesced sparse tensor to a view that does not start its memory at the wrong place: this must not
@@ -276,23 +279,27 @@ class Player:
         Raises:
             UsageError: what the subject's constructor returned is no optimizer.
         """
-        event: int | None = None
         try:
-            self.optimizer = self._construct(self.options)
-            self.recording.initial_state = [self._state(i) for i in range(len(self.parameters))]
-            for event, what in enumerate(self.trace.events):
-                if isinstance(what, Step):
-                    self._step(event, what)
-                    continue
-                if isinstance(what, Reload):
-                    self._reload(event)
-                else:
-                    self._idle(event, what)
+            # What a subject warns of is not judged, nor shown a thousand times.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._live()
         except UsageError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever somebody's optimizer raises is a result
-            self.recording.raised = Raised(event, type(error).__name__, str(error).strip())
+            self.recording.raised = Raised(self.event, type(error).__name__, str(error).strip())
         return self.recording
+
+    def _live(self) -> None:
+        self.optimizer = self._construct(self.options)
+        self.recording.initial_state = [self._state(i) for i in range(len(self.parameters))]
+        for self.event, what in enumerate(self.trace.events):
+            if isinstance(what, Step):
+                self._step(self.event, what)
+            elif isinstance(what, Reload):
+                self._reload(self.event)
+            else:
+                self._idle(self.event, what)
 
     def _idle(self, event: int, what: ZeroGrad | SetOption) -> None:
         before = self._snapshot()

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.campaign import HANGS, TRACE_SECONDS, Campaign, Settings, tell
+from stepcheck.harness.campaign import HANGS, Campaign, Settings, patience, tell
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.subjects import Subject, UsageError
 from stepcheck.harness.trace import Trace, loads
 from stepcheck.harness.verdict import Divergence, Result, Tally
 
-#: Silence of a worker after which it is taken to hang in code that Python cannot interrupt.
-_SILENCE_SECONDS = TRACE_SECONDS + 10.0
+#: Silence of a worker, beyond what a trace may take, after which it hangs in code that Python cannot interrupt.
+_SILENCE_SECONDS = 10.0
 _HEARTBEAT_SECONDS = 0.2
 
 
@@ -138,7 +138,7 @@ class _Pool:
                 del self.jobs[n]
                 self._finish(n, payload)
         for n, job in list(self.jobs.items()):
-            if time.monotonic() - job.heard > _SILENCE_SECONDS:
+            if time.monotonic() - job.heard > patience(job.subject) + _SILENCE_SECONDS:
                 job.process.kill()
                 self._died(n, job, hangs=True)
 

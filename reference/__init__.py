@@ -11,29 +11,20 @@ arrays, error-bounded arrays and arrays of multiple-precision numbers all flow t
 array([0.75])
 """
 
-from stepcheck.reference.adadelta import ADADELTA
-from stepcheck.reference.adafactor import ADAFACTOR
-from stepcheck.reference.adagrad import ADAGRAD
-from stepcheck.reference.adam import ADAM, ADAMW
-from stepcheck.reference.adamax import ADAMAX
-from stepcheck.reference.asgd import ASGD
-from stepcheck.reference.lbfgs import LBFGS
-from stepcheck.reference.muon import MUON
-from stepcheck.reference.nadam import NADAM
-from stepcheck.reference.radam import RADAM
-from stepcheck.reference.rmsprop import RMSPROP
-from stepcheck.reference.rprop import RPROP
-from stepcheck.reference.sgd import SGD
-from stepcheck.reference.sparse_adam import SPARSE_ADAM
+import importlib
+import pkgutil
+
 from stepcheck.reference.spec import Buffer, Domain, Hyper, Spec
 
+
+def _specs() -> dict[str, Spec]:
+    """Each Spec that a module of this folder defines."""
+    modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
+    specs = [x for module in modules for x in vars(module).values() if isinstance(x, Spec)]
+    return {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
+
+
 #: Every optimizer that has a reference, by its name in ``torch.optim``.
-SPECS: dict[str, Spec] = {
-    spec.name: spec
-    for spec in (
-        SGD, ASGD, ADADELTA, ADAGRAD, ADAM, ADAMW, ADAMAX, NADAM, RADAM, RMSPROP, RPROP, LBFGS, SPARSE_ADAM,
-        ADAFACTOR, MUON,
-    )
-}  # fmt: skip
+SPECS: dict[str, Spec] = _specs()
 
 __all__ = ["SPECS", "Buffer", "Domain", "Hyper", "Spec"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import itertools
 import math
 import operator
 
@@ -11,10 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.bounded import Bounded, terms
-from stepcheck.harness.formats import BFLOAT16, BINARY16, BINARY32, BINARY64, SCALARS64, Arithmetic
+from stepcheck.harness.bounded import Bounded, seen, terms
+from stepcheck.harness.formats import (
+    BFLOAT16,
+    BINARY16,
+    BINARY32,
+    BINARY64,
+    COUNTERS32,
+    COUNTERS64,
+    SCALARS64,
+    Arithmetic,
+)
 from stepcheck.harness.judge import bounded_hyper, ratios
 from stepcheck.reference import SPECS
+from stepcheck.reference.arithmetic import addcdiv, addcmul, ema, norm, sum_of_squares
 
 SINGLE, DOUBLE = Arithmetic(BINARY32), Arithmetic(BINARY64)
 DTYPES = {BINARY32: np.float32, BINARY64: np.float64}
@@ -542,9 +554,24 @@ def test_comparison_is_that_of_the_values():
         hash(x)
 
 
-def test_power_with_an_uncertain_exponent_is_refused():
-    with pytest.raises(TypeError, match="exact exponent"):
-        Bounded(np.array([0.5]), 0.0, DOUBLE) ** Bounded(np.array([2.0]), np.array([0.1]), DOUBLE)
+@both_arithmetics
+def test_bound_covers_a_power_with_an_uncertain_exponent(arithmetic):
+    # RAdam and Adamax where the step is a tensor; Adafactor's step to the power of a scheduled option.
+    rng, dtype, n = np.random.default_rng(22), DTYPES[arithmetic.format], 20_000
+    base = np.where(rng.random(n) < 0.5, rng.random(n), 1 + 40 * rng.random(n)).astype(dtype)
+    exponent = rng.uniform(-3, 12, n).astype(dtype)
+    powers = list(map(math.pow, base.tolist(), exponent.tolist()))
+    for x in (exactly(base, arithmetic), nearby(rng, base, arithmetic)):
+        power = x ** nearby(rng, exponent, arithmetic)
+        assert_covered(np.array(powers).astype(dtype), power, base, exponent)
+        assert np.isfinite(power.error).mean() > 0.9
+
+
+def nearby(rng, subject, arithmetic):
+    """A reference operand whose sign is sure, with a bound that its distance from the subject's nearly reaches."""
+    true = subject.astype(np.float64)
+    value = true * (1 + 1e-5 * rng.uniform(-1, 1, true.size))
+    return Bounded(value, np.abs(value - true) * (1 + 2.0**-50), arithmetic)
 
 
 def test_function_without_a_rule_is_refused():
@@ -558,6 +585,348 @@ def test_element_keeps_its_bound():
     x = Bounded(np.arange(6.0).reshape(2, 3), np.array([0.5, 0.25, 0.125]), SINGLE)
     assert (x[1, 2].value, x[1, 2].error) == (5.0, 0.125)
     assert x[:, 1].error.tolist() == [0.25, 0.25]
+
+
+# Narrow formats: each operation of torch is carried out in float32 and rounded once.
+
+NARROW = {BINARY16: torch.float16, BFLOAT16: torch.bfloat16}
+narrow_formats = pytest.mark.parametrize("fmt", NARROW, ids=operator.attrgetter("name"))
+#: A scalar that both formats hold, one that neither does, and one that is subnormal in float16.
+SCALARS = (0.5, -3.0, 0.1, 1 - 0.999, 1 / 3, 3e-6)
+
+
+def narrow(fmt, **changes):
+    return Arithmetic(fmt, inner=BINARY32, **changes)
+
+
+def tensors(rng, fmt, count, n=20_000, size="any"):
+    """Operands that a tensor of the format holds: of ordinary size, or of any."""
+    drawn = []
+    for _ in range(count):
+        if size == "ordinary":
+            x = rng.uniform(0.25, 4, n) * rng.choice([-1, 1], n)
+        else:
+            x = numbers(rng, np.float16 if fmt is BINARY16 else np.float32, n)
+        drawn.append(torch.from_numpy(np.asarray(x, np.float64)).to(NARROW[fmt]))
+    return drawn
+
+
+def as_bounded(tensor, arithmetic):
+    return Bounded(tensor.double().numpy(), 0.0, arithmetic)
+
+
+#: What torch computes, and how a reference writes it.
+TENSOR_OPERATIONS = {
+    "add": (2, torch.add, operator.add),
+    "sub": (2, torch.sub, operator.sub),
+    "mul": (2, torch.mul, operator.mul),
+    "div": (2, torch.div, operator.truediv),
+    "maximum": (2, torch.maximum, np.maximum),
+    "minimum": (2, torch.minimum, np.minimum),
+    "sqrt": (1, lambda a: a.abs().sqrt(), lambda a: np.sqrt(np.abs(a))),
+}
+SCALAR_OPERATIONS = {
+    "add a scalar": (1, lambda c, a: torch.add(a, c), lambda c, a: a + c),
+    "sub a scalar": (1, lambda c, a: torch.sub(a, c), lambda c, a: a - c),
+    "mul by a scalar": (1, lambda c, a: torch.mul(a, c), lambda c, a: a * c),
+    "mul by a number": (1, lambda c, a: torch.mul(a, torch.tensor(c)), lambda c, a: c * a),
+    "div by a scalar": (1, lambda c, a: torch.div(a, c), lambda c, a: a / c),
+    "add alpha": (2, lambda c, a, b: torch.add(a, b, alpha=c), lambda c, a, b: a + c * b),
+    "sub alpha": (2, lambda c, a, b: torch.sub(a, b, alpha=c), lambda c, a, b: a - c * b),
+    "addcmul": (3, lambda c, p, a, b: torch.addcmul(p, a, b, value=c), lambda c, p, a, b: addcmul(p, a, b, c)),
+    "addcdiv": (3, lambda c, p, a, b: torch.addcdiv(p, a, b, value=c), lambda c, p, a, b: addcdiv(p, a, b, c)),
+    "lerp": (2, lambda c, a, b: torch.lerp(a, b, c), lambda c, a, b: ema(a, b, 1 - c, weight=c)),
+    "clamp": (1, lambda c, a: torch.clamp(a, min=c), lambda c, a: a.at_least(c)),
+}
+
+
+@narrow_formats
+@pytest.mark.parametrize("name", TENSOR_OPERATIONS)
+def test_bound_covers_an_operation_of_torch_in_a_narrow_format(fmt, name):
+    count, performed, written = TENSOR_OPERATIONS[name]
+    for size in ("any", "ordinary"):
+        operands = tensors(np.random.default_rng(23), fmt, count, size=size)
+        predicted = written(*(as_bounded(x, narrow(fmt)) for x in operands))
+        assert_covered(performed(*operands).double().numpy(), predicted, *operands)
+
+
+@narrow_formats
+@pytest.mark.parametrize("name", SCALAR_OPERATIONS)
+def test_bound_covers_an_operation_of_torch_with_a_scalar_in_a_narrow_format(fmt, name):
+    count, performed, written = SCALAR_OPERATIONS[name]
+    arithmetic = narrow(fmt, orders=frozenset({"lerp"}))
+    for c in SCALARS:
+        if name == "lerp" and not 0 <= c <= 1:
+            continue
+        for size in ("any", "ordinary"):
+            operands = tensors(np.random.default_rng(24), fmt, count, n=4_000, size=size)
+            predicted = written(Bounded(np.float64(c), 0.0, SCALARS64), *(as_bounded(x, arithmetic) for x in operands))
+            assert_covered(performed(c, *operands).double().numpy(), predicted, *operands)
+
+
+@narrow_formats
+def test_bound_of_an_operation_in_a_narrow_format_is_nearly_reached(fmt):
+    rng = np.random.default_rng(25)
+    for count, performed, written in TENSOR_OPERATIONS.values():
+        if performed not in (torch.maximum, torch.minimum):  # these do not round
+            operands = tensors(rng, fmt, count, size="ordinary")
+            predicted = written(*(as_bounded(x, narrow(fmt)) for x in operands))
+            assert ratios(performed(*operands).double().numpy(), predicted).max() > 0.95
+    for name in ("addcmul", "addcdiv", "lerp"):  # one rounding for all
+        count, performed, written = SCALAR_OPERATIONS[name]
+        operands = tensors(rng, fmt, count, size="ordinary")
+        predicted = written(0.1, *(as_bounded(x, narrow(fmt, orders=frozenset({"lerp"}))) for x in operands))
+        assert ratios(performed(0.1, *operands).double().numpy(), predicted).max() > 0.9, name
+
+
+@narrow_formats
+def test_operation_that_is_not_rounded_in_between_needs_the_composite(fmt):
+    # An implementation without such operations rounds the product, and its budget has to know.
+    p, a, b = tensors(np.random.default_rng(26), fmt, 3, size="ordinary")
+    p = p / 64  # or its rounding would hide the product's
+    operands = [as_bounded(x, narrow(fmt)) for x in (p, a, b)]
+    separate = [as_bounded(x, narrow(fmt, composites=False)) for x in (p, a, b)]
+    rounded_between = (p + (a * b) * 0.1).double().numpy()
+    assert ratios(rounded_between, addcmul(*operands, 0.1)).max() > 1
+    assert_covered(rounded_between, addcmul(*separate, 0.1), p, a, b)
+
+
+@narrow_formats
+def test_scalar_that_is_rounded_to_the_narrow_format_needs_an_entry(fmt):
+    (a,) = tensors(np.random.default_rng(27), fmt, 1, size="ordinary")
+    rounded_first = (a * torch.tensor(0.1, dtype=NARROW[fmt])).double().numpy()
+    assert ratios(rounded_first, as_bounded(a, narrow(fmt)) * 0.1).max() > 1
+    assert_covered(rounded_first, as_bounded(a, narrow(fmt, entry=fmt)) * 0.1, a)
+
+
+def test_overflow_of_a_narrow_format_is_certain_only_where_every_result_is_stored():
+    a = Bounded(np.array([60000.0]), 0.0, narrow(BINARY16))
+    certain = a + a
+    assert (certain.value, certain.error) == (np.inf, 0.0)
+    # A part of the elements is kept in float32, where 120000 is an ordinary number.
+    b = Bounded(np.array([60000.0]), 0.0, narrow(BINARY16, overflow=False))
+    assert np.isinf((b + b).error).all()
+
+
+@narrow_formats
+def test_number_kept_for_each_parameter_may_be_cast_to_the_narrow_format_or_not(fmt):
+    (a,) = tensors(np.random.default_rng(28), fmt, 1, size="ordinary")
+    c = np.float64(np.float32(0.9))
+    for counters, number in ((COUNTERS32, torch.tensor(c, dtype=torch.float32)), (COUNTERS64, float(c))):
+        scalar = Bounded(c, 0.0, counters)
+        for performed, written in ((torch.mul, operator.mul), (torch.add, operator.add), (torch.div, operator.truediv)):
+            assert_covered(performed(a, number).double().numpy(), written(as_bounded(a, narrow(fmt)), scalar), a)
+    cast = (a * torch.tensor(c, dtype=NARROW[fmt])).double().numpy()
+    assert_covered(cast, as_bounded(a, narrow(fmt)) * Bounded(c, 0.0, COUNTERS32), a)
+
+
+def test_counter_that_leaves_the_narrow_format_may_be_infinite_or_not():
+    steps = Bounded(np.float64(70000.0), 0.0, COUNTERS32)
+    product = Bounded(np.array([0.5]), 0.0, narrow(BINARY16)) * steps
+    assert np.isinf(product.error).all()
+
+
+@pytest.mark.parametrize("counters", [COUNTERS32, COUNTERS64], ids=["float32", "float64"])
+def test_bound_covers_what_is_computed_from_a_counter(counters):
+    # 1 - beta ** t, in the format in which the subject holds its steps, times float32 elements.
+    rng, dtype = np.random.default_rng(29), DTYPES[counters.format]
+    elements = rng.uniform(-2, 2, 1000).astype(np.float32)
+    for t, beta in itertools.product((1.0, 2.0, 7.0, 1000.0), (0.9, 0.999, 0.5)):
+        actual = (elements / dtype(1 - dtype(math.pow(dtype(beta), t)))).astype(np.float32)
+        correction = 1 - Bounded(np.float64(beta), 0.0, SCALARS64) ** Bounded(np.float64(t), 0.0, counters)
+        assert correction.arithmetic is counters
+        assert_covered(actual, exactly(elements, SINGLE) / correction, elements)
+
+
+def test_counting_a_counter_is_exact_as_long_as_its_format_holds_it():
+    steps = Bounded(np.array([0.0, 6.0, 2.0**24 - 1]), 0.0, COUNTERS32)
+    assert not np.any((steps + 1).error)
+    beyond = Bounded(np.array([2.0**24]), 0.0, COUNTERS32) + 1
+    assert_covered(np.array([2.0**24]), beyond)
+
+
+# Sums, in any order.
+
+
+def orders_of_a_sum(x, rng):
+    """The sum of float32 numbers: from either end, in random orders, in pairs, in lanes, wider, as libraries do it."""
+    yield functools.reduce(operator.add, x)
+    yield functools.reduce(operator.add, x[::-1])
+    for _ in range(3):
+        yield functools.reduce(operator.add, rng.permutation(x))
+    yield functools.reduce(operator.add, x[np.argsort(-np.abs(x))])
+    pairs = x
+    while len(pairs) > 1:
+        pairs = np.append(pairs, x.dtype.type(0)) if len(pairs) % 2 else pairs
+        pairs = pairs[::2] + pairs[1::2]
+    yield pairs[0]
+    yield x.dtype.type(math.fsum(x.tolist()))
+    yield torch.from_numpy(x.copy()).sum().numpy()
+    yield np.sum(x)
+
+
+@pytest.mark.parametrize("uncertain", [True, False], ids=["uncertain", "exact"])
+@both_arithmetics
+def test_bound_covers_a_sum_in_any_order(arithmetic, uncertain):
+    rng, dtype = np.random.default_rng(30), DTYPES[arithmetic.format]
+    worst = 0.0
+    for n in (1, 2, 3, 17, 64, 257):
+        for spread in (0, 8):
+            x = np.ldexp(rng.uniform(-1, 1, n), rng.integers(-spread, spread + 1, n)).astype(dtype)
+            bounded = about_ordinary(rng, x, arithmetic) if uncertain else exactly(x, arithmetic)
+            for actual in orders_of_a_sum(x, rng):
+                predicted = np.sum(bounded)
+                assert_covered(
+                    np.asarray([actual]), Bounded(*map(np.atleast_1d, (predicted.value, predicted.error)), arithmetic)
+                )
+                worst = max(worst, float(ratios(np.float64(actual), predicted)))
+    # Of two numbers it is one rounding, and in float64 the reference rounds as well.
+    assert worst > 0.25
+
+
+def about_ordinary(rng, subject, arithmetic):
+    true = subject.astype(np.float64)
+    value = true + 4 * arithmetic.unit * true * rng.uniform(-1, 1, true.size)
+    return Bounded(value, np.abs(value - true) * (1 + 2.0**-50), arithmetic)
+
+
+def test_sum_of_terms_that_are_all_large_is_undetermined_and_no_other():
+    huge = Bounded(np.array([3e38, 3e38, -3e38]), 0.0, SINGLE)
+    assert np.isinf(np.sum(huge).error)
+    assert np.isfinite(np.sum(Bounded(np.array([1e38, 1e38, -1e38]), 0.0, SINGLE)).error)
+
+
+#: A reduction of torch along one axis, and how the reference writes it; the accumulator is float32.
+REDUCTIONS = {
+    "sum": (lambda x, axis: x.sum(axis, keepdim=True), lambda x, axis: x.sum(axis=axis, keepdims=True)),
+    "mean": (lambda x, axis: x.mean(axis, keepdim=True), lambda x, axis: np.mean(x, axis=axis, keepdims=True)),
+    "norm": (lambda x, axis: x.norm(dim=axis, keepdim=True), norm),
+    "sum of squares": (lambda x, axis: (x.float() * x.float()).sum(axis, keepdim=True).to(x.dtype), sum_of_squares),
+}
+
+
+@pytest.mark.parametrize("fmt", [BINARY32, BINARY16, BFLOAT16], ids=operator.attrgetter("name"))
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_bound_covers_a_reduction_of_torch(fmt, name):
+    performed, written = REDUCTIONS[name]
+    rng, dtype = np.random.default_rng(31), NARROW.get(fmt, torch.float32)
+    arithmetic = SINGLE if fmt is BINARY32 else narrow(fmt)
+    worst = 0.0
+    for shape, axis in itertools.product([(1, 1), (3, 2), (200, 5), (5, 200), (2, 3, 4)], (-1, -2)):
+        x = torch.from_numpy(rng.uniform(-1, 1, shape) * 2.0 ** rng.integers(-3, 4, shape)).to(dtype)
+        actual, predicted = performed(x, axis).double().numpy(), written(as_bounded(x, arithmetic), axis)
+        assert np.shape(predicted.value) == actual.shape
+        r = ratios(actual, predicted)
+        assert (r <= 1).all(), (shape, axis)
+        worst = max(worst, r.max())
+    # The one rounding to a narrow format outweighs all those of the sum.
+    assert worst > (0.2 if fmt is BINARY32 else 0.85)
+
+
+@both_arithmetics
+def test_bound_covers_a_scalar_product_in_any_order(arithmetic):
+    rng, dtype = np.random.default_rng(32), DTYPES[arithmetic.format]
+    for n in (1, 2, 5, 64):
+        a, b = (rng.uniform(-1, 1, n).astype(dtype) for _ in "ab")
+        ra, rb = about_ordinary(rng, a, arithmetic), about_ordinary(rng, b, arithmetic)
+        dot, self = np.dot(exactly(a, arithmetic), exactly(b, arithmetic)), np.dot(ra, rb)
+        with mpmath.workprec(400):
+            exact = nearest(mpmath.fdot(multiple_precision(a), multiple_precision(b)), arithmetic.format)
+        library = float(torch.dot(torch.from_numpy(a), torch.from_numpy(b)))
+        for actual in [*map(float, orders_of_a_sum(a * b, rng)), exact, library]:
+            assert ratios(np.float64(actual), dot) <= 1
+            assert ratios(np.float64(actual), self) <= 1
+
+
+def test_square_that_underflows_is_counted():
+    x = np.full(4, 1e-30, np.float32)
+    total = exactly(x, SINGLE).sum_of_squares()
+    assert_covered(np.sum(x * x, keepdims=True), total)
+    assert_covered(np.array([float(np.sum(x.astype(np.float64) ** 2))]), total)
+
+
+def test_largest_element_is_that_of_an_operand_in_doubt():
+    x = Bounded(np.array([1.0, 1.5, -7.0]), np.array([0.75, 0.125, 0.0]), SINGLE)
+    largest = np.max(x)
+    # The first may be 1.75, and none of them less than 1.375.
+    assert (largest.value, largest.error) == (1.5, 0.25)
+
+
+# Choices that do not round.
+
+
+@both_arithmetics
+@pytest.mark.parametrize("operation", [np.maximum, np.minimum], ids=operator.attrgetter("__name__"))
+def test_bound_covers_the_larger_and_the_smaller_of_two(arithmetic, operation):
+    rng = np.random.default_rng(33)
+    a, b = pairs(rng, DTYPES[arithmetic.format], 40_000)
+    ra, rb = about(rng, a, arithmetic), about(rng, b, arithmetic)
+    assert_covered(operation(a, b), operation(ra, rb), a, b)
+    exact = operation(exactly(a, arithmetic), exactly(b, arithmetic))
+    assert_covered(operation(a, b), exact, a, b)
+    assert not np.any(exact.error)
+
+
+def test_larger_of_two_that_are_apart_has_the_error_of_its_own():
+    a, b = Bounded(np.array([5.0, 1.0]), np.array([0.5, 0.25]), SINGLE), Bounded(np.array([1.0, 1.1]), 0.125, SINGLE)
+    assert np.maximum(a, b).error.tolist() == [0.5, 0.25]
+    assert np.minimum(a, b).error.tolist() == [0.125, 0.25]
+
+
+def test_where_takes_the_value_and_the_error_of_its_choice():
+    a, b = Bounded(np.array([1.0, 2.0]), 0.5, SINGLE), Bounded(np.array([3.0, 4.0]), 0.25, SINGLE)
+    chosen = np.where(np.array([True, False]), a, b)
+    assert chosen.value.tolist() == [1.0, 4.0]
+    assert chosen.error.tolist() == [0.5, 0.25]
+    # A number that is written into a tensor is rounded to its format.
+    assert_covered(
+        np.array([np.float32(0.1), 2.0]), np.where(np.array([True, False]), 0.1, exactly(np.ones(2) * 2, SINGLE))
+    )
+
+
+def test_sign_is_a_plain_number_where_it_is_sure():
+    x = Bounded(np.array([2.0, -3.0, 0.0, -0.0, np.inf]), np.array([0.5, 0.5, 0.0, 0.0, 0.0]), SINGLE)
+    sign = np.sign(x)
+    assert isinstance(sign, np.ndarray)
+    assert sign.tolist() == [1.0, -1.0, 0.0, 0.0, 1.0]
+
+
+def test_at_least_is_the_maximum():
+    x = Bounded(np.array([0.5, 1.0, 3.0, np.inf]), np.array([0.0, 0.25, 0.25, 0.0]), SINGLE)
+    bounded = x.at_least(1.0)
+    assert bounded.value.tolist() == [1.0, 1.0, 3.0, np.inf]
+    assert bounded.error.tolist() == [0.0, 0.25, 0.25, 0.0]
+
+
+# What the subject was seen to hold.
+
+
+def test_buffer_that_was_seen_within_its_budget_is_gone_on_with_as_it_is():
+    predicted = Bounded(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.5, 0.5]), SINGLE)
+    assert predicted.as_stored("variance") is predicted
+    with seen({"variance": np.array([1.25, 9.0, np.nan])}, SINGLE):
+        assert predicted.as_stored("step") is predicted
+        stored = predicted.as_stored("variance")
+    # What deviates must not be believed, or the rest would agree with a fault.
+    np.testing.assert_array_equal(stored.value, [1.25, 2.0, 3.0])
+    assert stored.error.tolist() == [0.0, 0.5, 0.5]
+    assert predicted.as_stored("variance") is predicted
+
+
+def test_number_kept_for_each_parameter_is_seen_as_the_float32_that_it_is():
+    product = Bounded(np.float64(0.9), 0.0, COUNTERS64)
+    single = np.float64(np.float32(0.9))
+    with seen({"mu_product": single}, COUNTERS64):
+        stored = product.as_stored("mu_product")
+        assert (stored.value, stored.error) == (single, 0.0)
+    with seen({"mu_product": np.float64(0.90001)}, COUNTERS64):
+        assert product.as_stored("mu_product").value == 0.9
+
+
+@narrow_formats
+def test_what_is_stored_in_its_own_format_is_rounded_no_more(fmt):
+    x = Bounded(np.ones(3), 0.25, narrow(fmt))
+    assert x.store(fmt) is x
 
 
 # Where a budget comes from.

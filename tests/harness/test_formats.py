@@ -9,17 +9,21 @@ from stepcheck.harness.formats import (
     BINARY16,
     BINARY32,
     BINARY64,
+    COUNTERS,
+    COUNTERS32,
+    COUNTERS64,
     ELEMENTS,
     FORMATS,
-    REFERENCE_ROUNDOFF,
     OPTIONS,
+    REFERENCE_ROUNDOFF,
     SCALARS64,
     Arithmetic,
 )
 
 DTYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 numpy_formats = pytest.mark.parametrize("name", DTYPES)
-every_format = pytest.mark.parametrize("name", FORMATS)
+#: Of a complex dtype, FORMATS says what its parts are.
+every_format = pytest.mark.parametrize("name", [n for n in FORMATS if not n.startswith("complex")])
 
 
 def round_trip(x, name):
@@ -74,8 +78,15 @@ def test_constants_are_those_of_torch(name):
 
 
 def test_formats_are_named_as_ieee_754_names_them():
-    assert FORMATS == {"float16": BINARY16, "bfloat16": BFLOAT16, "float32": BINARY32, "float64": BINARY64}
-    assert [f.name for f in FORMATS.values()] == ["binary16", "bfloat16", "binary32", "binary64"]
+    real = {"float16": BINARY16, "bfloat16": BFLOAT16, "float32": BINARY32, "float64": BINARY64}
+    assert real | {"complex64": BINARY32, "complex128": BINARY64} == FORMATS
+    assert [f.name for f in real.values()] == ["binary16", "bfloat16", "binary32", "binary64"]
+
+
+@pytest.mark.parametrize("name", ["complex64", "complex128"])
+def test_format_of_a_complex_dtype_is_that_of_its_parts(name):
+    part = torch.view_as_real(torch.zeros(1, dtype=getattr(torch, name))).dtype
+    assert FORMATS[name] is FORMATS[str(part).removeprefix("torch.")]
 
 
 @every_format
@@ -136,6 +147,30 @@ def test_unit_of_an_arithmetic_counts_the_rounding_of_the_reference():
     assert np.finfo(np.float64).eps / 2 == REFERENCE_ROUNDOFF
     for fmt in FORMATS.values():
         assert Arithmetic(fmt).unit == fmt.unit_roundoff + REFERENCE_ROUNDOFF
+
+
+@pytest.mark.parametrize("fmt", [BINARY16, BFLOAT16], ids=["float16", "bfloat16"])
+def test_operation_in_a_wider_format_rounds_to_both(fmt):
+    arithmetic = Arithmetic(fmt, inner=BINARY32, orders=frozenset({"lerp"}), division=2.0)
+    assert arithmetic.unit == fmt.unit_roundoff + BINARY32.unit_roundoff + REFERENCE_ROUNDOFF
+    inside = arithmetic.within
+    assert (inside.format, inside.inner, inside.entry) == (BINARY32, None, None)
+    assert (inside.orders, inside.division) == (arithmetic.orders, 2.0)
+    assert inside.unit == BINARY32.unit_roundoff + REFERENCE_ROUNDOFF
+    assert Arithmetic(fmt).within.format is fmt
+
+
+def test_plain_number_enters_in_the_wider_format_unless_it_is_said_otherwise():
+    assert Arithmetic(BFLOAT16).entering.format is BFLOAT16
+    assert Arithmetic(BFLOAT16, inner=BINARY32).entering.format is BINARY32
+    assert Arithmetic(BFLOAT16, inner=BINARY32, entry=BFLOAT16).entering.format is BFLOAT16
+
+
+def test_levels_are_ordered_as_one_enters_the_other():
+    assert OPTIONS < COUNTERS < ELEMENTS
+    assert SCALARS64.level == OPTIONS
+    assert (COUNTERS32.format, COUNTERS32.level) == (BINARY32, COUNTERS)
+    assert (COUNTERS64.format, COUNTERS64.level) == (BINARY64, COUNTERS)
 
 
 def test_arithmetic_is_ieee_754_unless_it_says_otherwise():

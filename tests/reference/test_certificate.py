@@ -7,9 +7,20 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from stepcheck.harness.certificate import bounded, combinations, confront, declared, draw, fields, lives, plain, shapes
+from stepcheck.harness.certificate import (
+    Inputs,
+    bounded,
+    combinations,
+    confront,
+    declared,
+    draw,
+    fields,
+    lives,
+    plain,
+    shapes,
+)
 from stepcheck.harness.comparison import ratios
-from stepcheck.harness.formats import BINARY32, Arithmetic
+from stepcheck.harness.formats import BINARY32, BINARY64, Arithmetic
 from stepcheck.reference import SPECS
 from stepcheck.reference.arithmetic import ORDERS
 
@@ -66,6 +77,31 @@ def test_exact_result_lies_within_the_bound_of_float64(spec, options, absent):
             if spec.elementwise:
                 assert found.undetermined.mean() < (0.9 if (spec.name, name) == ("RAdam", "parameter") else 0.5)
             assert found.undefined.mean() < 0.5
+
+
+@pytest.mark.xfail(
+    reason="the variance is written addcmul(v, a, a, -1.0), which its root does not take for a difference"
+)
+@pytest.mark.parametrize(
+    ("dtype", "number", "eps", "square_avg", "grad_avg"),
+    [
+        # In exact arithmetic the variance is -1e-340, in float64 it is 0.
+        pytest.param(np.float64, BINARY64, 1e-8, 0.0, 1e-170, id="float64"),
+        # The square, rounded, less the square in one operation (FMA) is negative.
+        pytest.param(np.float32, BINARY32, 1e-3, np.float32(0.1) * np.float32(0.1), np.float32(0.1), id="float32"),
+    ],
+)
+def test_root_of_a_variance_that_may_be_negative_is_undetermined(dtype, number, eps, square_avg, grad_avg):
+    spec = SPECS["RMSprop"]
+    hyper = spec.hyper_values(centered=True, alpha=1.0, eps=eps)
+    state = {
+        "step": np.array([3.0]),
+        "square_avg": np.array([square_avg], dtype),
+        "grad_avg": np.array([grad_avg], dtype),
+    }
+    given = Inputs(np.array([1.0], dtype), np.array([0.5], dtype), state)
+    (predicted,) = bounded(spec, hyper, given, Arithmetic(number))
+    assert np.isinf(predicted["parameter"].error).all()
 
 
 def report(name, i, value, expected, bound, given):
@@ -125,10 +161,10 @@ def single_update(spec, hyper, order, given):
     return {name: np.asarray(x, np.float64) for name, x in updated.items()}
 
 
-def closest(spec, hyper, arithmetic, given, actual):
+def closest(predictions, actual):
     """Per field, the distance in budgets from the outcome of open decisions that is closest, element by element."""
     best = {}
-    for predicted in bounded(spec, hyper, given, arithmetic):
+    for predicted in predictions:
         assert actual.keys() == predicted.keys()
         for name, value in actual.items():
             r = ratios(value, predicted[name])
@@ -150,16 +186,19 @@ def test_single_precision_lies_within_the_bound(spec, options, absent):
         given = draw(rng, spec, hyper, absent, shape, np.float32, 25, specials)
         Single.offered.clear()
         written = single_update(spec, hyper, "written", given)
+        anything = list(bounded(spec, hyper, given, Arithmetic(BINARY32, orders=ORDERS | {"written"})))
         for order in ("written", *sorted(Single.offered)):
             actual = written if order == "written" else single_update(spec, hyper, order, given)
-            for orders in ({order}, ORDERS | {"written"}):
-                arithmetic = Arithmetic(BINARY32, orders=frozenset(orders))
-                for name, r in closest(spec, hyper, arithmetic, given, actual).items():
-                    i = r.argmax()
-                    predicted = next(bounded(spec, hyper, given, arithmetic))[name] if r.max() > 1 else None
-                    assert r.max() <= 1, f"{order} of {sorted(orders)}: " + report(
-                        name, i, actual[name].reshape(-1)[i], predicted.value, predicted.error, given
-                    )
+            alone = list(bounded(spec, hyper, given, Arithmetic(BINARY32, orders=frozenset({order}))))
+            for predictions in (alone, anything):
+                for name, r in closest(predictions, actual).items():
+                    assert r.max() <= 1, f"{order}: " + misses(name, r, actual, predictions, given)
+
+
+def misses(name, r, actual, predictions, given):
+    i, predicted = r.argmax(), predictions[0][name]
+    expected, bound = (np.broadcast_to(x, r.shape).reshape(-1)[i] for x in (predicted.value, predicted.error))
+    return report(name, i, actual[name].reshape(-1)[i], expected, bound, given)
 
 
 @each_case
@@ -188,7 +227,7 @@ def test_bound_is_approached(spec):
         for shape in shapes(spec, N):
             given = draw(rng, spec, hyper, (), shape, np.float32, 1, [0.0])
             actual = single_update(spec, hyper, "written", given)
-            for name, r in closest(spec, hyper, Arithmetic(BINARY32), given, actual).items():
+            for name, r in closest(bounded(spec, hyper, given, Arithmetic(BINARY32)), actual).items():
                 used[name] = max(used.get(name, 0.0), r.max())
     for name, share in used.items():
         kept_for_each_parameter = next((b.per_parameter for b in spec.buffers if b.name == name), False)

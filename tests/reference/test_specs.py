@@ -93,14 +93,21 @@ def constructed(spec, options, shape=None, dtype=torch.float64):
     return parameter, getattr(torch.optim, spec.name)([parameter], **options)
 
 
-def stepped(spec, options, shape=None, dtype=torch.float64):
-    """The parameter, its gradient and its state after a first step of torch."""
+def stepped(spec, options, shape=None, dtype=torch.float64, steps=1):
+    """The parameter and its gradient before the first steps of torch, the parameter and its state after them."""
     parameter, optimizer = constructed(spec, options, shape, dtype)
     gradient = torch.linspace(0.5, 0.25, parameter.numel(), dtype=dtype).reshape(parameter.shape)
     parameter.grad = gradient.to_sparse(1) if spec.sparse == "only" else gradient
     before = parameter.detach().clone()
-    # A closure that is given to the others is evaluated once.
-    optimizer.step((lambda: (parameter * 0).sum()) if spec.closure else None)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (parameter**4).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure if spec.closure else None)
     return before, gradient, parameter.detach(), optimizer.state[parameter]
 
 
@@ -174,10 +181,11 @@ def test_hyperparameters_are_those_of_torch(spec):
 @each_hyper
 def test_type_of_a_default_is_that_of_torch(spec, hyper):
     default = inspect.signature(getattr(torch.optim, spec.name)).parameters[hyper.name].default
-    # False == 0 and 1 == 1.0: a flag, a count and a number must not be mistaken for each other.
-    assert type(hyper.default) is type(default)
-    if isinstance(default, tuple):
-        assert list(map(type, hyper.default)) == list(map(type, default))
+    # False == 0: a flag and a number must not be mistaken for each other. Where torch writes 0, it means 0.0.
+    kinds = [int if isinstance(x, float) else type(x) for x in (hyper.default, default)]
+    assert kinds[0] is kinds[1]
+    if hyper.integer and default is not None:
+        assert type(hyper.default) is type(default) is int
 
 
 @each_hyper
@@ -263,80 +271,127 @@ def test_average_that_never_forgets_is_accepted(name, option):
 
 # Validation, held to torch's own: an option is probed alone, all others at their defaults.
 
-NUMBERS = (-1e30, -1.0, -1e-3, 0, 0.0, 1e-30, 0.5, 1, 1.0, math.nextafter(1.0, 2.0), 1.5, 7, 99, 100, 1e6, 1e30)
+NUMBERS = (-1e30, -1.0, -1e-3, 0.0, 1e-30, 0.5, 1.0, math.nextafter(1.0, 2.0), 1.5, 1e30)
+COUNTS = (-(10**6), -1, 0, 1, 2, 5, 99, 100, 10**6, 2.5)
 NO_NUMBERS = (math.inf, -math.inf, math.nan, None, True, False, "0.5", "original", "strong_wolfe", (0.5,), [0.5], {})
+#: What makes an option matter.
+BESIDE = {"dampening": {"momentum": 0.9}}
 
 
 def probes(hyper):
     if not isinstance(hyper.default, tuple):
-        return (*NUMBERS, *NO_NUMBERS)
-    few = (-1.0, -1e-3, 0, 0.0, 0.5, 1, 1.0, 1.5, 1e30, *NO_NUMBERS[:-2])
-    n = len(hyper.default)
-    several = (*itertools.product(few, few), (), (0.5,), (0.5,) * 3) if n == 2 else itertools.product(few[:8], repeat=n)
+        return (*(COUNTS if hyper.integer else NUMBERS), *NO_NUMBERS)
+    n, few = len(hyper.default), (-1.0, -1e-3, 0.0, 0.5, 1.0, 1.5, 1e30, *NO_NUMBERS[:-2])
+    several = itertools.product(few, few) if n == 2 else ()
     one = [(*hyper.default[:k], x, *hyper.default[k + 1 :]) for k in range(n) for x in few]
-    return (*several, *one, list(hyper.default), *NO_NUMBERS, 0.5)
+    return (*several, *one, (), hyper.default[:-1], (*hyper.default, 0.5), list(hyper.default), *NO_NUMBERS, 0.5)
 
 
-def numbers_in(value):
+def entries(value):
     return value if isinstance(value, (tuple, list)) else (value,)
 
 
-def is_bool(x):
-    return isinstance(x, bool)
+def is_number(x):
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
 
 
-#: Where a Spec is stricter than torch.optim, and why: (reason, whether it explains the refusal of a value).
-STRICTER = (
-    ("no implementation has to make sense of infinity or NaN", lambda spec, h, v: any(
-        isinstance(x, float) and not math.isfinite(x) for x in numbers_in(v))),
-    ("True is no number", lambda spec, h, v: not h.is_flag and any(map(is_bool, numbers_in(v)))),
-    ("a flag is True or False, not what Python takes for it", lambda spec, h, v: h.is_flag and not is_bool(v)),
-    ("a tuple is a tuple", lambda spec, h, v: isinstance(h.default, tuple) and not isinstance(v, tuple)),
-    ("a tuple has the length of its default", lambda spec, h, v: isinstance(h.default, tuple) and isinstance(v, tuple)
-        and len(v) != len(h.default)),
-    ("above 1 the average of squares can turn negative", lambda spec, h, v: (spec.name, h.name) == ("RMSprop", "alpha")
-        and not isinstance(v, (str, tuple, list, dict, type(None))) and v > 1),
-)  # fmt: skip
+#: Why a Spec is stricter than torch.optim, of any option, and whether that explains the refusal of a value.
+STRICTER = {
+    "no implementation has to make sense of infinity or NaN": lambda h, value: any(
+        isinstance(x, float) and not math.isfinite(x) for x in entries(value)
+    ),
+    "True is no number": lambda h, value: not h.is_flag and any(isinstance(x, bool) for x in entries(value)),
+    "a flag is True or False, not what Python takes for it": lambda h, value: h.is_flag and not isinstance(value, bool),
+    "a list is no tuple": lambda h, value: isinstance(h.default, tuple) and isinstance(value, list),
+    "a bound is a number; that torch.clamp takes None is an accident": lambda h, value: (
+        h.name == "step_sizes" and None in entries(value)
+    ),
+}
+#: Why it is stricter about the numbers that one option may be.
+STRICTER_NUMBERS = {
+    ("RMSprop", "alpha"): "above 1 the average of squares can turn negative",
+    ("Rprop", "step_sizes"): "a negative step follows the gradient, and bounds out of order leave open which wins",
+    ("ASGD", "lambd"): "torch does not look; a decay that is negative grows",
+    ("ASGD", "alpha"): "torch does not look; the step sizes of a schedule must not grow",
+    ("ASGD", "t0"): "torch does not look; steps are counted from 0",
+    ("LBFGS", "max_iter"): "torch does not look; less than one iteration is none",
+    ("LBFGS", "max_eval"): "torch does not look; less than one evaluation is none",
+    ("LBFGS", "tolerance_grad"): "torch does not look; a negative tolerance is never met",
+    ("LBFGS", "tolerance_change"): "torch does not look; a negative tolerance is never met",
+    ("Muon", "eps"): "torch does not look; it is the least norm that is divided by",
+    ("Muon", "ns_steps"): "a count; torch takes a negative one for none",
+}
 
 
 def reason(spec, hyper, value):
-    return next((why for why, explains in STRICTER if explains(spec, hyper, value)), None)
+    if all(map(is_number, entries(value))) and (spec.name, hyper.name) in STRICTER_NUMBERS:
+        return STRICTER_NUMBERS[spec.name, hyper.name]
+    return next((why for why, explains in STRICTER.items() if explains(hyper, value)), None)
 
 
 def refusal(spec, options):
-    """What torch raises at construction or in a first step, or ``None``."""
+    """What torch raises at construction or in two steps, or ``None``."""
     try:
-        stepped(spec, options)
-    except Exception as error:
+        stepped(spec, options, steps=2)
+    except OverflowError:
+        return None  # Python's, of a power: it is a number nonetheless
+    except Exception as error:  # noqa: BLE001 - whatever it raises is a refusal
         return error
     return None
 
 
-@each_hyper
-def test_whatever_torch_refuses_is_refused_and_what_else_is_has_a_reason(spec, hyper):
-    accepted = 0
+def refused_alone(spec, hyper):
+    """Values that the Spec refuses and torch takes, and values that torch refuses and the Spec takes."""
+    by_spec, by_torch = [], []
     for value in probes(hyper):
+        options = {**BESIDE.get(hyper.name, {}), hyper.name: value}
+        error = refusal(spec, options)
         try:
-            spec.hyper_values({hyper.name: value})
+            spec.hyper_values(options)
         except ValueError:
-            if refusal(spec, {hyper.name: value}) is None:
-                assert reason(spec, hyper, value), f"torch takes {hyper.name}={value!r}, and nothing says why not"
+            by_spec += [value] if error is None else []
         else:
-            accepted += 1
-            error = refusal(spec, {hyper.name: value})
-            assert error is None, f"torch refuses {hyper.name}={value!r}: {error!r}"
-    assert accepted
+            by_torch += [] if error is None else [(value, error)]
+    return by_spec, by_torch
 
 
-def test_no_reason_to_be_stricter_is_idle():
-    explained = {
-        reason(spec, h, value)
-        for spec in SPECS.values()
-        for h in spec.hyper
-        for value in probes(h)
-        if h.problem(value) is not None
-    }
-    assert explained >= {why for why, _ in STRICTER}
+@each_hyper
+def test_whatever_torch_refuses_is_refused_and_whatever_else_is_has_a_reason(spec, hyper):
+    by_spec, by_torch = refused_alone(spec, hyper)
+    assert by_torch == []
+    assert [value for value in by_spec if reason(spec, hyper, value) is None] == []
+    if (spec.name, hyper.name) in STRICTER_NUMBERS:
+        # The reason is needed.
+        assert STRICTER_NUMBERS[spec.name, hyper.name] in {reason(spec, hyper, value) for value in by_spec}
+
+
+def test_every_reason_to_be_stricter_is_needed():
+    hypers = [
+        (SPECS["SGD"], "lr"),
+        (SPECS["SGD"], "maximize"),
+        (SPECS["Adamax"], "betas"),
+        (SPECS["Rprop"], "step_sizes"),
+    ]
+    used = set()
+    for spec, name in hypers:
+        hyper = next(h for h in spec.hyper if h.name == name)
+        used |= {reason(spec, hyper, value) for value in refused_alone(spec, hyper)[0]}
+    assert used >= STRICTER.keys()
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@pytest.mark.xfail(reason="the Spec takes a whole number for a beta, torch refuses it", strict=True)
+def test_beta_that_is_no_float_is_refused_as_torch_does(name):
+    assert isinstance(refusal(SPECS[name], {"betas": (0, 0.5)}), ValueError)
+    with pytest.raises(ValueError, match="betas"):
+        SPECS[name].hyper_values(betas=(0, 0.5))
+
+
+@pytest.mark.xfail(reason="the Spec takes 5.0 for a count, torch raises TypeError in step()", strict=True)
+def test_count_that_is_a_float_is_refused_as_torch_does():
+    assert isinstance(refusal(SPECS["Muon"], {"ns_steps": 5.0}), TypeError)
+    with pytest.raises(ValueError, match="ns_steps"):
+        SPECS["Muon"].hyper_values(ns_steps=5.0)
 
 
 @each_spec
@@ -392,9 +447,10 @@ def test_buffers_have_the_names_shapes_and_dtypes_of_torch(spec, options):
         for dtype in (torch.float64, torch.bfloat16):
             *_, state = stepped(spec, options, shape, dtype)
             expected = buffers(spec, spec.hyper_values(options), shape)
-            assert {name: tuple(x.shape) for name, x in state.items()} == expected
+            assert {name: np.shape(x) for name, x in state.items()} == expected
             for b in spec.buffers:
-                if b.name in state:
+                # SparseAdam counts its steps in a Python int.
+                if b.name in state and not isinstance(state[b.name], int):
                     assert state[b.name].dtype == (torch.float32 if b.per_parameter else dtype), b.name
 
 
@@ -410,17 +466,9 @@ def test_adafactor_keeps_a_row_and_a_column_of_a_matrix_and_the_whole_of_a_vecto
 
 
 def test_state_of_lbfgs_is_that_of_torch():
-    parameter, optimizer = constructed(SPECS["LBFGS"], {"max_iter": 3})
-
-    def closure():
-        optimizer.zero_grad()
-        loss = (parameter**4).sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
+    *_, state = stepped(SPECS["LBFGS"], {"max_iter": 3})
     # The scratch of the two-loop recursion is no state.
-    assert set(optimizer.state[parameter]) - {"al"} == {b.name for b in SPECS["LBFGS"].buffers}
+    assert set(state) - {"al"} == {b.name for b in SPECS["LBFGS"].buffers}
 
 
 @each_variant
@@ -440,12 +488,15 @@ def test_first_step_from_the_initial_state_is_that_of_torch(spec, options):
         p, g, after, state = stepped(spec, options, shape)
         before = state_before(spec, hyper, np.random.default_rng(1), shape, first=True)
         expected, predicted = spec.update(p.numpy(), g.numpy(), before, hyper)
-        fields = {name: (state[name], predicted[name], 1e-12) for name in state}
-        # What is kept for each parameter is float32; products of matrices are bfloat16.
-        fields |= {b.name: (*fields[b.name][:2], 1e-6) for b in spec.buffers if b.per_parameter and b.name in fields}
-        fields["parameter"] = (after, expected, 3e-3 if spec.products else 1e-12)
-        for name, (got, wanted, tolerance) in fields.items():
-            assert (np.abs(got.double().numpy() - wanted) <= tolerance * np.abs(wanted)).all(), name
+        single = {b.name for b in spec.buffers if b.per_parameter}
+        # What is kept for each parameter is float32, and what is computed with it no more precise.
+        tolerance = 1e-12 if single & state.keys() <= {"step"} else 1e-6
+        for name, x in {"parameter": after, **state}.items():
+            wanted = expected if name == "parameter" else predicted[name]
+            # Products of matrices are bfloat16.
+            coarse = name == "parameter" and spec.products
+            allowed = 0.1 * np.abs(wanted - p.numpy()).max() if coarse else tolerance * np.abs(wanted)
+            assert (np.abs(torch.as_tensor(x).double().numpy() - wanted) <= allowed).all(), name
 
 
 # The update.
