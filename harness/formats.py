@@ -120,5 +120,5 @@ class Arithmetic:
 SCALARS64 = Arithmetic(BINARY64, level=OPTIONS)
 #: Counters that are read into Python numbers before they are used.
 COUNTERS64 = Arithmetic(BINARY64, level=COUNTERS)
-#: Counters that are computed with as the float32 tensors that they are.
-COUNTERS32 = Arithmetic(BINARY32, level=COUNTERS)
+#: Counters that are computed with as the float32 tensors that they are; a number over a tensor is a product with its reciprocal.
+COUNTERS32 = Arithmetic(BINARY32, division=2.0, level=COUNTERS)

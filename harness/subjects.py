@@ -148,7 +148,16 @@ TORCH_PROFILES: dict[tuple[str, str], Profile] = {
         narrow="every",
         narrow_scalars=True,
     ),
-    ("Adagrad", "foreach"): _also(_FOREACH, "it scales the gradient first", "folded"),
+    **{
+        ("Adagrad", mode): _also(
+            TORCH_CPU, "of a sparse gradient it squares and divides first", "written", "square_first", "quotient_first"
+        )
+        for mode in ("forloop", "differentiable")
+    },
+    ("Adagrad", "foreach"): _also(
+        _FOREACH, "it scales the gradient first; of a sparse gradient it squares and divides first",
+        "folded", "square_first", "quotient_first",
+    ),
     ("RAdam", "foreach"): _also(_FOREACH, "it folds all scalars into the divisor and takes its reciprocal", "folded"),
     ("Adafactor", "forloop"): _also(TORCH_CPU, "it squares a norm, and uses rsqrt", "norm", "reciprocal"),
     ("Adafactor", "foreach"): _also(_FOREACH, "it squares a norm, and uses rsqrt", "norm", "reciprocal"),

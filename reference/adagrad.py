@@ -40,7 +40,7 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         g = -g
     if hyper.weight_decay != 0:
         g = g + hyper.weight_decay * p
-    s = addcmul(state["sum"], g, g, 1.0)
+    s = any_order(addcmul(state["sum"], g, g, 1.0), square_first=lambda: state["sum"] + g * g)
     lr = hyper.lr / (1 + (t - 1) * hyper.lr_decay)
     denom = np.sqrt(s) + hyper.eps
     new_p = any_order(

@@ -595,6 +595,7 @@ narrow_formats = pytest.mark.parametrize("fmt", NARROW, ids=operator.attrgetter(
 SCALARS = (0.5, -3.0, 0.1, 1 - 0.999, 1 / 3, 3e-6)
 
 
+@functools.cache  # operands of one operation share their arithmetic
 def narrow(fmt, **changes):
     return Arithmetic(fmt, inner=BINARY32, **changes)
 

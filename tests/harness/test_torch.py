@@ -29,7 +29,7 @@ KNOWN = (
     ("torch:SGD[[]foreach]", "completes", "RuntimeError in step(): unsupported operation: more than one element*"),
     # Gradients with the conjugate bit set: torch.view_as_real refuses them, and foreach operations in place.
     ("torch:*", "completes", CONJUGATE + "*"),
-    ("torch:*[[]foreach]", "completes", "RuntimeError in step(): fallback doesn't currently support mutable*"),
+    ("torch:*[[]foreach]", "completes", "RuntimeError in *: fallback doesn't currently support mutable*"),
     # A coalesced sparse tensor added to a dense one-dimensional view counts the view's offset twice.
     ("torch:*", "memory-beside", "offset"),
     ("torch:SGD*", "agreement", "strided parameter"),
@@ -66,6 +66,8 @@ KNOWN = (
     ("torch:Muon*", "agreement", "strided *"),
     # A gradient that is not contiguous is flattened with view().
     ("torch:LBFGS*", "completes", "RuntimeError in step(): view size is not compatible with input*"),
+    # Parameters of no elements at all have no largest gradient.
+    ("torch:LBFGS*", "completes", "RuntimeError in step(): max(): Expected reduction dim*"),
     # A loss of NaN in a bracket of one trial: the second is asked for.
     ("torch:LBFGS*", "completes", "IndexError in step(): list index out of range"),
     # A step length beyond the dtype's largest number.

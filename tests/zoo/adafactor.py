@@ -77,16 +77,14 @@ class RightAdafactor(base.Zoo):
         return min(lr, t**-0.5)
 
     def decayed(self, p, group, alpha):
-        return p - group["lr"] * group["weight_decay"] * p if group["weight_decay"] != 0 else p
+        return p * (1 - group["lr"] * group["weight_decay"]) if group["weight_decay"] != 0 else p
 
 
 class ClipsRows(RightAdafactor):
     """Clips each row by its own RMS."""
 
     def clip(self, u, d):
-        if u.dim() < 2:
-            return super().clip(u, d)
-        return ((u * u).mean(-1, keepdim=True).sqrt() / d).clamp(min=1.0)
+        return ((u * u).mean(-1, keepdim=True).sqrt() / d).clamp(min=1.0) if u.dim() > 1 else super().clip(u, d)
 
 
 class NeverClips(RightAdafactor):
@@ -180,8 +178,8 @@ class MeanOfBatch(RightAdafactor):
         return row.mean()
 
 
-class SharesColumns(RightAdafactor):
-    """Takes rows for columns in the normalization, which only a square matrix survives."""
+class NormalizesBySum(RightAdafactor):
+    """Normalizes by the sum of the rows, not by their mean."""
 
     def total(self, row):
         return row.sum(-2, keepdim=True)

@@ -7,15 +7,13 @@ from zoo import base
 
 class RightASGD(base.Zoo):
     def __init__(self, params, *, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, weight_decay=0.0, maximize=False):
-        super().__init__(
-            params, lr=lr, lambd=lambd, alpha=alpha, t0=t0, weight_decay=weight_decay, maximize=maximize
-        )
+        super().__init__(params, lr=lr, lambd=lambd, alpha=alpha, t0=t0, weight_decay=weight_decay, maximize=maximize)
 
     def buffers(self, group):
         return ("ax",)
 
     def start(self, p, group):
-        return super().start(p, group) | {"eta": float(group["lr"]), "mu": 1.0}
+        return super().start(p, group) | {"eta": self.stored(group["lr"]), "mu": 1.0}
 
     def update(self, p, g, state, group):
         before, t = p.clone(), state["step"].item()
@@ -33,8 +31,12 @@ class RightASGD(base.Zoo):
         state["ax"] = state["ax"] + state["mu"] * (p - state["ax"])
 
     def schedule(self, t, state, group):
-        state["eta"] = self.eta(t, group["lr"], group["lambd"], group["alpha"])
-        state["mu"] = self.mu(t, group["t0"])
+        state["eta"] = self.stored(self.eta(t, group["lr"], group["lambd"], group["alpha"]))
+        state["mu"] = self.stored(self.mu(t, group["t0"]))
+
+    def stored(self, x):
+        # In float32, but no tensor: load_state_dict would cast it to the dtype of the parameter.
+        return torch.tensor(x, dtype=torch.float32).item()
 
     def eta(self, t, lr, lambd, alpha):
         # As a tensor: a power that overflows is infinite, where Python raises.
@@ -48,7 +50,7 @@ class KeepsEta(RightASGD):
     """Keeps the first eta for ever."""
 
     def schedule(self, t, state, group):
-        state["mu"] = self.mu(t, group["t0"])
+        state["mu"] = self.stored(self.mu(t, group["t0"]))
 
 
 class SchedulesFirst(RightASGD):

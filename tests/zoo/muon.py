@@ -104,10 +104,17 @@ class LooksAheadUnweighted(RightMuon):
 
 
 class WrongCoefficient(RightMuon):
-    """Takes the second coefficient one percent too large."""
+    """Takes the second coefficient five percent too large."""
 
     def iterate(self, x, a, b, c):
-        return super().iterate(x, a, 1.01 * b, c)
+        return super().iterate(x, a, 1.05 * b, c)
+
+
+class IgnoresCoefficients(RightMuon):
+    """Iterates with the default coefficients, whatever ns_coefficients says."""
+
+    def iterate(self, x, a, b, c):
+        return super().iterate(x, 3.4445, -4.775, 2.0315)
 
 
 class WrongSign(RightMuon):

@@ -1,7 +1,5 @@
 """NAdam."""
 
-import torch
-
 from zoo import base
 
 

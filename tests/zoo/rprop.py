@@ -23,7 +23,9 @@ class RightRprop(base.Zoo):
 
     def update(self, p, g, state, group):
         sign = self.agreement(g, state["prev"])
-        size = state["step_size"] = self.clamp(self.scale(state["step_size"], sign, *group["etas"]), *group["step_sizes"])
+        size = state["step_size"] = self.clamp(
+            self.scale(state["step_size"], sign, *group["etas"]), *group["step_sizes"]
+        )
         state["prev"] = self.kept(g, sign)
         return p - size * self.moved(g, sign).sign()
 

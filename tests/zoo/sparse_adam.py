@@ -65,7 +65,9 @@ class Densifies(RightSparseAdam):
 
     def gradient(self, p, group):
         everywhere = torch.ones_like(p).to_sparse(1).indices()
-        return torch.sparse_coo_tensor(everywhere, p.grad.to_dense(), p.shape, is_coalesced=True, check_invariants=False)
+        return torch.sparse_coo_tensor(
+            everywhere, p.grad.to_dense(), p.shape, is_coalesced=True, check_invariants=False
+        )
 
 
 class ForgetsUnnamed(RightSparseAdam):
@@ -109,7 +111,11 @@ class AppliesDuplicatesInTurn(RightSparseAdam):
         value = p
         for i in range(p.grad._nnz()):
             entry = torch.sparse_coo_tensor(
-                p.grad._indices()[:, i : i + 1], p.grad._values()[i : i + 1], p.shape, is_coalesced=True, check_invariants=False
+                p.grad._indices()[:, i : i + 1],
+                p.grad._values()[i : i + 1],
+                p.shape,
+                is_coalesced=True,
+                check_invariants=False,
             )
             value = super().update(value, entry, state, group)
         return value
