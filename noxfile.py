@@ -6,7 +6,7 @@ import nox
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "check"]
+nox.options.sessions = ["lint", "types", "tests", "certificate_short", "check"]
 
 SOURCES = ("reference", "harness", "stepcheck", "tests", "noxfile.py")
 
@@ -51,3 +51,25 @@ def check(session: nox.Session) -> None:
     """The main job on torch.optim itself. Its known divergences make exit status 1 the right one."""
     _install(session, "-e", ".")
     session.run("stepcheck", "check", "torch", "--seed", "0", *session.posargs, success_codes=[1])
+
+
+@nox.session
+def certificate_short(session: nox.Session) -> None:
+    """The references against 200 bits and torch in ulps, on few inputs."""
+    _install(session, "-e", ".[test]")
+    session.run("python", "-m", "stepcheck.harness.certificate", "--short", *session.posargs)
+
+
+@nox.session
+def certificate(session: nox.Session) -> None:
+    """The same in full; writes ``reports/certificate.md`` and ``reports/certificate.json``."""
+    _install(session, "-e", ".[test]")
+    written = ("--markdown", "reports/certificate.md", "--json", "reports/certificate.json")
+    session.run("python", "-m", "stepcheck.harness.certificate", *written, *session.posargs)
+
+
+@nox.session
+def hunt(session: nox.Session) -> None:
+    """Ten times as many lives as usual, of every subject: for false alarms, and for what is rare."""
+    _install(session, "-e", ".")
+    session.run("stepcheck", "check", "torch", "--examples", "2000", "--seed", "1", *session.posargs, success_codes=[1])

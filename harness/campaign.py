@@ -283,7 +283,9 @@ class Campaign:
         suspect = self.suspects[key]
         trace, finding = suspect.trace, suspect.finding
         if finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
-            trace, finding = shrink.cut(trace, finding, lambda t: self.recheck(t, key), _ATTEMPTS // self.subject.cost**2 + 8)
+            trace, finding = shrink.cut(
+                trace, finding, lambda t: self.recheck(t, key), max(_ATTEMPTS // self.subject.cost**2, 4)
+            )
         divergence = tell(self.subject, trace, finding, suspect.count)
         self.result.tallies[key[0]].divergences.append(divergence)
         self.found(divergence)

@@ -155,7 +155,11 @@ def memory_beside(evidence: Evidence) -> Iterator[Finding]:
             if life.beside_written:
                 p = evidence.trace.parameters[i]
                 yield Finding(
-                    "memory-beside", p.layout, step.event, f"step() writes to memory beside the parameter ({p.layout})", i
+                    "memory-beside",
+                    p.layout,
+                    step.event,
+                    f"step() writes to memory beside the parameter ({p.layout})",
+                    i,
                 )
                 return
 

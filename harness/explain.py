@@ -72,7 +72,11 @@ def _named(g: Gradient) -> str:
     if not entries:
         return ", sparse and naming nothing"
     listed = ", ".join(map(str, entries[:5])) + (", ..." if len(entries) > 5 else "")
-    what = f"entries {listed}" if g.sparse.dimensions == 1 else f"entries {listed} of the first {g.sparse.dimensions} dimensions"
+    what = (
+        f"entries {listed}"
+        if g.sparse.dimensions == 1
+        else f"entries {listed} of the first {g.sparse.dimensions} dimensions"
+    )
     return f", sparse ({kind}), {what}"
 
 

@@ -276,7 +276,10 @@ class _Decoder:
             gradient_kinds = (*gradient_kinds, *(k for k in gradient_kinds * 5 if k.scale not in ("wide", "tiny")))
         if spec.products:
             # Singular values within a factor of ten or so of each other.
-            gradient_kinds = (*gradient_kinds, *(_Kind("log", "even"), _Kind("quarters", "unit")) * (len(gradient_kinds) // 2))
+            gradient_kinds = (
+                *gradient_kinds,
+                *(_Kind("log", "even"), _Kind("quarters", "unit")) * (len(gradient_kinds) // 2),
+            )
         plain = [(s, "contiguous", k) for s in shapes for k in parameter_kinds]
         strided = [(s, layout, k) for s, _, k in plain for layout in _layouts(s)]
         steps = [_StepKind(k, 0, absence) for absence in (0, 0, 0, 1, 2) for k in gradient_kinds]
@@ -407,7 +410,11 @@ def _named(sparsity: str, shape: tuple[int, ...], seed: int) -> Sparse | None:
     if sparsity == "duplicates":
         return Sparse(tuple(drawn), dimensions)
     unique = tuple(dict.fromkeys(drawn[: 1 + most // 2]))
-    return Sparse(tuple(sorted(unique)), dimensions, coalesced=True) if sparsity == "coalesced" else Sparse(unique, dimensions)
+    return (
+        Sparse(tuple(sorted(unique)), dimensions, coalesced=True)
+        if sparsity == "coalesced"
+        else Sparse(unique, dimensions)
+    )
 
 
 def _gradient_layouts(shape: tuple[int, ...], dtype: str) -> tuple[str, ...]:

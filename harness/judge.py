@@ -28,6 +28,7 @@ from stepcheck.harness.subjects import COUNTERS, Profile, Subject
 from stepcheck.harness.trace import in_reals, is_complex
 from stepcheck.reference.spec import Buffer, HyperValues, Spec
 
+
 @dataclass(frozen=True)
 class Deviation:
     """One buffer of one parameter that is further from the reference than its budget allows.
@@ -344,11 +345,16 @@ class Judge:
                 result[b.name] = (carried.value, carried.error)
             elif first or b.name in self.result.free or b.name not in life.state:
                 initial = b.initial(hyper)
-                filled = None if initial is None else np.full(slots, _rounded_fill(initial, self._dtype(b, index)))
-                result[b.name] = None if filled is None else (filled, 0.0)
+                result[b.name] = None if initial is None else self._filled(b, initial, index, slots)
             else:
                 result[b.name] = (_slots(life.state[b.name], slots), 0.0)
         return result
+
+    def _filled(self, b: Buffer, initial: float, index: int, slots: int) -> tuple[Array, Array | float]:
+        """The initial value of a buffer. Somebody's class may keep a number as it is, where torch.optim has float32."""
+        held = _rounded_fill(initial, self._dtype(b, index))
+        error = abs(held - initial) if b.per_parameter and self.subject.explicit else 0.0
+        return np.full(slots, held), np.full(slots, error) if error else 0.0
 
     def _predict(self, items: Iterable[_Item]) -> None:
         """Run the reference on all items that share their options, dtype and buffers, as one long array.
@@ -409,7 +415,7 @@ class Judge:
                 continue
             kept = COUNTERS32 if b.in_place else COUNTERS[profile.counters]
             values = joined([part[0] for part in parts if part], kept if b.per_parameter else arith)
-            if b.name in self.result.free:
+            if b.name in self.result.free or any(part and type(part[1]) is not float for part in parts):
                 values.error = np.concatenate([np.broadcast_to(part[1], len(part[0])) for part in parts if part])
                 if not values.error.any():
                     values.error = 0.0
@@ -449,7 +455,10 @@ class Judge:
         if self.spec.sparse not in ("lazy", "only") or all(named is None for _, _, named in gradients):
             return
         unnamed = np.concatenate(
-            [np.zeros(item.slots, bool) if n is None else n == 0 for item, (_, _, n) in zip(batch, gradients, strict=True)]
+            [
+                np.zeros(item.slots, bool) if n is None else n == 0
+                for item, (_, _, n) in zip(batch, gradients, strict=True)
+            ]
         )
         for name, before in (*state.items(), (PARAMETER, p)):
             if name not in self.per_parameter and before is not None:
@@ -471,7 +480,9 @@ class Judge:
             return
         named = np.concatenate([np.zeros(len(v)) if n is None else n for v, _, n in gradients])
         # The error of g is that of adding up its entries, so this is at least their absolute sum.
-        size = np.abs(p.value) + np.abs(result[PARAMETER].value) + 2 * hyper.lr * (np.abs(g.value) + g.error / arith.unit)
+        size = (
+            np.abs(p.value) + np.abs(result[PARAMETER].value) + 2 * hyper.lr * (np.abs(g.value) + g.error / arith.unit)
+        )
         further = np.maximum(named - 1, 0) * (arith.unit * size)
         result[PARAMETER].error = result[PARAMETER].error + further * (1 + len(g.value) * arith.unit)
 

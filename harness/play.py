@@ -389,7 +389,9 @@ class Player:
                 loss.backward()  # type: ignore[no-untyped-call]
             point = np.concatenate([reals(_copy(p)) for p in self.parameters])
             zeros = [np.zeros(math.prod(shape)) for shape in shapes]
-            gradient = [z if p.grad is None else reals(_copy(p.grad)) for p, z in zip(self.parameters, zeros, strict=True)]
+            gradient = [
+                z if p.grad is None else reals(_copy(p.grad)) for p, z in zip(self.parameters, zeros, strict=True)
+            ]
             evaluations.append(Evaluation(point, float(loss.detach()), np.concatenate(gradient)))
             return loss
 

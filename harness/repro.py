@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -17,7 +18,20 @@ from stepcheck.harness.judge import Deviation
 from stepcheck.harness.objectives import EXPRESSIONS
 from stepcheck.harness.play import GUARD, GUARD_ELEMENTS, room, rounded, strides
 from stepcheck.harness.subjects import Subject
-from stepcheck.harness.trace import Event, Gradient, Objective, Parameter, Reload, SetOption, Step, Trace, Values, ZeroGrad, in_reals, is_complex
+from stepcheck.harness.trace import (
+    Event,
+    Gradient,
+    Objective,
+    Parameter,
+    Reload,
+    SetOption,
+    Step,
+    Trace,
+    Values,
+    ZeroGrad,
+    in_reals,
+    is_complex,
+)
 
 _CLOSURE = [
     "def flat(p):",
@@ -83,7 +97,7 @@ class _Writer:
         body += self._after()
         if any("closure" in line for line in body):
             body = [*_CLOSURE, *body]
-        helper = _VIEW if any("view(" in line for line in body) else []
+        helper = _VIEW if any(re.search(r"(?<![.\w])view\(", line) for line in body) else []
         imports = ["import torch"]
         if self.subject.imports:
             imports += [
@@ -172,7 +186,7 @@ class _Writer:
         listed = f"torch.tensor({indices.tolist()}, dtype=torch.int64)"
         values = _dense(gradient.realise(p.shape, p.dtype), p.dtype)
         coalesced = ", is_coalesced=True" if sparse.coalesced else ""
-        return f"torch.sparse_coo_tensor({listed}, {values}, {p.shape}{coalesced})"
+        return f"torch.sparse_coo_tensor({listed}, {values}, {p.shape}{coalesced}, check_invariants=True)"
 
     def _before(self) -> list[str]:
         """What has to be remembered before the event that goes wrong."""
@@ -231,7 +245,7 @@ class _Writer:
         if d.field.startswith(PARAMETER):
             if d.field == orthogonal.NORMWISE:
                 return [f"raise AssertionError({self.finding.summary!r})  # of all elements together"]
-            field = f"params[{d.parameter}]"
+            field = f"params[{d.parameter}].detach()"
         else:
             field = f"optimizer.state[params[{d.parameter}]][{d.field!r}]"
         got = f"float({f'torch.view_as_real({field})' if parts else field}{where})"
@@ -261,7 +275,7 @@ def _items(options: Mapping[str, object]) -> str:
 
 def _literal(value: object) -> str:
     if isinstance(value, tuple):
-        return f"({', '.join(map(_number, value))})"
+        return f"({', '.join(map(_literal, value))})"
     return _number(value) if isinstance(value, float) else repr(value)
 
 

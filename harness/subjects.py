@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -103,8 +104,8 @@ _COMPILED = Profile(
     counters="float32",
     in_place="float32",
 )
-#: A compilation takes a second or two, a trace elsewhere some ten milliseconds.
-_COMPILED_COST = 40
+#: A compilation takes a second or more, each trace needs some, and a trace elsewhere some ten milliseconds.
+_COMPILED_COST = 100
 #: Profiles of torch's modes; where an optimizer is not named in one, what is said for the mode holds.
 MODE_PROFILES = {
     "forloop": TORCH_CPU,
@@ -115,10 +116,16 @@ MODE_PROFILES = {
     "compiled": _COMPILED,
 }
 TORCH_PROFILES: dict[tuple[str, str], Profile] = {
-    ("ASGD", "forloop"): _also(TORCH_CPU, "it copies the parameter while mu is 1", "copied"),
-    ("ASGD", "differentiable"): _also(TORCH_CPU, "it copies the parameter while mu is 1", "copied"),
+    **{
+        ("ASGD", mode): _also(
+            TORCH_CPU, "it averages by adding a difference, and copies the parameter while mu is 1", "naive_lerp", "copied",
+            without=("lerp",),
+        )
+        for mode in ("forloop", "differentiable")
+    },
     ("ASGD", "foreach"): _also(
-        _FOREACH, "it folds lambd into the gradient, and computes eta from the float32 step", "folded", counters="float32"
+        _FOREACH, "it averages by adding a difference, folds lambd into the gradient, and computes eta from the float32 step",
+        "naive_lerp", "folded", without=("lerp",), counters="float32",
     ),
     ("NAdam", "forloop"): _also(TORCH_CPU, "it corrects the second moment before its root", "textbook_root"),
     ("NAdam", "differentiable"): _also(
@@ -252,6 +259,7 @@ def _compiled(cls: Callable[..., Any]) -> Callable[..., Any]:
     def make(*args: Any, **options: Any) -> Any:
         # After a few lives the compiler would give up compiling anew, and leave the rest to the interpreter.
         torch.compiler.reset()
+        torch._logging.set_logs(all=logging.CRITICAL)  # what matters is raised as well
         optimizer = cls(*args, **options)
         optimizer.step = torch.compile(optimizer.step)
         return optimizer

@@ -402,9 +402,7 @@ def _gradient_to_json(g: Gradient) -> dict[str, Any]:
 
 def _event_to_json(event: Event) -> dict[str, Any]:
     if isinstance(event, Step):
-        gradients = {
-            str(i): None if g is None else _gradient_to_json(g) for i, g in event.gradients.items()
-        }
+        gradients = {str(i): None if g is None else _gradient_to_json(g) for i, g in event.gradients.items()}
         if event.objective is None:
             return {"event": "step", "gradients": gradients}
         o = event.objective
@@ -556,7 +554,8 @@ class _Reader:
             self._only(data, {"text"}, where)
             return self._string(data.get("text"), where)
         if isinstance(data, list):
-            return tuple(None if x is None else self._number(x, where) for x in data[:MAX_DIMENSIONS])
+            entries = self._list(data, where, MAX_DIMENSIONS)
+            return tuple(None if x is None else self._number(x, where) for x in entries)
         return self._number(data, where)
 
     @staticmethod

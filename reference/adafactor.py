@@ -56,7 +56,8 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     rho = np.minimum(hyper.lr, 1 / np.sqrt(t))
     alpha = at_least(_rms(p, n), eps2) * rho
     if hyper.weight_decay != 0:
-        p = (1 - hyper.lr * hyper.weight_decay) * p
+        decay, undecayed = hyper.lr * hyper.weight_decay, p
+        p = any_order((1 - decay) * p, textbook=lambda: undecayed - decay * undecayed)
 
     after = {"step": t}
     if len(p.shape) > 1:

@@ -76,6 +76,11 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     return p, after
 
 
+def _conflict(hyper: HyperValues) -> str | None:
+    # Of two numbers torch.optim takes floats alone, because it takes tensors as well.
+    return None if all(isinstance(b, float) for b in hyper.betas) else f"betas must be floats, got {hyper.betas!r}"
+
+
 ADAM = Spec(
     name="Adam",
     update=update,
@@ -94,6 +99,7 @@ ADAM = Spec(
         Buffer("exp_avg_sq", "gradient units squared"),
         Buffer("max_exp_avg_sq", "gradient units squared", present=lambda h: h.amsgrad),
     ),
+    conflict=_conflict,
     source="https://arxiv.org/abs/1412.6980",
 )
 

@@ -111,6 +111,8 @@ def _lerp(start: Number, end: Number, weight: Number) -> Number:
     # The weight is rounded to the arrays' precision before 1 - weight is formed, as torch.lerp does.
     enter = getattr(start, "enter", None)
     weight = weight if enter is None else enter(weight)
-    if np.all(weight < 0.5):
+    below = weight < 0.5
+    if np.all(below):
         return start + weight * (end - start)
-    return end - (end - start) * (1 - weight)
+    from_end = end - (end - start) * (1 - weight)
+    return np.where(below, start + weight * (end - start), from_end) if np.any(below) else from_end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import addcmul, any_order
+from stepcheck.reference.arithmetic import addcmul, any_order, ema
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
 
 
@@ -14,7 +14,7 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     .. math::
         g_t &\leftarrow \pm\nabla f(\theta_{t-1}) + \lambda_2 \theta_{t-1} \\
         \theta_t &\leftarrow (1 - \lambda \eta_{t-1})\, \theta_{t-1} - \eta_{t-1} g_t \\
-        a_t &\leftarrow a_{t-1} + \mu_{t-1} (\theta_t - a_{t-1}) \\
+        a_t &\leftarrow (1 - \mu_{t-1})\, a_{t-1} + \mu_{t-1} \theta_t \\
         \eta_t &\leftarrow \gamma / (1 + \lambda\gamma t)^\alpha \\
         \mu_t &\leftarrow 1 / \max(1, t - t_0)
 
@@ -48,7 +48,7 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         (1 - hyper.lambd * eta) * before - eta * g,
         folded=lambda: addcmul(before, g + hyper.lambd * before, eta, -1.0),
     )
-    average = ax + mu * (p - ax)
+    average = ema(ax, p, 1 - mu, weight=mu)
     after = {
         "step": t,
         "eta": hyper.lr / (1 + hyper.lambd * hyper.lr * t) ** hyper.alpha,

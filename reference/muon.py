@@ -122,7 +122,10 @@ MUON = Spec(
         Hyper("momentum", 0.95, "1", Domain()),
         Hyper("nesterov", True, "flag"),
         Hyper(
-            "ns_coefficients", (3.4445, -4.7750, 2.0315), "1", Domain(low=-math.inf),
+            "ns_coefficients",
+            (3.4445, -4.7750, 2.0315),
+            "1",
+            Domain(low=-math.inf),
             # These converge: the quintic and the cubic iteration to the polar factor, and one in between.
             examples=((1.875, -1.25, 0.375), (1.5, -0.5, 0.0), (2.0, -1.5, 0.5)),
         ),

@@ -91,8 +91,8 @@ class Hyper:
         for n, (entry, domain) in enumerate(zip(entries, self.entry_domains(), strict=True)):
             if entry is None and self.optional and n == 0:
                 continue
-            number = isinstance(entry, (int, float)) and not isinstance(entry, bool)
-            if not number or entry not in domain or (self.integer and entry != int(entry)):
+            number = isinstance(entry, int if self.integer else (int, float)) and not isinstance(entry, bool)
+            if not number or entry not in domain:
                 kind = "be a whole number in" if self.integer else "lie in"
                 where = f" (entry {n})" if len(set(map(str, self.entry_domains()))) > 1 else ""
                 return f"{self.name} must {kind} {domain}{where}, got {value!r}"

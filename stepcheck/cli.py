@@ -73,7 +73,9 @@ def list_() -> int:
         sparse = {"": "", "only": "; sparse gradients alone"}.get(SPECS[name].sparse, "; sparse gradients")
         _console.print(f"  {'':<11}[dim]{', '.join(told)}{sparse}[/]")
     _console.print("  A mode in parentheses is unsupported here: stepcheck check says why.", markup=False)
-    _console.print("  Subjects: torch, torch:Adam, torch:Adam[foreach], or package.module:Class --like NAME", markup=False)
+    _console.print(
+        "  Subjects: torch, torch:Adam, torch:Adam[foreach], or package.module:Class --like NAME", markup=False
+    )
     _console.print("[bold]checks[/]")
     for check in CHECKS.values():
         _console.print(f"  {check.name:<20}{check.question}")

@@ -100,7 +100,6 @@ def test_script_of_a_known_divergence_fails_for_its_reason(kind):
             assert f"\n{raised}: " in said
 
 
-@pytest.mark.xfail(reason="torch's own .view( is taken for a call of the helper", strict=True)
 def test_helper_that_is_not_called_is_not_written():
     for kind in ("conjugated gradient", "dtype of a number that is loaded"):
         for d in divergences(*KNOWN[kind][:4]):
@@ -220,10 +219,7 @@ def test_script_names_options_of_every_type():
     "option",
     [
         (0.25, 0.5),
-        pytest.param(
-            (None, 0.5),
-            marks=pytest.mark.xfail(reason="TypeError: None in a tuple is written as a number", strict=True),
-        ),
+        (None, 0.5),
     ],
     ids=repr,
 )

@@ -102,9 +102,7 @@ def test_divergences_are_the_known_ones(subject):
     assert CERTAIN.get(subject.name, set()) <= {(d.check, d.cause) for d in result.divergences}
 
 
-@pytest.mark.parametrize(
-    "subject", [s for s in SUBJECTS if "fused" not in s.mode_options], ids=lambda s: s.name
-)
+@pytest.mark.parametrize("subject", [s for s in SUBJECTS if "fused" not in s.mode_options], ids=lambda s: s.name)
 def test_the_float32_budget_is_never_exceeded_and_nearly_used_up(subject):
     # What diverges in float32 lies in sparse gradients on views, in lost bits or in the constructor.
     result = Campaign(subject, Settings(examples=100, dtypes=("float32",), only=("agreement",))).run()

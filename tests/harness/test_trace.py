@@ -271,7 +271,6 @@ def test_a_damaged_rich_trace_is_refused_with_the_place_named(path, value, said)
         Trace.from_json(_rich_broken(path, value))
 
 
-@pytest.mark.xfail(reason="the entries after the eighth are dropped in silence", strict=True)
 def test_a_tuple_that_is_too_long_is_refused_and_not_cut():
     data = _rich_broken(["groups", 0, "options", "eps"], [(0.5).hex()] * 9)
     with pytest.raises(TraceError):

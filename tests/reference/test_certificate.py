@@ -79,9 +79,6 @@ def test_exact_result_lies_within_the_bound_of_float64(spec, options, absent):
             assert found.undefined.mean() < 0.5
 
 
-@pytest.mark.xfail(
-    reason="the variance is written addcmul(v, a, a, -1.0), which its root does not take for a difference"
-)
 @pytest.mark.parametrize(
     ("dtype", "number", "eps", "square_avg", "grad_avg"),
     [

@@ -380,14 +380,12 @@ def test_every_reason_to_be_stricter_is_needed():
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])
-@pytest.mark.xfail(reason="the Spec takes a whole number for a beta, torch refuses it", strict=True)
 def test_beta_that_is_no_float_is_refused_as_torch_does(name):
     assert isinstance(refusal(SPECS[name], {"betas": (0, 0.5)}), ValueError)
     with pytest.raises(ValueError, match="betas"):
         SPECS[name].hyper_values(betas=(0, 0.5))
 
 
-@pytest.mark.xfail(reason="the Spec takes 5.0 for a count, torch raises TypeError in step()", strict=True)
 def test_count_that_is_a_float_is_refused_as_torch_does():
     assert isinstance(refusal(SPECS["Muon"], {"ns_steps": 5.0}), TypeError)
     with pytest.raises(ValueError, match="ns_steps"):
