@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from stepcheck.harness.formats import FORMATS
 from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import (
+    OBJECTIVES,
     Event,
     Gradient,
-    OBJECTIVES,
     Group,
     Objective,
     Option,

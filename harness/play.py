@@ -234,7 +234,7 @@ def rounded(values: Raw, dtype: torch.dtype) -> torch.Tensor:
 def _bytes(tensor: torch.Tensor) -> bytes:
     detached = tensor.detach()
     if detached.is_sparse:
-        return _bytes(detached._indices()) + _bytes(detached._values())
+        return _bytes(detached._indices()) + _bytes(detached._values())  # noqa: SLF001 - an uncoalesced tensor has no other way
     if detached.dtype is torch.bfloat16:
         detached = detached.view(torch.int16)
     return detached.numpy().tobytes()
@@ -293,7 +293,8 @@ class Player:
     def _live(self) -> None:
         self.optimizer = self._construct(self.options)
         self.recording.initial_state = [self._state(i) for i in range(len(self.parameters))]
-        for self.event, what in enumerate(self.trace.events):
+        for event, what in enumerate(self.trace.events):
+            self.event = event
             if isinstance(what, Step):
                 self._step(self.event, what)
             elif isinstance(what, Reload):
@@ -488,7 +489,7 @@ def _copy(tensor: torch.Tensor) -> Raw:
 
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient._values() if gradient.is_sparse else gradient
+    return gradient._values() if gradient.is_sparse else gradient  # noqa: SLF001 - an uncoalesced tensor has no other way
 
 
 def _copy_gradient(gradient: torch.Tensor) -> Raw | SparseRaw:
@@ -496,9 +497,9 @@ def _copy_gradient(gradient: torch.Tensor) -> Raw | SparseRaw:
         return _copy(gradient)
     shape, dimensions = tuple(gradient.shape), gradient.sparse_dim()
     inner = math.prod(shape[dimensions:])
-    entries = np.ravel_multi_index(tuple(gradient._indices().numpy()), shape[:dimensions])
+    entries = np.ravel_multi_index(tuple(gradient._indices().numpy()), shape[:dimensions])  # noqa: SLF001 - an uncoalesced tensor has no other way
     elements = entries[:, None] * inner + np.arange(inner)
-    return SparseRaw(elements.reshape(-1), _copy(gradient._values()).reshape(-1))
+    return SparseRaw(elements.reshape(-1), _copy(gradient._values()).reshape(-1))  # noqa: SLF001 - an uncoalesced tensor has no other way
 
 
 def _outside(parameter: Parameter, allocation: _Allocation) -> Raw:

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from stepcheck.harness.checks import Finding
 from stepcheck.harness import orthogonal
+from stepcheck.harness.checks import Finding
 from stepcheck.harness.comparison import PARAMETER, Array
 from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.judge import Deviation

@@ -259,7 +259,7 @@ def _compiled(cls: Callable[..., Any]) -> Callable[..., Any]:
     def make(*args: Any, **options: Any) -> Any:
         # After a few lives the compiler would give up compiling anew, and leave the rest to the interpreter.
         torch.compiler.reset()
-        torch._logging.set_logs(all=logging.CRITICAL)  # what matters is raised as well
+        logging.getLogger("torch").setLevel(logging.CRITICAL)  # what matters is raised as well
         optimizer = cls(*args, **options)
         optimizer.step = torch.compile(optimizer.step)
         return optimizer

@@ -132,7 +132,7 @@ MUON = Spec(
         Hyper("eps", 1e-7, "gradient units", Domain()),
         Hyper("ns_steps", 5, "iterations", Domain(high=100.0), integer=True),
         Hyper("adjust_lr_fn", None, "choice", optional=True, choices=("original", "match_rms_adamw")),
-    ),  # fmt: skip
+    ),
     buffers=(Buffer("momentum_buffer", "gradient units"),),
     elementwise=False,
     products=True,
