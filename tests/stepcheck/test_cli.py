@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from stepcheck import cli
+from stepcheck.reference import SPECS
 
 WRONG = '''
 import torch
@@ -72,12 +74,17 @@ def refuse(folder, monkeypatch, capsys):
 def test_list_names_optimizers_subjects_and_checks(folder):
     done = run(folder, "list")
     assert done.returncode == 0
-    for word in ("torch:SGD[fused]", "torch:Adamax[foreach]", "float64", "agreement", "save-load-continue"):
+    assert re.search(
+        r"SGD +forloop foreach fused differentiable compiled\n +float32, .*complex64 \(not fused\)", done.stdout
+    )
+    assert re.search(r"Adamax +forloop foreach \(capturable\)", done.stdout)
+    for word in (*SPECS, "torch:Adam[foreach]", "agreement", "save-load-continue"):
         assert word in done.stdout
 
 
 def test_a_conforming_subject_exits_0_and_fills_the_json(folder):
-    done = run(folder, "check", "torch:Adam[forloop]", "--examples", "60", "--seed", "5", "--json", "out.json")
+    words = "check torch:Adam[forloop] --dtype float32 --dtype float64 --examples 60 --seed 5 --json out.json"
+    done = run(folder, *words.split())
     assert done.returncode == 0, done.stdout + done.stderr
     assert "traces a second a core" in done.stdout
     data = json.loads((folder / "out.json").read_text())
