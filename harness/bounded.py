@@ -193,13 +193,9 @@ class Bounded:
         stored = self.store(BINARY32) if self.arithmetic.level == COUNTERS else self
         with np.errstate(all="ignore"):
             close = np.abs(value - stored.value) <= stored.error
-        error = np.where(close, 0.0, stored.error)
+        error: Float = np.where(close, 0.0, stored.error)
         error = error if error.any() else _EXACT
         return Bounded(np.where(close, value, stored.value), error, observed.arithmetic)
-
-    def read_as_number(self, arithmetic: Arithmetic) -> Bounded:
-        """The same number, further computed with in ``arithmetic``."""
-        return Bounded(self.value, self.error, arithmetic)
 
     def enter(self, scalar: Any) -> Bounded:
         """``scalar`` rounded to the arithmetic of this array, as an operand of it is."""
@@ -423,8 +419,8 @@ def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) ->
 def _multiply(a: Any, b: Any) -> Bounded:
     scalar = next((x for x in (a, b) if not isinstance(x, Bounded) or x.arithmetic.level < ELEMENTS), None)
     if type(scalar) is float and abs(scalar) == 1.0:
-        other = b if a is scalar else a
-        return other if scalar > 0 else -other
+        unscaled: Bounded = b if a is scalar else a
+        return unscaled if scalar > 0 else -unscaled
     a, b, arithmetic = _pair(a, b)
     p: Float = _EXACT
     if type(b.error) is not float:

@@ -108,7 +108,7 @@ def candidates(hyper: Hyper) -> tuple[Option, ...]:
             entries[0] = (None, *(x for x in entries[0] if x is not None))
         return (hyper.default, *(p for p in itertools.product(*entries) if p != hyper.default))
     if hyper.integer:
-        counts = (1, 2, 3, 5) if hyper.default is None else (int(hyper.default), 1, 2, 3, 4, 10)  # type: ignore[arg-type]
+        counts = (1, 2, 3, 5) if hyper.default is None else (int(hyper.default), 1, 2, 3, 4, 10)
         whole = tuple(dict.fromkeys(c for c in counts if c in domains[0]))
         return (None, *whole) if hyper.optional else whole
     return _reals(hyper.default, domains[0])
@@ -303,9 +303,12 @@ class _Decoder:
         }
         # One dtype throughout, or all of them in turn.
         self.dtype = [*((d,) for d in self.dtypes), self.dtypes]
-        self.world = ("plain", "plain", "strided") if sparse in ("", "only") else ("plain", "sparse", "strided")
+        self.world: tuple[str, ...] = (
+            ("plain", "plain", "strided") if sparse in ("", "only") else ("plain", "sparse", "strided")
+        )
         # How many parameters each group has.
-        self.groups = ((1,), (1,), (2,), (1, 1), (2,), (1, 1), (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
+        few: tuple[tuple[int, ...], ...] = ((1,), (1,), (2,), (1, 1), (2,), (1, 1))
+        self.groups = (*few, (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
         self.costly = subject.cost > 1
         if self.costly:
             # A new layout, or a gradient more or less, is compiled anew. The last events let each check look at something.

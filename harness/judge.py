@@ -527,7 +527,7 @@ class Judge:
                 index=() if problem or not shape else tuple(int(i) for i in np.unravel_index(at - start, shape)),
                 got=got,
                 expected=float(predicted.value[at]),
-                budget=float(predicted.error[at]),
+                budget=float(np.asarray(predicted.error)[at]),
                 ratio=ratio,
                 problem=problem,
                 item=item,
