@@ -408,12 +408,16 @@ def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) ->
         exact = ((z - a.value) * sign == b.value) & (z - sign * b.value == a.value)
         if np.all(exact & arithmetic.format.represents(np.asarray(z))):
             return Bounded(z, _EXACT, arithmetic)
-    p = a.error + b.error
     if arithmetic.inner is not None:
-        p = p + a.addend + b.addend
+        a, b = _as_addend(a), _as_addend(b)
+    p = a.error + b.error
     if name == "add" and (np.signbit(a.value).any() or np.signbit(b.value).any()):
         name = "subtract"  # the root of what may be a difference needs care
     return _round(name, z, p, 1.0, arithmetic, _settled_sum(a, b, z))
+
+
+def _as_addend(x: Bounded) -> Bounded:
+    return x if type(x.addend) is float else Bounded(x.value, x.error + x.addend, x.arithmetic, x.origin)
 
 
 def _multiply(a: Any, b: Any) -> Bounded:
@@ -436,6 +440,10 @@ def _multiply(a: Any, b: Any) -> Bounded:
         other = b if x is a else a
         tiny = narrow.format.underflow * (np.abs(a.value) + np.abs(b.value) + other.error)
         result.addend = rounding * x + np.where(rounding > 0, tiny, 0.0)
+        # A scalar that is rounded to 0 makes NaN of an infinity.
+        vanishes = (c > 0) & (c <= 2 * narrow.format.underflow) & ~np.isfinite(result.value)
+        result.addend = np.where(vanishes | np.isnan(result.addend), np.inf, result.addend)
+        result.addend = np.where(np.isfinite(result.value) | vanishes, result.addend, 0.0)
     return result
 
 

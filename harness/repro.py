@@ -74,7 +74,7 @@ class _Writer:
         self.told: Objective | None = None
 
     def lines(self, *, compact: bool) -> list[str]:
-        trace, finding = self.trace, self.finding
+        trace, finding, self.told = self.trace, self.finding, None
         parameters = [f"    {self._parameter(p)}," for p in trace.parameters]
         events = trace.events if finding.event is None else trace.events[: finding.event + 1]
         body = ["params = [", *parameters, "]"]

@@ -62,7 +62,9 @@ class Profile:
             return Arithmetic(BINARY32, *operations)
         entry = element if self.narrow_scalars else None
         each = self.narrow == "each"
-        return Arithmetic(element, *operations, inner=BINARY32, entry=entry, overflow=each, composites=each)
+        # With tensors of one float32 number, a parameter of no dimension is computed in float32 as well.
+        sure = each and self.counters == self.in_place == "float64"
+        return Arithmetic(element, *operations, inner=BINARY32, entry=entry, overflow=sure, composites=each)
 
 
 COUNTERS = {"float32": COUNTERS32, "float64": COUNTERS64}
@@ -304,7 +306,7 @@ def torch_subject(name: str, mode: str) -> Subject:
         options=frozenset(h.name for h in spec.hyper),
         explicit=False,
         callee=f"torch.optim.{name}",
-        dtypes=_FLOATING + (_COMPLEX if spec.complex and "fused" not in keywords else ()),
+        dtypes=_torch_dtypes(spec, keywords),
         mode_options=keywords,
         differentiable=mode == "differentiable",
         sparse="fused" not in keywords and not compiled,
@@ -312,6 +314,13 @@ def torch_subject(name: str, mode: str) -> Subject:
         cost=_COMPILED_COST if compiled else 1,
         unsupported=unsupported,
     )
+
+
+def _torch_dtypes(spec: Spec, keywords: Mapping[str, bool]) -> tuple[str, ...]:
+    # Scalar products of LBFGS leave float16 where its vectors do not, and comparisons of infinities then decide which way it
+    # goes: it is not checked there.
+    floating = tuple(d for d in _FLOATING if not (spec.closure and d == "float16"))
+    return floating + (_COMPLEX if spec.complex and "fused" not in keywords else ())
 
 
 @functools.cache

@@ -111,7 +111,7 @@ def _lerp(start: Number, end: Number, weight: Number) -> Number:
     # The weight is rounded to the arrays' precision before 1 - weight is formed, as torch.lerp does.
     enter = getattr(start, "enter", None)
     weight = weight if enter is None else enter(weight)
-    below = weight < 0.5
+    below = np.abs(weight) < 0.5
     if np.all(below):
         return start + weight * (end - start)
     from_end = end - (end - start) * (1 - weight)

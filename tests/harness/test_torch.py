@@ -70,8 +70,6 @@ KNOWN = (
     ("torch:LBFGS*", "completes", "RuntimeError in step(): max(): Expected reduction dim*"),
     # A loss of NaN in a bracket of one trial: the second is asked for.
     ("torch:LBFGS*", "completes", "IndexError in step(): list index out of range"),
-    # A step length beyond the dtype's largest number.
-    ("torch:LBFGS*", "completes", "RuntimeError in step(): value cannot be converted to type c*"),
 )
 #: Seen at this seed and number of examples; the others need luck.
 CERTAIN = {
