@@ -19,7 +19,7 @@ def _install(session: nox.Session, *packages: str) -> None:
 def tests(session: nox.Session) -> None:
     """The fast tests; arguments go to pytest."""
     _install(session, "-e", ".[test]")
-    session.run("pytest", "-m", "not slow", *session.posargs)
+    session.run("pytest", "-n", "2", "-m", "not slow", *session.posargs)
 
 
 @nox.session
