@@ -96,6 +96,11 @@ def at_least(x: Number, bound: Number) -> Number:
     return np.maximum(x, bound) if bounded is None else bounded(bound)
 
 
+def largest(x: Number) -> Number:
+    """The largest absolute value of all elements."""
+    return np.max(np.abs(x))
+
+
 def sum_of_squares(x: Number, axis: int | None = None) -> Number:
     """The sum of the squares along ``axis`` (all elements: ``None``), kept as axes of length 1, in any order."""
     summed = getattr(x, "sum_of_squares", None)

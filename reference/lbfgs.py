@@ -7,21 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import any_order, stored
+from stepcheck.reference.arithmetic import largest, stored
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
+from stepcheck.reference.strong_wolfe import Evaluation, Trial, strong_wolfe
 
 #: The curvature that a pair must exceed to be remembered, in loss units. It keeps the inverse Hessian positive definite.
 LEAST_CURVATURE = 1e-10
-#: The constants of the strong Wolfe conditions: of sufficient decrease, and of the slope (Nocedal and Wright, section 3.1).
-DECREASE, SLOPE = 1e-4, 0.9
-#: An extrapolated step is longer than the last by between a hundredth of the last increase and ninefold.
-LEAST_INCREASE, LARGEST_GROWTH = 0.01, 10.0
-#: A bracket narrower than this, in parameter units, is not searched further: a number of its own, not ``tolerance_change``.
-LEAST_WIDTH = 1e-9
-#: How close to an end of the bracket, as a share of its width, a trial may come only once in a row.
-MARGIN = 0.1
-
-Evaluation = tuple[Number, Number]
 
 
 class Pair(NamedTuple):
@@ -30,15 +21,6 @@ class Pair(NamedTuple):
     y: Number
     s: Number
     rho: Number
-
-
-class Trial(NamedTuple):
-    """A step length along a direction, with loss, gradient and directional derivative there."""
-
-    t: Number
-    loss: Number
-    gradient: Number
-    slope: Number
 
 
 def update(x: Number, state: State, hyper: HyperValues) -> Generator[Number, Evaluation, tuple[Number, State]]:
@@ -96,7 +78,7 @@ def update(x: Number, state: State, hyper: HyperValues) -> Generator[Number, Eva
     loss, g = yield x
     spent = 1
     after["func_evals"] += 1
-    if _largest(g) <= hyper.tolerance_grad:
+    if largest(g) <= hyper.tolerance_grad:
         return x, after
 
     earlier: list[Number] = [after.get(name) for name in ("d", "t", "H_diag", "prev_flat_grad")]
@@ -138,22 +120,18 @@ def update(x: Number, state: State, hyper: HyperValues) -> Generator[Number, Eva
             trials = 1
         else:
             start = Trial(0.0, loss, g, slope)
-            found, trials = yield from _strong_wolfe(x, d, start, t, max_eval - spent)
+            found, trials = yield from strong_wolfe(x, d, start, t, max_eval - spent)
             loss, g, after["t"] = found.loss, found.gradient, found.t
             t = stored("t", found.t)
             x = x + t * d
         spent += trials
         after["func_evals"] += trials
-        if iteration == hyper.max_iter or spent >= max_eval or _largest(g) <= hyper.tolerance_grad:
+        if iteration == hyper.max_iter or spent >= max_eval or largest(g) <= hyper.tolerance_grad:
             break
-        if _largest(d * t) <= hyper.tolerance_change or np.abs(loss - last_loss) < hyper.tolerance_change:
+        if largest(d * t) <= hyper.tolerance_change or np.abs(loss - last_loss) < hyper.tolerance_change:
             break
     after |= {"old_dirs": [p.y for p in computed], "old_stps": [p.s for p in computed], "ro": [p.rho for p in computed]}
     return x, after
-
-
-def _largest(x: Number) -> Number:
-    return np.max(np.abs(x))
 
 
 def _direction(g: Number, pairs: Sequence[Pair], eta: Number) -> Number:
@@ -173,96 +151,6 @@ def _followed(x: Number) -> Number:
     """``x``, what is done to which is linear: a number that bounds its error may let the parts of it cancel."""
     followed = getattr(x, "followed", None)
     return x if followed is None else followed()
-
-
-Search = Generator[Number, Evaluation, tuple[Trial, int]]
-
-
-def _strong_wolfe(x: Number, d: Number, start: Trial, t: Number, most: int) -> Search:
-    """The trial that the line search settles on, and how many were evaluated; ``most`` beside the first."""
-    bracket, trials = yield from _bracket(x, d, start, t, most)
-    if len(bracket) == 1:
-        return bracket[0], trials + 1
-    low = _lower(bracket)
-    width, stalled = _largest(d), False
-    while trials < most:
-        if np.abs(bracket[1].t - bracket[0].t) * width < LEAST_WIDTH:
-            break
-        t, stalled = _inside(_cubic_minimum(bracket[0], bracket[1]), bracket, stalled=stalled)
-        new = yield from _trial(x, d, t)
-        trials += 1
-        high = 1 - low
-        if _too_high(new, start) or new.loss >= bracket[low].loss:
-            bracket[high] = new
-            low = _lower(bracket)
-            continue
-        if _flat(new, start):
-            return new, trials + 1
-        if new.slope * (bracket[high].t - bracket[low].t) >= 0:
-            bracket[high] = bracket[low]
-        bracket[low] = new
-    return bracket[low], trials + 1
-
-
-def _bracket(
-    x: Number, d: Number, start: Trial, t: Number, most: int
-) -> Generator[Number, Evaluation, tuple[list[Trial], int]]:
-    """Two trials with a suitable step between them, or one that is suitable; and the extrapolations that it took."""
-    last, new = start, (yield from _trial(x, d, t))
-    for n in range(most):
-        if _too_high(new, start) or (n > 1 and new.loss >= last.loss):
-            return [last, new], n
-        if _flat(new, start):
-            return [new], n
-        if new.slope >= 0:
-            return [last, new], n
-        bounds = new.t + LEAST_INCREASE * (new.t - last.t), new.t * LARGEST_GROWTH
-        t = _cubic_minimum(last, new, bounds)
-        last, new = new, (yield from _trial(x, d, t))
-    return [start, new], max(most, 0)
-
-
-def _trial(x: Number, d: Number, t: Number) -> Generator[Number, Evaluation, Trial]:
-    loss, g = yield x + t * d
-    return Trial(t, loss, g, np.dot(g, d))
-
-
-def _too_high(new: Trial, start: Trial) -> bool:
-    # Not the negation of "low enough": a loss of NaN is neither.
-    return bool(new.loss > start.loss + DECREASE * new.t * start.slope)
-
-
-def _flat(new: Trial, start: Trial) -> bool:
-    return bool(np.abs(new.slope) <= -SLOPE * start.slope)
-
-
-def _lower(bracket: Sequence[Trial]) -> int:
-    return 0 if bracket[0].loss <= bracket[1].loss else 1
-
-
-def _inside(t: Number, bracket: Sequence[Trial], *, stalled: bool) -> tuple[Number, bool]:
-    """``t`` moved away from an end of the bracket that it reaches, or is close to again; and whether it is close now."""
-    left, right = np.minimum(bracket[0].t, bracket[1].t), np.maximum(bracket[0].t, bracket[1].t)
-    margin = MARGIN * (right - left)
-    if not np.minimum(right - t, t - left) < margin:
-        return t, False
-    if stalled or t >= right or t <= left:
-        return right - margin if np.abs(t - right) < np.abs(t - left) else left + margin, False
-    return t, True
-
-
-def _cubic_minimum(a: Trial, b: Trial, bounds: tuple[Number, Number] | None = None) -> Number:
-    """The minimizer, within bounds, of the cubic through two trials (Nocedal and Wright, equation 3.59)."""
-    left, right = (a, b) if a.t <= b.t else (b, a)
-    low, high = (left.t, right.t) if bounds is None else bounds
-    rise, run = 3 * (a.loss - b.loss), a.t - b.t
-    d1 = a.slope + b.slope - any_order(rise / run, reciprocal=lambda: rise * (1.0 / run))
-    square = d1 * d1 - a.slope * b.slope
-    if square >= 0:
-        d2 = np.sqrt(np.maximum(square, 0.0))
-        share = (right.slope + d2 - d1) / (right.slope - left.slope + 2 * d2)
-        return np.minimum(np.maximum(right.t - (right.t - left.t) * share, low), high)
-    return (low + high) / 2
 
 
 def _conflict(hyper: HyperValues) -> str | None:

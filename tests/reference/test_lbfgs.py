@@ -12,7 +12,8 @@ import torch
 from stepcheck.harness.bounded import Bounded
 from stepcheck.harness.comparison import ratios
 from stepcheck.harness.formats import BINARY64, SCALARS64, Arithmetic
-from stepcheck.reference.lbfgs import DECREASE, LBFGS, SLOPE
+from stepcheck.reference.lbfgs import LBFGS
+from stepcheck.reference.strong_wolfe import DECREASE, SLOPE
 
 DOUBLE = Arithmetic(BINARY64)
 NUMBERS = ("lr", "tolerance_grad", "tolerance_change")

@@ -158,8 +158,7 @@ def source_lines(path):
 
 @pytest.mark.parametrize("path", sorted(REFERENCE.glob("*.py")), ids=lambda path: path.stem)
 def test_reference_fits_two_screens(path):
-    # The line search and the two-loop recursion of LBFGS are longer than any recurrence.
-    assert source_lines(path) <= {"lbfgs.py": 210}.get(path.name, 130)
+    assert source_lines(path) <= 130
 
 
 def test_reference_needs_no_torch():
