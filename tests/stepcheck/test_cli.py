@@ -223,7 +223,10 @@ def test_the_same_command_twice_says_the_same(folder):
 def test_ctrl_c_leaves_what_was_found_on_disk(folder):
     command = [sys.executable, "-m", "stepcheck", "check", "torch:SGD[fused]", "--seconds", "120", "--out", "hunt",
                "--json", "hunt.json"]  # fmt: skip
+    # A shell has what it starts in the background ignore SIGINT, and that is inherited.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, heard)
     deadline = time.monotonic() + 100
     while not list(folder.glob("hunt/*.py")) and time.monotonic() < deadline:
         time.sleep(0.2)
