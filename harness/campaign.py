@@ -28,7 +28,7 @@ _BATCH = 100
 #: Divergences of one subject that are shrunk and kept.
 _MOST_DIVERGENCES = 12
 #: Smaller lives that are tried for one divergence.
-_ATTEMPTS = 1000
+_ATTEMPTS = 400
 #: A trace takes milliseconds; a subject that is still busy with one after this long hangs.
 TRACE_SECONDS = 20.0
 HANGS = "hangs"
@@ -284,7 +284,7 @@ class Campaign:
         trace, finding = suspect.trace, suspect.finding
         if finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
             trace, finding = shrink.cut(
-                trace, finding, lambda t: self.recheck(t, key), max(_ATTEMPTS // self.subject.cost**2, 4)
+                trace, finding, lambda t: self.recheck(t, key), max(_ATTEMPTS // self.subject.cost, 4)
             )
         divergence = tell(self.subject, trace, finding, suspect.count)
         self.result.tallies[key[0]].divergences.append(divergence)

@@ -309,7 +309,7 @@ class _Decoder:
         # How many parameters each group has.
         few: tuple[tuple[int, ...], ...] = ((1,), (1,), (2,), (1, 1), (2,), (1, 1))
         self.groups = (*few, (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
-        self.costly = subject.cost > 1
+        self.costly = subject.cost > 9
         if self.costly:
             # A new layout, or a gradient more or less, is compiled anew. The last events let each check look at something.
             self.world = ("plain",) * 7 + ("strided",)

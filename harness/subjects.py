@@ -311,7 +311,7 @@ def torch_subject(name: str, mode: str) -> Subject:
         differentiable=mode == "differentiable",
         sparse="fused" not in keywords and not compiled,
         after="optimizer.step = torch.compile(optimizer.step)" if compiled else "",
-        cost=_COMPILED_COST if compiled else 1,
+        cost=_COMPILED_COST if compiled else 2 if spec.closure or spec.products else 1,
         unsupported=unsupported,
     )
 

@@ -86,7 +86,9 @@ class _Pool:
         self.settings = settings
         self.listener = listener
         self.subjects = subjects
-        self.waiting: list[tuple[int, bool]] = [(n, False) for n in range(len(subjects))]
+        # The longest first, so that none is left running alone at the end.
+        order = sorted(range(len(subjects)), key=lambda n: -subjects[n].cost)
+        self.waiting: list[tuple[int, bool]] = [(n, False) for n in order]
         self.jobs: dict[int, _Job] = {}
         self.results: dict[int, Result] = {}
 
