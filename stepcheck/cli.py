@@ -122,7 +122,7 @@ def check(
     """
     chosen = {s.name: s for text in subjects or FAMILIES for s in resolve(text, like)}
     if dtypes and not any(set(dtypes) & set(s.dtypes) for s in chosen.values()):
-        raise UsageError(f"--dtype {dtypes[0]}: none of {', '.join(chosen)} takes it")
+        raise UsageError(f"--dtype {dtypes[0]}: {_named(chosen)} not take it; stepcheck list says what each takes")
     each = None
     if seconds is not None:
         each = max(seconds * min(len(chosen), workers.slots()) / len(chosen), 0.1)
@@ -139,6 +139,11 @@ def check(
             json.dumps(report.to_json(__version__, seed, results, out), indent=1) + "\n", encoding="utf-8"
         )
     return _status(results)
+
+
+def _named(subjects: dict[str, Subject]) -> str:
+    names = list(subjects)
+    return f"{names[0]} does" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more do"
 
 
 def _writable(file: Path | None) -> None:
