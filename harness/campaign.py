@@ -121,7 +121,7 @@ class Campaign:
         self.shrunk: set[tuple[str, str]] = set()
         self.free: set[str] = set()
         self.refusals: list[str] = []
-        self.meaningless = {c: why for c in settings.checks if (why := CHECKS[c].without_meaning(subject.spec))}
+        self.meaningless = {c: why for c in settings.checks if (why := CHECKS[c].without_meaning(subject))}
         self.hung = False
 
     def run(self) -> Result:

@@ -62,7 +62,8 @@ from stepcheck.harness.comparison import PARAMETER, ratios
 from stepcheck.harness.formats import BINARY64, COUNTERS64, FORMATS, Arithmetic, Format
 from stepcheck.harness.generate import candidates
 from stepcheck.harness.judge import Judge, bounded_hyper
-from stepcheck.harness.play import Player, Recording
+from stepcheck.harness.play import Player
+from stepcheck.harness.recording import Recording
 from stepcheck.harness.report import environment
 from stepcheck.harness.subjects import Subject, resolve
 from stepcheck.harness.trace import Trace

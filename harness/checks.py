@@ -7,18 +7,38 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 
 from stepcheck.harness.comparison import PARAMETER
 from stepcheck.harness.formats import BINARY32, FORMATS
 from stepcheck.harness.judge import Deviation, Judge, Judgement
-from stepcheck.harness.play import Player, Recording, identical
+from stepcheck.harness.memory import identical
+from stepcheck.harness.play import Player
+from stepcheck.harness.recording import Recording
 from stepcheck.harness.subjects import Subject
-from stepcheck.harness.trace import Reload, Step, Trace, is_complex
-from stepcheck.reference.spec import Spec
+from stepcheck.harness.trace import (
+    Accumulate,
+    AddGroup,
+    Event,
+    Fail,
+    Freeze,
+    Group,
+    Hook,
+    Refuse,
+    Reload,
+    Schedule,
+    ScheduleStep,
+    SetOption,
+    Step,
+    Trace,
+    ZeroGrad,
+    is_complex,
+    plain,
+)
 
 
 @dataclass(frozen=True)
@@ -45,11 +65,16 @@ class Finding:
 
 
 class Evidence:
-    """A trace played on a subject, and what the reference says of it (computed when a check first asks)."""
+    """A trace played on a subject, and what the reference says of it (computed when a check first asks).
 
-    def __init__(self, subject: Subject, trace: Trace) -> None:
+    Args:
+        asked: the checks that are asked; what one of them explains, another need not report.
+    """
+
+    def __init__(self, subject: Subject, trace: Trace, asked: Collection[str] | None = None) -> None:
         self.subject = subject
         self.trace = trace
+        self.asked = CHECKS.keys() if asked is None else asked
         self.recording: Recording = Player(subject, trace).play()
 
     @functools.cached_property
@@ -61,14 +86,22 @@ class Evidence:
         return self.judge.judge()
 
     @functools.cached_property
-    def lost_on_reload(self) -> tuple[Deviation, ...]:
-        """Deviations after a round trip that are not there when the same life is led without it."""
-        events, deviations = self.trace.events, self.judgement.deviations
-        first = next((n for n, e in enumerate(events) if isinstance(e, Reload)), len(events))
-        if not deviations or any(d.event is None or d.event < first for d in deviations):
-            return ()
-        twin = replace(self.trace, events=tuple(e for e in events if not isinstance(e, Reload)))
-        return () if Evidence(self.subject, twin).judgement.deviations else tuple(deviations)
+    def explanation(self) -> Finding | None:
+        """What all deviations come from, where a broken invariant accounts for them."""
+        if not self.judgement.deviations or self.judgement.deviations[0].event is None:
+            return None
+        for name, explain in _EXPLANATIONS.items():
+            finding = explain(self, self.judgement.deviations[0]) if name in self.asked else None
+            if finding is not None:
+                return finding
+        return None
+
+    def conforms_as(self, twin: Trace) -> bool:
+        """Whether the subject agrees with the reference in another life."""
+        if twin.problem(self.subject.spec) is not None:
+            return False
+        evidence = Evidence(self.subject, twin, self.asked)
+        return evidence.recording.raised is None and not evidence.judgement.deviations
 
 
 @dataclass(frozen=True)
@@ -78,14 +111,14 @@ class Check:
     Attributes:
         looks_at: how many things in a recording the question applies to; 0 means that it was not asked.
         find: yields what is wrong.
-        without_meaning: why it cannot be asked of an optimizer, or nothing.
+        without_meaning: why it cannot be asked of a subject, or nothing.
     """
 
     name: str
     question: str
     looks_at: Callable[[Evidence], int]
     find: Callable[[Evidence], Iterator[Finding]]
-    without_meaning: Callable[[Spec], str] = lambda spec: ""
+    without_meaning: Callable[[Subject], str] = lambda subject: ""
 
 
 CHECKS: dict[str, Check] = {}
@@ -94,15 +127,15 @@ CHECKS: dict[str, Check] = {}
 STRIDED = "strided"
 
 
-def _closure_writes(spec: Spec) -> str:
-    return "the closure writes all gradients during the step" if spec.closure else ""
+def _closure_writes(subject: Subject) -> str:
+    return "the closure writes all gradients during the step" if subject.spec.closure else ""
 
 
 def _register(
     name: str,
     question: str,
     looks_at: Callable[[Evidence], int],
-    without_meaning: Callable[[Spec], str] = lambda spec: "",
+    without_meaning: Callable[[Subject], str] = lambda subject: "",
 ) -> Callable[[Callable[[Evidence], Iterator[Finding]]], Callable[[Evidence], Iterator[Finding]]]:
     def decorate(find: Callable[[Evidence], Iterator[Finding]]) -> Callable[[Evidence], Iterator[Finding]]:
         CHECKS[name] = Check(name, question, looks_at, find, without_meaning)
@@ -139,13 +172,18 @@ def _gist(message: str) -> str:
 
 
 def _event_name(trace: Trace, event: int) -> str:
-    names = {
-        "Step": "step()",
-        "ZeroGrad": "zero_grad()",
-        "SetOption": "setting an option",
-        "Reload": "load_state_dict()",
-    }
-    return names[type(trace.events[event]).__name__]
+    what = trace.events[event]
+    if isinstance(what, Reload) and what.way in ("copied", "unpickled"):
+        return "copying the optimizer" if what.way == "copied" else "pickling the optimizer"
+    return _NAMES[type(what)]
+
+
+_NAMES: dict[type[Event], str] = {
+    Step: "step()", Accumulate: "a backward pass", ZeroGrad: "zero_grad()", SetOption: "setting an option",
+    Reload: "load_state_dict()", AddGroup: "add_param_group()", Freeze: "freezing a parameter", Hook: "registering a hook",
+    Schedule: "attaching a schedule", ScheduleStep: "a step of the schedule", Fail: "a step that must fail",
+    Refuse: "something invalid",
+}  # fmt: skip
 
 
 @_register("memory-beside", "Is memory beside the parameter left alone?", _lives)
@@ -228,9 +266,7 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
                     summary = f"option {name} of group {group} changes in a state_dict round trip"
                     yield Finding("save-load-continue", f"option {name}", reload.event, summary)
                     return
-    for d in evidence.lost_on_reload[:1]:
-        summary = f"after a state_dict round trip {_reading(d)}"
-        yield Finding("save-load-continue", f"after {d.field}", d.event, summary, d.parameter, d.ratio, d)
+    yield from _explained(evidence, "save-load-continue")
 
 
 @_register(
@@ -239,16 +275,203 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
     lambda e: e.judgement.elements,
 )
 def agreement(evidence: Evidence) -> Iterator[Finding]:
-    explained = evidence.lost_on_reload
+    if evidence.explanation is not None:
+        return
     for d in evidence.judgement.deviations:
-        if any(d is other for other in explained):
-            continue
         # What is wrong for row-major memory and what is wrong only for strided memory have different causes.
         # And where strides are ignored, every buffer is wrong at once.
         cause = f"{d.field} at construction" if d.event is None else _strided(evidence.trace, d.event, d.parameter)
         cause = cause or d.field + _kind(evidence.trace, d)
         yield Finding("agreement", cause, d.event, _reading(d), d.parameter, d.ratio, d)
         return
+
+
+# Invariants that account for deviations: the same life, with what must not matter changed, agrees with the reference -----------
+
+
+_Explanation = Callable[[Evidence, Deviation], Finding | None]
+_EXPLANATIONS: dict[str, _Explanation] = {}
+
+
+def _explains(name: str) -> Callable[[_Explanation], _Explanation]:
+    def decorate(explain: _Explanation) -> _Explanation:
+        _EXPLANATIONS[name] = explain
+        return explain
+
+    return decorate
+
+
+def _explained(evidence: Evidence, name: str) -> Iterator[Finding]:
+    if evidence.explanation is not None and evidence.explanation.check == name:
+        yield evidence.explanation
+
+
+def _accounted(check: str, cause: str, beginning: str, d: Deviation) -> Finding:
+    return Finding(check, cause, d.event, f"{beginning} {_reading(d)}", d.parameter, d.ratio, d)
+
+
+@_explains("save-load-continue")
+def _lost_on_reload(evidence: Evidence, d: Deviation) -> Finding | None:
+    events = evidence.trace.events
+    first = next((n for n, e in enumerate(events) if isinstance(e, Reload)), len(events))
+    if d.event is None or d.event < first:
+        return None
+    twin = replace(evidence.trace, events=tuple(e for e in events if not isinstance(e, Reload)))
+    if not evidence.conforms_as(twin):
+        return None
+    return _accounted("save-load-continue", f"after {d.field}", "after a state_dict round trip", d)
+
+
+@_explains("groups-independent")
+def _of_another_group(evidence: Evidence, d: Deviation) -> Finding | None:
+    trace = evidence.trace
+    if len(trace.all_groups) < 2:
+        return None
+    own = trace.group_of[d.parameter]
+    alone = trace.keeping(trace.all_groups[own].parameters)
+    if not alone.groups:  # added later: then it is what it begins with
+        added = next(e for e in alone.events if isinstance(e, AddGroup))
+        alone = replace(alone, groups=(added.group,), events=tuple(e for e in alone.events if e is not added))
+    if not evidence.conforms_as(alone):
+        return None
+    return _accounted("groups-independent", d.field, f"beside another group, but not alone, in group {own}", d)
+
+
+@_explains("order-of-parameters")
+def _of_the_order(evidence: Evidence, d: Deviation) -> Finding | None:
+    trace = evidence.trace
+    if all(len(g.parameters) < 2 for g in trace.groups):
+        return None
+    twin = replace(trace, groups=tuple(replace(g, parameters=g.parameters[::-1]) for g in trace.groups))
+    if not evidence.conforms_as(twin):
+        return None
+    return _accounted("order-of-parameters", d.field, "in this order of parameters, but not in reverse,", d)
+
+
+@_explains("maximize-mirrors")
+def _of_maximize(evidence: Evidence, d: Deviation) -> Finding | None:
+    groups = evidence.trace.groups
+    if d.event is None or not evidence.trace.all_groups[evidence.trace.group_of[d.parameter]].options.get("maximize"):
+        return None
+    mirrored = evidence.trace.with_gradients(lambda i, g: replace(g, negated=not g.negated))
+    twin = replace(mirrored, groups=tuple(map(_flipped, groups)), events=tuple(map(_flipped_event, mirrored.events)))
+    if not evidence.conforms_as(twin):
+        return None
+    return _accounted("maximize-mirrors", d.field, "with maximize, but not without and the gradient turned,", d)
+
+
+def _flipped(group: Group) -> Group:
+    return replace(group, options={**group.options, "maximize": not group.options.get("maximize", False)})
+
+
+def _flipped_event(event: Event) -> Event:
+    return AddGroup(_flipped(event.group)) if isinstance(event, AddGroup) else event
+
+
+@_explains("option-effect")
+def _of_an_option(evidence: Evidence, d: Deviation) -> Finding | None:
+    """The whole life agrees with the reference as soon as this takes no notice of one option."""
+    trace = evidence.trace
+    own = trace.group_of[d.parameter]
+    later = {e.option for e in trace.events if isinstance(e, SetOption) and e.group == own}
+    for name in (*trace.all_groups[own].options, *later):
+        if not Judge(evidence.subject, _taking_no_notice(evidence, own, name)).judge().deviations:
+            value = getattr(evidence.recording.steps[-1].hyper[own], name)
+            return _accounted("option-effect", name, f"as if {name}={value!r} of group {own} had not been set,", d)
+    return None
+
+
+def _taking_no_notice(evidence: Evidence, group: int, option: str) -> Recording:
+    """The recording, with an option of a group at its default; or as it was at first, where it was set later."""
+    default = {h.name: h.default for h in evidence.subject.spec.hyper}[option]
+    at_first = evidence.trace.all_groups[group].options.get(option, default)
+    later = any(isinstance(e, SetOption) and e.group == group and e.option == option for e in evidence.trace.events)
+    value = plain({option: at_first})[option] if later else default
+    made: dict[int, SimpleNamespace] = {}  # one object for each: the judge batches by it
+
+    def changed(hyper: SimpleNamespace) -> SimpleNamespace:
+        return made.setdefault(id(hyper), SimpleNamespace(**{**vars(hyper), option: value}))
+
+    steps = [
+        replace(s, hyper=tuple(changed(h) if n == group else h for n, h in enumerate(s.hyper)))
+        for s in evidence.recording.steps
+    ]
+    return replace(evidence.recording, steps=steps)
+
+
+def _groups(evidence: Evidence) -> int:
+    number = len(evidence.trace.all_groups)
+    return number if number > 1 and evidence.recording.steps else 0
+
+
+def _one_group(subject: Subject) -> str:
+    return "it takes one group" if subject.spec.closure else ""
+
+
+@_register("groups-independent", "Is each group stepped as an optimizer of its own would step it?", _groups, _one_group)
+def groups_independent(evidence: Evidence) -> Iterator[Finding]:
+    yield from _explained(evidence, "groups-independent")
+
+
+@_register(
+    "order-of-parameters",
+    "Does the order of the parameters in a group not matter?",
+    lambda e: sum(len(g.parameters) > 1 for g in e.trace.groups) if e.recording.steps else 0,
+)
+def order_of_parameters(evidence: Evidence) -> Iterator[Finding]:
+    yield from _explained(evidence, "order-of-parameters")
+
+
+@_register(
+    "maximize-mirrors",
+    "Is maximizing what minimizing with the gradient turned is?",
+    lambda e: sum(bool(g.options.get("maximize")) for g in e.trace.all_groups) if e.recording.steps else 0,
+    lambda subject: "" if "maximize" in subject.options else "it has no option maximize",
+)
+def maximize_mirrors(evidence: Evidence) -> Iterator[Finding]:
+    yield from _explained(evidence, "maximize-mirrors")
+
+
+@_register(
+    "option-effect",
+    "Does an option that is set, in a group or later, have its effect?",
+    lambda e: sum(map(len, e.trace.given_options)) if e.recording.steps else 0,
+    lambda subject: "" if subject.options else "it has no options",
+)
+def option_effect(evidence: Evidence) -> Iterator[Finding]:
+    yield from _explained(evidence, "option-effect")
+
+
+# Invariants that a plain comparison decides, made while the life was played ------------------------------------------------
+
+
+def _invariant(name: str, question: str, without_meaning: Callable[[Subject], str] = lambda subject: "") -> None:
+    @_register(name, question, lambda e: e.recording.looked[name], without_meaning)
+    def find(evidence: Evidence) -> Iterator[Finding]:
+        told = set()
+        for b in evidence.recording.breaches:
+            if b.check == name and b.cause not in told:
+                told.add(b.cause)
+                where = "the constructor" if b.event is None else _event_name(evidence.trace, b.event)
+                yield Finding(name, b.cause, b.event, f"{where} {b.told}", b.parameter)
+
+
+_invariant("storage-stays", "Do parameters stay where they are in memory, with their shape, strides and dtype?")
+_invariant(
+    "options-hold",
+    "Does each group keep the options that it was given, or that were set since, by hand or by a schedule?",
+)
+_invariant("closure", "Is a closure called with gradients enabled, as often as specified, and its loss returned?")
+_invariant("hooks-run-once", "Is each registered hook run once, when its turn comes?")
+_invariant("failed-step", "Does a step that fails raise, and change nothing?")
+_invariant(
+    "skipped-step",
+    "Does a step that gradient scaling skips change nothing?",
+    lambda subject: "gradient scaling takes no closure" if subject.spec.closure else "",
+)
+_invariant("dicts-unchanged", "Are the dictionaries that a caller gives left as they are?")
+_invariant("loaded-state-apart", "Does the state that is loaded share no memory with its source?")
+_invariant("random-state", "Is the state of the random number generators left alone?")
 
 
 def _kind(trace: Trace, d: Deviation) -> str:

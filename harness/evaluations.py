@@ -23,7 +23,7 @@ import numpy as np
 from stepcheck.harness.bounded import Bounded, outcomes, seen
 from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, reals
 from stepcheck.harness.formats import SCALARS64, Arithmetic
-from stepcheck.harness.play import Evaluation
+from stepcheck.harness.recording import Evaluation
 from stepcheck.reference.lbfgs import LBFGS
 from stepcheck.reference.spec import HyperValues, State
 

@@ -23,9 +23,10 @@ from stepcheck.harness.bounded import Bounded
 from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, reals
 from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, SCALARS64, Arithmetic
-from stepcheck.harness.play import Life, Recording, SparseRaw, StepRecord
+from stepcheck.harness.memory import SparseRaw
+from stepcheck.harness.recording import Life, Recording, StepRecord
 from stepcheck.harness.subjects import COUNTERS, Profile, Subject
-from stepcheck.harness.trace import in_reals, is_complex
+from stepcheck.harness.trace import in_reals, is_complex, plain
 from stepcheck.reference.spec import Buffer, HyperValues, Spec
 
 
@@ -84,13 +85,15 @@ def arithmetic(profile: Profile, dtype: str) -> Arithmetic:
 
 def bounded_hyper(hyper: HyperValues) -> SimpleNamespace:
     """The hyperparameters as exact scalars of error-bounded arithmetic; flags, counts and names stay as they are."""
+    tensors = getattr(hyper, "tensors", frozenset())
 
-    def scalar(x: Any) -> Any:
+    def scalar(x: Any, name: str) -> Any:
         if isinstance(x, tuple):
-            return tuple(map(scalar, x))
-        return Bounded(np.float64(x), 0.0, SCALARS64) if isinstance(x, float) else x
+            return tuple(scalar(y, name) for y in x)
+        # A tensor of one float32 number makes such tensors of what is computed with it.
+        return Bounded(np.float64(x), 0.0, COUNTERS32 if name in tensors else SCALARS64) if isinstance(x, float) else x
 
-    return SimpleNamespace(**{name: scalar(value) for name, value in vars(hyper).items()})
+    return SimpleNamespace(**{name: scalar(value, name) for name, value in vars(hyper).items() if name != "tensors"})
 
 
 @dataclass
@@ -142,7 +145,7 @@ class Judge:
         self.recording = recording
         self.trace = recording.trace
         self.result = Judgement(steps=len(recording.steps))
-        self.group_of = {i: n for n, g in enumerate(self.trace.groups) for i in g.parameters}
+        self.group_of = self.trace.group_of
         self.per_parameter = {b.name for b in self.spec.buffers if b.per_parameter}
         self.started: set[int] = set()
         self.carried: dict[tuple[int, str], Bounded] = {}
@@ -190,7 +193,7 @@ class Judge:
         after = {k: shaped(v) for k, v in item.life.state_after.items() if k in before and np.size(v) == item.numel}
         for name in before.keys() - after.keys() - self.result.free:
             self._compared(item.record, _missing(name, self._problem(item, name)), item.index, item)
-        profile = self.subject.profile
+        profile = item.record.played_by.profile
         compared = orthogonal.judge_step(
             arithmetic(profile, item.dtype),
             hyper,
@@ -210,7 +213,7 @@ class Judge:
         if self.result.free and before:
             return  # of a state that cannot be read, only the first step is known to start from nothing
         compared = evaluations.judge_step(
-            arithmetic(self.subject.profile, self.trace.parameters[0].dtype),
+            arithmetic(record.played_by.profile, self.trace.parameters[0].dtype),
             record.hyper[0],
             np.concatenate([reals(life.value) for life in record.lives]),
             before,
@@ -304,7 +307,7 @@ class Judge:
     def _initial_state(self) -> None:
         """A state that exists at construction must be the initial one."""
         for i, state in enumerate(self.recording.initial_state):
-            hyper = self.spec.hyper_values(self.trace.groups[self.group_of[i]].options)
+            hyper = self.spec.hyper_values(plain(self.trace.all_groups[self.group_of[i]].options))
             for b in self._buffers(hyper, i):
                 initial = b.initial(hyper)
                 if initial is not None and b.name in state and b.name not in self.result.free:
@@ -343,7 +346,7 @@ class Judge:
             carried = self.carried.get((index, b.name))
             if carried is not None:
                 result[b.name] = (carried.value, carried.error)
-            elif first or b.name in self.result.free or b.name not in life.state:
+            elif (first and not life.begun) or b.name in self.result.free or b.name not in life.state:
                 initial = b.initial(hyper)
                 result[b.name] = None if initial is None else self._filled(b, initial, index, slots)
             else:
@@ -365,9 +368,9 @@ class Judge:
         for n, item in enumerate(items):
             hyper = item.record.hyper[self.group_of[item.index]]
             present = tuple(name for name, s in item.state.items() if s is not None)
-            key = (id(hyper), item.dtype, present, 0 if self.spec.elementwise else n)
+            key = (id(hyper), id(item.record.played_by.profile), item.dtype, present, 0 if self.spec.elementwise else n)
             batches.setdefault(key, []).append(item)
-        for (_, dtype, *_), batch in batches.items():
+        for (_, _, dtype, *_), batch in batches.items():
             hyper = batch[0].record.hyper[self.group_of[batch[0].index]]
             if not self.spec.elementwise and not batch[0].numel:
                 continue
@@ -386,8 +389,8 @@ class Judge:
         self, batch: list[_Item], hyper: HyperValues, dtype: str, actual: dict[str, Array]
     ) -> dict[str, Bounded]:
         """What the reference says of the parameter and each buffer, flat."""
-        arith, element = arithmetic(self.subject.profile, dtype), FORMATS[dtype]
-        profile, shape = self.subject.profile, batch[0].shape
+        profile, shape = batch[0].record.played_by.profile, batch[0].shape
+        arith, element = arithmetic(profile, dtype), FORMATS[dtype]
         lengths = [item.slots for item in batch]
 
         def joined(arrays: list[Array], of: Arithmetic = arith) -> Bounded:
@@ -575,7 +578,7 @@ class Judge:
             return []
         hyper = item.record.hyper[self.group_of[item.index]]
         # In the written order alone: which of several orders costs most says nothing to a reader.
-        arith = replace(arithmetic(self.subject.profile, item.dtype), orders=frozenset())
+        arith = replace(arithmetic(item.record.played_by.profile, item.dtype), orders=frozenset())
         options = bounded_hyper(self.spec.for_dtype(hyper, 2.0 * FORMATS[item.dtype].unit_roundoff))
         g, error, _ = item.gradient(arith.unit)
         if type(error) is not float:

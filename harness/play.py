@@ -2,242 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
+import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from stepcheck.harness import objectives
-from stepcheck.harness.comparison import Array, reals
-from stepcheck.harness.subjects import Subject, UsageError
+from stepcheck.harness import objectives, resume, schedules
+from stepcheck.harness.comparison import reals
+from stepcheck.harness.memory import (
+    GUARD,
+    GUARD_ELEMENTS,
+    Allocation,
+    Raw,
+    SparseAllocation,
+    SparseRaw,
+    copy,
+    copy_gradient,
+    identical,
+    raw,
+    rounded,
+    values_of,
+)
+from stepcheck.harness.recording import (
+    Breach,
+    Evaluation,
+    IdleRecord,
+    Life,
+    Raised,
+    Recording,
+    ReloadRecord,
+    State,
+    StepRecord,
+)
+from stepcheck.harness.schedules import as_given, as_option
+from stepcheck.harness.subjects import Subject, UsageError, sibling
 from stepcheck.harness.trace import (
-    DTYPES,
+    Accumulate,
+    AddGroup,
+    Event,
+    Fail,
+    Freeze,
     Gradient,
+    Hook,
     Objective,
     Option,
     Parameter,
     Reload,
+    Scalar,
+    Schedule,
+    ScheduleStep,
     SetOption,
-    Sparse,
     Step,
     Trace,
     ZeroGrad,
     in_reals,
+    plain,
 )
 
-Raw = npt.NDArray[Any]
-
-GUARD_ELEMENTS = 8
-GUARD = 0.3125  # of ordinary size, so that adding an update of ordinary size to it shows
-_TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
+_Given = tuple[list[Raw | SparseRaw | None], list[bytes | None]]
+_Snapshot = list[tuple[Raw, State]]
 
 
-@dataclass(frozen=True)
-class SparseRaw:
-    """A copy of a sparse gradient.
-
-    Attributes:
-        elements: for each value, the element of the parameter that it belongs to, counted row-major.
-        values: flat; as many.
-    """
-
-    elements: npt.NDArray[np.int64]
-    values: Raw
-
-
-@dataclass
-class Life:
-    """One parameter around one step: row-major copies of its value, gradient and state, before and after."""
-
-    value: Raw
-    gradient: Raw | SparseRaw | None
-    state: Mapping[str, Raw | float]
-    value_after: Raw
-    state_after: Mapping[str, Raw | float]
-    gradient_written: bool
-    beside_written: bool
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One call of a closure.
-
-    Attributes:
-        point: what the parameters were, flat; of complex ones, real and imaginary parts.
-        loss: what it returned, as a Python float.
-        gradient: what it left in the parameters' gradients, flat.
-    """
-
-    point: Array
-    loss: float
-    gradient: Array
-
-
-@dataclass
-class StepRecord:
-    """One step: the options then in force for each group, and what became of each parameter."""
-
-    event: int
-    hyper: tuple[SimpleNamespace, ...]
-    lives: list[Life]
-    evaluations: list[Evaluation] = field(default_factory=list)
-    """The calls of the closure, where the step had one."""
-
-
-@dataclass
-class IdleRecord:
-    """An event that is no step: what it must leave alone, before and after.
-
-    Attributes:
-        touched: ``value`` or the names of buffers that changed, per parameter.
-        gradients_left: parameters whose gradient ``zero_grad`` neither took away nor filled with zeros.
-    """
-
-    event: int
-    touched: list[list[str]]
-    gradients_left: list[int]
-
-
-@dataclass
-class ReloadRecord:
-    """The state and options of each optimizer, before the round trip and after."""
-
-    event: int
-    saved: Sequence[Mapping[str, Raw | float]]
-    loaded: Sequence[Mapping[str, Raw | float]]
-    saved_options: list[dict[str, Any]]
-    loaded_options: list[dict[str, Any]]
-
-
-@dataclass
-class Raised:
-    """An exception that a valid life must not meet."""
-
-    event: int | None
-    """Index of the event; ``None`` for the construction."""
-    kind: str
-    message: str
-
-
-@dataclass
-class Recording:
-    """What happened when ``trace`` was played."""
-
-    trace: Trace
-    steps: list[StepRecord] = field(default_factory=list)
-    idle: list[IdleRecord] = field(default_factory=list)
-    reloads: list[ReloadRecord] = field(default_factory=list)
-    initial_state: list[Mapping[str, Raw | float]] = field(default_factory=list)
-    raised: Raised | None = None
-
-
-def strides(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    """Strides in elements. ``sliced`` is every other element of a row-major array; ``expanded`` repeats the first row."""
-    if layout == "transposed":
-        return tuple(reversed(_row_major(tuple(reversed(shape)))))
-    if layout == "channels_last":
-        n, c, h, w = shape
-        of_n, of_h, of_w, of_c = _row_major((n, h, w, c))
-        return (of_n, of_c, of_h, of_w)
-    dense = _row_major(shape)
-    if layout == "sliced":
-        return tuple(2 * s for s in dense)
-    if layout == "expanded" and shape:
-        return (0, *dense[1:])
-    return dense
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    result, stride = [], 1
-    for n in reversed(shape):
-        result.append(stride)
-        stride *= max(n, 1)
-    return tuple(reversed(result))
-
-
-def room(shape: tuple[int, ...], layout: str) -> int:
-    """Elements of the buffer that a tensor of this shape and layout is a view of.
-
-    There is room for as many elements in a row, so that code which ignores strides stays inside the buffer: it is to be
-    found wrong, not to crash the judge.
-    """
-    span = 1 + sum((n - 1) * s for n, s in zip(shape, strides(shape, layout), strict=True)) if 0 not in shape else 0
-    # And for the start to be counted twice (see Player._allocate).
-    return max(span, math.prod(shape)) + 3 * GUARD_ELEMENTS
-
-
-class _Allocation:
-    """A tensor that is a view of a larger buffer, with guard elements around and between its own.
-
-    Args:
-        start: the element of the buffer that it starts at.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: str, layout: str, start: int = GUARD_ELEMENTS) -> None:
-        self.start = start
-        self.buffer = torch.full((room(shape, layout),), GUARD, dtype=_TORCH_DTYPES[dtype])
-        self.shape, self.layout = shape, layout
-        self.view = self._view()
-        self.repeats = layout == "expanded" and len(shape) > 0
-
-    def _view(self) -> torch.Tensor:
-        view = self.buffer.as_strided(self.shape, strides(self.shape, self.layout), self.start)
-        return view.conj() if self.layout == "conjugated" else view
-
-    def fill(self, values: Raw) -> None:
-        """Fill with real numbers; of a complex tensor, the last dimension is real and imaginary part."""
-        target, source = (self.view[:1], values[:1]) if self.repeats else (self.view, values)
-        target.copy_(rounded(source, self.buffer.dtype))
-
-    def make_differentiable(self) -> None:
-        """Make of the view what it is in a differentiable step: no leaf, but the result of a computation."""
-        self.buffer = self.buffer.requires_grad_().clone()
-        self.view = self._view()
-        self.view.retain_grad()
-
-    def memory(self) -> bytes:
-        """All of the buffer, as bytes."""
-        return _bytes(self.buffer)
-
-
-class _SparseAllocation:
-    """A sparse tensor."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: str, sparse: Sparse, values: Raw) -> None:
-        indices = np.array(np.unravel_index(np.array(sparse.entries, np.int64), shape[: sparse.dimensions]))
-        self.view = torch.sparse_coo_tensor(
-            torch.from_numpy(indices.reshape(sparse.dimensions, -1)),
-            rounded(values, _TORCH_DTYPES[dtype]).clone(),
-            shape,
-            is_coalesced=sparse.coalesced,
-            check_invariants=True,
-        )
-
-    def memory(self) -> bytes:
-        return _bytes(self.view)
-
-
-def rounded(values: Raw, dtype: torch.dtype) -> torch.Tensor:
-    """Real numbers as a tensor of ``dtype``; for a complex dtype the last dimension is real and imaginary part."""
-    real = torch.from_numpy(np.asarray(values, order="C"))
-    if dtype.is_complex:
-        return torch.complex(*real.to(dtype.to_real()).unbind(-1))
-    return real.to(dtype)
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    detached = tensor.detach()
-    if detached.is_sparse:
-        return _bytes(detached._indices()) + _bytes(detached._values())  # noqa: SLF001 - an uncoalesced tensor has no other way
-    if detached.dtype is torch.bfloat16:
-        detached = detached.view(torch.int16)
-    return detached.numpy().tobytes()
+class _DeliberateError(Exception):
+    """What a closure or a hook of the life raises."""
 
 
 class Player:
@@ -247,31 +83,60 @@ class Player:
         self.subject = subject
         self.trace = trace
         self.recording = Recording(trace)
+        self.groups = list(trace.groups)
+        """Those that the optimizer has by now."""
         self.options: list[dict[str, Option]] = [dict(g.options) for g in trace.groups]
         # One object for as long as a group's options stay the same: the judge batches by it.
-        self.hyper = [subject.spec.hyper_values(o) for o in self.options]
-        self.allocations = [self._allocate(i, p) for i, p in enumerate(trace.parameters)]
+        self.hyper = [self._hyper(o) for o in self.options]
+        self.allocations: list[Allocation] = []
+        for i, p in enumerate(trace.parameters):
+            self.allocations.append(self._allocate(i, p))
         if subject.differentiable:
             for allocation in self.allocations:
                 allocation.make_differentiable()
         self.parameters = [a.view if subject.differentiable else a.view.requires_grad_() for a in self.allocations]
-        self.outside = [_outside(p, a) for p, a in zip(trace.parameters, self.allocations, strict=True)]
-        self.latest: list[tuple[Raw, Mapping[str, Raw | float]]] | None = None
+        self.outside = [self._outside(a) for a in self.allocations]
+        self.places = [_place(p) for p in self.parameters]
+        self.latest: _Snapshot | None = None
         """Values and states as they were read after the last event."""
-        self.replaced: list[list[tuple[_Allocation | _SparseAllocation, bytes]]] = [[] for _ in self.parameters]
+        self.replaced: list[list[tuple[Allocation | SparseAllocation, bytes]]] = [[] for _ in self.parameters]
         """Gradients that were taken off each parameter, and what stood in their memory then."""
-        self.gradients: list[_Allocation | _SparseAllocation | None] = [None] * len(self.parameters)
+        self.gradients: list[Allocation | SparseAllocation | None] = [None] * len(self.parameters)
+        self.begun: set[int] = set()
         self.event: int | None = None
         """The event that is being played; none while the optimizer is constructed."""
+        self.playing = subject
+        self.hooks: list[str] = []
+        self.calls: Counter[str] = Counter()
+        self.due: Counter[str] = Counter()
+        self.rehearsal: schedules.Rehearsal | None = None
+        self.schedule: Any = None
+        self.kind_of_schedule = ""
+        self.scaler: torch.amp.GradScaler | None = None
 
-    def _allocate(self, index: int, parameter: Parameter) -> _Allocation:
+    def _hyper(self, options: Mapping[str, Option]) -> SimpleNamespace:
+        hyper = self.subject.spec.hyper_values(plain(options))
+        hyper.tensors = frozenset(k for k, v in options.items() if isinstance(v, Scalar))
+        return hyper
+
+    def _allocate(self, index: int, parameter: Parameter) -> Allocation:
         # torch adds a coalesced sparse tensor to a view that does not start its memory at the wrong place: this must not
         # hide all else, so it is for the layout "offset" to find.
-        plain = parameter.layout == "contiguous" and index in self.trace.given_sparse
-        start = 0 if plain else GUARD_ELEMENTS
-        allocation = _Allocation(parameter.shape, parameter.dtype, parameter.layout, start)
+        row_major = parameter.layout == "contiguous" and index in self.trace.given_sparse
+        start = 0 if row_major else GUARD_ELEMENTS
+        alone = parameter.within is None or self.subject.differentiable  # there each buffer is copied by itself
+        within = None if alone else self.allocations[parameter.within or 0]
+        allocation = Allocation(parameter.shape, parameter.dtype, parameter.layout, start, within)
         allocation.fill(parameter.values.realise(in_reals(parameter.shape, parameter.dtype)))
         return allocation
+
+    def _outside(self, allocation: Allocation) -> Raw:
+        """A mask of the buffer's elements that are no parameter's own."""
+        sharing = [a for a in self.allocations if a.buffer is allocation.buffer]
+        mask = torch.ones(allocation.buffer.numel(), dtype=torch.bool)
+        for a in sharing:
+            a.on(mask).fill_(False)
+        return mask.numpy()
 
     def play(self) -> Recording:
         """The recording. What the subject raises is recorded, not raised.
@@ -279,6 +144,7 @@ class Player:
         Raises:
             UsageError: what the subject's constructor returned is no optimizer.
         """
+        drawn = _random_state()
         try:
             # What a subject warns of is not judged, nor shown a thousand times.
             with warnings.catch_warnings():
@@ -288,115 +154,366 @@ class Player:
             raise
         except Exception as error:  # noqa: BLE001 - whatever somebody's optimizer raises is a result
             self.recording.raised = Raised(self.event, type(error).__name__, str(error).strip())
+        self._note("random-state", _random_state() == drawn, "random state", "draws random numbers")
         return self.recording
 
+    def _note(self, check: str, holds: bool, cause: str, told: str, parameter: int | None = None) -> None:
+        """One look at an invariant that a plain comparison decides."""
+        self.recording.looked[check] += 1
+        if not holds:
+            self.recording.breaches.append(Breach(check, self.event, cause, told, parameter))
+
     def _live(self) -> None:
-        self.optimizer = self._construct(self.options)
+        self.optimizer = self._construct(self.subject, self.options, self.trace.form)
         self.recording.initial_state = [self._state(i) for i in range(len(self.parameters))]
+        self._check_options()
         for event, what in enumerate(self.trace.events):
             self.event = event
             if isinstance(what, Step):
-                self._step(self.event, what)
+                self._step(event, what)
             elif isinstance(what, Reload):
-                self._reload(self.event)
+                self._reload(event, what)
+            elif isinstance(what, Fail):
+                self._fail(what)
+            elif isinstance(what, Accumulate):
+                self._accumulate(what)
             else:
-                self._idle(self.event, what)
+                self._idle(event, what)
+            self._check_options()
+            if self.due or self.calls:
+                self._note("hooks-run-once", self.calls == self.due, *self._miscounted())
+                self.calls.clear()
+                self.due.clear()
 
-    def _idle(self, event: int, what: ZeroGrad | SetOption) -> None:
-        before = self._snapshot()
-        left = []
-        if isinstance(what, ZeroGrad):
-            self.optimizer.zero_grad(set_to_none=what.set_to_none)
-            for i, p in enumerate(self.parameters):
-                if p.grad is not None and (what.set_to_none or bool(_values(p.grad).any())):
-                    left.append(i)
-        else:
-            self.options[what.group][what.option] = what.value
-            self.hyper[what.group] = self.subject.spec.hyper_values(self.options[what.group])
-            self.optimizer.param_groups[what.group][what.option] = what.value
-        self.latest = None
-        self.latest = self._snapshot()
-        touched = [_changes(b, a) for b, a in zip(before, self.latest, strict=True)]
-        self.recording.idle.append(IdleRecord(event, touched, left))
+    # Construction
 
-    def _snapshot(self) -> list[tuple[Raw, Mapping[str, Raw | float]]]:
-        """Values and states; as they were read after the event before, where gradients alone can have changed since."""
-        return self.latest or [(_copy(p), self._state(i)) for i, p in enumerate(self.parameters)]
+    def _construct(self, subject: Subject, options: Sequence[Mapping[str, Option]], form: str) -> Any:
+        groups = [self._group_as_given(g.parameters, o, form) for g, o in zip(self.groups, options, strict=True)]
+        if len(groups) == 1:
+            alone = groups[0]
+            members = alone.pop("params")
+            optimizer = subject.make(members, **alone, **subject.mode_options)
+            self._built(optimizer)
+            return optimizer
+        # What a new group lacks it takes from the first, where defaults are all given.
+        shared: dict[str, Any] = {k: v for k, v in groups[0].items() if k != "params"} if subject.explicit else {}
+        learning_rates = {o.get("lr") for o in options}
+        if isinstance(options[0].get("lr"), Scalar) and len(learning_rates) == 1:
+            # The same tensor for all groups, as somebody gives it who gives it once.
+            shared["lr"] = groups[0]["lr"]
+            for group in groups:
+                del group["lr"]
+        before = [_entries(g) for g in groups]
+        given: Iterable[Any] = iter(groups) if form == "iterator" else tuple(groups) if form == "tuple" else groups
+        optimizer = subject.make(given, **shared, **subject.mode_options)
+        self._built(optimizer)
+        self._unchanged("the groups given to the constructor", before, [_entries(g) for g in groups])
+        return optimizer
 
-    def _construct(self, options: list[dict[str, Option]]) -> Any:
-        subject = self.subject
-        if subject.explicit:
-            complete = vars(subject.spec.hyper_values())
-            options = [{k: v for k, v in {**complete, **o}.items() if k in subject.options} for o in options]
-        members = [[self.parameters[i] for i in g.parameters] for g in self.trace.groups]
-        if len(members) == 1:
-            optimizer = subject.make(members[0], **options[0], **subject.mode_options)
-        else:
-            groups = [{"params": m, **o} for m, o in zip(members, options, strict=True)]
-            shared = options[0] if subject.explicit else {}
-            optimizer = subject.make(groups, **shared, **subject.mode_options)
+    def _built(self, optimizer: Any) -> None:
         for needed in ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups"):
             if not hasattr(optimizer, needed):
                 raise UsageError(
-                    f"{subject.name}: built a {type(optimizer).__name__}, which has no {needed}; it is no optimizer"
+                    f"{self.subject.name}: built a {type(optimizer).__name__}, which has no {needed}; it is no optimizer"
                 )
-        return optimizer
+
+    def _group_as_given(self, members: Sequence[int], options: Mapping[str, Option], form: str) -> dict[str, Any]:
+        """A group's dictionary."""
+        if self.subject.explicit:
+            complete = vars(self.subject.spec.hyper_values())
+            options = {k: v for k, v in {**complete, **options}.items() if k in self.subject.options}
+        tensors = [self.parameters[i] for i in members]
+        params: Any = tensors
+        if form == "tuple":
+            params = tuple(tensors)
+        elif form == "iterator":
+            params = iter(tensors)
+        elif form == "named":
+            params = [(f"p{i}", p) for i, p in zip(members, tensors, strict=True)]
+        return {"params": params, **{k: as_given(v) for k, v in options.items()}}
+
+    def _unchanged(self, what: str, before: Any, after: Any) -> None:
+        self._note("dicts-unchanged", before == after, what, f"changes {what}")
+
+    # Steps
 
     def _step(self, event: int, step: Step) -> None:
-        for i, gradient in step.gradients.items():
-            self._assign(i, gradient)
-        everyone = range(len(self.parameters))
+        closure = step.closure if step.closure and self._has("closures", self._takes_closure()) else ""
+        if not closure:
+            self._assign_all(step.gradients)
         before = self._snapshot()
-        gradients = [None if p.grad is None else _copy_gradient(p.grad) for p in self.parameters]
-        memory = [None if g is None else g.memory() for g in self.gradients]
+        given = self._given()
         evaluations: list[Evaluation] = []
-        if step.objective is None:
-            self.optimizer.step()
+        scaled = bool(step.scaling) and any(g is not None for g in given[0]) and self._is_torch("scaling")
+        if scaled:
+            if self._overflows():
+                self._skipped(step, before)
+                return
+            self._scaled_step(step)
+        elif step.objective is not None:
+            self._step_with(self._objective(step.objective, evaluations))
+            given = self._given()
+        elif closure:
+            call = _Closure(self, step)
+            self._step_with(call)
+            given = call.given or given
         else:
-            self.optimizer.step(self._closure(step.objective, evaluations))
-            gradients = [_copy_gradient(p.grad) if p.grad is not None else None for p in self.parameters]
+            self.optimizer.step()
+        self._expect_hooks("step_pre", "step_post")
         self.latest = None
         self.latest = self._snapshot()
+        # An objective writes the gradients itself, and a scaler unscales them.
+        written = step.objective is None and not scaled
         lives = [
             Life(
                 value=before[i][0],
-                gradient=gradients[i],
+                gradient=given[0][i],
                 state=before[i][1],
                 value_after=self.latest[i][0],
                 state_after=self.latest[i][1],
-                # A closure writes the gradients itself.
-                gradient_written=step.objective is None and self._gradient_written(i, gradients[i], memory[i]),
+                gradient_written=written and self._gradient_written(i, given[0][i], given[1][i]),
                 beside_written=self._beside_written(i),
+                begun=i in self.begun,
             )
-            for i in everyone
+            for i in range(len(self.parameters))
         ]
-        self.recording.steps.append(StepRecord(event, tuple(self.hyper), lives, evaluations))
+        self.recording.steps.append(StepRecord(event, self.playing, tuple(self.hyper), lives, evaluations))
+        self._check_places()
 
-    def _closure(self, objective: Objective, evaluations: list[Evaluation]) -> Callable[[], torch.Tensor]:
-        """Evaluates an objective and its gradients, and takes note."""
-        shapes = [in_reals(p.shape, p.dtype) for p in self.trace.parameters]
-        seeds = range(objective.centre.seed, objective.centre.seed + len(shapes))
-        centres = [
-            torch.from_numpy(replace(objective.centre, seed=seed).realise((math.prod(shape),)))
-            for seed, shape in zip(seeds, shapes, strict=True)
+    def _given(self) -> _Given:
+        """The gradients of the parameters that the optimizer has, and the memory that they stand in."""
+        mine = {i for g in self.groups for i in g.parameters}
+        gradients = [
+            None if p.grad is None or i not in mine else copy_gradient(p.grad) for i, p in enumerate(self.parameters)
         ]
+        return gradients, [None if g is None else g.memory() for g in self.gradients]
 
-        def closure() -> torch.Tensor:
-            for p in self.parameters:
-                p.grad = None
-            with torch.enable_grad():
-                loss = objectives.loss(objective, self.parameters, centres)
-            if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-            point = np.concatenate([reals(_copy(p)) for p in self.parameters])
-            zeros = [np.zeros(math.prod(shape)) for shape in shapes]
-            gradient = [
-                z if p.grad is None else reals(_copy(p.grad)) for p, z in zip(self.parameters, zeros, strict=True)
-            ]
-            evaluations.append(Evaluation(point, float(loss.detach()), np.concatenate(gradient)))
-            return loss
+    def _check_places(self) -> None:
+        for i, p in enumerate(self.parameters):
+            was, now = self.places[i], _place(p)
+            if was != now:
+                what = next(name for name in was if was[name] != now[name])
+                self._note("storage-stays", False, what, f"changes the {what} of a parameter", i)
+                self.places[i] = now
+        self.recording.looked["storage-stays"] += 1
 
-        return closure
+    # Closures
+
+    def _takes_closure(self) -> bool:
+        try:
+            inspect.signature(self.optimizer.step).bind(None)
+        except TypeError:
+            return False
+        return True
+
+    def _step_with(self, closure: _Closure | _Evaluator) -> None:
+        returned = self.optimizer.step(closure)
+        once = closure.calls == 1 if isinstance(closure, _Closure) else closure.calls >= 1
+        self._note("closure", once, "calls", f"calls its closure {closure.calls} times")
+        if not closure.calls:
+            return
+        self._note("closure", closure.with_gradients, "grad mode", "calls its closure with gradients disabled")
+        told = f"returns {_short(returned)} where its closure returned {_short(closure.result)}"
+        self._note("closure", _is_result(returned, closure.result), "result", told)
+
+    def _objective(self, objective: Objective, evaluations: list[Evaluation]) -> _Evaluator:
+        return _Evaluator(self, objective, evaluations)
+
+    # Gradient scaling
+
+    def _overflows(self) -> bool:
+        """Scale the gradients, as the backward pass of a scaled loss would; whether one of them then is infinite or NaN."""
+        if self.scaler is None:
+            self.scaler = torch.amp.GradScaler("cpu", growth_interval=2)
+            self.scaler.scale(torch.zeros(()))
+        scale, finite = self.scaler.get_scale(), True
+        for i in (i for g in self.groups for i in g.parameters):
+            p, allocation = self.parameters[i], self.gradients[i]
+            if p.grad is None:
+                continue
+            if allocation is not None and isinstance(allocation, Allocation) and allocation.repeats:
+                p.grad = p.grad.clone()  # nothing can be multiplied in place that stands in memory once for many
+            with torch.no_grad():
+                values = values_of(p.grad)
+                values.mul_(scale)
+                finite &= bool(torch.isfinite(values).all())
+        return not finite
+
+    def _scaled_step(self, step: Step) -> None:
+        assert self.scaler is not None
+        if step.scaling == "unscale" and not getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            self.scaler.unscale_(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _skipped(self, step: Step, before: _Snapshot) -> None:
+        self._scaled_step(step)
+        self.calls.clear()  # a fused step is called and does nothing, others are not called
+        self._untouched("skipped-step", "skipped", before)
+
+    def _untouched(self, check: str, which: str, before: _Snapshot) -> None:
+        """That a step which must do nothing did nothing; state in its initial state may have been created."""
+        self.latest = None
+        self.latest = self._snapshot()
+        for i, (b, a) in enumerate(zip(before, self.latest, strict=True)):
+            changed = [name for name in _changes(b, a) if not self._is_initial(i, name, b[1], a[1])]
+            self._note(check, not changed, _what(changed), f"is {which} and changes {_what(changed)} all the same", i)
+            if a[1].keys() - b[1].keys() or changed:
+                self.begun.add(i)
+
+    def _is_initial(self, index: int, name: str, before: State, after: State) -> bool:
+        if name in before or name not in after:
+            return False
+        hyper = self.hyper[self.trace.group_of[index]]
+        for b in self.subject.spec.buffers:
+            if b.name == name and b.present(hyper):
+                initial = b.initial(hyper)
+                expected = np.asarray(after[name]).dtype.type(initial or 0.0)
+                return initial is not None and bool(np.all(np.asarray(after[name]) == expected))
+        # What the reference knows nothing of may be created at any time.
+        return True
+
+    # Steps that must fail
+
+    def _fail(self, what: Fail) -> None:
+        if not self._must_fail(what):
+            return
+        before = self._snapshot()
+        raised, ours = self._failing_step(what)
+        if raised is None and not ours:
+            # Somebody's class may take what the reference does not; the step is then nobody's to judge.
+            self.begun.update(range(len(self.parameters)))
+            self.latest = None
+            refuses = what.kind == "gradient" and not self.subject.explicit
+            if refuses:
+                self._note("failed-step", False, "not raised", "takes a gradient that it must refuse", what.parameter)
+            return
+        if raised is None:
+            self._note("failed-step", False, f"swallows {what.kind}", f"swallows what its {what.kind} raises")
+        self._untouched("failed-step", f"ended by {raised or 'nothing'}", before)
+
+    def _must_fail(self, what: Fail) -> bool:
+        """Whether there is a reason for a step to fail; options decide whether some take sparse gradients."""
+        if what.kind == "closure":
+            return self._has("closures", self._takes_closure())
+        if what.kind == "hook":
+            return self._has("hooks", hasattr(self.optimizer, "register_step_pre_hook"))
+        spec, i = self.subject.spec, what.parameter
+        if not self._knows(i) or spec.closure or (what.kind == "dtype" and self.subject.differentiable):
+            return False
+        taken = spec.sparse in ("dense", "lazy") and not spec.sparse_conflict(self.hyper[self.trace.group_of[i]])
+        return what.kind == "dtype" or (not taken and len(self.trace.parameters[i].shape) > 0)
+
+    def _failing_step(self, what: Fail) -> tuple[str | None, bool]:
+        """What it raised, and whether it must be our own exception."""
+
+        def deliberate(*_: object) -> None:
+            raise _DeliberateError("raised on purpose")
+
+        ours, handle = what.kind in ("closure", "hook"), None
+        step: Callable[[], Any] = self.optimizer.step
+        if what.kind == "closure":
+            optimizer = self.optimizer
+            step = lambda: optimizer.step(deliberate)  # noqa: E731
+        elif what.kind == "hook":
+            handle = self.optimizer.register_step_pre_hook(deliberate)
+        with self._unfit_gradient(what):
+            try:
+                step()
+            except _DeliberateError as error:
+                return type(error).__name__.strip("_"), ours
+            except Exception as error:
+                if ours:
+                    raise
+                return type(error).__name__, False
+            finally:
+                if handle is not None:
+                    handle.remove()
+                self.calls.clear()
+        return None, ours
+
+    @contextlib.contextmanager
+    def _unfit_gradient(self, what: Fail) -> Any:
+        """A gradient that cannot be taken, for the time of a step."""
+        p = self.parameters[what.parameter]
+        if what.kind not in ("gradient", "dtype"):
+            yield
+            return
+        kept = p.grad
+        if what.kind == "dtype":
+            p.grad_dtype = None  # type: ignore[attr-defined]
+            p.grad = torch.ones(p.shape, dtype=torch.float32 if p.dtype is torch.float64 else torch.float64)
+        elif self.subject.spec.sparse == "only":
+            p.grad = torch.ones_like(p)
+        else:
+            p.grad = torch.ones_like(p).detach().to_sparse()
+        try:
+            yield
+        finally:
+            p.grad = None
+            if what.kind == "dtype":
+                p.grad_dtype = p.dtype  # type: ignore[attr-defined]
+            p.grad = kept
+
+    # Gradients
+
+    def _assign_all(self, gradients: Mapping[int, Gradient | None]) -> None:
+        for i, gradient in gradients.items():
+            self._assign(i, gradient)
+
+    def _assign(self, index: int, gradient: Gradient | None) -> None:
+        self._put_aside(index)
+        if gradient is None:
+            self.parameters[index].grad = None
+            return
+        parameter = self.trace.parameters[index]
+        values = gradient.realise(parameter.shape, parameter.dtype)
+        allocation: Allocation | SparseAllocation
+        if gradient.sparse is not None:
+            allocation = SparseAllocation(parameter.shape, parameter.dtype, gradient.sparse, values)
+        else:
+            allocation = Allocation(parameter.shape, parameter.dtype, gradient.layout)
+            allocation.fill(values)
+        self.parameters[index].grad = allocation.view
+        self.gradients[index] = allocation
+
+    def _put_aside(self, index: int) -> None:
+        """A gradient that is replaced must stay as it is as well."""
+        old = self.gradients[index]
+        if old is not None:
+            self.replaced[index].append((old, old.memory()))
+        self.gradients[index] = None
+
+    def _accumulate(self, what: Accumulate) -> None:
+        """A real backward pass, of the sum of all products of parameter and gradient."""
+        for i, gradient in what.gradients.items():
+            p, allocation = self.parameters[i], self.gradients[i]
+            if not p.requires_grad:
+                continue
+            if isinstance(allocation, Allocation) and allocation.layout in ("expanded", "conjugated"):
+                self._put_aside(i)
+                p.grad = None if p.grad is None else p.grad.clone().resolve_conj()
+            addend = self._product(i, gradient)
+            if self.subject.differentiable:
+                p.grad = addend if p.grad is None else p.grad + addend
+            else:
+                self.backward([(p, addend)])
+            if allocation is not None and p.grad is not allocation.view:
+                self.gradients[i] = None
+
+    def _product(self, index: int, gradient: Gradient) -> torch.Tensor:
+        parameter = self.trace.parameters[index]
+        return rounded(gradient.realise(parameter.shape, parameter.dtype), self.parameters[index].dtype).clone()
+
+    @staticmethod
+    def backward(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """The gradient of this loss by each first tensor is the second, exactly."""
+        total: Any = torch.zeros((), dtype=torch.float64)
+        for p, g in pairs:
+            product = torch.view_as_real(p) * torch.view_as_real(g) if p.is_complex() else p * g
+            total = total + product.sum()
+        total.backward()
+        return torch.as_tensor(total)
 
     def _gradient_written(self, index: int, before: Raw | SparseRaw | None, memory: bytes | None) -> bool:
         allocation, gradient = self.gradients[index], self.parameters[index].grad
@@ -405,10 +522,10 @@ class Player:
         if allocation is not None and allocation.memory() != memory:
             return True
         if gradient is None or before is None:
-            return (gradient is None) != (before is None)
+            return (gradient is None) != (before is None) and self._knows(index)
         if allocation is not None and gradient is allocation.view:
             return False  # all of its memory has just been compared
-        after = _copy_gradient(gradient)
+        after = copy_gradient(gradient)
         if isinstance(before, SparseRaw) or isinstance(after, SparseRaw):
             return not (
                 isinstance(before, SparseRaw)
@@ -418,38 +535,184 @@ class Player:
             )
         return after.tobytes() != before.tobytes()
 
+    def _knows(self, index: int) -> bool:
+        """Whether the optimizer has a parameter by now."""
+        return any(index in g.parameters for g in self.groups)
+
     def _beside_written(self, index: int) -> bool:
         buffer = self.allocations[index].buffer.detach()
-        return bool((_raw(buffer)[self.outside[index]] != GUARD).any())
+        return bool((raw(buffer)[self.outside[index]] != GUARD).any())
 
-    def _assign(self, index: int, gradient: Gradient | None) -> None:
-        old = self.gradients[index]
-        if old is not None:
-            self.replaced[index].append((old, old.memory()))
-        if gradient is None:
-            self.parameters[index].grad = None
-            self.gradients[index] = None
-            return
-        parameter = self.trace.parameters[index]
-        values = gradient.realise(parameter.shape, parameter.dtype)
-        allocation: _Allocation | _SparseAllocation
-        if gradient.sparse is not None:
-            allocation = _SparseAllocation(parameter.shape, parameter.dtype, gradient.sparse, values)
-        else:
-            allocation = _Allocation(parameter.shape, parameter.dtype, gradient.layout)
-            allocation.fill(values)
-        self.parameters[index].grad = allocation.view
-        self.gradients[index] = allocation
+    # What is no step
 
-    def _reload(self, event: int) -> None:
+    def _idle(self, event: int, what: Event) -> None:
+        before = self._snapshot()
+        left: list[int] = []
+        new: tuple[int, ...] = ()
+        if isinstance(what, ZeroGrad):
+            left = self._zero_grad(what)
+        elif isinstance(what, SetOption):
+            self._set_option(what)
+        elif isinstance(what, AddGroup):
+            new = what.group.parameters
+            self._add_group(what)
+        elif isinstance(what, Freeze) and not self.subject.differentiable:
+            self.parameters[what.parameter].requires_grad_(not what.frozen)
+        elif isinstance(what, Hook) and self._has("hooks", hasattr(self.optimizer, "register_step_pre_hook")):
+            self.hooks.append(what.kind)
+            self._register(self.optimizer, what.kind)
+        elif isinstance(what, Schedule) and self._is_torch("schedules"):
+            self.kind_of_schedule = what.kind
+            complete = [plain_or_tensor(o, self.subject) for o in self.options]
+            self.rehearsal = schedules.Rehearsal(what.kind, complete)
+            self.schedule = schedules.attach(what.kind, self.optimizer)
+            self._follow_schedule()
+        elif isinstance(what, ScheduleStep) and self.rehearsal is not None:
+            self.rehearsal.advance()
+            schedules.advance(self.schedule)
+            self._follow_schedule()
         self.latest = None
-        saved = [self._state(i) for i in range(len(self.parameters))]
-        saved_options = self._options()
-        state_dict = self.optimizer.state_dict()
-        self.optimizer = self._construct([{} for _ in self.options])
-        self.optimizer.load_state_dict(state_dict)
+        self.latest = self._snapshot()
+        touched = [[] if i in new else _changes(b, a) for i, (b, a) in enumerate(zip(before, self.latest, strict=True))]
+        self.recording.idle.append(IdleRecord(event, touched, left))
+
+    def _zero_grad(self, what: ZeroGrad) -> list[int]:
+        """Parameters whose gradient is left."""
+        self.optimizer.zero_grad(set_to_none=what.set_to_none)
+        left = []
+        for i, p in enumerate(self.parameters):
+            if self._knows(i) and p.grad is not None and (what.set_to_none or bool(values_of(p.grad).any())):
+                left.append(i)
+        return left
+
+    def _set_option(self, what: SetOption) -> None:
+        self._force(what.group, {what.option: what.value})
+        self.optimizer.param_groups[what.group][what.option] = as_given(what.value)
+        if self.rehearsal is not None and what.option in schedules.SCHEDULED:
+            self.rehearsal.set(what.group, what.option, what.value)
+
+    def _force(self, group: int, options: Mapping[str, Option]) -> None:
+        """From now on, these options hold."""
+        if any(self.options[group].get(k) != v for k, v in options.items()):
+            self.options[group] |= options
+            self.hyper[group] = self._hyper(self.options[group])
+
+    def _add_group(self, what: AddGroup) -> None:
+        group = self._group_as_given(what.group.parameters, what.group.options, "list")
+        before = _entries(group)
+        self.optimizer.add_param_group(group)
+        self._unchanged("the group given to add_param_group()", before, _entries(group))
+        self.groups.append(what.group)
+        self.options.append(dict(what.group.options))
+        self.hyper.append(self._hyper(what.group.options))
+        for i in what.group.parameters:
+            self.recording.initial_state[i] = self._state(i)
+        self.rehearsal = None  # a schedule knows the groups of its beginning alone
+
+    def _follow_schedule(self) -> None:
+        assert self.rehearsal is not None
+        for n, options in enumerate(self.rehearsal.options()):
+            self._force(n, {k: v for k, v in options.items() if k in self.subject.options})
+
+    def _check_options(self) -> None:
+        """That each group has the options that it was given, or that were set since."""
+        for n, (group, options) in enumerate(zip(self.optimizer.param_groups, self.options, strict=True)):
+            for name, value in options.items():
+                if name not in group or name not in self.subject.options:
+                    continue
+                got = as_option(group[name])
+                expected = value
+                if isinstance(got, Scalar) or isinstance(value, Scalar):
+                    got, expected = _single(got), _single(value)
+                told = f"leaves group {n} with {name}={got!r} where {expected!r} was set"
+                self._note("options-hold", got == expected, f"option {name}", told)
+
+    # Hooks
+
+    def _register(self, optimizer: Any, kind: str) -> None:
+        def hook(*_: object) -> None:
+            self.calls[kind] += 1
+
+        getattr(optimizer, f"register_{kind}_hook")(hook)
+
+    def _expect_hooks(self, *kinds: str) -> None:
+        for kind in kinds:
+            if kind in self.hooks:
+                self.due[kind] += self.hooks.count(kind)
+
+    def _miscounted(self) -> tuple[str, str]:
+        kinds = [k for k in {**self.due, **self.calls} if self.due[k] != self.calls[k]]
+        kind = kinds[0] if kinds else ""
+        return kind, f"runs its {kind} hook {self.calls[kind]} times, not {self.due[kind]}"
+
+    # Round trips
+
+    def _reload(self, event: int, what: Reload) -> None:
+        self.latest = None
+        saved, saved_options = [self._state(i) for i in range(len(self.parameters))], self._options()
+        if what.way in ("copied", "unpickled"):
+            duplicate = resume.copied if what.way == "copied" else resume.unpickled
+            self.optimizer = duplicate(self.optimizer, self.parameters)
+            self.hooks.clear()  # whether a copy has them is its own affair
+        else:
+            self.optimizer = self._resumed(what)
         loaded = [self._state(i) for i in range(len(self.parameters))]
         self.recording.reloads.append(ReloadRecord(event, saved, loaded, saved_options, self._options()))
+
+    def _resumed(self, what: Reload) -> Any:
+        """A new optimizer that has loaded the state_dict."""
+        source = self.optimizer.state_dict()
+        self._expect_hooks("state_dict_pre", "state_dict_post")
+        playing = sibling(self.subject, what.into, self.trace)
+        optimizer = self._construct(playing, [{} for _ in self.options], what.form)
+        if self.rehearsal is not None:
+            state = self.schedule.state_dict()
+            self.schedule = schedules.attach(self.kind_of_schedule, optimizer)
+            self.schedule.load_state_dict(state)
+        for kind in self.hooks:
+            self._register(optimizer, kind)
+        if playing is not self.playing:
+            source = resume.flagged(source, playing.mode_options)
+        if what.dictionary == "older":
+            source = resume.older(source, [b.name for b in self.subject.spec.buffers if b.per_parameter])
+        elif what.dictionary == "foreign":
+            source = resume.foreign(source)
+        source = resume.carried(what.way, source)
+        before = resume.outline(source)
+        optimizer.load_state_dict(source)
+        self._expect_hooks("load_state_dict_pre", "load_state_dict_post")
+        self._unchanged("the state_dict given to load_state_dict()", before, resume.outline(source))
+        self._note_sharing(source, optimizer)
+        if what.dictionary == "older":
+            # An older dictionary does not say which implementation it is for.
+            for group in optimizer.param_groups:
+                group.update(playing.mode_options)
+        self.playing = playing
+        return optimizer
+
+    def _note_sharing(self, source: Mapping[str, Any], optimizer: Any) -> None:
+        memory = {t.untyped_storage().data_ptr() for _, t in resume.tensors(source.get("state")) if t.numel()}
+        state = getattr(optimizer, "state", {})
+        for i, p in enumerate(self.parameters):
+            shared = [n for n, t in resume.tensors(state.get(p, {})) if t.untyped_storage().data_ptr() in memory]
+            told = f"loads {_what(shared)} as the very tensor of the source, so that the two go on together"
+            self._note("loaded-state-apart", not shared, "state", told, i)
+
+    # Reading
+
+    def _has(self, what: str, present: bool) -> bool:
+        """Take note of what the subject lacks."""
+        if not present:
+            self.recording.lacks.add(what)
+        return present
+
+    def _is_torch(self, what: str) -> bool:
+        """Schedules and scalers take descendants of torch's own class alone."""
+        return self._has(what, isinstance(self.optimizer, torch.optim.Optimizer))
+
+    def _snapshot(self) -> _Snapshot:
+        """Values and states; as they were read after the event before, where gradients alone can have changed since."""
+        return self.latest or [(copy(p), self._state(i)) for i, p in enumerate(self.parameters)]
 
     def _options(self) -> list[dict[str, Any]]:
         return [{k: g.get(k) for k in self.subject.options} for g in self.optimizer.param_groups]
@@ -462,54 +725,129 @@ class Player:
         kept: Any = state.get(self.parameters[index]) if hasattr(state, "get") else None
         for name, value in kept.items() if hasattr(kept, "items") else ():
             if isinstance(value, torch.Tensor):
-                result[str(name)] = _copy(value)
+                result[str(name)] = copy(value)
             elif isinstance(value, (int, float)):
                 result[str(name)] = float(value)
             elif isinstance(value, (list, tuple)):
                 for n, entry in enumerate(value):
                     if isinstance(entry, (torch.Tensor, int, float)):
-                        result[f"{name}[{n}]"] = _copy(entry) if isinstance(entry, torch.Tensor) else float(entry)
+                        result[f"{name}[{n}]"] = copy(entry) if isinstance(entry, torch.Tensor) else float(entry)
         return result
 
 
-def _raw(tensor: torch.Tensor) -> Raw:
-    """The tensor's memory as an array; bfloat16, which NumPy lacks, as float32."""
-    detached = tensor.detach()
-    if detached.dtype is torch.bfloat16:
-        detached = detached.float()
-    array: Raw = detached.resolve_conj().numpy()
-    return array
+class _Closure:
+    """A closure that assigns the gradients of a step."""
+
+    def __init__(self, player: Player, step: Step) -> None:
+        self.player, self.step = player, step
+        self.calls, self.with_gradients = 0, True
+        self.result: Any = None
+        self.given: _Given | None = None
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        self.with_gradients &= torch.is_grad_enabled()
+        player, kind = self.player, self.step.closure
+        player._assign_all(self.step.gradients)  # noqa: SLF001 - a part of the player
+        loss = torch.tensor(0.75)
+        if kind == "backward" and not player.subject.differentiable:
+            loss = self._backward() or loss
+        self.given = player._given()  # noqa: SLF001
+        self.result = None if kind == "none" else float(loss) if kind == "float" else loss
+        return self.result
+
+    def _backward(self) -> torch.Tensor | None:
+        """The same gradients once more, by autograd."""
+        player, pairs = self.player, []
+        for i, gradient in self.step.gradients.items():
+            p = player.parameters[i]
+            if gradient is not None and gradient.sparse is None and p.requires_grad:
+                player._put_aside(i)  # noqa: SLF001
+                p.grad = None
+                pairs.append((p, player._product(i, gradient)))  # noqa: SLF001
+        return player.backward(pairs) if pairs and self.with_gradients else None
 
 
-def _copy(tensor: torch.Tensor) -> Raw:
-    if tensor.is_sparse:
-        # A state that is sparse is read as the dense tensor that it stands for.
-        tensor = tensor.detach().to_dense()
-    return np.array(_raw(tensor))
+class _Evaluator:
+    """A closure that evaluates an objective and its gradients, and takes note."""
+
+    def __init__(self, player: Player, objective: Objective, evaluations: list[Evaluation]) -> None:
+        self.player, self.objective, self.evaluations = player, objective, evaluations
+        self.calls, self.with_gradients = 0, True
+        self.result: Any = None
+        self.shapes = [in_reals(p.shape, p.dtype) for p in player.trace.parameters]
+        seeds = range(objective.centre.seed, objective.centre.seed + len(self.shapes))
+        self.centres = [
+            torch.from_numpy(replace(objective.centre, seed=seed).realise((math.prod(shape),)))
+            for seed, shape in zip(seeds, self.shapes, strict=True)
+        ]
+
+    def __call__(self) -> torch.Tensor:
+        self.calls += 1
+        self.with_gradients &= torch.is_grad_enabled()
+        parameters = self.player.parameters
+        for p in parameters:
+            p.grad = None
+        with torch.enable_grad():
+            loss = objectives.loss(self.objective, parameters, self.centres)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        point = np.concatenate([reals(copy(p)) for p in parameters])
+        zeros = [np.zeros(math.prod(shape)) for shape in self.shapes]
+        gradient = [z if p.grad is None else reals(copy(p.grad)) for p, z in zip(parameters, zeros, strict=True)]
+        self.evaluations.append(Evaluation(point, float(loss.detach()), np.concatenate(gradient)))
+        # Of several evaluations, a step returns the first.
+        self.result = loss if self.calls == 1 else self.result
+        return loss
 
 
-def _values(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient._values() if gradient.is_sparse else gradient  # noqa: SLF001 - an uncoalesced tensor has no other way
+def plain_or_tensor(options: Mapping[str, Option], subject: Subject) -> dict[str, Option]:
+    """All options of a group, those that were not given at their defaults."""
+    return {**vars(subject.spec.hyper_values()), **options}
 
 
-def _copy_gradient(gradient: torch.Tensor) -> Raw | SparseRaw:
-    if not gradient.is_sparse:
-        return _copy(gradient)
-    shape, dimensions = tuple(gradient.shape), gradient.sparse_dim()
-    inner = math.prod(shape[dimensions:])
-    entries = np.ravel_multi_index(tuple(gradient._indices().numpy()), shape[:dimensions])  # noqa: SLF001 - an uncoalesced tensor has no other way
-    elements = entries[:, None] * inner + np.arange(inner)
-    return SparseRaw(elements.reshape(-1), _copy(gradient._values()).reshape(-1))  # noqa: SLF001 - an uncoalesced tensor has no other way
+def _entries(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a caller's dictionary holds; a list of parameters by its members."""
+    return {
+        k: (type(v).__name__, list(map(id, v))) if isinstance(v, (list, tuple)) else id(v) for k, v in group.items()
+    }
 
 
-def _outside(parameter: Parameter, allocation: _Allocation) -> Raw:
-    """A mask of the buffer's elements that are not the parameter's own."""
-    mask = torch.ones(allocation.buffer.numel(), dtype=torch.bool)
-    mask.as_strided(parameter.shape, strides(parameter.shape, parameter.layout), allocation.start).fill_(False)
-    return mask.numpy()
+def _place(p: torch.Tensor) -> dict[str, Any]:
+    return {"address": p.data_ptr(), "shape": p.shape, "strides": p.stride(), "dtype": p.dtype}
 
 
-def _changes(before: tuple[Raw, Mapping[str, Raw | float]], after: tuple[Raw, Mapping[str, Raw | float]]) -> list[str]:
+def _random_state() -> tuple[bytes, object, bytes]:
+    generator = np.random.get_state()  # noqa: NPY002 - the one that everybody shares
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        random.getstate(),
+        np.asarray(generator[1]).tobytes() + bytes(generator[2]),
+    )
+
+
+def _is_result(returned: Any, expected: Any) -> bool:
+    if isinstance(returned, (torch.Tensor, float)) and isinstance(expected, (torch.Tensor, float)):
+        return identical(float(returned), float(expected))
+    return returned is expected
+
+
+def _short(x: Any) -> str:
+    return f"{float(x):g}" if isinstance(x, torch.Tensor) and x.numel() == 1 else repr(x)[:40]
+
+
+def _single(value: Any) -> float | None:
+    """A number as a float32 tensor holds it."""
+    number = value.value if isinstance(value, Scalar) else value
+    return float(np.float32(number)) if isinstance(number, (int, float)) else None
+
+
+def _what(names: Sequence[str]) -> str:
+    """The first of some names, for a person."""
+    return "the parameter" if names[:1] == ["value"] else names[0] if names else "nothing"
+
+
+def _changes(before: tuple[Raw, State], after: tuple[Raw, State]) -> list[str]:
     """What differs between two snapshots of a parameter."""
     names = [] if identical(before[0], after[0]) else ["value"]
     return names + [
@@ -517,9 +855,3 @@ def _changes(before: tuple[Raw, Mapping[str, Raw | float]], after: tuple[Raw, Ma
         for name in {**before[1], **after[1]}
         if name not in before[1] or name not in after[1] or not identical(before[1][name], after[1][name])
     ]
-
-
-def identical(a: Raw | float, b: Raw | float) -> bool:
-    """Whether two values are the same to the last bit, NaN and the sign of zero included."""
-    x, y = np.asarray(a), np.asarray(b)
-    return x.shape == y.shape and x.tobytes() == y.tobytes()

@@ -15,8 +15,8 @@ from stepcheck.harness.checks import Finding
 from stepcheck.harness.comparison import PARAMETER, Array
 from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.judge import Deviation
+from stepcheck.harness.memory import GUARD, GUARD_ELEMENTS, room, rounded, strides
 from stepcheck.harness.objectives import EXPRESSIONS
-from stepcheck.harness.play import GUARD, GUARD_ELEMENTS, room, rounded, strides
 from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import (
     Event,

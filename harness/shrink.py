@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from stepcheck.harness.checks import Finding
-from stepcheck.harness.trace import Gradient, Group, Objective, Parameter, SetOption, Step, Trace, Values, is_complex
+from stepcheck.harness.trace import Gradient, Objective, Parameter, Step, Trace, Values, is_complex
 
 _SMALL_SHAPES: tuple[tuple[int, ...], ...] = ((1,), (2,), (3,), (2, 2), (3, 2), (5,), (8,), (9,), (1, 2, 3, 2), (33,))
 _ZERO = Values("constant")
@@ -67,7 +67,7 @@ def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
     last = -1 if finding.event is None else finding.event
     yield replace(trace, events=trace.events[: last + 1])
     for index in range(len(trace.parameters) if len(trace.parameters) > 1 else 0):
-        yield _without_parameter(trace, index)
+        yield trace.keeping(set(range(len(trace.parameters))) - {index})
     for n in range(len(trace.events)):
         yield replace(trace, events=trace.events[:n] + trace.events[n + 1 :])
     for n, group in enumerate(trace.groups):
@@ -139,27 +139,3 @@ def _fewer_entries(gradient: Gradient) -> Gradient:
 
 def _reseeded(gradient: Gradient, seed: int) -> Gradient:
     return replace(gradient, values=replace(gradient.values, seed=seed))
-
-
-def _without_parameter(trace: Trace, index: int) -> Trace:
-    """One parameter less; its group goes as well if it was alone there."""
-
-    def renumbered(i: int) -> int:
-        return i - (i > index)
-
-    kept = [n for n, g in enumerate(trace.groups) if set(g.parameters) != {index}]
-    groups = tuple(
-        Group(tuple(renumbered(i) for i in trace.groups[n].parameters if i != index), trace.groups[n].options)
-        for n in kept
-    )
-    events = tuple(
-        replace(e, gradients={renumbered(i): g for i, g in e.gradients.items() if i != index})
-        if isinstance(e, Step)
-        else replace(e, group=kept.index(e.group))
-        if isinstance(e, SetOption)
-        else e
-        for e in trace.events
-        if not isinstance(e, SetOption) or e.group in kept
-    )
-    parameters = trace.parameters[:index] + trace.parameters[index + 1 :]
-    return replace(trace, parameters=parameters, groups=groups, events=events)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, Arithmetic
+from stepcheck.harness.trace import Scalar, Trace
 from stepcheck.reference import SPECS, Spec
 from stepcheck.reference.arithmetic import ORDERS
 
@@ -214,6 +215,8 @@ class Subject:
         after: a statement that a repro needs after the construction.
         cost: how many traces of another subject cost as much as one of this; it is given as many fewer.
         unsupported: why it cannot be checked here, where it declares that itself.
+        mode: which of the implementations that its class ships, if it does.
+        tensor_lr: it takes a learning rate that is a tensor.
         callee: what a repro calls to construct it: ``torch.optim.Adam``.
         imports: the import statement that a repro needs for it, if any.
     """
@@ -234,6 +237,8 @@ class Subject:
     after: str = ""
     cost: int = 1
     unsupported: str = ""
+    mode: str = ""
+    tensor_lr: bool = False
 
     @property
     def missing_options(self) -> tuple[str, ...]:
@@ -286,6 +291,7 @@ def _modes(name: str) -> tuple[str, ...]:
 TORCH_MODES: dict[str, tuple[str, ...]] = {name: _modes(name) for name in SPECS}
 
 
+@functools.cache
 def torch_subject(name: str, mode: str) -> Subject:
     """``torch.optim.<name>`` in one of its modes."""
     spec, cls = SPECS[name], getattr(torch.optim, name)
@@ -313,6 +319,34 @@ def torch_subject(name: str, mode: str) -> Subject:
         after="optimizer.step = torch.compile(optimizer.step)" if compiled else "",
         cost=_COMPILED_COST if compiled else 2 if spec.closure or spec.products else 1,
         unsupported=unsupported,
+        mode=mode,
+        tensor_lr=not compiled and not unsupported and not _refusal(cls, keywords, tensor_lr=True),
+    )
+
+
+#: What a state can move between: of the others, one needs parameters that are no leaves, and one compiles each life anew.
+_SIBLINGS = ("forloop", "foreach", "fused", "capturable")
+
+
+def sibling(subject: Subject, into: int, trace: Trace) -> Subject:
+    """Another implementation of the same class that can go on with a life: the ``into``-th after its own; 0 for its own.
+
+    The subject itself where there is none.
+    """
+    if not into or subject.mode not in _SIBLINGS:
+        return subject
+    modes = [m for m in TORCH_MODES[subject.spec.name] if m in _SIBLINGS and m != subject.mode]
+    others = [s for m in modes if _can_play(s := torch_subject(subject.spec.name, m), trace)]
+    return others[(into - 1) % len(others)] if others else subject
+
+
+def _can_play(subject: Subject, trace: Trace) -> bool:
+    tensor_lr = any(isinstance(o.get("lr"), Scalar) for o in trace.given_options)
+    return (
+        not subject.unsupported
+        and {p.dtype for p in trace.parameters} <= set(subject.dtypes)
+        and (subject.sparse or not trace.given_sparse)
+        and (subject.tensor_lr or not tensor_lr)
     )
 
 
@@ -324,19 +358,20 @@ def _torch_dtypes(spec: Spec, keywords: Mapping[str, bool]) -> tuple[str, ...]:
 
 
 @functools.cache
-def _refused(cls: Any, keywords: tuple[tuple[str, bool], ...]) -> str:
-    parameter = torch.nn.Parameter(torch.ones(1))
-    parameter.grad = torch.ones(1)
+def _refused(cls: Any, keywords: tuple[tuple[str, bool], ...], *, tensor_lr: bool) -> str:
+    parameter = torch.nn.Parameter(torch.ones(1, 1))
+    parameter.grad = torch.ones(1, 1) if cls is not torch.optim.SparseAdam else torch.ones(1, 1).to_sparse()
+    lr = {"lr": torch.tensor(0.5)} if tensor_lr else {}
     try:
-        cls([parameter], **dict(keywords)).step()
+        cls([parameter], **lr, **dict(keywords)).step(*([lambda: 1.0] if cls is torch.optim.LBFGS else []))
     except Exception as error:  # noqa: BLE001 - whatever it raises is its reason
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def _refusal(cls: Any, keywords: Mapping[str, bool]) -> str:
+def _refusal(cls: Any, keywords: Mapping[str, bool], *, tensor_lr: bool = False) -> str:
     """Why a class does not take these keywords for CPU tensors, in its own words, or nothing."""
-    return _refused(cls, tuple(sorted(keywords.items())))
+    return _refused(cls, tuple(sorted(keywords.items())), tensor_lr=tensor_lr)
 
 
 def class_subject(

@@ -11,7 +11,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,9 @@ MAX_ELEMENTS = 1 << 20
 MAX_PARAMETERS = 1 << 10
 MAX_EVENTS = 1 << 14
 MAX_DIMENSIONS = 8
+MAX_OPTIONS = 64
+#: Elements times events.
+MAX_WORK = 1 << 26
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "complex64", "complex128")
 #: ``offset`` is contiguous as well, and a view that starts inside a larger buffer whoever plays it.
@@ -34,8 +37,42 @@ LAYOUTS = ("contiguous", "transposed", "sliced", "channels_last", "offset")
 #: ``expanded`` repeats the first row (stride 0); ``conjugated`` is a lazy conjugate (torch's conjugate bit) of complex memory.
 GRADIENT_LAYOUTS = (*LAYOUTS, "expanded", "conjugated")
 
+#: How the parameters of a life are given to the constructor: a list of tensors or dictionaries of options, a tuple, an iterator,
+#: or pairs of a name and a tensor.
+FORMS = ("list", "tuple", "iterator", "named")
+#: What a closure gives back: the loss as a number or a tensor, nothing, or a tensor whose gradients it computed by backward().
+CLOSURES = ("float", "tensor", "none", "backward")
+#: Gradient scaling: unscaled within the scaler's step, or before it by the user.
+SCALINGS = ("step", "unscale")
+#: How a state goes from one optimizer to the next. The first four carry its state_dict to an optimizer built anew, the last two the
+#: optimizer itself.
+WAYS = ("memory", "saved", "deepcopied", "pickled", "copied", "unpickled")
+#: The dictionary that is loaded: as it was saved; as older versions saved it, with numbers for counters and without the flags that
+#: select an implementation; or with other identifiers for parameters, in another order, and with entries of somebody else's.
+DICTIONARIES = ("same", "older", "foreign")
+HOOKS = (
+    "step_pre", "step_post", "state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post",
+)  # fmt: skip
+#: Learning rate schedules of torch.optim.lr_scheduler; ``stepcheck.harness.schedules`` says with which arguments.
+SCHEDULES = (
+    "StepLR", "ExponentialLR", "LinearLR", "ConstantLR", "LambdaLR", "MultiplicativeLR", "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts", "PolynomialLR", "OneCycleLR", "CyclicLR", "ReduceLROnPlateau",
+)  # fmt: skip
+#: Why a step must fail: its closure raises, a hook before it raises, or a parameter has a gradient of a kind, or of a dtype, that is
+#: not taken.
+FAILURES = ("closure", "hook", "gradient", "dtype")
+
 Array = npt.NDArray[np.float64]
-Option = Value
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """An option given as a float32 tensor of no dimension, of this value."""
+
+    value: float
+
+
+Option = Value | Scalar
 
 
 class TraceError(ValueError):
@@ -153,12 +190,17 @@ def in_reals(shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter: shape, dtype and memory layout, and its first value."""
+    """One parameter: shape, dtype and memory layout, and its first value.
+
+    Attributes:
+        within: an earlier parameter of the same shape and dtype, both of them ``sliced``, whose gaps this one's elements fill.
+    """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
     layout: str = "contiguous"
     values: Values = Values()
+    within: int | None = None
 
     @property
     def numel(self) -> int:
@@ -211,16 +253,18 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Gradient:
-    """A gradient of its parameter's shape and dtype: dense, or sparse where it names entries."""
+    """A gradient of its parameter's shape and dtype: dense, or sparse where it names entries; ``negated``, minus the values."""
 
     values: Values = Values()
     layout: str = "contiguous"
     sparse: Sparse | None = None
+    negated: bool = False
 
     def realise(self, shape: tuple[int, ...], dtype: str) -> Array:
         """Its real numbers: of a sparse gradient, those of the entries that it names."""
         named = shape if self.sparse is None else self.sparse.shape_of_values(shape)
-        return self.values.realise(in_reals(named, dtype))
+        values = self.values.realise(in_reals(named, dtype))
+        return -values if self.negated else values
 
 
 #: Functions of a parameter's distance from a centre; ``stepcheck.harness.objectives`` says what each is.
@@ -244,10 +288,24 @@ class Step:
     """Assign gradients, then step. ``None`` takes the gradient away; a parameter not named keeps what it has.
 
     With an objective the step is given a closure, which evaluates it and its gradients.
+
+    Attributes:
+        closure: one of ``CLOSURES``: the gradients are assigned by a closure that the step is given; empty for none.
+        scaling: one of ``SCALINGS``: the gradients are multiplied by the scale of a ``torch.amp.GradScaler``, which then steps
+            (its scale is 2**16 at first, and doubles after two good steps); empty for none.
     """
 
     gradients: Mapping[int, Gradient | None] = field(default_factory=dict)
     objective: Objective | None = None
+    closure: str = ""
+    scaling: str = ""
+
+
+@dataclass(frozen=True)
+class Accumulate:
+    """A second backward pass: these gradients are added to those that the parameters have."""
+
+    gradients: Mapping[int, Gradient]
 
 
 @dataclass(frozen=True)
@@ -268,88 +326,261 @@ class SetOption:
 
 @dataclass(frozen=True)
 class Reload:
-    """Go on with a new optimizer, built with default options over the same parameters, that loads the state_dict."""
+    """Go on with another optimizer over the same parameters, that has the state of this one.
+
+    Attributes:
+        way: one of ``WAYS``; all but the last two build an optimizer with default options, which loads the state_dict.
+        dictionary: one of ``DICTIONARIES``.
+        form: one of ``FORMS``: how the new optimizer is given its parameters.
+        into: the implementation of the new optimizer, counted from the subject's own (see ``Subject.siblings``).
+    """
+
+    way: str = "memory"
+    dictionary: str = "same"
+    form: str = "list"
+    into: int = 0
 
 
-Event = Step | ZeroGrad | SetOption | Reload
+@dataclass(frozen=True)
+class AddGroup:
+    """``optimizer.add_param_group(...)``, with parameters that stand in no group before."""
+
+    group: Group
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """``parameter.requires_grad_(not frozen)``; what decides whether it is stepped is its gradient."""
+
+    parameter: int
+    frozen: bool = True
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Register a hook that counts its calls; a later optimizer of this life is given it as well."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Attach a learning rate schedule, in place of any other."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class ScheduleStep:
+    """``scheduler.step()``, where there is one."""
+
+
+@dataclass(frozen=True)
+class Fail:
+    """A step that must raise, and change nothing.
+
+    Attributes:
+        kind: one of ``FAILURES``.
+        parameter: whose gradient it is, where one cannot be taken.
+    """
+
+    kind: str
+    parameter: int = 0
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Something invalid, tried on an optimizer of its own; ``stepcheck.harness.validation`` says how.
+
+    Attributes:
+        option: the option, or ``params``.
+        kind: in what way it is invalid.
+        value: the value tried.
+        place: where it is given.
+        beside: options given with it.
+    """
+
+    option: str
+    kind: str
+    value: Option
+    place: str
+    beside: Mapping[str, Option] = field(default_factory=dict)
+
+
+Event = (
+    Step
+    | Accumulate
+    | ZeroGrad
+    | SetOption
+    | Reload
+    | AddGroup
+    | Freeze
+    | Hook
+    | Schedule
+    | ScheduleStep
+    | Fail
+    | Refuse
+)
+
+
+def plain(options: Mapping[str, Option]) -> dict[str, Value]:
+    """Options as numbers, whether or not they are given as tensors."""
+    return {name: value.value if isinstance(value, Scalar) else value for name, value in options.items()}
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The whole life. ``optimizer`` names the reference that says what must happen."""
+    """The whole life. ``optimizer`` names the reference that says what must happen.
+
+    Attributes:
+        groups: those that the optimizer is constructed with.
+        form: one of ``FORMS``: how they are given.
+    """
 
     optimizer: str
     parameters: tuple[Parameter, ...]
     groups: tuple[Group, ...]
     events: tuple[Event, ...]
+    form: str = "list"
+
+    @functools.cached_property
+    def all_groups(self) -> tuple[Group, ...]:
+        """Those of the construction and those added later, in this order."""
+        return (*self.groups, *(e.group for e in self.events if isinstance(e, AddGroup)))
+
+    @property
+    def given_options(self) -> tuple[Mapping[str, Option], ...]:
+        """The options of each group, and each that is set later."""
+        later = ({e.option: e.value} for e in self.events if isinstance(e, SetOption))
+        return (*(g.options for g in self.all_groups), *later)
+
+    @functools.cached_property
+    def group_of(self) -> Mapping[int, int]:
+        """The group that each parameter stands in at last."""
+        return {i: n for n, group in enumerate(self.all_groups) for i in group.parameters}
 
     def problem(self, spec: Spec) -> str | None:
         """Why ``spec`` cannot judge this life, or ``None``: it names another optimizer, or options that it refuses."""
         if self.optimizer != spec.name:
             return f"a life of {self.optimizer}, not of {spec.name}"
-        options = [dict(g.options) for g in self.groups]
+        return self._problem_of_options(spec) or self._problem_of_tensors(spec) or self._problem_of_events(spec)
+
+    def _problem_of_options(self, spec: Spec) -> str | None:
+        options = [dict(g.options) for g in self.all_groups]
         events = [None, *(e for e in self.events if isinstance(e, SetOption))]
         for event in events:
             if event is not None:
                 options[event.group][event.option] = event.value
-            for o, group in zip(options, self.groups, strict=True):
+            for o, group in zip(options, self.all_groups, strict=True):
+                if any(isinstance(value, Scalar) and name != "lr" for name, value in o.items()):
+                    return "the learning rate alone may be a tensor"
                 try:
-                    hyper = spec.hyper_values(o)
+                    hyper = spec.hyper_values(plain(o))
                 except ValueError as error:
                     return str(error)
                 conflict = spec.sparse_conflict(hyper)
                 if conflict and self.given_sparse & set(group.parameters):
                     return f"{spec.name} takes no sparse gradient with these options: {conflict}"
+        return None
+
+    def _problem_of_tensors(self, spec: Spec) -> str | None:
         for p in self.parameters:
             if not spec.shapes(p.shape):
                 return f"{spec.name} takes no parameter of shape {p.shape}"
             if is_complex(p.dtype) and not spec.complex:
                 return f"{spec.name} takes no complex parameter"
-        gradients = [(i, g) for e in self.events if isinstance(e, Step) for i, g in e.gradients.items()]
-        for i, g in gradients:
-            problem = g.sparse.problem(self.parameters[i].shape) if g is not None and g.sparse is not None else None
+        for i, g in self.assigned:
+            problem = g.sparse.problem(self.parameters[i].shape) if g.sparse is not None else None
             if problem:
                 return problem
-        given = [g for _, g in gradients if g is not None]
-        if any((e.objective is not None) != spec.closure for e in self.events if isinstance(e, Step)):
-            return f"{spec.name} takes steps {'with' if spec.closure else 'without'} a closure"
-        if spec.closure and len(self.groups) > 1:
-            return f"{spec.name} takes one group"
-        if any(g.sparse is not None for g in given) and not spec.sparse:
+        if any(g.sparse is not None for _, g in self.assigned) and not spec.sparse:
             return f"{spec.name} takes no sparse gradient"
-        if any(g.sparse is None for g in given) and spec.sparse == "only":
+        if any(g.sparse is None for _, g in self.assigned) and spec.sparse == "only":
             return f"{spec.name} takes sparse gradients alone"
         return None
+
+    def _problem_of_events(self, spec: Spec) -> str | None:
+        steps = [e for e in self.events if isinstance(e, Step)]
+        if any((e.objective is not None) != spec.closure for e in steps):
+            return f"{spec.name} takes steps {'with' if spec.closure else 'without'} an objective"
+        if spec.closure and len(self.all_groups) > 1:
+            return f"{spec.name} takes one group"
+        if spec.closure and any(isinstance(e, Accumulate) or getattr(e, "closure", "") for e in self.events):
+            return f"{spec.name} is given its gradients by an objective"
+        if spec.closure and any(e.scaling for e in steps):
+            return "a step with gradient scaling takes no closure"
+        return None
+
+    @functools.cached_property
+    def assigned(self) -> tuple[tuple[int, Gradient], ...]:
+        """Each gradient, with the index of its parameter."""
+        events = [e for e in self.events if isinstance(e, (Step, Accumulate))]
+        return tuple((i, g) for e in events for i, g in e.gradients.items() if g is not None)
 
     @functools.cached_property
     def given_sparse(self) -> frozenset[int]:
         """Parameters that get a sparse gradient at some time."""
-        steps = [e for e in self.events if isinstance(e, Step)]
-        return frozenset(i for e in steps for i, g in e.gradients.items() if g is not None and g.sparse is not None)
+        return frozenset(i for i, g in self.assigned if g.sparse is not None)
 
-    def row_major(self) -> Trace:
-        """The same life with every parameter and gradient contiguous."""
+    def with_gradients(self, change: Callable[[int, Gradient], Gradient]) -> Trace:
+        """The same life with every gradient changed, by (index of its parameter, gradient)."""
         events = tuple(
-            replace(e, gradients={i: g and replace(g, layout="contiguous") for i, g in e.gradients.items()})
-            if isinstance(e, Step)
+            replace(e, gradients={i: change(i, g) if g is not None else None for i, g in e.gradients.items()})
+            if isinstance(e, (Step, Accumulate))
             else e
             for e in self.events
         )
-        return replace(self, parameters=tuple(replace(p, layout="contiguous") for p in self.parameters), events=events)
+        return replace(self, events=events)
+
+    def keeping(self, kept: Collection[int]) -> Trace:
+        """The same life without the other parameters, and without the groups that have none left."""
+        number = {i: n for n, i in enumerate(sorted(kept))}
+        groups = [n for n, g in enumerate(self.all_groups) if not g.parameters or number.keys() & set(g.parameters)]
+
+        def group(g: Group) -> Group:
+            return replace(g, parameters=tuple(number[i] for i in g.parameters if i in number))
+
+        def event(e: Event) -> Event | None:
+            if isinstance(e, (Step, Accumulate)):
+                return replace(e, gradients={number[i]: g for i, g in e.gradients.items() if i in number})
+            if isinstance(e, (Freeze, Fail)):
+                return replace(e, parameter=number[e.parameter]) if e.parameter in number else None
+            if isinstance(e, SetOption):
+                return replace(e, group=groups.index(e.group)) if e.group in groups else None
+            if isinstance(e, AddGroup):
+                return (
+                    AddGroup(group(e.group))
+                    if not e.group.parameters or number.keys() & set(e.group.parameters)
+                    else None
+                )
+            return e
+
+        def parameter(p: Parameter) -> Parameter:
+            return p if p.within is None else replace(p, within=number.get(p.within))
+
+        at_first = [n for n in groups if n < len(self.groups)]
+        events = (event(e) for e in self.events)
+        return replace(
+            self,
+            parameters=tuple(parameter(self.parameters[i]) for i in sorted(kept)),
+            groups=tuple(group(self.groups[n]) for n in at_first),
+            events=tuple(e for e in events if e is not None),
+        )
+
+    def row_major(self) -> Trace:
+        """The same life with every parameter and gradient contiguous."""
+        plain = self.with_gradients(lambda i, g: replace(g, layout="contiguous"))
+        parameters = tuple(replace(p, layout="contiguous", within=None) for p in self.parameters)
+        return replace(plain, parameters=parameters)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
             "optimizer": self.optimizer,
-            "parameters": [
-                {"shape": list(p.shape), "dtype": p.dtype, "layout": p.layout, "values": _values_to_json(p.values)}
-                for p in self.parameters
-            ],
-            "groups": [
-                {"parameters": list(g.parameters), "options": {k: _option_to_json(v) for k, v in g.options.items()}}
-                for g in self.groups
-            ],
+            "parameters": [_parameter_to_json(p) for p in self.parameters],
+            "groups": [_group_to_json(g) for g in self.groups],
             "events": [_event_to_json(e) for e in self.events],
+            **({"form": self.form} if self.form != "list" else {}),
         }
 
     @classmethod
@@ -383,10 +614,25 @@ def _values_to_json(values: Values) -> dict[str, Any]:
     return {"recipe": values.recipe, "seed": values.seed, "low": values.low.hex(), "high": values.high.hex()}
 
 
+def _parameter_to_json(p: Parameter) -> dict[str, Any]:
+    result = {"shape": list(p.shape), "dtype": p.dtype, "layout": p.layout, "values": _values_to_json(p.values)}
+    return result if p.within is None else {**result, "within": p.within}
+
+
+def _group_to_json(g: Group) -> dict[str, Any]:
+    return {"parameters": list(g.parameters), "options": _options_to_json(g.options)}
+
+
+def _options_to_json(options: Mapping[str, Option]) -> dict[str, Any]:
+    return {name: _option_to_json(value) for name, value in options.items()}
+
+
 def _option_to_json(value: Option) -> Any:
     # Text stands in an object of its own: "abc" is a hex float as well.
     if value is None or isinstance(value, (bool, int)):
         return value
+    if isinstance(value, Scalar):
+        return {"tensor": value.value.hex()}
     if isinstance(value, str):
         return {"text": value}
     return [_option_to_json(x) for x in value] if isinstance(value, tuple) else value.hex()
@@ -397,23 +643,48 @@ def _gradient_to_json(g: Gradient) -> dict[str, Any]:
     if g.sparse is not None:
         s = g.sparse
         result["sparse"] = {"entries": list(s.entries), "dimensions": s.dimensions, "coalesced": s.coalesced}
-    return result
+    return {**result, "negated": True} if g.negated else result
+
+
+#: The name of each kind of event in JSON.
+_EVENTS: dict[type[Event], str] = {
+    Step: "step", Accumulate: "accumulate", ZeroGrad: "zero_grad", SetOption: "set_option", Reload: "reload",
+    AddGroup: "add_group", Freeze: "freeze", Hook: "hook", Schedule: "schedule", ScheduleStep: "schedule_step", Fail: "fail",
+    Refuse: "refuse",
+}  # fmt: skip
 
 
 def _event_to_json(event: Event) -> dict[str, Any]:
-    if isinstance(event, Step):
+    """The event's name and its fields; those that stand at their defaults are left out where older traces do not have them."""
+    result: dict[str, Any] = {"event": _EVENTS[type(event)]}
+    if isinstance(event, (Step, Accumulate)):
         gradients = {str(i): None if g is None else _gradient_to_json(g) for i, g in event.gradients.items()}
-        if event.objective is None:
-            return {"event": "step", "gradients": gradients}
-        o = event.objective
-        objective = {"kind": o.kind, "centre": _values_to_json(o.centre), "scale": o.scale.hex()}
-        return {"event": "step", "gradients": gradients, "objective": objective}
-    if isinstance(event, ZeroGrad):
-        return {"event": "zero_grad", "set_to_none": event.set_to_none}
-    if isinstance(event, SetOption):
-        value = _option_to_json(event.value)
-        return {"event": "set_option", "group": event.group, "option": event.option, "value": value}
-    return {"event": "reload"}
+        result["gradients"] = gradients
+    if isinstance(event, Step):
+        if event.objective is not None:
+            o = event.objective
+            result["objective"] = {"kind": o.kind, "centre": _values_to_json(o.centre), "scale": o.scale.hex()}
+        result |= {k: v for k in ("closure", "scaling") if (v := getattr(event, k))}
+    elif isinstance(event, ZeroGrad):
+        result["set_to_none"] = event.set_to_none
+    elif isinstance(event, SetOption):
+        result |= {"group": event.group, "option": event.option, "value": _option_to_json(event.value)}
+    elif isinstance(event, Reload):
+        plain_one = Reload()
+        keys = ("way", "dictionary", "form", "into")
+        result |= {k: getattr(event, k) for k in keys if getattr(event, k) != getattr(plain_one, k)}
+    elif isinstance(event, AddGroup):
+        result |= _group_to_json(event.group)
+    elif isinstance(event, Freeze):
+        result |= {"parameter": event.parameter, "frozen": event.frozen}
+    elif isinstance(event, (Hook, Schedule)):
+        result["kind"] = event.kind
+    elif isinstance(event, Fail):
+        result |= {"kind": event.kind, "parameter": event.parameter}
+    elif isinstance(event, Refuse):
+        result |= {"option": event.option, "kind": event.kind, "value": _option_to_json(event.value)}
+        result |= {"place": event.place, "beside": _options_to_json(event.beside)}
+    return result
 
 
 # JSON in: everything is checked before anything is believed ---------------------------------------------------------------
@@ -425,7 +696,7 @@ class _Reader:
         schema = top.get("schema")
         if schema != SCHEMA:
             raise TraceError(f"trace schema {schema!r}; this version of stepcheck reads schema {SCHEMA}")
-        self._only(top, {"schema", "optimizer", "parameters", "groups", "events"}, "the trace")
+        self._only(top, {"schema", "optimizer", "parameters", "groups", "events", "form"}, "the trace")
         optimizer = self._string(top.get("optimizer"), "optimizer")
         raw = self._list(top.get("parameters"), "parameters", MAX_PARAMETERS)
         parameters = tuple(self._parameter(p, f"parameters[{i}]") for i, p in enumerate(raw))
@@ -433,16 +704,41 @@ class _Reader:
             raise TraceError(f"parameters: more than {MAX_ELEMENTS} elements")
         raw = self._list(top.get("groups"), "groups", MAX_PARAMETERS)
         groups = tuple(self._group(g, f"groups[{i}]", len(parameters)) for i, g in enumerate(raw))
-        members = [i for g in groups for i in g.parameters]
-        if sorted(members) != list(range(len(parameters))) or not groups:
-            raise TraceError("groups: each parameter must stand in exactly one group")
         raw = self._list(top.get("events"), "events", MAX_EVENTS)
-        events = tuple(self._event(e, f"events[{i}]", parameters, len(groups)) for i, e in enumerate(raw))
-        return Trace(optimizer, parameters, groups, events)
+        events = tuple(self._event(e, f"events[{i}]", parameters) for i, e in enumerate(raw))
+        form = self._choice(top.get("form", "list"), FORMS, "form")
+        trace = Trace(optimizer, parameters, groups, events, form)
+        self._consistent(trace)
+        return trace
+
+    def _consistent(self, trace: Trace) -> None:
+        """What one part of a trace says of another."""
+        members = [i for g in trace.all_groups for i in g.parameters]
+        if sorted(members) != list(range(len(trace.parameters))) or not trace.groups:
+            raise TraceError("groups: each parameter must stand in exactly one group")
+        elements = sum(p.numel for p in trace.parameters)
+        if elements * max(len(trace.events), 1) > MAX_WORK:
+            raise TraceError(f"events: more than {MAX_WORK} elements in all events together")
+        groups = len(trace.groups)
+        for n, event in enumerate(trace.events):
+            groups += isinstance(event, AddGroup)
+            if isinstance(event, SetOption) and event.group >= groups:
+                raise TraceError(f"events[{n}].group: there are {groups} groups by then")
+        for n, p in enumerate(trace.parameters):
+            if p.within is None:
+                continue
+            other = trace.parameters[p.within] if p.within < n else None
+            beside = [q.within for q in trace.parameters[:n]]
+            if other is None or (other.shape, other.dtype) != (p.shape, p.dtype) or p.within in beside:
+                raise TraceError(
+                    f"parameters[{n}].within: must name an earlier parameter of the same shape and dtype, once"
+                )
+            if (other.layout, p.layout, other.within) != ("sliced", "sliced", None):
+                raise TraceError(f"parameters[{n}].within: both parameters must be sliced")
 
     def _parameter(self, data: object, where: str) -> Parameter:
         d = self._object(data, where)
-        self._only(d, {"shape", "dtype", "layout", "values"}, where)
+        self._only(d, {"shape", "dtype", "layout", "values", "within"}, where)
         shape = tuple(
             self._integer(n, f"{where}.shape", 0, MAX_ELEMENTS)
             for n in self._list(d.get("shape"), f"{where}.shape", MAX_DIMENSIONS)
@@ -454,40 +750,107 @@ class _Reader:
         if layout == "channels_last" and len(shape) != 4:
             raise TraceError(f"{where}.layout: channels_last needs 4 dimensions, got {len(shape)}")
         count = math.prod(in_reals(shape, dtype))
-        return Parameter(shape, dtype, layout, self._values(d.get("values"), f"{where}.values", count))
+        within = d.get("within")
+        if within is not None:
+            within = self._integer(within, f"{where}.within", 0, MAX_PARAMETERS)
+        return Parameter(shape, dtype, layout, self._values(d.get("values"), f"{where}.values", count), within)
 
     def _group(self, data: object, where: str, parameters: int) -> Group:
         d = self._object(data, where)
-        self._only(d, {"parameters", "options"}, where)
+        self._only(d, {"parameters", "options", "event"}, where)
         members = self._list(d.get("parameters"), f"{where}.parameters", MAX_PARAMETERS)
         indices = tuple(self._integer(i, f"{where}.parameters", 0, parameters - 1) for i in members)
-        options = self._object(d.get("options"), f"{where}.options")
-        return Group(indices, {k: self._option(v, f"{where}.options.{k}") for k, v in options.items()})
+        return Group(indices, self._options(d.get("options"), f"{where}.options"))
 
-    def _event(self, data: object, where: str, parameters: tuple[Parameter, ...], groups: int) -> Event:
+    def _options(self, data: object, where: str) -> dict[str, Option]:
+        given = self._object(data, where)
+        if len(given) > MAX_OPTIONS:
+            raise TraceError(f"{where}: {len(given)} entries, at most {MAX_OPTIONS}")
+        return {self._string(k, where): self._option(v, f"{where}.{k[:40]}") for k, v in given.items()}
+
+    def _event(self, data: object, where: str, parameters: tuple[Parameter, ...]) -> Event:
         d = self._object(data, where)
-        kind = self._choice(d.get("event"), ("step", "zero_grad", "set_option", "reload"), f"{where}.event")
-        if kind == "step":
-            self._only(d, {"event", "gradients", "objective"}, where)
-            gradients = {}
-            for key, g in self._object(d.get("gradients"), f"{where}.gradients").items():
-                there = f"{where}.gradients.{key}"
-                index = self._integer(int(key) if key.isdecimal() else key, there, 0, len(parameters) - 1)
-                gradients[index] = None if g is None else self._gradient(g, there, parameters[index])
-            given = d.get("objective")
-            return Step(gradients, None if given is None else self._objective(given, f"{where}.objective"))
-        if kind == "zero_grad":
-            self._only(d, {"event", "set_to_none"}, where)
-            if not isinstance(d.get("set_to_none"), bool):
-                raise TraceError(f"{where}.set_to_none: must be true or false")
-            return ZeroGrad(d["set_to_none"])
-        if kind == "set_option":
-            self._only(d, {"event", "group", "option", "value"}, where)
-            group = self._integer(d.get("group"), f"{where}.group", 0, groups - 1)
-            option = self._string(d.get("option"), f"{where}.option")
-            return SetOption(group, option, self._option(d.get("value"), f"{where}.value"))
+        kind = self._choice(d.get("event"), tuple(_EVENTS.values()), f"{where}.event")
+        event: Event = getattr(self, f"_{kind}")(d, where, parameters)
+        return event
+
+    def _step(self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]) -> Step:
+        self._only(d, {"event", "gradients", "objective", "closure", "scaling"}, where)
+        given = d.get("objective")
+        objective = None if given is None else self._objective(given, f"{where}.objective")
+        closure = self._choice(d.get("closure", ""), ("", *CLOSURES), f"{where}.closure")
+        scaling = self._choice(d.get("scaling", ""), ("", *SCALINGS), f"{where}.scaling")
+        if closure and scaling:
+            raise TraceError(f"{where}.scaling: a step with gradient scaling takes no closure")
+        return Step(self._gradients(d, where, parameters), objective, closure, scaling)
+
+    def _accumulate(self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]) -> Accumulate:
+        self._only(d, {"event", "gradients"}, where)
+        gradients = self._gradients(d, where, parameters)
+        dense = {i: g for i, g in gradients.items() if g is not None and g.sparse is None}
+        if len(dense) < len(gradients):
+            raise TraceError(f"{where}.gradients: what is added must be dense")
+        return Accumulate(dense)
+
+    def _gradients(
+        self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]
+    ) -> dict[int, Gradient | None]:
+        gradients = {}
+        for key, g in self._object(d.get("gradients"), f"{where}.gradients").items():
+            there = f"{where}.gradients.{key[:40]}"
+            index = self._integer(int(key) if key.isdecimal() and len(key) < 10 else key, there, 0, len(parameters) - 1)
+            gradients[index] = None if g is None else self._gradient(g, there, parameters[index])
+        return gradients
+
+    def _zero_grad(self, d: dict[str, Any], where: str, _: object) -> ZeroGrad:
+        self._only(d, {"event", "set_to_none"}, where)
+        return ZeroGrad(self._flag(d.get("set_to_none"), f"{where}.set_to_none"))
+
+    def _set_option(self, d: dict[str, Any], where: str, _: object) -> SetOption:
+        self._only(d, {"event", "group", "option", "value"}, where)
+        group = self._integer(d.get("group"), f"{where}.group", 0, MAX_PARAMETERS)
+        option = self._string(d.get("option"), f"{where}.option")
+        return SetOption(group, option, self._option(d.get("value"), f"{where}.value"))
+
+    def _reload(self, d: dict[str, Any], where: str, _: object) -> Reload:
+        self._only(d, {"event", "way", "dictionary", "form", "into"}, where)
+        return Reload(
+            self._choice(d.get("way", WAYS[0]), WAYS, f"{where}.way"),
+            self._choice(d.get("dictionary", DICTIONARIES[0]), DICTIONARIES, f"{where}.dictionary"),
+            self._choice(d.get("form", FORMS[0]), FORMS, f"{where}.form"),
+            self._integer(d.get("into", 0), f"{where}.into", 0, MAX_OPTIONS),
+        )
+
+    def _add_group(self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]) -> AddGroup:
+        return AddGroup(self._group(d, where, len(parameters)))
+
+    def _freeze(self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]) -> Freeze:
+        self._only(d, {"event", "parameter", "frozen"}, where)
+        index = self._integer(d.get("parameter"), f"{where}.parameter", 0, len(parameters) - 1)
+        return Freeze(index, self._flag(d.get("frozen"), f"{where}.frozen"))
+
+    def _hook(self, d: dict[str, Any], where: str, _: object) -> Hook:
+        self._only(d, {"event", "kind"}, where)
+        return Hook(self._choice(d.get("kind"), HOOKS, f"{where}.kind"))
+
+    def _schedule(self, d: dict[str, Any], where: str, _: object) -> Schedule:
+        self._only(d, {"event", "kind"}, where)
+        return Schedule(self._choice(d.get("kind"), SCHEDULES, f"{where}.kind"))
+
+    def _schedule_step(self, d: dict[str, Any], where: str, _: object) -> ScheduleStep:
         self._only(d, {"event"}, where)
-        return Reload()
+        return ScheduleStep()
+
+    def _fail(self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]) -> Fail:
+        self._only(d, {"event", "kind", "parameter"}, where)
+        kind = self._choice(d.get("kind"), FAILURES, f"{where}.kind")
+        return Fail(kind, self._integer(d.get("parameter"), f"{where}.parameter", 0, len(parameters) - 1))
+
+    def _refuse(self, d: dict[str, Any], where: str, _: object) -> Refuse:
+        self._only(d, {"event", "option", "kind", "value", "place", "beside"}, where)
+        option, kind, place = (self._string(d.get(k), f"{where}.{k}") for k in ("option", "kind", "place"))
+        value = self._option(d.get("value"), f"{where}.value")
+        return Refuse(option, kind, value, place, self._options(d.get("beside"), f"{where}.beside"))
 
     def _objective(self, data: object, where: str) -> Objective:
         d = self._object(data, where)
@@ -498,7 +861,7 @@ class _Reader:
 
     def _gradient(self, data: object, where: str, parameter: Parameter) -> Gradient:
         d = self._object(data, where)
-        self._only(d, {"layout", "values", "sparse"}, where)
+        self._only(d, {"layout", "values", "sparse", "negated"}, where)
         layout = self._choice(d.get("layout"), GRADIENT_LAYOUTS, f"{where}.layout")
         shape, dtype = parameter.shape, parameter.dtype
         if layout == "channels_last" and len(shape) != 4:
@@ -508,7 +871,7 @@ class _Reader:
         sparse = None if d.get("sparse") is None else self._sparse(d["sparse"], f"{where}.sparse", shape)
         named = shape if sparse is None else sparse.shape_of_values(shape)
         values = self._values(d.get("values"), f"{where}.values", math.prod(in_reals(named, dtype)))
-        return Gradient(values, layout, sparse)
+        return Gradient(values, layout, sparse, self._flag(d.get("negated", False), f"{where}.negated"))
 
     def _sparse(self, data: object, where: str, shape: tuple[int, ...]) -> Sparse:
         d = self._object(data, where)
@@ -518,9 +881,7 @@ class _Reader:
             for n in self._list(d.get("entries"), f"{where}.entries", MAX_ELEMENTS)
         )
         dimensions = self._integer(d.get("dimensions"), f"{where}.dimensions", 1, MAX_DIMENSIONS)
-        if not isinstance(d.get("coalesced"), bool):
-            raise TraceError(f"{where}.coalesced: must be true or false")
-        sparse = Sparse(entries, dimensions, d["coalesced"])
+        sparse = Sparse(entries, dimensions, self._flag(d.get("coalesced"), f"{where}.coalesced"))
         problem = sparse.problem(shape)
         if problem:
             raise TraceError(f"{where}: {problem}")
@@ -550,6 +911,9 @@ class _Reader:
             return data
         if isinstance(data, int):
             return self._integer(data, where, -(2**53), 2**53)
+        if isinstance(data, dict) and "tensor" in data:
+            self._only(data, {"tensor"}, where)
+            return Scalar(self._number(data["tensor"], where))
         if isinstance(data, dict):
             self._only(data, {"text"}, where)
             return self._string(data.get("text"), where)
@@ -571,6 +935,12 @@ class _Reader:
     def _integer(data: object, where: str, low: int, high: int) -> int:
         if isinstance(data, bool) or not isinstance(data, int) or not low <= data <= high:
             raise TraceError(f"{where}: must be an integer from {low} to {high}, got {str(data)[:40]!r}")
+        return data
+
+    @staticmethod
+    def _flag(data: object, where: str) -> bool:
+        if not isinstance(data, bool):
+            raise TraceError(f"{where}: must be true or false")
         return data
 
     @staticmethod

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.play import GUARD, GUARD_ELEMENTS, Player, room, strides
+from stepcheck.harness.memory import GUARD, GUARD_ELEMENTS, room, strides
+from stepcheck.harness.play import Player
 from stepcheck.harness.subjects import class_subject, resolve
 from stepcheck.harness.trace import (
     Gradient,
@@ -96,7 +97,7 @@ def test_zero_grad_in_place_leaves_a_zero_gradient():
 
 def test_a_reload_goes_on_with_another_optimizer_that_holds_the_same_state():
     player = Player(SGD, life(Step({0: ONES}), Reload(), Step({0: ONES}), options={"momentum": 0.5, "lr": 0.25}))
-    first = player._construct(player.options)
+    first = player._construct(player.subject, player.options, "list")
     recording = player.play()
     assert player.optimizer is not first
     (reload,) = recording.reloads

@@ -1,0 +1,187 @@
+"""Tensors as a life describes them, and copies of what is in them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stepcheck.harness.trace import DTYPES, Sparse
+
+Raw = npt.NDArray[Any]
+
+GUARD_ELEMENTS = 8
+GUARD = 0.3125  # of ordinary size, so that adding an update of ordinary size to it shows
+_TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
+
+
+@dataclass(frozen=True)
+class SparseRaw:
+    """A copy of a sparse gradient.
+
+    Attributes:
+        elements: for each value, the element of the parameter that it belongs to, counted row-major.
+        values: flat; as many.
+    """
+
+    elements: npt.NDArray[np.int64]
+    values: Raw
+
+
+def strides(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """Strides in elements. ``sliced`` is every other element of a row-major array; ``expanded`` repeats the first row."""
+    if layout == "transposed":
+        return tuple(reversed(_row_major(tuple(reversed(shape)))))
+    if layout == "channels_last":
+        n, c, h, w = shape
+        of_n, of_h, of_w, of_c = _row_major((n, h, w, c))
+        return (of_n, of_c, of_h, of_w)
+    dense = _row_major(shape)
+    if layout == "sliced":
+        return tuple(2 * s for s in dense)
+    if layout == "expanded" and shape:
+        return (0, *dense[1:])
+    return dense
+
+
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    result, stride = [], 1
+    for n in reversed(shape):
+        result.append(stride)
+        stride *= max(n, 1)
+    return tuple(reversed(result))
+
+
+def room(shape: tuple[int, ...], layout: str) -> int:
+    """Elements of the buffer that a tensor of this shape and layout is a view of.
+
+    There is room for as many elements in a row, so that code which ignores strides stays inside the buffer: it is to be
+    found wrong, not to crash the judge.
+    """
+    span = 1 + sum((n - 1) * s for n, s in zip(shape, strides(shape, layout), strict=True)) if 0 not in shape else 0
+    # And for the start to be counted twice (see Player._allocate).
+    return max(span, math.prod(shape)) + 3 * GUARD_ELEMENTS
+
+
+class Allocation:
+    """A tensor that is a view of a larger buffer, with guard elements around and between its own.
+
+    Args:
+        start: the element of the buffer that it starts at.
+        within: a sliced tensor of the same shape, whose gaps this one fills.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: str,
+        layout: str,
+        start: int = GUARD_ELEMENTS,
+        within: Allocation | None = None,
+    ) -> None:
+        self.shape, self.layout = shape, layout
+        if within is None:
+            self.start = start
+            self.buffer = torch.full((room(shape, layout),), GUARD, dtype=_TORCH_DTYPES[dtype])
+        else:
+            self.start = within.start + 1
+            self.buffer = within.buffer
+        self.view = self._view()
+        self.repeats = layout == "expanded" and len(shape) > 0
+
+    def on(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The elements of another buffer of the same size that would be this tensor's."""
+        return buffer.as_strided(self.shape, strides(self.shape, self.layout), self.start)
+
+    def _view(self) -> torch.Tensor:
+        view = self.on(self.buffer)
+        return view.conj() if self.layout == "conjugated" else view
+
+    def fill(self, values: Raw) -> None:
+        """Fill with real numbers; of a complex tensor, the last dimension is real and imaginary part."""
+        target, source = (self.view[:1], values[:1]) if self.repeats else (self.view, values)
+        target.copy_(rounded(source, self.buffer.dtype))
+
+    def make_differentiable(self) -> None:
+        """Make of the view what it is in a differentiable step: no leaf, but the result of a computation."""
+        self.buffer = self.buffer.requires_grad_().clone()
+        self.view = self._view()
+        self.view.retain_grad()
+
+    def memory(self) -> bytes:
+        """All of the buffer, as bytes."""
+        return as_bytes(self.buffer)
+
+
+class SparseAllocation:
+    """A sparse tensor."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, sparse: Sparse, values: Raw) -> None:
+        indices = np.array(np.unravel_index(np.array(sparse.entries, np.int64), shape[: sparse.dimensions]))
+        self.view = torch.sparse_coo_tensor(
+            torch.from_numpy(indices.reshape(sparse.dimensions, -1)),
+            rounded(values, _TORCH_DTYPES[dtype]).clone(),
+            shape,
+            is_coalesced=sparse.coalesced,
+            check_invariants=True,
+        )
+
+    def memory(self) -> bytes:
+        return as_bytes(self.view)
+
+
+def rounded(values: Raw, dtype: torch.dtype) -> torch.Tensor:
+    """Real numbers as a tensor of ``dtype``; for a complex dtype the last dimension is real and imaginary part."""
+    real = torch.from_numpy(np.asarray(values, order="C"))
+    if dtype.is_complex:
+        return torch.complex(*real.to(dtype.to_real()).unbind(-1))
+    return real.to(dtype)
+
+
+def as_bytes(tensor: torch.Tensor) -> bytes:
+    detached = tensor.detach()
+    if detached.is_sparse:
+        return as_bytes(detached._indices()) + as_bytes(detached._values())  # noqa: SLF001 - an uncoalesced tensor has no other way
+    if detached.dtype is torch.bfloat16:
+        detached = detached.view(torch.int16)
+    return detached.numpy().tobytes()
+
+
+def raw(tensor: torch.Tensor) -> Raw:
+    """The tensor's memory as an array; bfloat16, which NumPy lacks, as float32."""
+    detached = tensor.detach()
+    if detached.dtype is torch.bfloat16:
+        detached = detached.float()
+    array: Raw = detached.resolve_conj().numpy()
+    return array
+
+
+def copy(tensor: torch.Tensor) -> Raw:
+    if tensor.is_sparse:
+        # A state that is sparse is read as the dense tensor that it stands for.
+        tensor = tensor.detach().to_dense()
+    return np.array(raw(tensor))
+
+
+def values_of(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient._values() if gradient.is_sparse else gradient  # noqa: SLF001 - an uncoalesced tensor has no other way
+
+
+def copy_gradient(gradient: torch.Tensor) -> Raw | SparseRaw:
+    if not gradient.is_sparse:
+        return copy(gradient)
+    shape, dimensions = tuple(gradient.shape), gradient.sparse_dim()
+    inner = math.prod(shape[dimensions:])
+    entries = np.ravel_multi_index(tuple(gradient._indices().numpy()), shape[:dimensions])  # noqa: SLF001 - an uncoalesced tensor has no other way
+    elements = entries[:, None] * inner + np.arange(inner)
+    return SparseRaw(elements.reshape(-1), copy(gradient._values()).reshape(-1))  # noqa: SLF001 - an uncoalesced tensor has no other way
+
+
+def identical(a: Raw | float, b: Raw | float) -> bool:
+    """Whether two values are the same to the last bit, NaN and the sign of zero included."""
+    x, y = np.asarray(a), np.asarray(b)
+    return x.shape == y.shape and x.tobytes() == y.tobytes()

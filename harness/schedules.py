@@ -1,0 +1,98 @@
+"""Learning rate schedules: the real ones of torch.optim.lr_scheduler, and what they must do to the options of a life."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim import lr_scheduler
+
+from stepcheck.harness.trace import SCHEDULES, Option, Scalar
+
+#: Arguments, such that few steps show what a schedule does, and no learning rate becomes negative.
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "StepLR": {"step_size": 2, "gamma": 0.5},
+    "ExponentialLR": {"gamma": 0.9},
+    "LinearLR": {"start_factor": 0.25, "total_iters": 3},
+    "ConstantLR": {"factor": 0.5, "total_iters": 2},
+    "LambdaLR": {},
+    "MultiplicativeLR": {},
+    "CosineAnnealingLR": {"T_max": 50},
+    "CosineAnnealingWarmRestarts": {"T_0": 3},
+    "PolynomialLR": {"total_iters": 50, "power": 2.0},
+    "OneCycleLR": {"max_lr": 0.1, "total_steps": 1000},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 3},
+    "ReduceLROnPlateau": {"patience": 0, "factor": 0.5},
+}
+assert tuple(_ARGUMENTS) == SCHEDULES
+#: The options that schedules change.
+SCHEDULED = ("lr", "momentum", "betas")
+
+
+def attach(kind: str, optimizer: torch.optim.Optimizer) -> Any:
+    """A new schedule for an optimizer; it may change its options at once."""
+    arguments = dict(_ARGUMENTS[kind])
+    if kind in ("LambdaLR", "MultiplicativeLR"):
+        # Another factor for each group.
+        arguments["lr_lambda"] = [_Factor(2 + n) for n in range(len(optimizer.param_groups))]
+    if kind in ("OneCycleLR", "CyclicLR"):
+        arguments["cycle_momentum"] = any(name in optimizer.param_groups[0] for name in ("momentum", "betas"))
+    return getattr(lr_scheduler, kind)(optimizer, **arguments)
+
+
+def advance(schedule: Any) -> None:
+    """One step of a schedule; of the one that waits for a plateau, on a plateau."""
+    if isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
+        schedule.step(1.0)
+    else:
+        schedule.step()
+
+
+class _Factor:
+    """A factor that falls with the number of steps; an object, because the state of a schedule leaves functions out."""
+
+    def __init__(self, of: int) -> None:
+        self.of = of
+
+    def __call__(self, step: int) -> float:
+        return self.of / (self.of + step)
+
+
+class Rehearsal:
+    """What a schedule makes of the options of some groups, whoever the optimizer is: each group has tensors of its own.
+
+    Args:
+        groups: the options in force for each group.
+    """
+
+    def __init__(self, kind: str, groups: Sequence[Mapping[str, Option]]) -> None:
+        given = [{k: v for k, v in g.items() if k in SCHEDULED} for g in groups]
+        defaults = {k: v for k, v in given[0].items() if not isinstance(v, Scalar)}
+        made = [{"params": [torch.zeros(1)], **{k: as_given(v) for k, v in g.items()}} for g in given]
+        self.optimizer = torch.optim.Optimizer(made, {"lr": 1.0, **defaults})
+        self.schedule = attach(kind, self.optimizer)
+
+    def options(self) -> list[dict[str, Option]]:
+        """The options of each group now."""
+        return [{k: as_option(v) for k, v in g.items() if k in SCHEDULED} for g in self.optimizer.param_groups]
+
+    def set(self, group: int, option: str, value: Option) -> None:
+        """An option that is changed beside the schedule."""
+        self.optimizer.param_groups[group][option] = as_given(value)
+
+    def advance(self) -> None:
+        advance(self.schedule)
+
+
+def as_given(value: Option) -> Any:
+    """An option as an optimizer is given it."""
+    return torch.tensor(value.value, dtype=torch.float32) if isinstance(value, Scalar) else value
+
+
+def as_option(value: Any) -> Option:
+    """An option of an optimizer as one of a life."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return Scalar(float(value.detach()))
+    option: Option = tuple(value) if isinstance(value, list) else value
+    return option
