@@ -259,6 +259,21 @@ def test_a_control_that_fails_is_no_refusal():
     assert not any(o.control_failed for c, o in found.items() if c.place != "group")
 
 
+def test_somebody_s_class_is_given_every_option_everywhere():
+    class Required(Free):
+        def __init__(self, params, *, lr, betas, eps):
+            super().__init__(params, lr=lr, betas=betas, eps=eps)
+
+        def add_param_group(self, group):
+            if isinstance(self.param_groups, list) and self.param_groups:
+                assert set(group) == {"params", "lr", "betas", "eps"}
+            super().add_param_group(group)
+
+    found = matrix(subject_of(Required, "Adam"))
+    assert {c.option for c in found} == {"lr", "betas", "eps", "params"}
+    assert not any(o.control_failed for o in found.values())
+
+
 def test_a_subject_without_groups_to_add():
     def make(params, lr):
         return SimpleNamespace(param_groups=[{"params": params, "lr": lr}], state_dict=dict)
@@ -299,8 +314,11 @@ def test_rows_are_json():
     found = matrix(forloop("SGD"))
     rows = json.loads(json.dumps(table(found), allow_nan=False))
     assert len(rows) == len(found)
-    row = next(r for r in rows if (r["option"], r["kind"], r["place"]) == ("lr", "nan", "construction"))
-    assert (row["value"], row["judged"], row["refused"], row["exception"]) == ("nan", True, False, "")
+    here = {(r["option"], r["kind"]): r for r in rows if r["place"] == "construction"}
+    nan, negative = here["lr", "nan"], here["lr", "negative"]
+    assert (nan["value"], nan["judged"], nan["refused"], nan["exception"]) == ("nan", True, False, "")
+    assert (negative["value"], negative["refused"], negative["exception"]) == ((-1.0).hex(), True, "ValueError")
+    assert here["nesterov", "wrong type"]["value"] == {"text": "False"}
 
 
 #: What torch 2.13 refuses of what is judged, at construction, in a group and in add_param_group, and of all in load_state_dict.
