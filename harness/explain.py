@@ -5,7 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stepcheck.harness.checks import Evidence, Finding
-from stepcheck.harness.trace import Event, Gradient, Option, Parameter, SetOption, Step, Trace, Values, ZeroGrad
+from stepcheck.harness.trace import (
+    Accumulate,
+    AddGroup,
+    Event,
+    Fail,
+    Freeze,
+    Gradient,
+    Group,
+    Hook,
+    Option,
+    Parameter,
+    Refuse,
+    Reload,
+    Scalar,
+    Schedule,
+    ScheduleStep,
+    SetOption,
+    Step,
+    Trace,
+    Values,
+    ZeroGrad,
+)
 
 _LAYOUTS = {
     "transposed": "column-major (a transposed view)",
@@ -44,23 +65,38 @@ def shares(evidence: Evidence, finding: Finding) -> str:
     return f"Budget {finding.deviation.budget:.3g}: {told}."
 
 
+_FORMS = {
+    "tuple": ", given as a tuple", "iterator": ", given as an iterator", "named": ", given with their names", "list": "",
+}  # fmt: skip
+
+
 def _cast(trace: Trace) -> str:
     groups = []
     for n, g in enumerate(trace.groups):
         name = "One group" if len(trace.groups) == 1 else f"Group {n}"
-        members = "; ".join(_parameter(trace.parameters[i], i, len(trace.parameters)) for i in g.parameters)
-        groups.append(f"{name} ({options(g.options) or 'default options'}): {members}")
+        groups.append(f"{name}{_FORMS[trace.form] if n == 0 else ''} ({_group(g, trace)}")
     return ". ".join(groups) + "."
+
+
+def _group(g: Group, trace: Trace) -> str:
+    members = "; ".join(_parameter(trace.parameters[i], i, len(trace.parameters)) for i in g.parameters)
+    return f"{options(g.options) or 'default options'}): {members}"
 
 
 def options(given: Mapping[str, Option]) -> str:
     """Options as they are written in a call."""
-    return ", ".join(f"{k}={v!r}" for k, v in given.items())
+    return ", ".join(f"{k}={option(v)}" for k, v in given.items())
+
+
+def option(value: Option) -> str:
+    """One of them."""
+    return f"torch.tensor({value.value!r})" if isinstance(value, Scalar) else repr(value)
 
 
 def _parameter(p: Parameter, index: int, of: int) -> str:
     shape = f"of size {'x'.join(map(str, p.shape))}" if p.shape else "of no dimension"
     layout = "" if p.layout == "contiguous" else f", {_LAYOUTS[p.layout]}"
+    layout = layout if p.within is None else f", in the gaps of p{p.within}"
     name = "one" if of == 1 else f"p{index}, a"
     return f"{name} {p.dtype} parameter {shape}{layout}, {_values(p.values)}"
 
@@ -91,29 +127,81 @@ def _values(v: Values) -> str:
     return size + {"sparse_log": ", some zero", "extremes": ", some infinite or NaN"}.get(v.recipe, "")
 
 
+_CLOSURES = {
+    "float": "with a closure that returns a number", "tensor": "with a closure that returns a tensor",
+    "none": "with a closure that returns None", "backward": "with a closure that calls backward()",
+}  # fmt: skip
+_SCALINGS = {
+    "step": "by a GradScaler", "unscale": "by a GradScaler after its unscale_()",
+}  # fmt: skip
+_WAYS = {
+    "memory": "a state_dict round trip into a new optimizer",
+    "saved": "a state_dict round trip through torch.save and torch.load(weights_only=True) into a new optimizer",
+    "deepcopied": "a deepcopied state_dict loaded into a new optimizer",
+    "pickled": "a pickled state_dict loaded into a new optimizer",
+    "copied": "the optimizer replaced by its copy.deepcopy",
+    "unpickled": "the optimizer pickled and unpickled",
+}
+_DICTIONARIES = {
+    "same": "", "older": ", as older versions saved it", "foreign": ", with other identifiers, order and entries",
+}  # fmt: skip
+_FAILURES = {
+    "closure": "a step whose closure raises", "hook": "a step with a pre-hook that raises",
+    "gradient": "a step with a gradient of p{} that is not taken (sparse or dense)",
+    "dtype": "a step with a gradient of p{} in another dtype",
+}  # fmt: skip
+
+
 def _event(event: Event, trace: Trace) -> str:
+    if isinstance(event, Step):
+        return _step(event, trace)
+    if isinstance(event, Accumulate):
+        return "a second backward pass that adds " + _gradients(event.gradients, trace)
     if isinstance(event, ZeroGrad):
         return f"zero_grad(set_to_none={event.set_to_none})"
     if isinstance(event, SetOption):
-        return f"{event.option} of group {event.group} set to {event.value!r}"
-    if not isinstance(event, Step):
-        return "a state_dict round trip into a new optimizer"
+        return f"{event.option} of group {event.group} set to {option(event.value)}"
+    if isinstance(event, Reload):
+        into = ", into another implementation" if event.into else ""
+        return _WAYS[event.way] + into + _DICTIONARIES[event.dictionary] + _FORMS[event.form]
+    if isinstance(event, AddGroup):
+        return f"add_param_group ({_group(event.group, trace)}"
+    if isinstance(event, Freeze):
+        return f"requires_grad_({not event.frozen}) of p{event.parameter}"
+    if isinstance(event, Hook):
+        return f"a {event.kind} hook registered"
+    if isinstance(event, Schedule):
+        return f"a {event.kind} attached"
+    if isinstance(event, ScheduleStep):
+        return "a step of the schedule"
+    if isinstance(event, Fail):
+        return _FAILURES[event.kind].format(event.parameter)
+    assert isinstance(event, Refuse)
+    return f"{event.option}={option(event.value)} ({event.kind}) tried in {event.place}"
+
+
+def _step(event: Step, trace: Trace) -> str:
     if event.objective is not None:
         o = event.objective
         scale = "" if o.scale == 1 else f" times {o.scale:g}"
         return f"step with a closure: {o.kind}{scale}, centre {_values(o.centre)}"
+    manner = _CLOSURES.get(event.closure) or _SCALINGS.get(event.scaling, "")
+    return f"step {manner}{', ' if manner else ''}with " + _gradients(event.gradients, trace)
+
+
+def _gradients(gradients: Mapping[int, Gradient | None], trace: Trace) -> str:
     told = []
     for i in range(len(trace.parameters)):
         name = "gradient" if len(trace.parameters) == 1 else f"gradient of p{i}"
-        if i not in event.gradients:
+        if i not in gradients:
             told.append(f"{name} as it was")
             continue
-        g = event.gradients[i]
+        g = gradients[i]
         if g is None:
             told.append(f"{name} None")
         else:
             layout = "" if g.layout == "contiguous" else f", {_LAYOUTS[g.layout]}"
-            told.append(f"{name} {_values(g.values)}{layout}{_named(g)}")
+            told.append(f"{name} {'minus ' if g.negated else ''}{_values(g.values)}{layout}{_named(g)}")
     if len(told) > 4:
         told = [*told[:3], f"{len(told) - 3} more gradients"]
-    return "step with " + ", ".join(told)
+    return ", ".join(told)

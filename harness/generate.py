@@ -10,6 +10,7 @@ its update, and a misplaced eps only where the root of the second moment is near
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -17,19 +18,34 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
 from hypothesis import strategies as st
 
 from stepcheck.harness.formats import FORMATS
 from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import (
+    DICTIONARIES,
+    FORMS,
+    HOOKS,
     OBJECTIVES,
+    SCHEDULES,
+    WAYS,
+    Accumulate,
+    AddGroup,
     Event,
+    Fail,
+    Freeze,
     Gradient,
     Group,
+    Hook,
     Objective,
     Option,
     Parameter,
     Reload,
+    Scalar,
+    Schedule,
+    ScheduleStep,
     SetOption,
     Sparse,
     Step,
@@ -37,6 +53,7 @@ from stepcheck.harness.trace import (
     Values,
     ZeroGrad,
     is_complex,
+    plain,
     splitmix64,
 )
 from stepcheck.reference.spec import Domain, Hyper, HyperValues, Spec
@@ -222,7 +239,18 @@ class _Tables:
 _T = TypeVar("_T")
 
 #: Enough for a seed and for every choice of all but the longest lives; whatever is missing is chosen as the simplest.
-_BYTES = 52
+_BYTES = 80
+
+#: What may stand between steps, the commonest named more often.
+_BETWEEN = (
+    "zero_grad", "zero_grad_in_place", "set_lr", "set_lr", "reload", "reload", "reload", "set_option", "add_group", "freeze",
+    "hook", "schedule", "schedule_step", "schedule_step", "fail", "fail", "accumulate",
+)  # fmt: skip
+#: How a step is made: most are made plainly.
+_MANNERS: tuple[tuple[str, str], ...] = (
+    ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", "step"),
+    ("float", ""), ("tensor", ""), ("none", ""), ("backward", ""), ("", "unscale"),
+)  # fmt: skip
 
 
 class _Choices:
@@ -250,6 +278,7 @@ class _Decoder:
         self.dtypes = tuple(dtypes)
         available = [h for h in spec.hyper if h.name in subject.options]
         self.reals = {h.name: candidates(h) for h in available}
+        self._hyper = {h.name: h for h in available}
         self.options = option_sets(spec, self.reals)
         self.schedulable = "lr" in self.reals
         if spec.products:
@@ -295,11 +324,12 @@ class _Decoder:
         if sparse == "only":
             plain = strided = named_from
         # Steps are about three quarters of the events.
-        rest = ["zero_grad", "zero_grad_in_place", "set_lr", "reload"]
+        rest = [name for name in _BETWEEN if self._makes_sense(subject, name)]
+        few = len(steps) // (3 * len(rest)) or 1
         self.tables = {
-            "plain": _Tables(plain, [*steps, *(rest * (len(steps) // 12))]),
-            "strided": _Tables(strided, [*twisted, *(rest * (len(twisted) // 12))]),
-            "sparse": _Tables(named_from, [*steps, *named, *(rest * (len(steps) // 6))]),
+            "plain": _Tables(plain, [*steps, *(rest * few)]),
+            "strided": _Tables(strided, [*twisted, *(rest * (len(twisted) // (3 * len(rest))))]),
+            "sparse": _Tables(named_from, [*steps, *named, *(rest * (2 * few))]),
         }
         # One dtype throughout, or all of them in turn.
         self.dtype = [*((d,) for d in self.dtypes), self.dtypes]
@@ -319,85 +349,254 @@ class _Decoder:
             self.dtype = [(d,) for d in self.dtypes]  # one vector of all parameters has one dtype
         self.events = range(3, 5) if self.costly else range(5, 9)
         self.lr = self.reals.get("lr", (0.0,))
+        # Somebody's class may be no descendant of torch's, and has no older versions.
+        descends = not subject.explicit or (
+            inspect.isclass(subject.make) and issubclass(subject.make, torch.optim.Optimizer)
+        )
+        self.forms: Sequence[str] = ("list",) * 4 + FORMS if descends and not self.costly else ("list",)
+        ways = WAYS[:1] if subject.differentiable or self.costly else (*WAYS[:1], *WAYS)
+        dictionaries = DICTIONARIES[:1] if self.costly else ("same", "foreign") if subject.explicit else DICTIONARIES
+        self.reloads = [
+            Reload(way, dictionary, form, into)
+            for way in ways
+            for dictionary in (dictionaries if way not in ("copied", "unpickled") else ("same",))
+            for form in self.forms[-2:]
+            for into in ((0, 0, 1, 2, 3) if subject.mode and not self.costly else (0,))
+        ]
+        self.failures = [
+            *("closure", "hook"),
+            *(() if spec.closure else ("gradient",)),
+            *(() if spec.closure or subject.differentiable else ("dtype",)),
+        ]
+        self.set_later = [name for name in self.reals if name != "lr" and not self._hyper[name].at_construction]
+        self.tensor_lr = subject.tensor_lr
+        self.scales_narrow = subject.mode == "fused"
+        self.manners: Sequence[tuple[str, str]] = _MANNERS if not (self.costly or spec.closure) else (("", ""),)
 
-    def decode(self, data: bytes) -> Trace:
-        choices = _Choices(data)
-        draw = choices.pick
-        counter = itertools.count(choices.number(4) << 12)
-        tables, dtypes = self.tables[draw(self.world)], draw(self.dtype)
-        parameters: list[Parameter] = []
-        groups: list[Group] = []
-        hypers: list[HyperValues] = []
-        owner: list[int] = []
-        for g, size in enumerate(draw(self.groups)):
-            options, hyper = draw(self.options)
-            if tables is self.tables["sparse"] and self.spec.sparse_conflict(hyper) is not None:
-                options, hyper = self.options[0]
-            members = []
-            for _ in range(size):
-                shape, layout, kind = draw(tables.parameters)
-                dtype = dtypes[len(parameters) % len(dtypes)]
-                members.append(len(parameters))
-                owner.append(g)
-                parameters.append(Parameter(shape, dtype, layout, self._values(kind, hyper, dtype, next(counter))))
-            groups.append(Group(tuple(members), options))
-            hypers.append(hyper)
+    def _makes_sense(self, subject: Subject, event: str) -> bool:
+        """Whether something can stand between steps of this subject."""
+        if subject.cost > 9:
+            return event in ("zero_grad", "set_lr", "reload")
+        if subject.spec.closure:
+            return event not in ("add_group", "accumulate")
+        if event == "accumulate":
+            return subject.spec.sparse != "only"
+        return event != "freeze" or not subject.differentiable
 
-        events: list[Event] = []
-        objective = self._objective(choices, hypers[0], parameters[0].dtype, counter) if self.spec.closure else None
-        for _ in range(draw(self.events)):
-            what = draw(tables.events)
-            if isinstance(what, _StepKind) and objective is not None:
-                if what.absence:  # another batch of data, another function
-                    objective = self._objective(choices, hypers[0], parameters[0].dtype, counter)
-                events.append(Step({}, objective))
-            elif isinstance(what, _StepKind):
-                events.append(self._step(what, parameters, hypers, owner, counter))
-            elif what == "reload":
-                events.append(Reload())
-            elif what == "set_lr" and self.schedulable:
-                group, lr = draw(range(len(groups))), draw(self.lr)
-                if self.spec.problem(SimpleNamespace(**{**vars(hypers[group]), "lr": lr})) is None:
-                    events.append(SetOption(group, "lr", lr))
-            elif what == "zero_grad_in_place" and not _holds_expanded(events):
-                events.append(ZeroGrad(set_to_none=False))
-            else:
-                events.append(ZeroGrad(set_to_none=True))
-        if self.costly:
-            ordinary = next(e for e in tables.events if isinstance(e, _StepKind))
-            step = self._step(ordinary, parameters, hypers, owner, counter)
-            events += [Reload(), step, ZeroGrad(set_to_none=True), Step({})]
-        return Trace(self.spec.name, tuple(parameters), tuple(groups), tuple(events))
+    def decode(self, data: bytes, essential: str = "") -> Trace:
+        """A trace.
 
-    def _objective(self, choices: _Choices, hyper: HyperValues, dtype: str, counter: itertools.count[int]) -> Objective:
-        kind, centre, scale = choices.pick(_OBJECTIVE_KINDS)
-        return Objective(kind, self._values(centre, hyper, dtype, next(counter)), scale)
+        Args:
+            essential: one of ``ESSENTIALS`` that it must contain, where the subject has it.
+        """
+        return _Decoding(self, data, essential).trace()
+
+
+#: What a campaign's first lives contain one each, so that every check finds something to look at.
+ESSENTIALS = (
+    "reload", "hook", "fail", "scaled", "closure", "add_group", "maximize", "zero_grad", "absent", "two parameters", "schedule",
+    "set_lr", "freeze", "accumulate", "set_option",
+)  # fmt: skip
+
+
+class _Decoding:
+    """One life as it is decoded."""
+
+    def __init__(self, of: _Decoder, data: bytes, essential: str) -> None:
+        self.of, self.spec, self.essential = of, of.spec, essential
+        self.choices = _Choices(data)
+        self.draw = self.choices.pick
+        self.counter = itertools.count(self.choices.number(4) << 12)
+        self.tables, self.dtypes = of.tables[self.draw(of.world)], self.draw(of.dtype)
+        self.parameters: list[Parameter] = []
+        self.groups: list[Group] = []
+        self.hypers: list[HyperValues] = []
+        self.owner: list[int] = []
+        self.events: list[Event] = []
+        self.objective: Objective | None = None
+
+    def trace(self) -> Trace:
+        sizes = self.draw(self.of.groups)
+        if self.essential == "two parameters":
+            sizes = (2,)
+        elif self.essential == "add_group":
+            sizes = (1,)
+        for size in sizes:
+            self.groups.append(self._group(size))
+        form = self.draw(self.of.forms)
+        if self.spec.closure:
+            self.objective = self._objective()
+        at_first = tuple(self.groups)
+        number = self.draw(self.of.events)
+        for n in range(number):
+            what = self.draw(self.tables.events)
+            if n == 1 and self.essential in _BETWEEN:
+                what = self.essential
+            if n % 2 == 0 and self.essential:
+                what = next(e for e in self.tables.events if isinstance(e, _StepKind) and e.absence == 0)
+            self._event(what, n)
+        if self.of.costly:
+            ordinary = next(e for e in self.tables.events if isinstance(e, _StepKind))
+            self.events += [Reload(), self._step(ordinary), ZeroGrad(set_to_none=True), Step({})]
+        return Trace(self.spec.name, tuple(self.parameters), at_first, tuple(self.events), form)
+
+    def _group(self, size: int) -> Group:
+        options, hyper = self.draw(self.of.options)
+        if self.tables is self.of.tables["sparse"] and self.spec.sparse_conflict(hyper) is not None:
+            options, hyper = self.of.options[0]
+        options = dict(options)
+        if self.essential == "maximize" and "maximize" in self.of.reals:
+            options["maximize"] = True
+        if self.of.tensor_lr and self.choices.number(1) % 8 == 7:
+            options["lr"] = _tensor(hyper.lr)
+        members: list[int] = []
+        hyper = self.spec.hyper_values(plain(options))
+        for _ in range(size):
+            shape, layout, kind = self.draw(self.tables.parameters)
+            members += self._parameter(shape, layout, kind, hyper)
+            if layout == "sliced" and self.choices.number(1) % 4 == 3:
+                members += self._parameter(shape, layout, kind, hyper, within=members[-1])
+        self.hypers.append(hyper)
+        return Group(tuple(members), options)
+
+    def _parameter(
+        self, shape: tuple[int, ...], layout: str, kind: _Kind, hyper: HyperValues, within: int | None = None
+    ) -> list[int]:
+        index = len(self.parameters)
+        dtype = self.dtypes[index % len(self.dtypes)] if within is None else self.parameters[within].dtype
+        values = self._values(kind, hyper, dtype, next(self.counter))
+        self.owner.append(len(self.groups))
+        self.parameters.append(Parameter(shape, dtype, layout, values, within))
+        return [index]
+
+    def _event(self, what: _StepKind | str, number: int) -> None:
+        if isinstance(what, _StepKind) and self.spec.closure:
+            if what.absence:  # another batch of data, another function
+                self.objective = self._objective()
+            self.events.append(Step({}, self.objective))
+        elif isinstance(what, _StepKind):
+            self.events.append(self._step(what, number))
+        else:
+            made = getattr(self, f"_{what}")()
+            if made is not None:
+                self.events.append(made)
+
+    # One method for each kind of event between steps; it may find that there is nothing to do.
+
+    def _zero_grad(self) -> Event:
+        return ZeroGrad(set_to_none=True)
+
+    def _zero_grad_in_place(self) -> Event:
+        return ZeroGrad(set_to_none=_holds_expanded(self.events))
+
+    def _set_lr(self) -> Event | None:
+        if not self.of.schedulable:
+            return None
+        group, lr = self.draw(range(len(self.groups))), self.draw(self.of.lr)
+        as_tensor = self.of.tensor_lr and self.choices.number(1) % 8 == 7
+        return self._set(group, "lr", _tensor(lr) if as_tensor else lr)
+
+    def _set_option(self) -> Event | None:
+        if not self.of.set_later:
+            return None
+        group, name = self.draw(range(len(self.groups))), self.draw(self.of.set_later)
+        return self._set(group, name, self.draw(self.of.reals[name]))
+
+    def _set(self, group: int, name: str, value: Option) -> Event | None:
+        changed = SimpleNamespace(**{**vars(self.hypers[group]), **plain({name: value})})
+        if self.spec.problem(changed) is not None or self._without_buffers(group, changed):
+            return None
+        if self.spec.sparse_conflict(changed) is not None and self.tables is self.of.tables["sparse"]:
+            return None
+        self.hypers[group] = changed
+        return SetOption(group, name, value)
+
+    def _without_buffers(self, group: int, hyper: HyperValues) -> bool:
+        """Whether a buffer would be needed that no step has kept up, or be left behind: that has no agreed meaning."""
+        return any(b.present(hyper) != b.present(self.hypers[group]) for b in self.spec.buffers)
+
+    def _reload(self) -> Event:
+        return self.draw(self.of.reloads)
+
+    def _add_group(self) -> Event | None:
+        if any(isinstance(e, AddGroup) for e in self.events):
+            return None
+        group = self._group(1)
+        self.groups.append(group)
+        return AddGroup(group)
+
+    def _freeze(self) -> Event:
+        index = self.draw(range(len(self.parameters)))
+        frozen = any(e.frozen for e in self.events if isinstance(e, Freeze) and e.parameter == index)
+        return Freeze(index, not frozen)
+
+    def _hook(self) -> Event:
+        return Hook(self.draw(HOOKS))
+
+    def _schedule(self) -> Event | None:
+        return Schedule(self.draw(SCHEDULES)) if self.of.schedulable else None
+
+    def _schedule_step(self) -> Event | None:
+        if any(isinstance(e, Schedule) for e in self.events):
+            return ScheduleStep()
+        return self._schedule()
+
+    def _fail(self) -> Event:
+        return Fail(self.draw(self.of.failures), self.draw(range(len(self.parameters))))
+
+    def _accumulate(self) -> Event:
+        gradients = {}
+        for i, p in enumerate(self.parameters):
+            gradients[i] = Gradient(
+                self._values(_Kind("quarters", "unit"), self.hypers[self.owner[i]], p.dtype, next(self.counter))
+            )
+        return Accumulate(gradients)
+
+    def _objective(self) -> Objective:
+        kind, centre, scale = self.draw(_OBJECTIVE_KINDS)
+        values = self._values(centre, self.hypers[0], self.parameters[0].dtype, next(self.counter))
+        return Objective(kind, values, scale)
 
     def _values(self, kind: _Kind, hyper: HyperValues, dtype: str, seed: int) -> Values:
-        low, high = _range(kind.scale, hyper, dtype, self.eps_unit)
+        low, high = _range(kind.scale, hyper, dtype, self.of.eps_unit)
         return Values(kind.recipe, seed, low, high)
 
-    def _step(
-        self,
-        what: _StepKind,
-        parameters: list[Parameter],
-        hypers: list[HyperValues],
-        owner: list[int],
-        counter: itertools.count[int],
-    ) -> Step:
+    def _step(self, what: _StepKind, number: int = 0) -> Step:
+        closure, scaling = self.draw(self.of.manners)
+        if number == 2:
+            closure = "tensor" if self.essential == "closure" and self.of.manners != (("", ""),) else closure
+            scaling = "step" if self.essential == "scaled" else scaling
+        if not self._scalable():
+            scaling = ""
+        closure = "" if scaling else closure
         gradients: dict[int, Gradient | None] = {}
-        for i, p in enumerate(parameters):
-            seed = next(counter)
+        for i in range(len(self.parameters)):
+            seed = next(self.counter)
             fate = int(splitmix64(seed ^ what.absence, 1)[0] >> 62) if what.absence else 3
+            if self.essential == "absent" and i == len(self.parameters) - 1 and number == 2:
+                fate = 0
             if fate == 0:
                 gradients[i] = None
             elif fate > 1:  # at 1 the parameter keeps the gradient that it has
-                layouts = _gradient_layouts(p.shape, p.dtype)
-                values = self._values(what.gradient, hypers[owner[i]], p.dtype, seed)
-                sparse = _named(what.sparsity, p.shape, seed)
-                layout = "contiguous" if sparse else layouts[what.twist % len(layouts)]
-                gradients[i] = Gradient(values, layout, sparse)
-        return Step(gradients)
+                gradients[i] = self._gradient(what, i, seed)
+        return Step(gradients, None, closure, scaling)
+
+    def _scalable(self) -> bool:
+        """Whether torch.amp.GradScaler takes these gradients: float16 in a kernel of its own alone, and no complex ones."""
+        return not any(
+            is_complex(p.dtype) or (p.dtype == "float16" and not self.of.scales_narrow) for p in self.parameters
+        ) and not any(isinstance(e, Reload) and e.into for e in self.events)
+
+    def _gradient(self, what: _StepKind, index: int, seed: int) -> Gradient:
+        p = self.parameters[index]
+        layouts = _gradient_layouts(p.shape, p.dtype)
+        values = self._values(what.gradient, self.hypers[self.owner[index]], p.dtype, seed)
+        sparse = _named(what.sparsity, p.shape, seed)
+        return Gradient(values, "contiguous" if sparse else layouts[what.twist % len(layouts)], sparse)
+
+
+def _tensor(lr: float) -> Scalar:
+    return Scalar(float(np.float32(lr)))
 
 
 def _named(sparsity: str, shape: tuple[int, ...], seed: int) -> Sparse | None:
@@ -433,6 +632,7 @@ def _holds_expanded(events: list[Event]) -> bool:
     )
 
 
-def traces(subject: Subject, dtypes: Sequence[str]) -> st.SearchStrategy[Trace]:
+def traces(subject: Subject, dtypes: Sequence[str], essential: str = "") -> st.SearchStrategy[Trace]:
     """A strategy for traces that ``subject`` can play: only options that it has, only ``dtypes``."""
-    return st.binary(min_size=_BYTES, max_size=_BYTES).map(_Decoder(subject, dtypes).decode)
+    decoder = _Decoder(subject, dtypes)
+    return st.binary(min_size=_BYTES, max_size=_BYTES).map(lambda data: decoder.decode(data, essential))

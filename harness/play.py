@@ -106,6 +106,9 @@ class Player:
         self.event: int | None = None
         """The event that is being played; none while the optimizer is constructed."""
         self.playing = subject
+        self.form = trace.form
+        self.keywords: set[str] = set()
+        """Options that the constructor was given for all groups."""
         self.hooks: list[str] = []
         self.calls: Counter[str] = Counter()
         self.due: Counter[str] = Counter()
@@ -157,11 +160,19 @@ class Player:
         self._note("random-state", _random_state() == drawn, "random state", "draws random numbers")
         return self.recording
 
-    def _note(self, check: str, holds: bool, cause: str, told: str, parameter: int | None = None) -> None:
+    def _note(
+        self,
+        check: str,
+        holds: bool,
+        cause: str,
+        told: str,
+        parameter: int | None = None,
+        option: tuple[int, str, Option] | None = None,
+    ) -> None:
         """One look at an invariant that a plain comparison decides."""
         self.recording.looked[check] += 1
         if not holds:
-            self.recording.breaches.append(Breach(check, self.event, cause, told, parameter))
+            self.recording.breaches.append(Breach(check, self.event, cause, told, parameter, option))
 
     def _live(self) -> None:
         self.optimizer = self._construct(self.subject, self.options, self.trace.form)
@@ -189,6 +200,7 @@ class Player:
 
     def _construct(self, subject: Subject, options: Sequence[Mapping[str, Option]], form: str) -> Any:
         groups = [self._group_as_given(g.parameters, o, form) for g, o in zip(self.groups, options, strict=True)]
+        self.form, self.keywords = form, set(options[0]) if len(groups) == 1 else set()
         if len(groups) == 1:
             alone = groups[0]
             members = alone.pop("params")
@@ -201,6 +213,7 @@ class Player:
         if isinstance(options[0].get("lr"), Scalar) and len(learning_rates) == 1:
             # The same tensor for all groups, as somebody gives it who gives it once.
             shared["lr"] = groups[0]["lr"]
+            self.keywords = {"lr"}
             for group in groups:
                 del group["lr"]
         before = [_entries(g) for g in groups]
@@ -598,7 +611,10 @@ class Player:
             self.hyper[group] = self._hyper(self.options[group])
 
     def _add_group(self, what: AddGroup) -> None:
-        group = self._group_as_given(what.group.parameters, what.group.options, "list")
+        # What the constructor was given for all groups would hold for this one too, unless it is told otherwise.
+        default = vars(self.subject.spec.hyper_values())
+        options = {**{k: default[k] for k in self.keywords}, **what.group.options}
+        group = self._group_as_given(what.group.parameters, options, "named" if self.form == "named" else "list")
         before = _entries(group)
         self.optimizer.add_param_group(group)
         self._unchanged("the group given to add_param_group()", before, _entries(group))
@@ -625,7 +641,7 @@ class Player:
                 if isinstance(got, Scalar) or isinstance(value, Scalar):
                     got, expected = _single(got), _single(value)
                 told = f"leaves group {n} with {name}={got!r} where {expected!r} was set"
-                self._note("options-hold", got == expected, f"option {name}", told)
+                self._note("options-hold", got == expected, f"option {name}", told, option=(n, name, value))
 
     # Hooks
 
@@ -715,7 +731,7 @@ class Player:
         return self.latest or [(copy(p), self._state(i)) for i, p in enumerate(self.parameters)]
 
     def _options(self) -> list[dict[str, Any]]:
-        return [{k: g.get(k) for k in self.subject.options} for g in self.optimizer.param_groups]
+        return [{k: as_option(g.get(k)) for k in self.subject.options} for g in self.optimizer.param_groups]
 
     def _state(self, index: int) -> dict[str, Raw | float]:
         """Copies of the tensors and numbers that the optimizer keeps for one parameter."""

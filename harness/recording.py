@@ -11,7 +11,7 @@ from typing import Any
 from stepcheck.harness.comparison import Array
 from stepcheck.harness.memory import Raw, SparseRaw
 from stepcheck.harness.subjects import Subject
-from stepcheck.harness.trace import Trace
+from stepcheck.harness.trace import Option, Trace
 
 #: The tensors and numbers that an optimizer keeps for one parameter.
 State = Mapping[str, Raw | float]
@@ -111,6 +111,7 @@ class Breach:
         cause: what tells one breach of the invariant from another.
         told: what happened, as the end of a sentence that begins with the event.
         parameter: index of the parameter, where one is concerned.
+        option: group, name and value of the option that should hold, where one is concerned.
     """
 
     check: str
@@ -118,6 +119,7 @@ class Breach:
     cause: str
     told: str
     parameter: int | None = None
+    option: tuple[int, str, Option] | None = None
 
 
 @dataclass

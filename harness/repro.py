@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from stepcheck.harness import orthogonal
+from stepcheck.harness import orthogonal, resume, schedules
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.comparison import PARAMETER, Array
 from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.judge import Deviation
 from stepcheck.harness.memory import GUARD, GUARD_ELEMENTS, room, rounded, strides
 from stepcheck.harness.objectives import EXPRESSIONS
-from stepcheck.harness.subjects import Subject
+from stepcheck.harness.subjects import Subject, sibling
 from stepcheck.harness.trace import (
+    Accumulate,
+    AddGroup,
     Event,
+    Fail,
+    Freeze,
     Gradient,
+    Group,
+    Hook,
     Objective,
+    Option,
     Parameter,
+    Refuse,
     Reload,
+    Scalar,
+    Schedule,
+    ScheduleStep,
     SetOption,
     Step,
     Trace,
@@ -72,15 +84,24 @@ class _Writer:
         self.subject, self.trace, self.finding = subject, trace, finding
         self.guarded = finding.check == "memory-beside"
         self.told: Objective | None = None
+        self.groups: list[Group] = []
+        self.scaler = False
+        self.scheduled = [e.kind for e in trace.events if isinstance(e, Schedule)][-1:]
 
     def lines(self, *, compact: bool) -> list[str]:
         trace, finding, self.told = self.trace, self.finding, None
+        self.groups, self.scaler = list(trace.groups), False
         parameters = [f"    {self._parameter(p)}," for p in trace.parameters]
         events = trace.events if finding.event is None else trace.events[: finding.event + 1]
         body = ["params = [", *parameters, "]"]
         if compact:
             body = ["params = [" + " ".join(line.strip() for line in parameters) + "]"]
-        body.append(f"optimizer = {self._construct([dict(g.options) for g in trace.groups])}")
+        changed = finding.check == "dicts-unchanged" and finding.event is None
+        body += self._construct(
+            self.subject, trace.groups, [g.options for g in trace.groups], trace.form, named=changed
+        )
+        if changed:
+            body.insert(-1, "before = str(groups)")
         if finding.event is None and finding.check == "completes":
             body[-1] += f"  # {finding.cause}"
         if self.subject.after:
@@ -89,13 +110,15 @@ class _Writer:
             last = n == finding.event
             lines = self._event(event)
             if last:  # what is remembered is what stood before the step itself, its gradients assigned
-                place = -1 if isinstance(event, Step) else 0
+                place = _place(event, lines)
                 lines[place:place] = self._before()
             body += lines
             if last and finding.check == "completes":
                 body[-1] += f"  # {finding.cause}"
         body += self._after()
-        if any("closure" in line for line in body):
+        if any("calls" in line for line in body):
+            body.insert(0, "calls = []")
+        if any("points" in line for line in body):
             body = [*_CLOSURE, *body]
         helper = _VIEW if any(re.search(r"(?<![.\w])view\(", line) for line in body) else []
         imports = ["import torch"]
@@ -127,44 +150,170 @@ class _Writer:
             return dense
         return f"view({dense}, {shape}, {strides(shape, layout)}, {room(shape, layout)})"
 
-    def _construct(self, options: list[dict[str, object]]) -> str:
+    def _construct(
+        self,
+        subject: Subject,
+        groups: Sequence[Group],
+        options: Sequence[Mapping[str, Option]],
+        form: str,
+        *,
+        named: bool = False,
+    ) -> list[str]:
+        """The statements that construct the optimizer; ``named``, the groups get a name first."""
+        given = [self._group(g, o, form) for g, o in zip(groups, options, strict=True)]
+        if len(given) == 1:
+            members, alone = given[0]
+            return [f"optimizer = {_call(subject.callee, members, {**alone, **_literals(subject.mode_options)})}"]
+        shared = given[0][1] if subject.explicit else {}
+        learning_rates = {o.get("lr") for o in options}
+        if isinstance(options[0].get("lr"), Scalar) and len(learning_rates) == 1:
+            shared = {**shared, "lr": given[0][1]["lr"]}
+            given = [(members, {k: v for k, v in o.items() if k != "lr"}) for members, o in given]
+        listed = ", ".join(_dictionary(members, o) for members, o in given)
+        listed = {"tuple": f"({listed})", "iterator": f"iter([{listed}])"}.get(form, f"[{listed}]")
+        lines = [f"groups = {listed}"] if named else []
+        made = _call(subject.callee, "groups" if named else listed, {**shared, **_literals(subject.mode_options)})
+        return [*lines, f"optimizer = {made}"]
+
+    def _group(self, group: Group, options: Mapping[str, Option], form: str) -> tuple[str, dict[str, str]]:
+        """The parameters of a group, and its options."""
         subject = self.subject
         if subject.explicit:
             complete = vars(subject.spec.hyper_values())
-            options = [{k: v for k, v in {**complete, **o}.items() if k in subject.options} for o in options]
-        if len(options) == 1:
-            groups, shared = "params", options[0]
-        else:
-            groups = ", ".join(
-                f"{{'params': [{', '.join(f'params[{i}]' for i in g.parameters)}]{_items(o)}}}"
-                for g, o in zip(self.trace.groups, options, strict=True)
-            )
-            groups, shared = f"[{groups}]", options[0] if subject.explicit else {}
-        keywords = {**shared, **subject.mode_options}
-        return f"{subject.callee}({', '.join([groups, *(f'{k}={_literal(v)}' for k, v in keywords.items())])})"
+            options = {k: v for k, v in {**complete, **options}.items() if k in subject.options}
+        everyone = len(group.parameters) == len(self.trace.parameters)
+        members = "params" if everyone else f"[{', '.join(f'params[{i}]' for i in group.parameters)}]"
+        if form == "tuple":
+            members = f"tuple({members})"
+        elif form == "iterator":
+            members = f"iter({members})"
+        elif form == "named":
+            pairs = [f"('p{i}', params[{i}])" for i in group.parameters]
+            members = f"[{', '.join(pairs)}]"
+        return members, _literals(options)
 
     def _event(self, event: Event) -> list[str]:
+        if isinstance(event, Step):
+            return self._step(event)
+        if isinstance(event, Reload):
+            return self._reload(event)
+        if isinstance(event, Fail):
+            return self._fail(event)
+        if isinstance(event, Accumulate):
+            return [f"({_real(f'params[{i}]', self.trace.parameters[i])} * {self._addend(i, g)}).sum().backward()"
+                    for i, g in event.gradients.items()]  # fmt: skip
         if isinstance(event, ZeroGrad):
             return [f"optimizer.zero_grad(set_to_none={event.set_to_none})"]
         if isinstance(event, SetOption):
             return [f"optimizer.param_groups[{event.group}][{event.option!r}] = {_literal(event.value)}"]
-        if isinstance(event, Reload):
+        if isinstance(event, AddGroup):
+            self.groups.append(event.group)
             return [
-                "saved = optimizer.state_dict()",
-                f"optimizer = {self._construct([{} for _ in self.trace.groups])}",
-                *([self.subject.after] if self.subject.after else []),
-                "optimizer.load_state_dict(saved)",
+                f"group = {_dictionary(*self._group(event.group, event.group.options, 'list'))}",
+                "optimizer.add_param_group(group)",
             ]
-        assert isinstance(event, Step)
+        if isinstance(event, Freeze):
+            return [f"params[{event.parameter}].requires_grad_({not event.frozen})"]
+        if isinstance(event, Hook):
+            return [f"optimizer.register_{event.kind}_hook(lambda *_: calls.append({event.kind!r}))"]
+        if isinstance(event, Schedule):
+            return [
+                f"schedule = {schedules.written(event.kind, [h.name for h in self.subject.spec.hyper], len(self.groups))}"
+            ]
+        if isinstance(event, ScheduleStep):
+            return ["schedule.step(1.0)" if "ReduceLROnPlateau" in self.scheduled else "schedule.step()"]
+        assert isinstance(event, Refuse)
+        return []
+
+    def _step(self, event: Step) -> list[str]:
         lines = [f"params[{i}].grad = {self._gradient(i, g)}" for i, g in event.gradients.items()]
+        if event.objective is not None:
+            if event.objective != self.told:
+                self.told = event.objective
+                lines += self._objective(event.objective)
+            return [*lines, "points = []", "optimizer.step(closure)"]
+        if event.closure:
+            result = {"none": "None", "float": "0.75"}.get(event.closure, "torch.tensor(0.75)")
+            return ["def assigning():", "    calls.append(torch.is_grad_enabled())", *(f"    {line}" for line in lines),
+                    f"    return {result}", "result = optimizer.step(assigning)"]  # fmt: skip
         if len(lines) > 1:
             lines = ["; ".join(lines)]
-        if event.objective is None:
+        if not event.scaling:
             return [*lines, "optimizer.step()"]
-        if event.objective != self.told:
-            self.told = event.objective
-            lines += self._objective(event.objective)
-        return [*lines, "points = []", "optimizer.step(closure)"]
+        first = (
+            []
+            if self.scaler
+            else ['scaler = torch.amp.GradScaler("cpu", growth_interval=2); scaler.scale(torch.zeros(()))']
+        )
+        self.scaler = True
+        return [
+            *lines,
+            *first,
+            "for p in params: p.grad = p.grad if p.grad is None else p.grad * scaler.get_scale()",
+            *(["scaler.unscale_(optimizer)"] if event.scaling == "unscale" else []),
+            "scaler.step(optimizer); scaler.update()",
+        ]
+
+    def _addend(self, index: int, gradient: Gradient) -> str:
+        p = self.trace.parameters[index]
+        return _real(_dense(gradient.realise(p.shape, p.dtype), p.dtype), p)
+
+    def _fail(self, event: Fail) -> list[str]:
+        i, kept = event.parameter, []
+        step = "optimizer.step()"
+        if event.kind == "closure":
+            step = "optimizer.step(lambda: 1 / 0)"
+        elif event.kind == "hook":
+            step = "hook = optimizer.register_step_pre_hook(lambda *_: 1 / 0); optimizer.step()"
+        elif event.kind == "dtype":
+            other = "float32" if self.trace.parameters[i].dtype == "float64" else "float64"
+            kept = [
+                f"params[{i}].grad_dtype = None; params[{i}].grad = torch.ones(params[{i}].shape, dtype=torch.{other})"
+            ]
+        elif self.subject.spec.sparse == "only":
+            kept = [f"params[{i}].grad = torch.ones_like(params[{i}])"]
+        else:
+            kept = [f"params[{i}].grad = torch.ones_like(params[{i}]).detach().to_sparse()"]
+        lines = ["try:", f"    {step}", "except Exception as error:", "    print(repr(error))"]
+        if event.kind == "hook":
+            lines.append("hook.remove()")
+        return [*kept, *lines, *([f"params[{i}].grad = None"] if kept else [])]
+
+    def _reload(self, event: Reload) -> list[str]:
+        if event.way == "copied":
+            return ["import copy", "optimizer = copy.deepcopy(optimizer, {id(p): p for p in params})"]
+        if event.way == "unpickled":
+            return ["import pickle", "params, optimizer = pickle.loads(pickle.dumps((params, optimizer)))"]
+        playing = sibling(self.subject, event.into, self.trace)
+        lines = ["saved = optimizer.state_dict()"]
+        lines += self._construct(playing, self.groups, [{} for _ in self.groups], event.form)
+        lines += [self.subject.after] if self.subject.after else []
+        if event.into:
+            flags = {k: playing.mode_options.get(k, None if k == "foreach" else False) for k in resume.FLAGS}
+            lines.append(f"for g in saved['param_groups']: g.update({{k: v for k, v in {flags}.items() if k in g}})")
+        if event.dictionary == "older":
+            counters = [b.name for b in self.subject.spec.buffers if b.per_parameter]
+            lines += [
+                f"for s in saved['state'].values(): s.update({{k: s[k].item() for k in {counters} if torch.is_tensor(s.get(k))}})",
+                f"for g in saved['param_groups']: [g.pop(k, None) for k in {list(resume.FLAGS)}]",
+            ]
+        elif event.dictionary == "foreign":
+            lines += [
+                "groups = [{**g, 'params': [1000 - 7 * k for k in g['params']]} for g in saved['param_groups']]",
+                "saved = {'param_groups': groups, 'state': {1000 - 7 * k: v for k, v in saved['state'].items()}}",
+            ]
+        lines += {
+            "saved": [
+                "import io; file = io.BytesIO(); torch.save(saved, file); file.seek(0)",
+                "saved = torch.load(file, weights_only=True)",
+            ],
+            "deepcopied": ["import copy; saved = copy.deepcopy(saved)"],
+            "pickled": ["import pickle; saved = pickle.loads(pickle.dumps(saved))"],
+        }.get(event.way, [])
+        lines.append("optimizer.load_state_dict(saved)")
+        if event.dictionary == "older" and playing.mode_options:
+            lines.append(f"for g in optimizer.param_groups: g.update({dict(playing.mode_options)})")
+        return lines
 
     def _objective(self, objective: Objective) -> list[str]:
         centres = []
@@ -197,6 +346,16 @@ class _Writer:
             return [f"before, state = params[{i}].detach().clone(), str(optimizer.state[params[{i}]])"]
         if check == "save-load-continue" and self.finding.deviation is None:
             return ["before = str(optimizer.state_dict())"]
+        if check in ("failed-step", "skipped-step"):
+            return ["before = str([(p.detach(), optimizer.state.get(p)) for p in params])"]
+        if check == "storage-stays":
+            return [f"before = {_PLACE.format(i)}"]
+        if check == "random-state":
+            return ["before = torch.get_rng_state()"]
+        if check == "hooks-run-once":
+            return ["calls.clear()"]
+        if check == "dicts-unchanged" and self.finding.event is not None:
+            return [f"before = str({'group' if 'group' in self.finding.cause else 'saved'})"]
         if check == "between-steps" and self.finding.cause != "gradient":
             return [f"before = str([params[{i}].detach(), optimizer.state[params[{i}]]])"]
         return []
@@ -231,6 +390,33 @@ class _Writer:
                 f"after = str([params[{i}].detach(), optimizer.state[params[{i}]]])",
                 'assert before == after, f"{before}\\n{after}"',
             ]
+        if check in ("failed-step", "skipped-step"):
+            return [
+                "after = str([(p.detach(), optimizer.state.get(p)) for p in params])",
+                'assert before == after, f"{before}\\n{after}"',
+            ]
+        if check == "storage-stays":
+            return [f"assert before == {_PLACE.format(i)}, (before, {_PLACE.format(i)})"]
+        if check == "random-state":
+            return ["assert torch.equal(before, torch.get_rng_state())"]
+        if check == "closure":
+            return ["assert calls == [True], calls", "assert result is None or float(result) == 0.75, result"]
+        if check == "hooks-run-once":
+            kinds = [e.kind for e in self.trace.events if isinstance(e, Hook)]
+            return [f"assert calls == {[k for k in kinds if k == self.finding.cause]}, calls"]
+        if check == "dicts-unchanged":
+            what = "groups" if self.finding.event is None else "group" if "group" in self.finding.cause else "saved"
+            return [f"after = str({what})", 'assert before == after, f"{before}\\n{after}"']
+        if check == "loaded-state-apart":
+            return [
+                "mine = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]",
+                "theirs = [v for s in saved['state'].values() for v in s.values() if torch.is_tensor(v)]",
+                "assert not any(a is b for a in mine for b in theirs)",
+            ]
+        if check == "options-hold" and self.finding.option is not None:
+            group, name, value = self.finding.option
+            got = f"optimizer.param_groups[{group}][{name!r}]"
+            return [f"assert {got} == {_literal(value)}, {got}"]
         return self._assert_witness() if self.finding.deviation is not None else []
 
     def _assert_witness(self) -> list[str]:
@@ -269,14 +455,41 @@ class _Writer:
         return [*lines, 'assert abs(got - expected) <= budget, f"{got} is not {expected} +- {budget}"']
 
 
-def _items(options: Mapping[str, object]) -> str:
-    return "".join(f", {k!r}: {_literal(v)}" for k, v in options.items())
+_PLACE = "[getattr(params[{0}], k) for k in ('shape', 'dtype')] + [params[{0}].data_ptr(), params[{0}].stride()]"
 
 
-def _literal(value: object) -> str:
+def _place(event: Event, lines: Sequence[str]) -> int:
+    """Where in the lines of an event what stands before it is to be remembered."""
+    if isinstance(event, (Step, AddGroup)):
+        return -1
+    if isinstance(event, Fail):
+        return next(n for n, line in enumerate(lines) if line == "try:")
+    loads = [n for n, line in enumerate(lines) if line == "optimizer.load_state_dict(saved)"]
+    return loads[0] if loads else 0
+
+
+def _call(callee: str, members: str, options: Mapping[str, str]) -> str:
+    return f"{callee}({', '.join([members, *(f'{k}={v}' for k, v in options.items())])})"
+
+
+def _dictionary(members: str, options: Mapping[str, str]) -> str:
+    return f"{{'params': {members}{''.join(f', {k!r}: {v}' for k, v in options.items())}}}"
+
+
+def _literals(options: Mapping[str, Any]) -> dict[str, str]:
+    return {k: _literal(v) for k, v in options.items()}
+
+
+def _literal(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"({', '.join(map(_literal, value))})"
+        return f"({', '.join(map(_literal, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, Scalar):
+        return f"torch.tensor({_number(value.value)})"
     return _number(value) if isinstance(value, float) else repr(value)
+
+
+def _real(expression: str, p: Parameter) -> str:
+    return f"torch.view_as_real({expression})" if is_complex(p.dtype) else expression
 
 
 def _number(x: float) -> str:

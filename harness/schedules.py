@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,20 @@ def attach(kind: str, optimizer: torch.optim.Optimizer) -> Any:
     if kind in ("OneCycleLR", "CyclicLR"):
         arguments["cycle_momentum"] = any(name in optimizer.param_groups[0] for name in ("momentum", "betas"))
     return getattr(lr_scheduler, kind)(optimizer, **arguments)
+
+
+def written(kind: str, options: Collection[str], groups: int) -> str:
+    """``attach`` as an expression.
+
+    Args:
+        options: the names of the optimizer's options.
+    """
+    arguments = [f"{k}={v!r}" for k, v in _ARGUMENTS[kind].items()]
+    if kind in ("LambdaLR", "MultiplicativeLR"):
+        arguments.append(f"lr_lambda=[{', '.join(f'lambda t: {2 + n} / ({2 + n} + t)' for n in range(groups))}]")
+    if kind in ("OneCycleLR", "CyclicLR"):
+        arguments.append(f"cycle_momentum={any(name in options for name in ('momentum', 'betas'))}")
+    return f"torch.optim.lr_scheduler.{kind}(optimizer, {', '.join(arguments)})"
 
 
 def advance(schedule: Any) -> None:

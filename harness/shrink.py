@@ -8,25 +8,41 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from stepcheck.harness.checks import Finding
-from stepcheck.harness.trace import Gradient, Objective, Parameter, Step, Trace, Values, is_complex
+from stepcheck.harness.trace import (
+    AddGroup,
+    Event,
+    Gradient,
+    Objective,
+    Parameter,
+    Reload,
+    Scalar,
+    SetOption,
+    Step,
+    Trace,
+    Values,
+    is_complex,
+    plain,
+)
 
 _SMALL_SHAPES: tuple[tuple[int, ...], ...] = ((1,), (2,), (3,), (2, 2), (3, 2), (5,), (8,), (9,), (1, 2, 3, 2), (33,))
 _ZERO = Values("constant")
+_RELOAD = Reload()
 _QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)
 
 
 def size(trace: Trace) -> tuple[int, ...]:
     """What makes a life hard to read, most important first."""
-    gradients = [g for e in trace.events for g in getattr(e, "gradients", {}).values() if g is not None]
+    gradients = [g for _, g in trace.assigned]
     tensors = (*trace.parameters, *gradients)
     return (
-        len(trace.parameters) + len(trace.groups),
+        len(trace.parameters) + len(trace.all_groups),
         len(trace.events),
         sum(p.numel for p in trace.parameters),
-        sum(len(g.options) for g in trace.groups),
+        sum(len(g.options) for g in trace.all_groups),
+        _turns_of(trace),
         sum(t.layout != "contiguous" for t in tensors) + sum(is_complex(p.dtype) for p in trace.parameters),
         sum(1 + len(g.sparse.entries) for g in gradients if g.sparse is not None),
         sum(t.values not in (_ZERO, _QUARTERS) for t in tensors),
@@ -36,6 +52,23 @@ def size(trace: Trace) -> tuple[int, ...]:
             if o is not None
         ),
     )
+
+
+def _turns_of(trace: Trace) -> int:
+    """In how many ways a life is not told plainly."""
+    tensors = sum(isinstance(v, Scalar) for o in trace.given_options for v in o.values())
+    pairs = sum(p.within is not None for p in trace.parameters)
+    return sum(map(_turns, trace.events)) + (trace.form != "list") + pairs + tensors
+
+
+def _turns(event: Event) -> int:
+    """In how many ways an event is not the plain one of its kind."""
+    if isinstance(event, Step):
+        turned = sum(g is not None and g.negated for g in event.gradients.values())
+        return bool(event.closure) + bool(event.scaling) + turned
+    if isinstance(event, Reload):
+        return sum(getattr(event, f.name) != getattr(_RELOAD, f.name) for f in fields(event))
+    return int(isinstance(event, AddGroup))
 
 
 def cut(
@@ -65,15 +98,20 @@ def cut(
 
 def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
     last = -1 if finding.event is None else finding.event
-    yield replace(trace, events=trace.events[: last + 1])
+    yield _tidy(replace(trace, events=trace.events[: last + 1]))
     for index in range(len(trace.parameters) if len(trace.parameters) > 1 else 0):
         yield trace.keeping(set(range(len(trace.parameters))) - {index})
     for n in range(len(trace.events)):
-        yield replace(trace, events=trace.events[:n] + trace.events[n + 1 :])
+        yield _tidy(replace(trace, events=trace.events[:n] + trace.events[n + 1 :]))
+    yield replace(trace, form="list")
+    yield from _with_plainer_events(trace)
     for n, group in enumerate(trace.groups):
         for name in group.options:
             rest = {k: v for k, v in group.options.items() if k != name}
             yield replace(trace, groups=(*trace.groups[:n], replace(group, options=rest), *trace.groups[n + 1 :]))
+        if any(isinstance(value, Scalar) for value in group.options.values()):
+            numbers = replace(group, options=plain(group.options))
+            yield replace(trace, groups=(*trace.groups[:n], numbers, *trace.groups[n + 1 :]))
     for n, event in enumerate(trace.events):
         if isinstance(event, Step) and event.objective is not None:
             for simpler in (
@@ -94,7 +132,8 @@ def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
                     yield _with_gradients(smaller, index, functools.partial(_reseeded, seed=seed))
         if is_complex(p.dtype):
             yield _with_parameter(trace, index, replace(p, dtype="float64" if p.dtype == "complex128" else "float32"))
-        yield _with_parameter(trace, index, replace(p, layout="contiguous"))
+        yield _with_parameter(trace, index, replace(p, within=None))
+        yield _with_parameter(trace, index, replace(p, layout="contiguous", within=None))
         yield _with_parameter(trace, index, replace(p, values=_ZERO))
         yield _with_gradients(trace, index, lambda g: replace(g, layout="contiguous"))
         yield _with_gradients(trace, index, lambda g: replace(g, sparse=None))
@@ -102,8 +141,47 @@ def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
         yield _with_gradients(trace, index, lambda g: replace(g, values=_QUARTERS))
 
 
+def _tidy(trace: Trace) -> Trace:
+    """Without parameters that stand in no group any more."""
+    return trace.keeping(trace.group_of.keys()) if len(trace.group_of) < len(trace.parameters) else trace
+
+
+def _with_plainer_events(trace: Trace) -> Iterator[Trace]:
+    added = len(trace.groups)
+    for n, event in enumerate(trace.events):
+        before, after = trace.events[:n], trace.events[n + 1 :]
+        for simpler in _plainer(event):
+            yield replace(trace, events=(*before, simpler, *after))
+        if isinstance(event, AddGroup):
+            if added == len(trace.groups):  # the first to be added can be there at once
+                yield replace(trace, groups=(*trace.groups, event.group), events=before + after)
+            added += 1
+
+
+def _plainer(event: Event) -> Iterator[Event]:
+    if isinstance(event, Step):
+        yield replace(event, closure="")
+        yield replace(event, scaling="")
+    elif isinstance(event, Reload):
+        yield _RELOAD
+        for f in fields(event):
+            yield replace(event, **{f.name: getattr(_RELOAD, f.name)})
+    elif isinstance(event, SetOption) and isinstance(event.value, Scalar):
+        yield replace(event, value=event.value.value)
+    elif isinstance(event, AddGroup):
+        for name in event.group.options:
+            rest = {k: v for k, v in event.group.options.items() if k != name}
+            yield AddGroup(replace(event.group, options=rest))
+
+
 def _with_parameter(trace: Trace, index: int, parameter: Parameter) -> Trace:
-    changed = replace(trace, parameters=(*trace.parameters[:index], parameter, *trace.parameters[index + 1 :]))
+    parameters = [*trace.parameters[:index], parameter, *trace.parameters[index + 1 :]]
+    for n, p in enumerate(parameters):
+        # What lies in the gaps of another has its shape and dtype.
+        host = None if p.within is None else parameters[p.within]
+        if host is not None and (host.shape, host.dtype, host.layout) != (p.shape, p.dtype, "sliced"):
+            parameters[n] = replace(p, within=None)
+    changed = replace(trace, parameters=tuple(parameters))
     return _with_gradients(changed, index, lambda g: _fitted(g, parameter))
 
 
@@ -120,13 +198,7 @@ def _fitted(gradient: Gradient, parameter: Parameter) -> Gradient:
 
 def _with_gradients(trace: Trace, index: int, change: Callable[[Gradient], Gradient]) -> Trace:
     """All gradients of one parameter changed."""
-    events = tuple(
-        replace(e, gradients={i: change(g) if g is not None and i == index else g for i, g in e.gradients.items()})
-        if isinstance(e, Step)
-        else e
-        for e in trace.events
-    )
-    return replace(trace, events=events)
+    return trace.with_gradients(lambda i, g: change(g) if i == index else g)
 
 
 def _fewer_entries(gradient: Gradient) -> Gradient:

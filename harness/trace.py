@@ -463,7 +463,7 @@ class Trace:
         """Why ``spec`` cannot judge this life, or ``None``: it names another optimizer, or options that it refuses."""
         if self.optimizer != spec.name:
             return f"a life of {self.optimizer}, not of {spec.name}"
-        return self._problem_of_options(spec) or self._problem_of_tensors(spec) or self._problem_of_events(spec)
+        return self._problem_of_events(spec) or self._problem_of_options(spec) or self._problem_of_tensors(spec)
 
     def _problem_of_options(self, spec: Spec) -> str | None:
         options = [dict(g.options) for g in self.all_groups]
@@ -500,6 +500,8 @@ class Trace:
         return None
 
     def _problem_of_events(self, spec: Spec) -> str | None:
+        if len(self.group_of) < len(self.parameters):
+            return "each parameter must stand in a group"
         steps = [e for e in self.events if isinstance(e, Step)]
         if any((e.objective is not None) != spec.closure for e in steps):
             return f"{spec.name} takes steps {'with' if spec.closure else 'without'} an objective"
