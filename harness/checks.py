@@ -447,6 +447,41 @@ def option_effect(evidence: Evidence) -> Iterator[Finding]:
     yield from _explained(evidence, "option-effect")
 
 
+def _validates_as_it_likes(subject: Subject) -> str:
+    return (
+        "whether somebody's class validates its options is theirs to say: what it accepts is told below"
+        if subject.explicit
+        else ""
+    )
+
+
+@_register(
+    "refuses-invalid",
+    "Is what is invalid refused, at construction and in a group?",
+    lambda e: sum(not a.outcome.control_failed for a in e.recording.attempts),
+    _validates_as_it_likes,
+)
+def refuses_invalid(evidence: Evidence) -> Iterator[Finding]:
+    events = [n for n, e in enumerate(evidence.trace.events) if isinstance(e, Refuse)]
+    for event, attempt in zip(events, evidence.recording.attempts, strict=False):
+        cell, outcome = attempt.cell, attempt.outcome
+        if outcome.control_failed or cell.place == "load_state_dict":
+            continue  # what a dictionary may hold is documented nowhere
+        given = f"{cell.option}={cell.value!r} ({cell.kind})"
+        if outcome.refused and outcome.changed:
+            yield Finding(
+                "refuses-invalid",
+                f"{cell.place} changes",
+                event,
+                f"{cell.place} refuses {given} and keeps it all the same",
+            )
+        elif not outcome.declared and cell.place == "construction":
+            yield Finding("refuses-invalid", f"{cell.option} {cell.kind}", event, f"the constructor accepts {given}")
+        elif not outcome.declared and attempt.at_construction.declared:
+            told = f"{given}, refused at construction, is accepted in {'a group' if cell.place == 'group' else cell.place + '()'}"
+            yield Finding("refuses-invalid", f"in {cell.place}", event, told)
+
+
 # Invariants that a plain comparison decides, made while the life was played ------------------------------------------------
 
 

@@ -67,6 +67,7 @@ def shares(evidence: Evidence, finding: Finding) -> str:
 
 _FORMS = {
     "tuple": ", given as a tuple", "iterator": ", given as an iterator", "named": ", given with their names", "list": "",
+    "dicts": ", given as dictionaries", "mixed": ", some options given as keywords and some in the group",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcheck.harness import objectives, resume, schedules
+from stepcheck.harness import objectives, resume, schedules, validation
 from stepcheck.harness.comparison import reals
 from stepcheck.harness.memory import (
     GUARD,
@@ -56,6 +56,7 @@ from stepcheck.harness.trace import (
     Objective,
     Option,
     Parameter,
+    Refuse,
     Reload,
     Scalar,
     Schedule,
@@ -65,6 +66,7 @@ from stepcheck.harness.trace import (
     Trace,
     ZeroGrad,
     in_reals,
+    keywords,
     plain,
 )
 
@@ -106,8 +108,7 @@ class Player:
         self.event: int | None = None
         """The event that is being played; none while the optimizer is constructed."""
         self.playing = subject
-        self.form = trace.form
-        self.keywords: set[str] = set()
+        self.keywords: frozenset[str] = frozenset()
         """Options that the constructor was given for all groups."""
         self.hooks: list[str] = []
         self.calls: Counter[str] = Counter()
@@ -199,29 +200,32 @@ class Player:
     # Construction
 
     def _construct(self, subject: Subject, options: Sequence[Mapping[str, Option]], form: str) -> Any:
+        if subject.explicit:
+            options = [self._complete(o) for o in options]
         groups = [self._group_as_given(g.parameters, o, form) for g, o in zip(self.groups, options, strict=True)]
-        self.form, self.keywords = form, set(options[0]) if len(groups) == 1 else set()
-        if len(groups) == 1:
-            alone = groups[0]
-            members = alone.pop("params")
-            optimizer = subject.make(members, **alone, **subject.mode_options)
+        self.keywords = keywords(options, form)
+        shared = {k: groups[0][k] for k in options[0] if k in self.keywords}
+        for group in groups:
+            for name in shared:
+                del group[name]
+        if len(groups) == 1 and form not in ("dicts", "mixed"):
+            optimizer = subject.make(groups[0]["params"], **shared, **subject.mode_options)
             self._built(optimizer)
             return optimizer
-        # What a new group lacks it takes from the first, where defaults are all given.
-        shared: dict[str, Any] = {k: v for k, v in groups[0].items() if k != "params"} if subject.explicit else {}
-        learning_rates = {o.get("lr") for o in options}
-        if isinstance(options[0].get("lr"), Scalar) and len(learning_rates) == 1:
-            # The same tensor for all groups, as somebody gives it who gives it once.
-            shared["lr"] = groups[0]["lr"]
-            self.keywords = {"lr"}
-            for group in groups:
-                del group["lr"]
+        if subject.explicit:
+            # What a new group lacks it takes from the first.
+            shared |= {k: v for k, v in groups[0].items() if k != "params"}
         before = [_entries(g) for g in groups]
         given: Iterable[Any] = iter(groups) if form == "iterator" else tuple(groups) if form == "tuple" else groups
         optimizer = subject.make(given, **shared, **subject.mode_options)
         self._built(optimizer)
         self._unchanged("the groups given to the constructor", before, [_entries(g) for g in groups])
         return optimizer
+
+    def _complete(self, options: Mapping[str, Option]) -> dict[str, Option]:
+        """All options that the subject has: its own defaults may rightly differ."""
+        complete = {**vars(self.subject.spec.hyper_values()), **options}
+        return {k: v for k, v in complete.items() if k in self.subject.options}
 
     def _built(self, optimizer: Any) -> None:
         for needed in ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups"):
@@ -232,9 +236,6 @@ class Player:
 
     def _group_as_given(self, members: Sequence[int], options: Mapping[str, Option], form: str) -> dict[str, Any]:
         """A group's dictionary."""
-        if self.subject.explicit:
-            complete = vars(self.subject.spec.hyper_values())
-            options = {k: v for k, v in {**complete, **options}.items() if k in self.subject.options}
         tensors = [self.parameters[i] for i in members]
         params: Any = tensors
         if form == "tuple":
@@ -406,7 +407,7 @@ class Player:
         self._untouched("failed-step", f"ended by {raised or 'nothing'}", before)
 
     def _must_fail(self, what: Fail) -> bool:
-        """Whether there is a reason for a step to fail; options decide whether some take sparse gradients."""
+        """Whether there is a reason for a step to fail."""
         if what.kind == "closure":
             return self._has("closures", self._takes_closure())
         if what.kind == "hook":
@@ -414,8 +415,7 @@ class Player:
         spec, i = self.subject.spec, what.parameter
         if not self._knows(i) or spec.closure or (what.kind == "dtype" and self.subject.differentiable):
             return False
-        taken = spec.sparse in ("dense", "lazy") and not spec.sparse_conflict(self.hyper[self.trace.group_of[i]])
-        return what.kind == "dtype" or (not taken and len(self.trace.parameters[i].shape) > 0)
+        return what.kind == "dtype" or (spec.sparse in ("", "only") and len(self.trace.parameters[i].shape) > 0)
 
     def _failing_step(self, what: Fail) -> tuple[str | None, bool]:
         """What it raised, and whether it must be our own exception."""
@@ -575,12 +575,10 @@ class Player:
             self.hooks.append(what.kind)
             self._register(self.optimizer, what.kind)
         elif isinstance(what, Schedule) and self._is_torch("schedules"):
-            self.kind_of_schedule = what.kind
-            complete = [plain_or_tensor(o, self.subject) for o in self.options]
-            self.rehearsal = schedules.Rehearsal(what.kind, complete)
-            self.schedule = schedules.attach(what.kind, self.optimizer)
-            self._follow_schedule()
-        elif isinstance(what, ScheduleStep) and self.rehearsal is not None:
+            self._attach(what.kind)
+        elif isinstance(what, Refuse):
+            self.recording.attempts.append(validation.attempted(self.subject, what))
+        elif isinstance(what, ScheduleStep) and self.schedule is not None and self.rehearsal is not None:
             self.rehearsal.advance()
             schedules.advance(self.schedule)
             self._follow_schedule()
@@ -614,7 +612,9 @@ class Player:
         # What the constructor was given for all groups would hold for this one too, unless it is told otherwise.
         default = vars(self.subject.spec.hyper_values())
         options = {**{k: default[k] for k in self.keywords}, **what.group.options}
-        group = self._group_as_given(what.group.parameters, options, "named" if self.form == "named" else "list")
+        options = self._complete(options) if self.subject.explicit else options
+        named = any("param_names" in g for g in self.optimizer.param_groups)
+        group = self._group_as_given(what.group.parameters, options, "named" if named else "list")
         before = _entries(group)
         self.optimizer.add_param_group(group)
         self._unchanged("the group given to add_param_group()", before, _entries(group))
@@ -623,7 +623,19 @@ class Player:
         self.hyper.append(self._hyper(what.group.options))
         for i in what.group.parameters:
             self.recording.initial_state[i] = self._state(i)
-        self.rehearsal = None  # a schedule knows the groups of its beginning alone
+        self.schedule = None  # a schedule knows the groups of its beginning alone
+        if self.rehearsal is not None:
+            self.rehearsal.add(with_defaults(what.group.options, self.subject))
+
+    def _attach(self, kind: str) -> None:
+        if self.rehearsal is None:
+            complete = [with_defaults(o, self.subject) for o in self.options]
+            # With momentum, sparse gradients have no meaning for some.
+            self.rehearsal = schedules.Rehearsal(complete, cycle=not self.trace.given_sparse)
+        self.kind_of_schedule = kind
+        self.rehearsal.attach(kind)
+        self.schedule = schedules.attach(kind, self.optimizer, cycle=self.rehearsal.cycle)
+        self._follow_schedule()
 
     def _follow_schedule(self) -> None:
         assert self.rehearsal is not None
@@ -634,8 +646,8 @@ class Player:
         """That each group has the options that it was given, or that were set since."""
         for n, (group, options) in enumerate(zip(self.optimizer.param_groups, self.options, strict=True)):
             for name, value in options.items():
-                if name not in group or name not in self.subject.options:
-                    continue
+                if name not in group or name not in self.subject.options or value is None:
+                    continue  # what is left open may be filled in
                 got = as_option(group[name])
                 expected = value
                 if isinstance(got, Scalar) or isinstance(value, Scalar):
@@ -670,6 +682,7 @@ class Player:
             duplicate = resume.copied if what.way == "copied" else resume.unpickled
             self.optimizer = duplicate(self.optimizer, self.parameters)
             self.hooks.clear()  # whether a copy has them is its own affair
+            self.schedule = None
         else:
             self.optimizer = self._resumed(what)
         loaded = [self._state(i) for i in range(len(self.parameters))]
@@ -681,16 +694,16 @@ class Player:
         self._expect_hooks("state_dict_pre", "state_dict_post")
         playing = sibling(self.subject, what.into, self.trace)
         optimizer = self._construct(playing, [{} for _ in self.options], what.form)
-        if self.rehearsal is not None:
+        if self.schedule is not None and self.rehearsal is not None:
             state = self.schedule.state_dict()
-            self.schedule = schedules.attach(self.kind_of_schedule, optimizer)
+            self.schedule = schedules.attach(self.kind_of_schedule, optimizer, cycle=self.rehearsal.cycle)
             self.schedule.load_state_dict(state)
         for kind in self.hooks:
             self._register(optimizer, kind)
         if playing is not self.playing:
             source = resume.flagged(source, playing.mode_options)
         if what.dictionary == "older":
-            source = resume.older(source, [b.name for b in self.subject.spec.buffers if b.per_parameter])
+            source = resume.older(source, resume.counters(self.subject.spec))
         elif what.dictionary == "foreign":
             source = resume.foreign(source)
         source = resume.carried(what.way, source)
@@ -817,7 +830,7 @@ class _Evaluator:
         return loss
 
 
-def plain_or_tensor(options: Mapping[str, Option], subject: Subject) -> dict[str, Option]:
+def with_defaults(options: Mapping[str, Option], subject: Subject) -> dict[str, Option]:
     """All options of a group, those that were not given at their defaults."""
     return {**vars(subject.spec.hyper_values()), **options}
 

@@ -12,6 +12,7 @@ from stepcheck.harness.comparison import Array
 from stepcheck.harness.memory import Raw, SparseRaw
 from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import Option, Trace
+from stepcheck.harness.validation import Attempt
 
 #: The tensors and numbers that an optimizer keeps for one parameter.
 State = Mapping[str, Raw | float]
@@ -130,6 +131,7 @@ class Recording:
         initial_state: per parameter, what the optimizer kept for it before any step.
         looked: for each invariant that a plain comparison decides, how often it was looked at.
         breaches: where one of them did not hold.
+        attempts: what became of each invalid thing that was tried.
         lacks: what the subject turned out not to have: ``hooks``, ``closures``, ``schedules``.
     """
 
@@ -142,3 +144,4 @@ class Recording:
     looked: Counter[str] = field(default_factory=Counter)
     breaches: list[Breach] = field(default_factory=list)
     lacks: set[str] = field(default_factory=set)
+    attempts: list[Attempt] = field(default_factory=list)

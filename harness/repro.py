@@ -43,6 +43,7 @@ from stepcheck.harness.trace import (
     ZeroGrad,
     in_reals,
     is_complex,
+    keywords,
 )
 
 _CLOSURE = [
@@ -160,27 +161,27 @@ class _Writer:
         named: bool = False,
     ) -> list[str]:
         """The statements that construct the optimizer; ``named``, the groups get a name first."""
-        given = [self._group(g, o, form) for g, o in zip(groups, options, strict=True)]
-        if len(given) == 1:
-            members, alone = given[0]
-            return [f"optimizer = {_call(subject.callee, members, {**alone, **_literals(subject.mode_options)})}"]
-        shared = given[0][1] if subject.explicit else {}
-        learning_rates = {o.get("lr") for o in options}
-        if isinstance(options[0].get("lr"), Scalar) and len(learning_rates) == 1:
-            shared = {**shared, "lr": given[0][1]["lr"]}
-            given = [(members, {k: v for k, v in o.items() if k != "lr"}) for members, o in given]
-        listed = ", ".join(_dictionary(members, o) for members, o in given)
-        listed = {"tuple": f"({listed})", "iterator": f"iter([{listed}])"}.get(form, f"[{listed}]")
-        lines = [f"groups = {listed}"] if named else []
-        made = _call(subject.callee, "groups" if named else listed, {**shared, **_literals(subject.mode_options)})
-        return [*lines, f"optimizer = {made}"]
-
-    def _group(self, group: Group, options: Mapping[str, Option], form: str) -> tuple[str, dict[str, str]]:
-        """The parameters of a group, and its options."""
-        subject = self.subject
         if subject.explicit:
             complete = vars(subject.spec.hyper_values())
-            options = {k: v for k, v in {**complete, **options}.items() if k in subject.options}
+            options = [{k: v for k, v in {**complete, **o}.items() if k in subject.options} for o in options]
+        common = keywords(options, form)
+        shared = _literals({k: v for k, v in options[0].items() if k in common})
+        given = [
+            (self._members(g, form), _literals({k: v for k, v in o.items() if k not in common}))
+            for g, o in zip(groups, options, strict=True)
+        ]
+        flags = _literals(subject.mode_options)
+        if len(given) == 1 and form not in ("dicts", "mixed"):
+            return [f"optimizer = {_call(subject.callee, given[0][0], {**shared, **flags})}"]
+        if subject.explicit:
+            shared |= given[0][1]
+        listed = ", ".join(_dictionary(members, o) for members, o in given)
+        listed = {"tuple": f"({listed},)", "iterator": f"iter([{listed}])"}.get(form, f"[{listed}]")
+        lines = [f"groups = {listed}"] if named else []
+        return [*lines, f"optimizer = {_call(subject.callee, 'groups' if named else listed, {**shared, **flags})}"]
+
+    def _members(self, group: Group, form: str) -> str:
+        """The parameters of a group."""
         everyone = len(group.parameters) == len(self.trace.parameters)
         members = "params" if everyone else f"[{', '.join(f'params[{i}]' for i in group.parameters)}]"
         if form == "tuple":
@@ -190,7 +191,18 @@ class _Writer:
         elif form == "named":
             pairs = [f"('p{i}', params[{i}])" for i in group.parameters]
             members = f"[{', '.join(pairs)}]"
-        return members, _literals(options)
+        return members
+
+    def _added(self, group: Group) -> str:
+        """The dictionary that add_param_group is given: what the constructor was given for all groups does not hold for it."""
+        default = vars(self.subject.spec.hyper_values())
+        names = (
+            self.subject.options
+            if self.subject.explicit
+            else keywords([g.options for g in self.trace.groups], self.trace.form)
+        )
+        options = {**{k: default[k] for k in sorted(names)}, **group.options}
+        return _dictionary(self._members(group, "named" if self.trace.form == "named" else "list"), _literals(options))
 
     def _event(self, event: Event) -> list[str]:
         if isinstance(event, Step):
@@ -208,22 +220,46 @@ class _Writer:
             return [f"optimizer.param_groups[{event.group}][{event.option!r}] = {_literal(event.value)}"]
         if isinstance(event, AddGroup):
             self.groups.append(event.group)
-            return [
-                f"group = {_dictionary(*self._group(event.group, event.group.options, 'list'))}",
-                "optimizer.add_param_group(group)",
-            ]
+            return [f"group = {self._added(event.group)}", "optimizer.add_param_group(group)"]
         if isinstance(event, Freeze):
             return [f"params[{event.parameter}].requires_grad_({not event.frozen})"]
         if isinstance(event, Hook):
             return [f"optimizer.register_{event.kind}_hook(lambda *_: calls.append({event.kind!r}))"]
         if isinstance(event, Schedule):
             return [
-                f"schedule = {schedules.written(event.kind, [h.name for h in self.subject.spec.hyper], len(self.groups))}"
+                f"schedule = {schedules.written(event.kind, [h.name for h in self.subject.spec.hyper], len(self.groups), cycle=not self.trace.given_sparse)}"
             ]
         if isinstance(event, ScheduleStep):
             return ["schedule.step(1.0)" if "ReduceLROnPlateau" in self.scheduled else "schedule.step()"]
         assert isinstance(event, Refuse)
-        return []
+        return self._refuse(event)
+
+    def _refuse(self, event: Refuse) -> list[str]:
+        """A call that must raise."""
+        given = {**event.beside, event.option: event.value}
+        if self.subject.explicit:
+            given = {
+                k: v
+                for k, v in {**vars(self.subject.spec.hyper_values()), **given}.items()
+                if k in self.subject.options
+            }
+        if event.option == "params":
+            return [f"raise AssertionError('{event.kind} parameters ({event.value}) are accepted: {event.place}')"]
+        flags = _literals(self.subject.mode_options)
+        call = _call(self.subject.callee, "params", {**_literals(given), **flags})
+        if event.place == "group":
+            call = _call(self.subject.callee, f"[{_dictionary('params', _literals(given))}]", flags)
+        elif event.place == "add_param_group":
+            call = (
+                f"optimizer.add_param_group({_dictionary('[torch.zeros(2, 3, requires_grad=True)]', _literals(given))})"
+            )
+        return [
+            "try:",
+            f"    {call}",
+            "    accepted = True",
+            "except Exception as error:",
+            "    accepted = print(repr(error))",
+        ]
 
     def _step(self, event: Step) -> list[str]:
         lines = [f"params[{i}].grad = {self._gradient(i, g)}" for i, g in event.gradients.items()]
@@ -292,7 +328,7 @@ class _Writer:
             flags = {k: playing.mode_options.get(k, None if k == "foreach" else False) for k in resume.FLAGS}
             lines.append(f"for g in saved['param_groups']: g.update({{k: v for k, v in {flags}.items() if k in g}})")
         if event.dictionary == "older":
-            counters = [b.name for b in self.subject.spec.buffers if b.per_parameter]
+            counters = resume.counters(self.subject.spec)
             lines += [
                 f"for s in saved['state'].values(): s.update({{k: s[k].item() for k in {counters} if torch.is_tensor(s.get(k))}})",
                 f"for g in saved['param_groups']: [g.pop(k, None) for k in {list(resume.FLAGS)}]",
@@ -395,6 +431,8 @@ class _Writer:
                 "after = str([(p.detach(), optimizer.state.get(p)) for p in params])",
                 'assert before == after, f"{before}\\n{after}"',
             ]
+        if check == "refuses-invalid":
+            return [f"assert not accepted, {self.finding.summary!r}"]
         if check == "storage-stays":
             return [f"assert before == {_PLACE.format(i)}, (before, {_PLACE.format(i)})"]
         if check == "random-state":

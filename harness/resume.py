@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from stepcheck.reference.spec import Spec
+
 #: Entries of a group that select an implementation, and say nothing of what it computes.
 FLAGS = ("foreach", "fused", "capturable", "differentiable")
 StateDict = dict[str, Any]
@@ -31,6 +33,11 @@ def carried(way: str, state_dict: StateDict) -> StateDict:
         unpickled: StateDict = pickle.loads(pickle.dumps(state_dict))  # noqa: S301
         return unpickled
     return state_dict
+
+
+def counters(spec: Spec) -> list[str]:
+    """The buffers that were Python numbers in older versions."""
+    return [] if spec.closure else [b.name for b in spec.buffers if b.per_parameter]
 
 
 def older(state_dict: StateDict, counters: Sequence[str]) -> StateDict:

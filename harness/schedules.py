@@ -30,18 +30,23 @@ assert tuple(_ARGUMENTS) == SCHEDULES
 SCHEDULED = ("lr", "momentum", "betas")
 
 
-def attach(kind: str, optimizer: torch.optim.Optimizer) -> Any:
-    """A new schedule for an optimizer; it may change its options at once."""
+def attach(kind: str, optimizer: torch.optim.Optimizer, *, cycle: bool = True) -> Any:
+    """A new schedule for an optimizer; it may change its options at once.
+
+    Args:
+        cycle: momentum may be scheduled as well.
+    """
     arguments = dict(_ARGUMENTS[kind])
     if kind in ("LambdaLR", "MultiplicativeLR"):
         # Another factor for each group.
         arguments["lr_lambda"] = [_Factor(2 + n) for n in range(len(optimizer.param_groups))]
     if kind in ("OneCycleLR", "CyclicLR"):
-        arguments["cycle_momentum"] = any(name in optimizer.param_groups[0] for name in ("momentum", "betas"))
+        cycled = any(name in optimizer.param_groups[0] for name in ("momentum", "betas"))
+        arguments["cycle_momentum"] = cycle and cycled
     return getattr(lr_scheduler, kind)(optimizer, **arguments)
 
 
-def written(kind: str, options: Collection[str], groups: int) -> str:
+def written(kind: str, options: Collection[str], groups: int, *, cycle: bool = True) -> str:
     """``attach`` as an expression.
 
     Args:
@@ -51,7 +56,7 @@ def written(kind: str, options: Collection[str], groups: int) -> str:
     if kind in ("LambdaLR", "MultiplicativeLR"):
         arguments.append(f"lr_lambda=[{', '.join(f'lambda t: {2 + n} / ({2 + n} + t)' for n in range(groups))}]")
     if kind in ("OneCycleLR", "CyclicLR"):
-        arguments.append(f"cycle_momentum={any(name in options for name in ('momentum', 'betas'))}")
+        arguments.append(f"cycle_momentum={cycle and any(name in options for name in ('momentum', 'betas'))}")
     return f"torch.optim.lr_scheduler.{kind}(optimizer, {', '.join(arguments)})"
 
 
@@ -74,29 +79,42 @@ class _Factor:
 
 
 class Rehearsal:
-    """What a schedule makes of the options of some groups, whoever the optimizer is: each group has tensors of its own.
+    """What schedules make of the options of some groups, whoever the optimizer is: each group has tensors of its own.
 
     Args:
         groups: the options in force for each group.
+        cycle: momentum may be scheduled as well.
     """
 
-    def __init__(self, kind: str, groups: Sequence[Mapping[str, Option]]) -> None:
-        given = [{k: v for k, v in g.items() if k in SCHEDULED} for g in groups]
-        defaults = {k: v for k, v in given[0].items() if not isinstance(v, Scalar)}
-        made = [{"params": [torch.zeros(1)], **{k: as_given(v) for k, v in g.items()}} for g in given]
-        self.optimizer = torch.optim.Optimizer(made, {"lr": 1.0, **defaults})
-        self.schedule = attach(kind, self.optimizer)
+    def __init__(self, groups: Sequence[Mapping[str, Option]], *, cycle: bool) -> None:
+        given = [_group(g) for g in groups]
+        self.optimizer = torch.optim.Optimizer(given, {k: v for k, v in given[0].items() if k != "params"})
+        self.cycle = cycle
+        self.schedule: Any = None
 
-    def options(self) -> list[dict[str, Option]]:
-        """The options of each group now."""
-        return [{k: as_option(v) for k, v in g.items() if k in SCHEDULED} for g in self.optimizer.param_groups]
+    def attach(self, kind: str) -> None:
+        """Go on with another schedule; as on any optimizer, it builds upon what the one before has left."""
+        self.schedule = attach(kind, self.optimizer, cycle=self.cycle)
+
+    def advance(self) -> None:
+        advance(self.schedule)
+
+    def add(self, options: Mapping[str, Option]) -> None:
+        """One group more."""
+        self.optimizer.add_param_group(_group(options))
 
     def set(self, group: int, option: str, value: Option) -> None:
         """An option that is changed beside the schedule."""
         self.optimizer.param_groups[group][option] = as_given(value)
 
-    def advance(self) -> None:
-        advance(self.schedule)
+    def options(self) -> list[dict[str, Option]]:
+        """The options of each group now."""
+        return [{k: as_option(v) for k, v in g.items() if k in SCHEDULED} for g in self.optimizer.param_groups]
+
+
+def _group(options: Mapping[str, Option]) -> dict[str, Any]:
+    scheduled = {k: as_given(v) for k, v in options.items() if k in SCHEDULED}
+    return {"params": [torch.zeros(1)], **scheduled}
 
 
 def as_given(value: Option) -> Any:

@@ -11,7 +11,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,9 +37,10 @@ LAYOUTS = ("contiguous", "transposed", "sliced", "channels_last", "offset")
 #: ``expanded`` repeats the first row (stride 0); ``conjugated`` is a lazy conjugate (torch's conjugate bit) of complex memory.
 GRADIENT_LAYOUTS = (*LAYOUTS, "expanded", "conjugated")
 
-#: How the parameters of a life are given to the constructor: a list of tensors or dictionaries of options, a tuple, an iterator,
-#: or pairs of a name and a tensor.
-FORMS = ("list", "tuple", "iterator", "named")
+#: How the parameters of a life are given to the constructor: a list (of tensors, or of the groups' dictionaries), a tuple, an iterator,
+#: pairs of a name and a tensor, or dictionaries even where there is one group; ``mixed``, with every other option that all groups
+#: have in common as a keyword, and the others in dictionaries.
+FORMS = ("list", "tuple", "iterator", "named", "dicts", "mixed")
 #: What a closure gives back: the loss as a number or a tensor, nothing, or a tensor whose gradients it computed by backward().
 CLOSURES = ("float", "tensor", "none", "backward")
 #: Gradient scaling: unscaled within the scaler's step, or before it by the user.
@@ -423,6 +424,17 @@ Event = (
 )
 
 
+def keywords(groups: Sequence[Mapping[str, Option]], form: str) -> frozenset[str]:
+    """The options that are given to the constructor as keywords, and not in each group."""
+    if form not in ("dicts", "mixed") and len(groups) == 1:
+        return frozenset(groups[0])
+    common = [k for k, v in groups[0].items() if all(k in g and g[k] == v for g in groups)]
+    if form == "mixed":
+        return frozenset(sorted(common)[::2])
+    # The same tensor for all groups, as somebody gives it who gives it once.
+    return frozenset(k for k in common if isinstance(groups[0][k], Scalar))
+
+
 def plain(options: Mapping[str, Option]) -> dict[str, Value]:
     """Options as numbers, whether or not they are given as tensors."""
     return {name: value.value if isinstance(value, Scalar) else value for name, value in options.items()}
@@ -626,10 +638,11 @@ def _group_to_json(g: Group) -> dict[str, Any]:
 
 
 def _options_to_json(options: Mapping[str, Option]) -> dict[str, Any]:
-    return {name: _option_to_json(value) for name, value in options.items()}
+    return {name: option_to_json(value) for name, value in options.items()}
 
 
-def _option_to_json(value: Option) -> Any:
+def option_to_json(value: Option) -> Any:
+    """An option as it stands in JSON."""
     # Text stands in an object of its own: "abc" is a hex float as well.
     if value is None or isinstance(value, (bool, int)):
         return value
@@ -637,7 +650,7 @@ def _option_to_json(value: Option) -> Any:
         return {"tensor": value.value.hex()}
     if isinstance(value, str):
         return {"text": value}
-    return [_option_to_json(x) for x in value] if isinstance(value, tuple) else value.hex()
+    return [option_to_json(x) for x in value] if isinstance(value, tuple) else value.hex()
 
 
 def _gradient_to_json(g: Gradient) -> dict[str, Any]:
@@ -670,7 +683,7 @@ def _event_to_json(event: Event) -> dict[str, Any]:
     elif isinstance(event, ZeroGrad):
         result["set_to_none"] = event.set_to_none
     elif isinstance(event, SetOption):
-        result |= {"group": event.group, "option": event.option, "value": _option_to_json(event.value)}
+        result |= {"group": event.group, "option": event.option, "value": option_to_json(event.value)}
     elif isinstance(event, Reload):
         plain_one = Reload()
         keys = ("way", "dictionary", "form", "into")
@@ -684,7 +697,7 @@ def _event_to_json(event: Event) -> dict[str, Any]:
     elif isinstance(event, Fail):
         result |= {"kind": event.kind, "parameter": event.parameter}
     elif isinstance(event, Refuse):
-        result |= {"option": event.option, "kind": event.kind, "value": _option_to_json(event.value)}
+        result |= {"option": event.option, "kind": event.kind, "value": option_to_json(event.value)}
         result |= {"place": event.place, "beside": _options_to_json(event.beside)}
     return result
 

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from stepcheck.harness.subjects import Subject
-from stepcheck.harness.trace import Option
-from stepcheck.harness.trace import _option_to_json as option_to_json  # one spelling of options in all our JSON
+from stepcheck.harness.trace import Group, Option, Parameter, Refuse, Trace, option_to_json
 from stepcheck.reference.spec import Domain, Hyper, Spec
 
 #: Where an option can be given: as a keyword; in a group's dictionary, to the constructor; in a group that is added later; in
@@ -362,6 +361,34 @@ def _groups(optimizer: Any) -> _Groups:
         ([id(p) for p in group.get("params", ())], {k: repr(v) for k, v in group.items() if k != "params"})
         for group in (() if optimizer is None else optimizer.param_groups)
     ]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of something invalid in a life.
+
+    Attributes:
+        at_construction: what became of the same, given to the constructor.
+    """
+
+    cell: Cell
+    outcome: Outcome
+    at_construction: Outcome
+
+
+def attempted(subject: Subject, what: Refuse) -> Attempt:
+    """Try what an event describes."""
+    cell = Cell(what.option, what.kind, what.value, what.place, what.beside)
+    outcome = attempt(subject, cell)
+    if what.place == PLACES[0] or what.option == _PARAMETERS:
+        return Attempt(cell, outcome, outcome)
+    return Attempt(cell, outcome, attempt(subject, replace(cell, place=PLACES[0])))
+
+
+def life(subject: Subject, cell: Cell) -> Trace:
+    """A life in which nothing happens but that this is tried."""
+    event = Refuse(cell.option, cell.kind, cell.value, cell.place, cell.beside)
+    return Trace(subject.spec.name, (Parameter(_SHAPE),), (Group((0,)),), (event,))
 
 
 # Telling it ---------------------------------------------------------------------------------------------------------------
