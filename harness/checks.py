@@ -91,7 +91,11 @@ class Evidence:
     @functools.cached_property
     def explanation(self) -> Finding | None:
         """What all deviations come from, where a broken invariant accounts for them."""
-        if not self.judgement.deviations or self.judgement.deviations[0].event is None:
+        if not self.judgement.deviations:
+            return None
+        first = self.judgement.deviations[0]
+        # Strided memory is an explanation of its own.
+        if first.event is None or _strided(self.trace, first.event, first.parameter):
             return None
         for name, explain in _EXPLANATIONS.items():
             finding = explain(self, self.judgement.deviations[0]) if name in self.asked else None
@@ -99,12 +103,22 @@ class Evidence:
                 return finding
         return None
 
+    def is_consequence(self, finding: Finding) -> bool:
+        """Whether a finding comes after a step that left a state half changed where it should have done nothing."""
+        broken = [b.event for b in self.recording.breaches if b.check in _ABOUT_NOTHING_DONE]
+        first = min((e for e in (*broken, self.recording.mixed) if e is not None), default=None)
+        return first is not None and (finding.event or -1) > first
+
     def conforms_as(self, twin: Trace, subject: Subject | None = None) -> bool:
         """Whether the subject, or another, agrees with the reference in another life."""
         if twin.problem(self.subject.spec) is not None:
             return False
         evidence = Evidence(subject or self.subject, twin, self.asked)
         return evidence.recording.raised is None and not evidence.judgement.deviations
+
+
+#: Checks of steps that must do nothing.
+_ABOUT_NOTHING_DONE = ("failed-step", "skipped-step")
 
 
 @dataclass(frozen=True)
@@ -141,7 +155,10 @@ def _register(
     without_meaning: Callable[[Subject], str] = lambda subject: "",
 ) -> Callable[[Callable[[Evidence], Iterator[Finding]]], Callable[[Evidence], Iterator[Finding]]]:
     def decorate(find: Callable[[Evidence], Iterator[Finding]]) -> Callable[[Evidence], Iterator[Finding]]:
-        CHECKS[name] = Check(name, question, looks_at, find, without_meaning)
+        def found(evidence: Evidence) -> Iterator[Finding]:
+            return (f for f in find(evidence) if not evidence.is_consequence(f))
+
+        CHECKS[name] = Check(name, question, looks_at, found, without_meaning)
         return find
 
     return decorate

@@ -22,7 +22,7 @@ import numpy as np
 
 from stepcheck.harness.bounded import Bounded, outcomes, seen
 from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, reals
-from stepcheck.harness.formats import SCALARS64, Arithmetic
+from stepcheck.harness.formats import COUNTERS32, SCALARS64, Arithmetic
 from stepcheck.harness.recording import Evaluation
 from stepcheck.reference.lbfgs import LBFGS
 from stepcheck.reference.spec import HyperValues, State
@@ -294,7 +294,8 @@ class _Step:
 
     def _hyper(self) -> SimpleNamespace:
         tolerances = {name: self._rounded(getattr(self.hyper, name)) for name in ("tolerance_grad", "tolerance_change")}
-        lr = Bounded(np.float64(self.hyper.lr), 0.0, SCALARS64)
+        tensor = "lr" in getattr(self.hyper, "tensors", ())
+        lr = Bounded(np.float64(self.hyper.lr), 0.0, COUNTERS32 if tensor else SCALARS64)
         return SimpleNamespace(**{**vars(self.hyper), "lr": lr, **tolerances})
 
     def _state(self) -> State:

@@ -500,7 +500,9 @@ class _Decoding:
         if not self.of.set_later:
             return None
         group, name = self.draw(range(len(self.groups))), self.draw(self.of.set_later)
-        return self._set(group, name, self.draw(self.of.reals[name]))
+        value = self.draw(self.of.reals[name])
+        # What is left open is filled in by the constructor alone.
+        return None if value is None else self._set(group, name, value)
 
     def _set(self, group: int, name: str, value: Option) -> Event | None:
         changed = SimpleNamespace(**{**vars(self.hypers[group]), **plain({name: value})})

@@ -49,7 +49,7 @@ import numpy.typing as npt
 
 from stepcheck.harness.bounded import Bounded
 from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios
-from stepcheck.harness.formats import BFLOAT16, BINARY32, BINARY64, SCALARS64, Arithmetic, Format
+from stepcheck.harness.formats import BFLOAT16, BINARY32, BINARY64, COUNTERS32, SCALARS64, Arithmetic, Format
 from stepcheck.reference import muon
 
 Indices = npt.NDArray[np.int_]
@@ -142,9 +142,12 @@ def _direction(g: Bounded, buffer: Bounded, scalars: SimpleNamespace) -> Bounded
 
 
 def _scalars(hyper: SimpleNamespace) -> SimpleNamespace:
+    tensors = getattr(hyper, "tensors", ())
     return SimpleNamespace(
         **{
-            name: Bounded(np.float64(value), 0.0, SCALARS64) if isinstance(value, float) else value
+            name: Bounded(np.float64(value), 0.0, COUNTERS32 if name in tensors else SCALARS64)
+            if isinstance(value, float)
+            else value
             for name, value in vars(hyper).items()
         }
     )

@@ -382,10 +382,15 @@ class Player:
         for b in self.subject.spec.buffers:
             if b.name == name and b.present(hyper):
                 initial = b.initial(hyper)
-                expected = np.asarray(after[name]).dtype.type(initial or 0.0)
-                return initial is not None and bool(np.all(np.asarray(after[name]) == expected))
+                found = np.asarray(after[name])
+                own = b.per_parameter or found.dtype == self.latest_dtype(index)
+                return initial is not None and own and bool(np.all(found == found.dtype.type(initial)))
         # What the reference knows nothing of may be created at any time.
         return True
+
+    def latest_dtype(self, index: int) -> np.dtype[Any]:
+        """The NumPy dtype that the parameter's own elements are read as."""
+        return raw(self.parameters[index]).dtype
 
     # Steps that must fail
 
@@ -397,6 +402,7 @@ class Player:
         if raised is None and not ours:
             # Somebody's class may take what the reference does not; the step is then nobody's to judge.
             self.begun.update(range(len(self.parameters)))
+            self.recording.mixed = self.event if self.recording.mixed is None else self.recording.mixed
             self.latest = None
             refuses = what.kind == "gradient" and not self.subject.explicit
             if refuses:
@@ -508,7 +514,7 @@ class Player:
                 p.grad = None if p.grad is None else p.grad.clone().resolve_conj()
             addend = self._product(i, gradient)
             if self.subject.differentiable:
-                p.grad = addend if p.grad is None else p.grad + addend
+                p.grad = addend if p.grad is None else addend + p.grad
             else:
                 self.backward([(p, addend)])
             if allocation is not None and p.grad is not allocation.view:
@@ -703,7 +709,7 @@ class Player:
         if playing is not self.playing:
             source = resume.flagged(source, playing.mode_options)
         if what.dictionary == "older":
-            source = resume.older(source, resume.counters(self.subject.spec))
+            source = resume.older(source, self.subject.spec)
         elif what.dictionary == "foreign":
             source = resume.foreign(source)
         source = resume.carried(what.way, source)
@@ -744,7 +750,9 @@ class Player:
         return self.latest or [(copy(p), self._state(i)) for i, p in enumerate(self.parameters)]
 
     def _options(self) -> list[dict[str, Any]]:
-        return [{k: as_option(g.get(k)) for k in self.subject.options} for g in self.optimizer.param_groups]
+        default = vars(self.subject.spec.hyper_values())
+        names = self.subject.options
+        return [{k: as_option(g.get(k, default[k])) for k in names} for g in self.optimizer.param_groups]
 
     def _state(self, index: int) -> dict[str, Raw | float]:
         """Copies of the tensors and numbers that the optimizer keeps for one parameter."""

@@ -40,17 +40,23 @@ def counters(spec: Spec) -> list[str]:
     return [] if spec.closure else [b.name for b in spec.buffers if b.per_parameter]
 
 
-def older(state_dict: StateDict, counters: Sequence[str]) -> StateDict:
+#: Their first release had ``maximize`` already.
+_RECENT = ("Adafactor", "Muon")
+
+
+def older(state_dict: StateDict, spec: Spec) -> StateDict:
     """As versions of torch before 1.12 saved it: numbers for counters, no flags, no ``maximize``."""
+    numbered = counters(spec)
+    dropped = FLAGS if spec.name in _RECENT else (*FLAGS, "maximize")
 
     def numbers(state: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            k: v.item() if k in counters and isinstance(v, torch.Tensor) and v.numel() == 1 else v
+            k: v.item() if k in numbered and isinstance(v, torch.Tensor) and v.numel() == 1 else v
             for k, v in state.items()
         }
 
     def plain(group: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in group.items() if k not in FLAGS and not (k == "maximize" and v is False)}
+        return {k: v for k, v in group.items() if k not in dropped or (k == "maximize" and v)}
 
     state = {k: numbers(s) if isinstance(s, dict) else s for k, s in state_dict["state"].items()}
     return {**state_dict, "state": state, "param_groups": [plain(g) for g in state_dict["param_groups"]]}
