@@ -240,6 +240,7 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
 )
 def agreement(evidence: Evidence) -> Iterator[Finding]:
     explained = evidence.lost_on_reload
+    told: set[str] = set()
     for d in evidence.judgement.deviations:
         if any(d is other for other in explained):
             continue
@@ -247,8 +248,9 @@ def agreement(evidence: Evidence) -> Iterator[Finding]:
         # And where strides are ignored, every buffer is wrong at once.
         cause = f"{d.field} at construction" if d.event is None else _strided(evidence.trace, d.event, d.parameter)
         cause = cause or d.field + _kind(evidence.trace, d)
-        yield Finding("agreement", cause, d.event, _reading(d), d.parameter, d.ratio, d)
-        return
+        if cause not in told:
+            told.add(cause)
+            yield Finding("agreement", cause, d.event, _reading(d), d.parameter, d.ratio, d)
 
 
 def _kind(trace: Trace, d: Deviation) -> str:
