@@ -297,9 +297,14 @@ def _(seen: Seen) -> bool:
     return _gaps(p) or bool(orders - {_order(p.shape, p.layout)})
 
 
+def _in_a_narrow_vector(seen: Seen) -> bool:
+    # Vectors have 8 elements or a multiple of that; what is left over after the last one is computed one by one.
+    return seen.dtype in _NARROW and seen.element < seen.parameter.numel // 8 * 8
+
+
 @_enter(
     "fused-sgd-never-stores-narrow-vectors",
-    "the fused kernel of SGD for CPU computes whole vectors of float16 and bfloat16 and never stores them",
+    "the fused kernel of SGD for CPU computes whole vectors of float16 and bfloat16 parameters and never stores them",
     "SGD",
     "agreement",
     "fused",
@@ -307,13 +312,20 @@ def _(seen: Seen) -> bool:
     link="https://github.com/pytorch/pytorch/issues/191763",
 )
 def _(seen: Seen) -> bool:
-    # Vectors have 8 elements or a multiple of that; what is left over after the last one is stored.
-    whole = seen.parameter.numel // 8 * 8
-    if seen.dtype not in _NARROW or seen.element >= whole:
-        return False
-    # A buffer that the first step should have filled holds what was in its memory before, which nobody knows.
-    fresh = seen.field == "momentum_buffer" and math.isnan(seen.stood("momentum_buffer"))
-    return fresh or seen.unmoved
+    return seen.field == PARAMETER and _in_a_narrow_vector(seen) and seen.unmoved
+
+
+@_enter(
+    "fused-sgd-misreads-narrow-momentum",
+    "in whole vectors of float16 and bfloat16 the fused kernel of SGD for CPU reads the momentum buffer as if it were float32",
+    "SGD",
+    "agreement",
+    "fused",
+    link="https://github.com/pytorch/pytorch/pull/191774",
+)
+def _(seen: Seen) -> bool:
+    # The first step fills the buffer and reads none.
+    return seen.field == "momentum_buffer" and _in_a_narrow_vector(seen) and not math.isnan(seen.stood(seen.field))
 
 
 @_enter(
@@ -506,8 +518,8 @@ def _in_dtype(value: float, dtype: str) -> float:
 
 
 @_enter(
-    "radam-foreach-divides-by-zero",
-    "while not yet rectified, the root of the second moment plus eps is divided by -0 and inverted: NaN where it is 0",
+    "radam-foreach-unused-term-is-nan",
+    "while not yet rectified, 1 / ((root of the second moment + eps) / -0) is added: NaN where that sum is 0 or NaN",
     "RAdam",
     "agreement",
     "foreach",
@@ -518,7 +530,8 @@ def _(seen: Seen) -> bool:
     beta2, t = seen.own.betas[1], seen.stands("step")
     longest = 2 / (1 - beta2) - 1
     rectified = longest - 2 * t * beta2**t / (1 - beta2**t) > 5
-    return not rectified and seen.stands("exp_avg_sq") == 0 == _in_dtype(seen.own.eps, seen.dtype)
+    v = seen.stands("exp_avg_sq")
+    return not rectified and (math.isnan(v) or v == 0 == _in_dtype(seen.own.eps, seen.dtype))
 
 
 @_enter(
