@@ -329,6 +329,23 @@ def _(seen: Seen) -> bool:
 
 
 @_enter(
+    "fused-sgd-rounds-weight-decay-to-narrow",
+    "in whole vectors of float16 and bfloat16 the fused kernel of SGD for CPU rounds weight_decay to the dtype first",
+    "SGD",
+    "agreement",
+    "fused",
+)
+def _(seen: Seen) -> bool:
+    if seen.field != "momentum_buffer" or not _in_a_narrow_vector(seen) or not seen.first_step or seen.life is None:
+        return False
+    g, p = _at(seen.life.gradient, seen.element), _at(seen.life.value, seen.element)
+    decay = _in_dtype(seen.own.weight_decay, seen.dtype)
+    # The first buffer is the gradient with its decay: a product and a sum contracted in float32, rounded when stored.
+    filled = float(np.float32((-g if seen.own.maximize else g) + decay * p))
+    return decay != seen.own.weight_decay and seen.got == _in_dtype(filled, seen.dtype)
+
+
+@_enter(
     "fused-sgd-late-first-gradient",
     "a parameter whose first gradient comes after another's has no momentum buffer, and the fused kernel is given None",
     "SGD",
