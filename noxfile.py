@@ -48,9 +48,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def check(session: nox.Session) -> None:
-    """The main job on torch.optim itself. Its known divergences make exit status 1 the right one."""
+    """The main job on torch.optim itself; its known divergences are in the ledger."""
     _install(session, "-e", ".")
-    session.run("stepcheck", "check", "torch", "--seed", "0", *session.posargs, success_codes=[1])
+    session.run("stepcheck", "check", "torch", "--seed", "0", *session.posargs)
 
 
 @nox.session
@@ -72,4 +72,4 @@ def certificate(session: nox.Session) -> None:
 def hunt(session: nox.Session) -> None:
     """Ten times as many lives as usual, of every subject: for false alarms, and for what is rare."""
     _install(session, "-e", ".")
-    session.run("stepcheck", "check", "torch", "--examples", "2000", "--seed", "1", *session.posargs, success_codes=[1])
+    session.run("stepcheck", "check", "torch", "--examples", "2000", "--seed", "1", *session.posargs)

@@ -9,15 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
 
-from stepcheck.harness import explain, repro, shrink
+from stepcheck.harness import explain, ledger, repro, shrink
 from stepcheck.harness.checks import CHECKS, STRIDED, Evidence, Finding, steps_judged
 from stepcheck.harness.generate import traces
+from stepcheck.harness.ledger import Entry
 from stepcheck.harness.subjects import Subject, UsageError
 from stepcheck.harness.trace import Trace
 from stepcheck.harness.verdict import Divergence, Result, Tally
@@ -87,6 +88,13 @@ class _Suspect:
     count: int = 1
 
 
+def _note(kept: dict[tuple[str, str], _Suspect], key: tuple[str, str], finding: Finding, trace: Trace) -> None:
+    if key in kept:
+        kept[key].count += 1
+    else:
+        kept[key] = _Suspect(finding, trace)
+
+
 class Campaign:
     """One subject's campaign.
 
@@ -118,7 +126,11 @@ class Campaign:
             subject.name, subject.spec.name, {c: Tally(c, unsupported=missing) for c in settings.checks}
         )
         self.suspects: dict[tuple[str, str], _Suspect] = {}
+        self.explained: dict[tuple[str, str], _Suspect] = {}
+        """What the ledger explains, by check and name of the entry."""
         self.shrunk: set[tuple[str, str]] = set()
+        self.told: set[tuple[str, str]] = set()
+        """Those of ``explained`` that were told."""
         self.free: set[str] = set()
         self.refusals: list[str] = []
         self.meaningless = {c: why for c in settings.checks if (why := CHECKS[c].without_meaning(subject))}
@@ -215,6 +227,7 @@ class Campaign:
             return
         if self._refused(evidence):
             return
+        explained: set[str] = set()
         for name, tally in result.tallies.items():
             if name in self.meaningless:
                 tally.planned += 1
@@ -224,11 +237,25 @@ class Campaign:
             tally.planned += 1
             tally.ran += looked > 0
             tally.looked += looked
-            for finding in CHECKS[name].find(evidence) if looked else ():
-                self._suspect(finding, trace)
+            if looked:
+                self._sort(name, evidence, explained)
+        for entry in explained:
+            result.known_lives[entry] = result.known_lives.get(entry, 0) + 1
         if "agreement" in result.tallies:
             self._count(evidence)
         self.progress(result.traces, self.settings.examples or 0)
+
+    def _sort(self, check: str, evidence: Evidence, explained: set[str]) -> None:
+        """Tell what the ledger explains from the first finding of a check that it does not; later ones may be its effects."""
+        unexplained = False
+        for finding in CHECKS[check].find(evidence):
+            entry = ledger.explanation(evidence, finding)
+            if entry is not None:
+                explained.add(entry.name)
+                _note(self.explained, (check, entry.name), finding, evidence.trace)
+            elif not unexplained:
+                unexplained = True
+                self._suspect(finding, evidence.trace)
 
     def _refused(self, evidence: Evidence) -> bool:
         """Whether somebody's constructor declares that it does not support these options, as ValueError says it."""
@@ -262,14 +289,10 @@ class Campaign:
         if finding.cause.startswith(STRIDED) and finding.check == "agreement":
             # If it is wrong in row-major memory as well, strides are not the cause.
             plain = trace.row_major()
-            found = find(self.subject, plain, finding.check)
+            found = next(unexplained(self.subject, plain, finding.check), None)
             if found is not None:
                 finding, trace = found, plain
-        key = (finding.check, finding.cause)
-        if key in self.suspects:
-            self.suspects[key].count += 1
-        else:
-            self.suspects[key] = _Suspect(finding, trace)
+        _note(self.suspects, (finding.check, finding.cause), finding, trace)
 
     def _shrink_new(self) -> None:
         """At the end of each batch, so that whoever interrupts a long campaign keeps what it found."""
@@ -277,6 +300,9 @@ class Campaign:
         for key in list(self.suspects)[len(self.shrunk) : _MOST_DIVERGENCES]:
             self.shrunk.add(key)
             self._shrink(key)
+        for key in list(self.explained)[len(self.told) :]:
+            self.told.add(key)
+            self._tell_known(key)
         self.result.shrink_seconds += time.perf_counter() - start
 
     def _shrink(self, key: tuple[str, str]) -> None:
@@ -287,18 +313,47 @@ class Campaign:
                 trace, finding, lambda t: self.recheck(t, key), max(_ATTEMPTS // self.subject.cost, 4)
             )
         divergence = tell(self.subject, trace, finding, suspect.count)
-        self.result.tallies[key[0]].divergences.append(divergence)
+        if not self._fold(divergence):
+            self.result.tallies[key[0]].add(divergence)
+            self.found(divergence)
+
+    def _fold(self, new: Divergence) -> bool:
+        """Whether a divergence shows one that was told before as well: of the two, which have one cause, the smaller is kept."""
+        tally = self.result.tallies[new.check]
+        if new.check != "agreement" or not tally.divergences:
+            return False
+        shown = {f.cause for f in unexplained(self.subject, new.trace, new.check)} - {new.cause}
+        old = next((d for d in tally.divergences if d.cause in shown), None)
+        if old is None:
+            return False
+        kept, other = (new, old) if shrink.size(new.trace) < shrink.size(old.trace) else (old, new)
+        kept.life.append(f"also: {other.cause}")
+        if kept is new:
+            tally.divergences[tally.divergences.index(old)] = new
+            self.found(new)
+        return True
+
+    def _tell_known(self, key: tuple[str, str]) -> None:
+        """What the ledger explains is told by the ledger's own life if it shows it here as well, else by the one seen."""
+        check, name = key
+        seen = self.explained[key]
+        trace, finding = reproduction(self.subject, ledger.LEDGER[name], check) or (seen.trace, seen.finding)
+        divergence = replace(tell(self.subject, trace, finding, seen.count), entry=name)
+        self.result.tallies[check].add(divergence)
         self.found(divergence)
 
     def recheck(self, trace: Trace, key: tuple[str, str]) -> Finding | None:
-        """The finding of this check and cause in a trace, if it is there."""
+        """The finding of this check and cause in a trace, if it is there and the ledger does not explain it."""
         self.about_to_play(trace)
         self.progress(self.result.traces, self.settings.examples or 0)
-        return find(self.subject, trace, *key)
+        check, cause = key
+        return next((f for f in unexplained(self.subject, trace, check) if f.cause == cause), None)
 
     def _note(self) -> None:
         for divergence in self.result.divergences:
             divergence.found_in = self.suspects[divergence.check, divergence.cause].count
+        for divergence in self.result.known:
+            divergence.found_in = self.explained[divergence.check, divergence.entry].count
         subject, notes = self.subject, self.result.notes
         if subject.missing_options:
             notes.append(f"unsupported options, left out of every life: {', '.join(subject.missing_options)}")
@@ -316,9 +371,8 @@ class Campaign:
                 f"no state named {', '.join(sorted(self.free))}: judged on what can be read, the reference runs free in"
                 " the rest and its budget accumulates"
             )
-        kept = sum(len(t.divergences) for t in self.result.tallies.values())
-        if len(self.suspects) > kept:
-            notes.append(f"{len(self.suspects) - kept} more kinds of divergence were seen and not shrunk")
+        if len(self.suspects) > len(self.shrunk):
+            notes.append(f"{len(self.suspects) - len(self.shrunk)} more kinds of divergence were seen and not shrunk")
 
 
 def tell(subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, evaluate: bool = True) -> Divergence:
@@ -350,18 +404,38 @@ def patience(subject: Subject) -> float:
     return TRACE_SECONDS * min(subject.cost, 9)
 
 
-def find(subject: Subject, trace: Trace, check: str, cause: str | None = None) -> Finding | None:
-    """Play a trace and ask one check; the finding (of one cause), if there is one. A life that makes no sense has none."""
+def findings(subject: Subject, trace: Trace, check: str) -> Iterator[tuple[Finding, Entry | None]]:
+    """Play a trace and ask one check: what it finds, and what the ledger says of it. A life that makes no sense has none."""
     if trace.problem(subject.spec) is not None:
-        return None
+        return
     limit = patience(subject)
     try:
         with _time_limit(limit):
             evidence = Evidence(subject, trace)
     except _Hang:
-        summary = f"the subject is still busy after {limit:.0f} s"
-        return Finding(check, HANGS, None, summary) if cause in (None, HANGS) else None
+        yield Finding(check, HANGS, None, f"the subject is still busy after {limit:.0f} s"), None
+        return
     for finding in CHECKS[check].find(evidence):
-        if cause is None or finding.cause == cause:
-            return finding
-    return None
+        yield finding, ledger.explanation(evidence, finding)
+
+
+def unexplained(subject: Subject, trace: Trace, check: str) -> Iterator[Finding]:
+    """What a check finds in a trace that the ledger does not explain."""
+    return (finding for finding, entry in findings(subject, trace, check) if entry is None)
+
+
+def reproduction(subject: Subject, entry: Entry, check: str) -> tuple[Trace, Finding] | None:
+    """An entry's own life and what it shows, if it shows on this subject what the entry explains."""
+    trace = replace(entry.saved.trace, optimizer=subject.spec.name)
+    shown = (finding for finding, known in findings(subject, trace, check) if known is entry)
+    finding = next(shown, None)
+    return None if finding is None else (trace, finding)
+
+
+def shows(subject: Subject, entry: Entry) -> str:
+    """Why an entry's own life does not show what the entry explains; empty where it does."""
+    seen = list(findings(subject, entry.saved.trace, entry.saved.check))
+    if any(known is entry for _, known in seen):
+        return ""
+    told = "; ".join(f"{finding.cause}: {finding.summary}" for finding, _ in seen)
+    return f"its life shows something else ({told})" if told else "its life shows nothing"

@@ -297,13 +297,15 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
 def agreement(evidence: Evidence) -> Iterator[Finding]:
     if evidence.explanation is not None:
         return
+    told: set[str] = set()
     for d in evidence.judgement.deviations:
         # What is wrong for row-major memory and what is wrong only for strided memory have different causes.
         # And where strides are ignored, every buffer is wrong at once.
         cause = f"{d.field} at construction" if d.event is None else _strided(evidence.trace, d.event, d.parameter)
         cause = cause or d.field + _kind(evidence.trace, d)
-        yield Finding("agreement", cause, d.event, _reading(d), d.parameter, d.ratio, d)
-        return
+        if cause not in told:
+            told.add(cause)
+            yield Finding("agreement", cause, d.event, _reading(d), d.parameter, d.ratio, d)
 
 
 # Invariants that account for deviations: the same life, with what must not matter changed, agrees with the reference -----------

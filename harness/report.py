@@ -15,8 +15,9 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from stepcheck.harness import store
+from stepcheck.harness import ledger, store
 from stepcheck.harness.verdict import Divergence, Result
+from stepcheck.harness.workers import Replayed
 
 _COLOURS = {"pass": "green", "fail": "red", "unknown": "yellow", "unsupported": "dim"}
 
@@ -29,6 +30,30 @@ def describe(divergence: Divergence, folder: Path) -> list[str]:
         *(f"  {line}" for line in divergence.life),
         f"  replay: stepcheck replay {_out(folder)}{divergence.id}    script: {store.script_path(folder, divergence)}",
     ]
+
+
+def known(results: Sequence[Result]) -> list[str]:
+    """What the ledger explains, a line for each entry."""
+    lives: dict[str, list[int]] = {}
+    for result in results:
+        for name, count in result.known_lives.items():
+            lives.setdefault(name, []).append(count)
+    told = []
+    for name, counts in lives.items():
+        entry = ledger.LEDGER[name]
+        of = f" of {len(counts)} subjects" if len(counts) > 1 else ""
+        link = f" ({entry.link})" if entry.link else ""
+        told.append(f"known: {name}, in {sum(counts)} lives{of}: {entry.statement}{link}")
+    return told
+
+
+def mended(replayed: Replayed) -> str:
+    """What is to be said of an entry of the ledger that no longer reproduces."""
+    entry = replayed.entry
+    return (
+        f"ledger entry {entry.name} no longer reproduces on torch {torch.__version__}: FIXED, or changed; {replayed.told}."
+        f" It claims torch {entry.versions}: {entry.statement}"
+    )
 
 
 def _out(folder: Path) -> str:
@@ -64,9 +89,12 @@ def _ratio(r: Result) -> str:
 
 
 def _where(r: Result) -> str:
+    entries = {d.entry for d in r.known}
+    known = f"{len(entries)} known" if entries else ""
     if r.divergences:
         count = "1 divergence" if len(r.divergences) == 1 else f"{len(r.divergences)} divergences"
-        return f"{count}: {', '.join(dict.fromkeys(d.check for d in r.divergences))}"
+        told = f"{count}: {', '.join(dict.fromkeys(d.check for d in r.divergences))}"
+        return f"{told}; {known}" if known else told
     if r.error:
         return r.error
     if r.verdict == "unsupported":
@@ -74,7 +102,8 @@ def _where(r: Result) -> str:
     unasked = [t.check for t in r.tallies.values() if t.verdict == "unknown"]
     if unasked:
         return f"nothing to look at for {', '.join(unasked)}"
-    return max(r.worst, key=lambda name: r.worst[name]) if r.worst else ""
+    worst = max(r.worst, key=lambda name: r.worst[name]) if r.worst else ""
+    return "; ".join(filter(None, (worst, known)))
 
 
 def throughput(results: Sequence[Result]) -> str:
@@ -103,8 +132,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def to_json(version: str, seed: int, results: Sequence[Result], folder: Path) -> dict[str, Any]:
-    """The contract of ``--json``."""
+def to_json(
+    version: str, seed: int, results: Sequence[Result], folder: Path, replayed: Sequence[Replayed] = ()
+) -> dict[str, Any]:
+    """The contract of ``--json``.
+
+    Args:
+        replayed: what became of the ledger's own lives.
+    """
     return {
         "stepcheck": version,
         "environment": environment(),
@@ -127,12 +162,22 @@ def to_json(version: str, seed: int, results: Sequence[Result], folder: Path) ->
                         "ran": t.ran,
                         "unsupported": t.unsupported,
                         "worst_ratio": _finite(t.worst_ratio),
-                        "divergences": [_divergence(d, folder) for d in t.divergences],
+                        "divergences": [_divergence(d, folder) for d in (*t.divergences, *t.known)],
                     }
                     for t in r.tallies.values()
                 ],
             }
             for r in results
+        ],
+        "ledger": [
+            {
+                "name": r.entry.name,
+                "statement": r.entry.statement,
+                "link": r.entry.link,
+                "versions": r.entry.versions,
+                "reproduces": r.reproduces,
+            }
+            for r in replayed
         ],
     }
 
@@ -146,7 +191,8 @@ def _divergence(d: Divergence, folder: Path) -> dict[str, Any]:
     return {
         "id": d.id,
         "summary": d.summary,
-        "known": False,
+        "known": bool(d.entry),
         "trace": str(store.trace_path(folder, d)),
         "repro": str(store.script_path(folder, d)),
+        **({"ledger": d.entry} if d.entry else {}),
     }

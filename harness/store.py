@@ -10,6 +10,8 @@ from stepcheck.harness.trace import SCHEMA, Trace, TraceError, loads
 from stepcheck.harness.verdict import Divergence
 
 DEFAULT_FOLDER = Path(".stepcheck")
+#: Traces of the known divergences of released software, by the names of their entries in the ledger.
+KNOWN_FOLDER = Path(__file__).parent / "known"
 _MOST_BYTES = 16 << 20
 
 
@@ -49,16 +51,18 @@ def save(folder: Path, divergence: Divergence) -> None:
 
 
 def find(name: str, folder: Path) -> Path:
-    """The file that a name on the command line means: a path, or the ID of a divergence in ``folder``.
+    """The file that a name on the command line means: a path, the ID of a divergence in ``folder``, or an entry of the ledger.
 
     Raises:
         TraceError: there is no such file.
     """
-    candidates = (Path(name), folder / f"{name}.json")
+    candidates = (Path(name), folder / f"{name}.json", KNOWN_FOLDER / f"{name}.json")
     for path in candidates:
         if path.is_file():
             return path
-    raise TraceError(f"no file {name!r} and no divergence of that ID in {folder} (choose the folder with --out)")
+    raise TraceError(
+        f"no file {name!r}, no divergence of that ID in {folder} (choose the folder with --out), and no known one of that name"
+    )
 
 
 def load(path: Path) -> Saved:

@@ -18,6 +18,7 @@ class Divergence:
         life: the trace told in a few lines of prose.
         script: a stand-alone script that fails as long as the divergence is there.
         found_in: how many of the campaign's traces showed it when it was told.
+        entry: the name of the ledger's entry that explains it, where it is known.
     """
 
     subject: str
@@ -30,6 +31,7 @@ class Divergence:
     life: list[str]
     script: str
     found_in: int
+    entry: str = ""
 
     @property
     def id(self) -> str:
@@ -48,6 +50,8 @@ class Tally:
         looked: things looked at.
         unsupported: what the subject declares it does not support: options of the reference that its signature lacks, and
             lives whose options its constructor refuses with ValueError. The subject's notes tell them apart.
+        divergences: those that nobody knows of.
+        known: those that the ledger explains; they are told, and do not fail the check.
     """
 
     check: str
@@ -57,6 +61,11 @@ class Tally:
     unsupported: int = 0
     worst_ratio: float | None = None
     divergences: list[Divergence] = field(default_factory=list)
+    known: list[Divergence] = field(default_factory=list)
+
+    def add(self, divergence: Divergence) -> None:
+        """Keep a divergence with those of its kind."""
+        (self.known if divergence.entry else self.divergences).append(divergence)
 
     @property
     def verdict(self) -> str:
@@ -89,6 +98,8 @@ class Result:
     worst: dict[str, float] = field(default_factory=dict)
     fields: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Elements compared in each field, and how many of them were undetermined."""
+    known_lives: dict[str, int] = field(default_factory=dict)
+    """For each entry of the ledger, how many traces showed what it explains."""
 
     @property
     def verdict(self) -> str:
@@ -101,4 +112,10 @@ class Result:
 
     @property
     def divergences(self) -> list[Divergence]:
+        """What nobody knows of."""
         return [d for t in self.tallies.values() for d in t.divergences]
+
+    @property
+    def known(self) -> list[Divergence]:
+        """What the ledger explains."""
+        return [d for t in self.tallies.values() for d in t.known]

@@ -17,15 +17,19 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.campaign import HANGS, Campaign, Settings, patience, tell
+from stepcheck.harness import ledger
+from stepcheck.harness.campaign import HANGS, Campaign, Settings, patience, shows, tell
 from stepcheck.harness.checks import Finding
-from stepcheck.harness.subjects import Subject, UsageError
+from stepcheck.harness.ledger import Entry
+from stepcheck.harness.subjects import Subject, UsageError, resolve
 from stepcheck.harness.trace import Trace, loads
 from stepcheck.harness.verdict import Divergence, Result, Tally
 
 #: Silence of a worker, beyond what a trace may take, after which it hangs in code that Python cannot interrupt.
 _SILENCE_SECONDS = 10.0
 _HEARTBEAT_SECONDS = 0.2
+#: The cost of subjects whose lives take no longer than a glance.
+_CHEAP = 9
 
 
 @dataclass
@@ -172,8 +176,59 @@ def unfinished(subject: Subject, settings: Settings, why: str, found: Sequence[D
     result = Result(subject.name, subject.spec.name, {c: Tally(c) for c in settings.checks}, error=why)
     for divergence in found:
         result.tallies[divergence.check].ran += 1
-        result.tallies[divergence.check].divergences.append(divergence)
+        result.tallies[divergence.check].add(divergence)
     return result
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What became of an entry's own life on the subject that it was found on.
+
+    Attributes:
+        told: why it does not reproduce, where it does not.
+    """
+
+    entry: Entry
+    reproduces: bool
+    told: str = ""
+
+
+def replay(subjects: Sequence[Subject], settings: Settings) -> list[Replayed]:
+    """Play the lives of the ledger's entries that are about the optimizers of ``subjects``, each in a process of its own."""
+    checked = {s.spec.name for s in subjects if s.name.startswith("torch:")}
+    names = {s.name for s in subjects}
+    played = []
+    for entry in ledger.entries():
+        (subject,) = resolve(entry.saved.subject)
+        # A costly subject is played only where it was asked for.
+        wanted = subject.name in names if subject.cost > _CHEAP else subject.spec.name in checked
+        if wanted and not subject.unsupported and entry.saved.check in settings.checks:
+            played.append(_replay(entry, subject))
+    return played
+
+
+def _replay(entry: Entry, subject: Subject) -> Replayed:
+    told = _in_child(lambda: shows(subject, entry), patience(subject) + _SILENCE_SECONDS)
+    return Replayed(entry, not told, told)
+
+
+def _in_child(play: Callable[[], str], seconds: float) -> str:
+    """What ``play`` returns in a process of its own, or what became of that process."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return play()
+    context = multiprocessing.get_context("fork")
+    receive, send = multiprocessing.Pipe(duplex=False)
+    process = context.Process(target=lambda: send.send(play()), daemon=True)
+    process.start()
+    send.close()
+    try:
+        return str(receive.recv()) if receive.poll(seconds) else f"its life still plays after {seconds:.0f} s"
+    except EOFError:
+        process.join()
+        return f"its life ends the process ({_signal_name(process.exitcode or 0)})"
+    finally:
+        process.kill()
+        process.join()
 
 
 def _signal_name(exitcode: int) -> str:

@@ -133,12 +133,12 @@ def check(
     start = time.perf_counter()
     with _shown(list(chosen.values()), out) as listener:
         results = workers.run(list(chosen.values()), settings, listener)
-    _summary(results, seed, time.perf_counter() - start, out)
+    replayed = workers.replay(list(chosen.values()), settings)
+    _summary(results, replayed, seed, time.perf_counter() - start, out)
     if json_file is not None:
-        json_file.write_text(
-            json.dumps(report.to_json(__version__, seed, results, out), indent=1) + "\n", encoding="utf-8"
-        )
-    return _status(results)
+        data = report.to_json(__version__, seed, results, out, replayed)
+        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return _status(results, replayed)
 
 
 def _named(subjects: dict[str, Subject]) -> str:
@@ -155,9 +155,10 @@ def _writable(file: Path | None) -> None:
             raise UsageError(f"--json {file}: cannot be written ({error.strerror}); choose another file") from None
 
 
-def _status(results: Sequence[Result]) -> int:
+def _status(results: Sequence[Result], replayed: Sequence[workers.Replayed]) -> int:
     verdicts = {r.verdict for r in results}
-    return DIVERGES if "fail" in verdicts else UNKNOWN if "unknown" in verdicts else CONFORMS
+    failed = "fail" in verdicts or not all(r.reproduces for r in replayed)
+    return DIVERGES if failed else UNKNOWN if "unknown" in verdicts else CONFORMS
 
 
 @contextmanager
@@ -192,7 +193,9 @@ def _shown(subjects: list[Subject], folder: Path) -> Iterator[workers.Listener]:
         yield workers.Listener(advance, found, end)
 
 
-def _summary(results: Sequence[Result], seed: int, seconds: float, folder: Path) -> None:
+def _summary(
+    results: Sequence[Result], replayed: Sequence[workers.Replayed], seed: int, seconds: float, folder: Path
+) -> None:
     for result in results:
         for divergence in result.divergences:
             first, *rest = report.describe(divergence, folder)
@@ -200,6 +203,11 @@ def _summary(results: Sequence[Result], seed: int, seconds: float, folder: Path)
             for line in rest:
                 _console.print(line, markup=False)
             _console.print()
+    for entry in replayed:
+        if not entry.reproduces:
+            _console.print(f"[red]{escape(report.mended(entry))}[/]\n")
+    for line in report.known(results):
+        _console.print(line, markup=False)
     for result in results:
         for note in (*result.notes, *([result.error] if result.error else [])):
             _console.print(f"{result.subject}: {note}", markup=False)
@@ -233,15 +241,17 @@ def replay(name: str, subject: str | None, out: Path) -> int:
     if saved.check and saved.check not in CHECKS:
         raise UsageError(f"{path}: no check named {saved.check!r}; there is {', '.join(CHECKS)}")
     try:
-        outcomes = [campaign.find(found[0], saved.trace, c) for c in ([saved.check] if saved.check else CHECKS)]
+        checks = [saved.check] if saved.check else CHECKS
+        outcomes = [next(campaign.findings(found[0], saved.trace, c), None) for c in checks]
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001 - a fault of the harness is neither FIXED nor FAILS
         _console.print(f"ERROR {found[0].name}: {type(error).__name__}: {error}", markup=False)
         return UNKNOWN
-    failures = [f for f in outcomes if f is not None]
-    for finding in failures:
-        _console.print(f"FAILS {found[0].name} {finding.check}: {finding.summary}", markup=False)
+    failures = [outcome for outcome in outcomes if outcome is not None]
+    for finding, entry in failures:
+        known = f" (known: {entry.name})" if entry else ""
+        _console.print(f"FAILS {found[0].name} {finding.check}: {finding.summary}{known}", markup=False)
     if not failures:
         _console.print(f"FIXED {found[0].name} {saved.check or 'all checks'}", markup=False)
     return DIVERGES if failures else CONFORMS

@@ -215,14 +215,20 @@ def test_the_same_command_twice_says_the_same(folder):
     command = ("check", "torch:SGD[fused]", "--examples", "60", "--seed", "2", "--json")
     said = [run(folder, *command, name).returncode for name in ("a.json", "b.json")]
     first, second = (json.loads((folder / name).read_text()) for name in ("a.json", "b.json"))
-    assert said == [1, 1]
+    assert said == [0, 0]
     assert first == second
-    assert first["subjects"][0]["verdict"] == "fail"
+    (subject,) = first["subjects"]
+    assert subject["verdict"] == "pass"
+    known = [d for c in subject["checks"] for d in c["divergences"]]
+    assert known
+    assert all(d["known"] and (folder / d["trace"]).is_file() and (folder / d["repro"]).is_file() for d in known)
+    assert first["ledger"]
+    assert all(entry["reproduces"] for entry in first["ledger"])
 
 
 def test_ctrl_c_leaves_what_was_found_on_disk(folder):
-    command = [sys.executable, "-m", "stepcheck", "check", "torch:SGD[fused]", "--seconds", "120", "--out", "hunt",
-               "--json", "hunt.json"]  # fmt: skip
+    command = [sys.executable, "-m", "stepcheck", "check", "some_module:WrongAdam", "--like", "Adam",
+               "--seconds", "120", "--out", "hunt", "--json", "hunt.json"]  # fmt: skip
     # A shell has what it starts in the background ignore SIGINT, and that is inherited.
     heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

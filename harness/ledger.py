@@ -1,0 +1,693 @@
+"""The ledger: divergences of released software that are known, each with its cause, the versions that have it and a life.
+
+A finding that an entry explains is told as known and fails nothing; and every run plays the entries' own lives again, so that
+it is noticed when a release mends one. An entry claims one behaviour: its predicate is as narrow as the cause, so that a new
+fault in the same buffer of the same optimizer is still found.
+
+To add one, write an ``Entry`` with its predicate, and save the shrunk life that ``stepcheck check`` writes as
+``harness/known/<name>.json``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from stepcheck.harness import store
+from stepcheck.harness.checks import Evidence, Finding
+from stepcheck.harness.comparison import PARAMETER, reals
+from stepcheck.harness.memory import SparseRaw, identical, strides
+from stepcheck.harness.recording import Life
+from stepcheck.harness.store import Saved
+from stepcheck.harness.subjects import TORCH_MODES, Subject
+from stepcheck.harness.trace import Gradient, Parameter, SetOption, Step, Trace, is_complex, plain
+
+_NARROW = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A finding, and what an entry may ask about it."""
+
+    evidence: Evidence
+    finding: Finding
+
+    @property
+    def trace(self) -> Trace:
+        return self.evidence.trace
+
+    @property
+    def mode(self) -> str:
+        """The mode of ``torch.optim`` that played the event: a round trip may have led from one to another."""
+        records = self.evidence.recording.steps
+        at = len(self.trace.events) if self.finding.event is None else self.finding.event
+        played = [s.played_by for s in records if s.event <= at]
+        return played[-1].mode if played else self.evidence.subject.mode
+
+    @property
+    def field(self) -> str:
+        """What deviates from the reference: ``parameter`` or the name of a buffer; empty where nothing was compared."""
+        return self.finding.deviation.field if self.finding.deviation is not None else ""
+
+    @property
+    def got(self) -> float:
+        """The witness's value; NaN where nothing was compared."""
+        return self.finding.deviation.got if self.finding.deviation is not None else math.nan
+
+    @property
+    def expected(self) -> float:
+        """The reference's value for it; NaN where nothing was compared."""
+        return self.finding.deviation.expected if self.finding.deviation is not None else math.nan
+
+    @property
+    def index(self) -> int:
+        """The parameter concerned.
+
+        Raises:
+            ValueError: the finding is about none.
+        """
+        if self.finding.parameter is None:
+            raise ValueError(f"a finding of {self.finding.check} is about no single parameter")
+        return self.finding.parameter
+
+    @property
+    def parameter(self) -> Parameter:
+        return self.trace.parameters[self.index]
+
+    @property
+    def dtype(self) -> str:
+        return self.parameter.dtype
+
+    @property
+    def element(self) -> int:
+        """The witness, counted row-major in the parameter."""
+        deviation = self.finding.deviation
+        shape = self.parameter.shape
+        if deviation is None or not shape:
+            return 0
+        return int(np.ravel_multi_index(deviation.index[: len(shape)], shape))
+
+    @property
+    def message(self) -> str:
+        """What was raised, as ``kind: message``; empty where nothing was."""
+        raised = self.evidence.recording.raised
+        return "" if raised is None else f"{raised.kind}: {raised.message}"
+
+    @functools.cached_property
+    def life(self) -> Life | None:
+        """The parameter around the step at which it was found; ``None`` where there is no such step."""
+        steps = (s for s in self.evidence.recording.steps if s.event == self.finding.event)
+        return next((s.lives[self.index] for s in steps), None)
+
+    def stood(self, name: str) -> float:
+        """The witness in a buffer before the step; NaN where it did not exist."""
+        return _at(self.life.state.get(name) if self.life else None, self._place)
+
+    def stands(self, name: str) -> float:
+        """The witness in a buffer after the step; NaN where it does not exist."""
+        return _at(self.life.state_after.get(name) if self.life else None, self._place)
+
+    @property
+    def unmoved(self) -> bool:
+        """Whether the witness is what it was before the step."""
+        before = _at(self.life.value, self._place) if self.field == PARAMETER and self.life else self.stood(self.field)
+        return before == self.got or (math.isnan(before) and math.isnan(self.got))
+
+    @property
+    def _place(self) -> int:
+        return self.finding.deviation.element if self.finding.deviation is not None else 0
+
+    def given(self, index: int) -> list[Gradient | None]:
+        """The gradients that a parameter was given up to the finding, ``None`` where one was taken away."""
+        return [s.gradients[index] for s in self._steps if index in s.gradients]
+
+    def gradient(self, index: int) -> Gradient | None:
+        """The gradient that a parameter has at the finding."""
+        return next(reversed(self.given(index)), None)
+
+    @property
+    def _steps(self) -> list[Step]:
+        last = -1 if self.finding.event is None else self.finding.event
+        return [e for e in self.trace.events[: last + 1] if isinstance(e, Step)]
+
+    @property
+    def steps(self) -> int:
+        """Steps up to the finding, its own included."""
+        return len(self._steps)
+
+    @property
+    def first_step(self) -> bool:
+        """Whether the parameter had no gradient in any step before the one at which it was found."""
+        earlier = (
+            s for s in self.evidence.recording.steps if self.finding.event is None or s.event < self.finding.event
+        )
+        return all(s.lives[self.index].gradient is None for s in earlier)
+
+    @property
+    def had_gradient(self) -> list[int]:
+        """Parameters that have a gradient at the finding."""
+        return [i for i in range(len(self.trace.parameters)) if self.gradient(i) is not None]
+
+    def group_of(self, index: int) -> int:
+        return self.trace.group_of[index]
+
+    def options(self, group: int) -> Any:
+        """The options of a group that are in force at the finding, defaults included."""
+        at = next((s for s in self.evidence.recording.steps if s.event == self.finding.event), None)
+        if at is not None:
+            return at.hyper[group]
+        given = dict(self.trace.all_groups[group].options)
+        last = len(self.trace.events) if self.finding.event is None else self.finding.event
+        for event in self.trace.events[:last]:
+            if isinstance(event, SetOption) and event.group == group:
+                given[event.option] = event.value
+        return self.evidence.subject.spec.hyper_values(plain(given))
+
+    @property
+    def own(self) -> Any:
+        """The options of the parameter's group that are in force at the finding."""
+        return self.options(self.group_of(self.index))
+
+
+def _at(values: Any, place: int) -> float:
+    flat = reals(values.values if isinstance(values, SparseRaw) else values) if values is not None else np.zeros(0)
+    return float(flat[place]) if place < flat.size else math.nan
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One known behaviour of released software.
+
+    Attributes:
+        name: never changes; also the name of its life, ``harness/known/<name>.json``.
+        statement: the behaviour, in one line.
+        optimizers: whose behaviour it is.
+        modes: in which modes; empty for all.
+        checks: the checks that may find it.
+        explains: whether it is the cause of a finding of these checks, in these optimizers and modes.
+        versions: those of the library that are known to have it, as a specifier.
+        link: a public report of it, where there is one.
+        library: whose it is.
+        inherited: the method of ``torch.optim.Optimizer`` in which the cause lies: such an entry may explain a finding for
+            somebody's class as well, if the class inherits that very method.
+    """
+
+    name: str
+    statement: str
+    optimizers: tuple[str, ...]
+    checks: tuple[str, ...]
+    explains: Callable[[Seen], bool]
+    modes: tuple[str, ...] = ()
+    versions: str = "==2.13.*"
+    link: str = ""
+    library: str = "torch"
+    inherited: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the version that is installed is one of ``versions``."""
+        return Version(Version(torch.__version__).base_version) in SpecifierSet(self.versions)
+
+    @functools.cached_property
+    def saved(self) -> Saved:
+        """Its own life, with the subject that it was found on."""
+        return store.load(store.KNOWN_FOLDER / f"{self.name}.json")
+
+    def concerns(self, subject: Subject) -> bool:
+        """Whether its behaviour may be that of a subject."""
+        if subject.spec.name not in self.optimizers:
+            return False
+        if subject.explicit:  # somebody's class: its own faults are its own
+            return bool(self.inherited) and _inherits(subject.make, self.inherited)
+        return subject.name.partition(":")[0] == self.library
+
+    def explanation_of(self, seen: Seen) -> bool:
+        """Whether this is why ``seen`` diverges."""
+        return (
+            self.holds
+            and seen.finding.check in self.checks
+            and self.concerns(seen.evidence.subject)
+            and (not self.modes or seen.mode in self.modes)
+            and self.explains(seen)
+        )
+
+
+def _inherits(make: Callable[..., Any], method: str) -> bool:
+    return isinstance(make, type) and getattr(make, method, None) is getattr(torch.optim.Optimizer, method)
+
+
+LEDGER: dict[str, Entry] = {}
+
+
+def explanation(evidence: Evidence, finding: Finding) -> Entry | None:
+    """The entry that explains a finding, if there is one."""
+    seen = Seen(evidence, finding)
+    return next((entry for entry in LEDGER.values() if entry.explanation_of(seen)), None)
+
+
+def _enter(
+    name: str, statement: str, optimizers: str, checks: str, modes: str = "", **more: str
+) -> Callable[[Callable[[Seen], bool]], Callable[[Seen], bool]]:
+    """Declare an entry by decorating its predicate."""
+
+    def decorate(explains: Callable[[Seen], bool]) -> Callable[[Seen], bool]:
+        names = (tuple(text.split()) for text in (optimizers, checks, modes))
+        of, by, in_modes = names
+        LEDGER[name] = Entry(name, statement, of, by, explains, in_modes, **more)
+        return explains
+
+    return decorate
+
+
+_TAKE_COMPLEX = "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop"
+
+# The fused kernels of the CPU -----------------------------------------------------------------------------------------
+
+
+def _order(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """The strides that decide where the elements stand: those of dimensions with more than one."""
+    return tuple(s for n, s in zip(shape, strides(shape, layout), strict=True) if n > 1)
+
+
+def _gaps(p: Parameter) -> bool:
+    """Whether the elements do not fill the memory from the first to the last."""
+    return 1 + sum((n - 1) * s for n, s in zip(p.shape, strides(p.shape, p.layout), strict=True)) > p.numel > 0
+
+
+@_enter(
+    "fused-cpu-ignores-strides",
+    "the fused kernels for CPU walk numel() elements from data_ptr(), whatever the strides",
+    "SGD Adam AdamW Adagrad",
+    "agreement memory-beside",
+    "fused capturable",
+)
+def _(seen: Seen) -> bool:
+    p = seen.parameter
+    if seen.finding.check == "memory-beside":
+        return _gaps(p)
+    # Where all tensors have the same gapless memory, the walk is right. SGD's buffer has the strides of the first gradient.
+    given = seen.given(seen.index) if seen.evidence.subject.spec.name == "SGD" else [seen.gradient(seen.index)]
+    orders = {_order(p.shape, g.layout) for g in given if g is not None}
+    return _gaps(p) or bool(orders - {_order(p.shape, p.layout)})
+
+
+def _in_a_narrow_vector(seen: Seen) -> bool:
+    # Vectors have 8 elements or a multiple of that; what is left over after the last one is computed one by one.
+    return seen.dtype in _NARROW and seen.element < seen.parameter.numel // 8 * 8
+
+
+@_enter(
+    "fused-sgd-never-stores-narrow-vectors",
+    "the fused kernel of SGD for CPU computes whole vectors of float16 and bfloat16 parameters and never stores them",
+    "SGD",
+    "agreement",
+    "fused",
+    versions=">=2.12.1,<2.14",
+    link="https://github.com/pytorch/pytorch/issues/191763",
+)
+def _(seen: Seen) -> bool:
+    return seen.field == PARAMETER and _in_a_narrow_vector(seen) and seen.unmoved
+
+
+@_enter(
+    "fused-sgd-misreads-narrow-momentum",
+    "in whole vectors of float16 and bfloat16 the fused kernel of SGD for CPU reads the momentum buffer as if it were float32",
+    "SGD",
+    "agreement",
+    "fused",
+    link="https://github.com/pytorch/pytorch/pull/191774",
+)
+def _(seen: Seen) -> bool:
+    # The first step fills the buffer and reads none.
+    return seen.field == "momentum_buffer" and _in_a_narrow_vector(seen) and not math.isnan(seen.stood(seen.field))
+
+
+@_enter(
+    "fused-sgd-rounds-weight-decay-to-narrow",
+    "in whole vectors of float16 and bfloat16 the fused kernel of SGD for CPU rounds weight_decay to the dtype first",
+    "SGD",
+    "agreement",
+    "fused",
+)
+def _(seen: Seen) -> bool:
+    if seen.field != "momentum_buffer" or not _in_a_narrow_vector(seen) or not seen.first_step or seen.life is None:
+        return False
+    g, p = _at(seen.life.gradient, seen.element), _at(seen.life.value, seen.element)
+    decay = _in_dtype(seen.own.weight_decay, seen.dtype)
+    # The first buffer is the gradient with its decay: a product and a sum contracted in float32, rounded when stored.
+    filled = float(np.float32((-g if seen.own.maximize else g) + decay * p))
+    return decay != seen.own.weight_decay and seen.got == _in_dtype(filled, seen.dtype)
+
+
+@_enter(
+    "fused-sgd-late-first-gradient",
+    "a parameter whose first gradient comes after another's has no momentum buffer, and the fused kernel is given None",
+    "SGD",
+    "completes",
+    "fused",
+)
+def _(seen: Seen) -> bool:
+    def late(group: int) -> bool:
+        members = [i for i in seen.trace.all_groups[group].parameters if seen.gradient(i) is not None]
+        return seen.options(group).momentum != 0 and len(members) > 1
+
+    return seen.message.startswith("TypeError: ") and any(map(late, range(len(seen.trace.all_groups))))
+
+
+@_enter(
+    "fused-amsgrad-drops-nan",
+    "past the last whole vector the fused kernels for CPU take the maximum by std::max, which drops NaN",
+    "Adam AdamW",
+    "agreement",
+    "fused capturable",
+)
+def _(seen: Seen) -> bool:
+    return (
+        seen.own.amsgrad and seen.field == "max_exp_avg_sq" and math.isnan(seen.expected) and not math.isnan(seen.got)
+    )
+
+
+# SGD ------------------------------------------------------------------------------------------------------------------
+
+
+def _adds_in_place(seen: Seen, group: int) -> bool:
+    options = seen.options(group)
+    return bool(options.nesterov) and options.weight_decay == 0 and not options.maximize
+
+
+@_enter(
+    "foreach-nesterov-writes-gradient",
+    "with nesterov and neither weight_decay nor maximize, the momentum is added to p.grad itself",
+    "SGD",
+    "gradient-unwritten",
+    "foreach",
+)
+def _(seen: Seen) -> bool:
+    return _adds_in_place(seen, seen.group_of(seen.index))
+
+
+@_enter(
+    "foreach-nesterov-writes-expanded-gradient",
+    "the same addition to p.grad itself raises where the gradient is expanded",
+    "SGD",
+    "completes",
+    "foreach",
+)
+def _(seen: Seen) -> bool:
+    def expanded(i: int) -> bool:
+        gradient = seen.gradient(i)
+        return gradient is not None and gradient.layout == "expanded" and _adds_in_place(seen, seen.group_of(i))
+
+    told = seen.message.startswith("RuntimeError: unsupported operation: more than one element")
+    return told and any(map(expanded, range(len(seen.trace.parameters))))
+
+
+# Gradients that are views, complex or sparse -----------------------------------------------------------------------------
+
+
+def _given_conjugated(seen: Seen) -> bool:
+    gradients = map(seen.gradient, range(len(seen.trace.parameters)))
+    return any(g is not None and g.layout == "conjugated" for g in gradients)
+
+
+@_enter(
+    "conjugated-gradient-viewed-as-real",
+    "torch.view_as_real refuses a gradient with the conjugate bit",
+    _TAKE_COMPLEX,
+    "completes",
+)
+def _(seen: Seen) -> bool:
+    told = "view_as_real doesn't work on unresolved conjugated tensors"
+    return told in seen.message and _given_conjugated(seen)
+
+
+@_enter(
+    "conjugated-gradient-foreach",
+    "a foreach operation in place on a list of gradients with the conjugate bit has no fallback",
+    "SGD " + _TAKE_COMPLEX,
+    "completes",
+    "foreach",
+)
+def _(seen: Seen) -> bool:
+    return "fallback doesn't currently support mutable" in seen.message and _given_conjugated(seen)
+
+
+@_enter(
+    "sparse-added-at-twice-the-offset",
+    "a coalesced sparse tensor added to a dense one-dimensional view counts the view's offset twice",
+    "SGD Adagrad SparseAdam",
+    "agreement memory-beside",
+)
+def _(seen: Seen) -> bool:
+    gradient, p = seen.gradient(seen.index), seen.parameter
+    # A parameter that is no view has no offset; the states, which the optimizer makes itself, are none.
+    viewed = p.layout != "contiguous" and len(p.shape) == 1
+    return viewed and gradient is not None and gradient.sparse is not None and seen.field in ("", PARAMETER)
+
+
+@_enter(
+    "adagrad-squares-sparse-complex-whole",
+    "the square of a complex sparse gradient is that of the complex number, of a dense one those of its parts",
+    "Adagrad",
+    "agreement",
+)
+def _(seen: Seen) -> bool:
+    gradient = seen.gradient(seen.index)
+    sparse = gradient is not None and gradient.sparse is not None
+    return sparse and is_complex(seen.dtype) and seen.field in ("sum", PARAMETER)
+
+
+# Initial state, and what becomes of it in a round trip -------------------------------------------------------------------
+
+
+@_enter(
+    "adagrad-ignores-group-initial-accumulator",
+    "sum starts at the initial_accumulator_value of the constructor, never at that of a group",
+    "Adagrad",
+    "agreement",
+)
+def _(seen: Seen) -> bool:
+    own = seen.trace.all_groups[seen.group_of(seen.index)].options
+    if len(seen.trace.groups) == 1 or "initial_accumulator_value" not in own:
+        return False
+    if seen.finding.event is None:
+        return seen.field == "sum" and seen.got == 0
+    # The first step starts from that wrong sum.
+    return seen.first_step and seen.field in ("sum", PARAMETER) and seen.stood("sum") == 0
+
+
+#: Numbers that are kept for each parameter as float32 tensors, beside ``step``.
+_SCALARS: Mapping[str, tuple[str, ...]] = {"ASGD": ("eta", "mu"), "NAdam": ("mu_product",)}
+
+
+@_enter(
+    "load-state-dict-casts-scalars",
+    "load_state_dict casts all state but step to the parameter's dtype: eta and mu, mu_product from float32",
+    "ASGD NAdam",
+    "save-load-continue",
+    link="https://github.com/pytorch/pytorch/issues/75224",
+)
+def _(seen: Seen) -> bool:
+    """Explains the change itself, and what a step does differently because of it."""
+    if seen.dtype not in (*_NARROW, "float64"):
+        return False
+    names = _SCALARS[seen.evidence.subject.spec.name]
+    if seen.field:
+        return any(
+            not identical(reload.saved[seen.index][name], reload.loaded[seen.index][name])
+            for reload in seen.evidence.recording.reloads
+            for name in names
+            if name in reload.saved[seen.index] and name in reload.loaded[seen.index]
+        )
+    name = seen.finding.cause.removeprefix("state ")
+    reload = next(r for r in seen.evidence.recording.reloads if r.event == seen.finding.event)
+    if name not in names or name not in reload.loaded[seen.index]:
+        return False
+    cast = torch.tensor(reload.saved[seen.index][name]).to(getattr(torch, seen.dtype)).double()
+    return identical(np.float64(reload.loaded[seen.index][name]), cast.numpy())
+
+
+# Numerics of single optimizers --------------------------------------------------------------------------------------------
+
+
+@_enter(
+    "asgd-power-overflows",
+    "eta = lr / (1 + lambd lr t)^alpha is a power of Python floats, which raises where it should be infinite",
+    "ASGD",
+    "completes",
+)
+def _(seen: Seen) -> bool:
+    def overflows(group: int) -> bool:
+        o = seen.options(group)
+        return o.alpha * math.log2(1 + o.lambd * o.lr * seen.steps) >= 1023
+
+    return seen.message.startswith("OverflowError: ") and any(map(overflows, range(len(seen.trace.all_groups))))
+
+
+def _in_dtype(value: float, dtype: str) -> float:
+    return float(torch.tensor(value, dtype=torch.float64).to(getattr(torch, dtype)))
+
+
+@_enter(
+    "radam-foreach-unused-term-is-nan",
+    "while not yet rectified, 1 / ((root of the second moment + eps) / -0) is added: NaN where that sum is 0 or NaN",
+    "RAdam",
+    "agreement",
+    "foreach",
+)
+def _(seen: Seen) -> bool:
+    if seen.field != PARAMETER or not math.isnan(seen.got) or math.isnan(seen.expected):
+        return False
+    beta2, t = seen.own.betas[1], seen.stands("step")
+    longest = 2 / (1 - beta2) - 1
+    rectified = longest - 2 * t * beta2**t / (1 - beta2**t) > 5
+    v = seen.stands("exp_avg_sq")
+    return not rectified and (math.isnan(v) or v == 0 == _in_dtype(seen.own.eps, seen.dtype))
+
+
+@_enter(
+    "rprop-eta-minus-rounds-to-one",
+    "where eta- rounds to 1 in the dtype, elements whose gradient kept its sign count as if it had changed: they stand still",
+    "Rprop",
+    "agreement",
+)
+def _(seen: Seen) -> bool:
+    if _in_dtype(seen.own.etas[0], seen.dtype) != 1:
+        return False
+    return (seen.field == PARAMETER and seen.unmoved) or (seen.field == "prev" and seen.got == 0)
+
+
+@_enter(
+    "adafactor-eps-of-the-first-dtype",
+    "eps[0] = None becomes the machine epsilon of the first parameter's dtype, for all parameters of the group",
+    "Adafactor",
+    "agreement",
+)
+def _(seen: Seen) -> bool:
+    members = seen.trace.all_groups[seen.group_of(seen.index)].parameters
+    dtypes = [seen.trace.parameters[i].dtype for i in members if seen.gradient(i) is not None]
+    # The foreach step sorts them by dtype first, in an order of its own.
+    first = dtypes if seen.mode == "foreach" else dtypes[:1]
+    return seen.own.eps[0] is None and seen.field == PARAMETER and set(first) != {seen.dtype}
+
+
+@_enter(
+    "adafactor-eps-squared-leaves-float16",
+    "eps[0] squared is given to clamp as a Python float, which raises where float16 does not hold it",
+    "Adafactor",
+    "completes",
+)
+def _(seen: Seen) -> bool:
+    def refused(i: int) -> bool:
+        eps = seen.options(seen.group_of(i)).eps[0]
+        return seen.trace.parameters[i].dtype == "float16" and eps is not None and eps * eps > 65504
+
+    told = re.match("RuntimeError: value cannot be converted to type c10::Half", seen.message)
+    return told is not None and any(map(refused, seen.had_gradient))
+
+
+@_enter(
+    "muon-normalizes-its-bfloat16-momentum",
+    "without nesterov, grad.bfloat16() of a bfloat16 buffer is the buffer itself, which is then normalized in place",
+    "Muon",
+    "agreement",
+    link="https://github.com/pytorch/pytorch/pull/194664",
+)
+def _(seen: Seen) -> bool:
+    return seen.field == "momentum_buffer" and seen.dtype == "bfloat16" and not seen.own.nesterov
+
+
+def _steps_without_elements(seen: Seen) -> bool:
+    return any(seen.trace.parameters[i].numel == 0 for i in seen.had_gradient)
+
+
+@_enter(
+    "adafactor-divides-by-no-elements",
+    "the norm of a parameter without elements is divided by their number",
+    "Adafactor",
+    "completes",
+)
+def _(seen: Seen) -> bool:
+    return seen.message.startswith("ZeroDivisionError: ") and _steps_without_elements(seen)
+
+
+@_enter(
+    "muon-divides-by-no-elements",
+    "the ratio of the sides of a parameter without elements is a division by zero",
+    "Muon",
+    "completes",
+)
+def _(seen: Seen) -> bool:
+    return seen.message.startswith("ZeroDivisionError: ") and _steps_without_elements(seen)
+
+
+# LBFGS ----------------------------------------------------------------------------------------------------------------
+
+
+@_enter(
+    "lbfgs-views-strided-gradient",
+    "a gradient that is not contiguous, as that of a transposed parameter, is flattened with view()",
+    "LBFGS",
+    "completes",
+    link="https://github.com/pytorch/pytorch/issues/130346",
+)
+def _(seen: Seen) -> bool:
+    strided = any(_order(p.shape, p.layout) != _order(p.shape, "contiguous") for p in seen.trace.parameters)
+    return strided and seen.message.startswith("RuntimeError: view size is not compatible with input")
+
+
+@_enter(
+    "lbfgs-largest-of-no-elements",
+    "parameters without any element have no largest gradient: max() raises",
+    "LBFGS",
+    "completes",
+)
+def _(seen: Seen) -> bool:
+    empty = all(p.numel == 0 for p in seen.trace.parameters)
+    return empty and seen.message.startswith("RuntimeError: max(): Expected reduction dim")
+
+
+@_enter(
+    "lbfgs-strong-wolfe-nan-loss",
+    "a loss of NaN leaves a bracket of one trial, and the line search asks for the second",
+    "LBFGS",
+    "completes",
+)
+def _(seen: Seen) -> bool:
+    # The evaluations of a step that raises are not recorded, so that the loss itself cannot be asked for.
+    searched = seen.options(0).line_search_fn == "strong_wolfe"
+    return searched and seen.message == "IndexError: list index out of range"
+
+
+# torch.compile ----------------------------------------------------------------------------------------------------------
+
+
+@_enter(
+    "compiled-step-expects-old-strides",
+    "compiled code asserts the strides of gradients that it was compiled for, and is not compiled anew when they change",
+    " ".join(name for name, modes in TORCH_MODES.items() if "compiled" in modes),
+    "completes",
+    "compiled",
+)
+def _(seen: Seen) -> bool:
+    told = re.match(r"AssertionError: expected size .*, stride ", seen.message)
+
+    def changed(i: int) -> bool:
+        shape = seen.trace.parameters[i].shape
+        return len({_order(shape, g.layout) for g in seen.given(i) if g is not None}) > 1
+
+    return told is not None and any(map(changed, range(len(seen.trace.parameters))))
+
+
+def entries() -> Iterator[Entry]:
+    """All entries whose versions hold the one that is installed."""
+    return (entry for entry in LEDGER.values() if entry.holds)

@@ -1,0 +1,247 @@
+"""The ledger explains the behaviours that it names, and nothing beside them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stepcheck import cli
+from stepcheck.harness import campaign, ledger, report, store, workers
+from stepcheck.harness.campaign import Campaign, Settings, findings
+from stepcheck.harness.checks import Evidence, Finding
+from stepcheck.harness.judge import Deviation
+from stepcheck.harness.ledger import LEDGER, Entry, explanation
+from stepcheck.harness.subjects import class_subject, resolve, torch_subject
+from stepcheck.harness.trace import Gradient, Group, Parameter, Reload, Step, Trace, Values
+
+QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)
+
+
+def life(optimizer, *parameters, layout="contiguous", events=None, **options):
+    gradients = {i: Gradient(QUARTERS, layout) for i in range(len(parameters))}
+    return Trace(optimizer, parameters, (Group(tuple(gradients), options),), events or (Step(gradients),))
+
+
+def forged(
+    subject, trace, field, *, check="agreement", cause=None, parameter=0, event=0, index=(0,), got=9.0, expected=1.0
+):
+    """What the ledger says of a finding that nobody made, in a life that was really led."""
+    evidence = Evidence(subject, trace)
+    record = next(s for s in evidence.recording.steps if s.event == event)
+    deviation = None
+    if check == "agreement":
+        deviation = Deviation(record.event, parameter, field, index, got, expected, 1e-9, 1e9, element=index[0])
+    finding = Finding(check, cause or field, event, "it is wrong", parameter, 1e9, deviation)
+    return explanation(evidence, finding)
+
+
+def test_every_entry_is_complete_and_has_a_life_of_its_own():
+    for name, entry in LEDGER.items():
+        assert entry.name == name == name.lower()
+        assert entry.statement
+        assert not entry.statement.endswith(".")
+        assert entry.link.startswith("https://github.com/pytorch/pytorch/") or not entry.link
+        (subject,) = resolve(entry.saved.subject)
+        assert entry.concerns(subject)
+        assert entry.saved.check in entry.checks
+        assert entry.saved.trace.problem(subject.spec) is None
+    assert {p.stem for p in store.KNOWN_FOLDER.glob("*.json")} == set(LEDGER)
+
+
+VECTOR = Parameter((33,))
+
+
+@pytest.mark.parametrize(
+    ("subject", "trace", "field", "more"),
+    [
+        # The fused kernels: row-major memory, or the same gapless memory for all.
+        ("torch:Adam[fused]", life("Adam", VECTOR), "exp_avg", {}),
+        ("torch:Adam[fused]", life("Adam", replace(VECTOR, shape=(3, 2), layout="transposed"), layout="transposed"),
+         "exp_avg", {"index": (0, 1)}),
+        ("torch:Adam[foreach]", life("Adam", replace(VECTOR, layout="sliced")), "exp_avg", {}),
+        ("torch:Adam[fused]", life("Adam", VECTOR), "layout", {"check": "memory-beside", "cause": "sliced"}),
+        ("torch:Adam[fused]", life("Adam", VECTOR, amsgrad=True), "max_exp_avg_sq", {}),
+        # SGD's narrow vectors: elements that moved, and those after the last vector.
+        ("torch:SGD[fused]", life("SGD", replace(VECTOR, dtype="float16")), "parameter", {}),
+        ("torch:SGD[fused]", life("SGD", replace(VECTOR, dtype="float16")), "parameter", {"index": (32,), "got": 0.0}),
+        ("torch:SGD[fused]", life("SGD", VECTOR), "parameter", {"got": 0.0}),
+        # SGD, foreach: it does not write to the gradient unless by Nesterov's momentum.
+        ("torch:SGD[foreach]", life("SGD", VECTOR, momentum=0.5), "gradient", {"check": "gradient-unwritten"}),
+        ("torch:SGD[foreach]", life("SGD", VECTOR, momentum=0.5, nesterov=True, weight_decay=0.5), "gradient",
+         {"check": "gradient-unwritten"}),
+        # RAdam: a finite number, a second moment that is not 0.
+        ("torch:RAdam[foreach]", life("RAdam", VECTOR), "parameter", {"got": torch.nan}),
+        ("torch:RAdam[foreach]", life("RAdam", replace(VECTOR, dtype="float16")), "parameter", {}),
+        # One dtype, or an epsilon that was given.
+        ("torch:Adafactor[forloop]", life("Adafactor", VECTOR, VECTOR), "parameter", {"parameter": 1}),
+        ("torch:Adafactor[forloop]", life("Adafactor", VECTOR, replace(VECTOR, dtype="float64"), eps=(1e-3, 1e-3)),
+         "parameter", {"parameter": 1}),
+        ("torch:Adafactor[forloop]", life("Adafactor", VECTOR, replace(VECTOR, dtype="float64")), "variance",
+         {"parameter": 1}),
+        ("torch:Muon[forloop]", life("Muon", Parameter((2, 2), "bfloat16")), "momentum_buffer", {"index": (0, 1)}),
+        ("torch:Muon[forloop]", life("Muon", Parameter((2, 2)), nesterov=False), "momentum_buffer", {"index": (0, 1)}),
+        ("torch:Rprop[forloop]", life("Rprop", VECTOR), "prev", {"got": 0.0}),
+        ("torch:Adagrad[forloop]", life("Adagrad", VECTOR), "sum", {}),
+        ("torch:Adagrad[forloop]", life("Adagrad", Parameter((3,), "complex64")), "sum", {"index": (0, 0)}),
+        ("torch:SGD[forloop]", life("SGD", replace(VECTOR, layout="offset")), "parameter", {}),
+    ],
+)  # fmt: skip
+def test_a_fault_of_another_cause_is_not_explained(subject, trace, field, more):
+    (subject,) = resolve(subject)
+    assert forged(subject, trace, field, **more) is None
+
+
+def test_the_same_forgery_is_explained_where_the_cause_is_there():
+    fused, trace = resolve("torch:Adam[fused]")[0], life("Adam", replace(VECTOR, layout="sliced"))
+    assert forged(fused, trace, "exp_avg").name == "fused-cpu-ignores-strides"
+    sgd, trace = resolve("torch:SGD[fused]")[0], life("SGD", replace(VECTOR, dtype="float16"))
+    assert forged(sgd, trace, "parameter", got=0.0).name == "fused-sgd-never-stores-narrow-vectors"
+
+
+@pytest.mark.parametrize(("dtype", "cause"), [("float32", "state mu_product"), ("float16", "state exp_avg")])
+def test_a_round_trip_that_loses_something_else_is_not_explained(dtype, cause):
+    (subject,) = resolve("torch:NAdam[forloop]")
+    step = Step({0: Gradient(QUARTERS)})
+    evidence = Evidence(subject, life("NAdam", Parameter((1,), dtype), events=(step, Reload())))
+    assert explanation(evidence, Finding("save-load-continue", cause, 1, "it is lost", 0)) is None
+
+
+@pytest.mark.parametrize("name", [n for n, e in LEDGER.items() if e.saved.check == "completes" and "compiled" not in n])
+def test_another_exception_in_the_same_life_is_not_explained(name):
+    entry = LEDGER[name]
+    evidence = Evidence(resolve(entry.saved.subject)[0], entry.saved.trace)
+    finding = Finding("completes", "", evidence.recording.raised.event, "")
+    assert explanation(evidence, finding) is entry
+    evidence.recording.raised = replace(evidence.recording.raised, kind="RuntimeError", message="of another kind")
+    assert explanation(evidence, finding) is None
+
+
+def another(**changes):
+    return replace(LEDGER["fused-cpu-ignores-strides"], **changes)
+
+
+@pytest.mark.parametrize(("versions", "holds"), [("==2.13.*", True), (">=99", False), ("<2.13", False)])
+def test_an_entry_explains_in_its_versions_alone(monkeypatch, versions, holds):
+    entry = another(versions=versions)
+    monkeypatch.setitem(LEDGER, entry.name, entry)
+    (subject,) = resolve("torch:Adam[fused]")
+    seen = list(findings(subject, entry.saved.trace, "agreement"))
+    assert seen
+    assert all((known is entry) == holds for _, known in seen)
+    assert (entry in ledger.entries()) == holds
+
+
+def test_a_local_or_development_version_counts_as_its_release(monkeypatch):
+    for text, holds in (("2.13.0+cu126", True), ("2.13.0.dev20260101", True), ("2.14.0+cpu", False)):
+        monkeypatch.setattr(torch, "__version__", text)
+        assert another().holds == holds
+
+
+class Loads(torch.optim.Adam):
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+
+
+def test_somebody_s_class_is_excused_by_what_it_inherits_alone():
+    own = Entry("x", "", ("Adam",), ("agreement",), lambda seen: True)
+    inherited = replace(own, inherited="load_state_dict")
+    assert not own.concerns(class_subject(torch.optim.Adam, "Adam"))
+    assert inherited.concerns(class_subject(torch.optim.Adam, "Adam"))
+    assert not inherited.concerns(class_subject(Loads, "Adam"))
+    assert not inherited.concerns(class_subject(torch.optim.Adam, "Adam"))
+    ours = replace(torch_subject("Adam", "forloop"), name="fast:Adam")
+    assert not own.concerns(ours)
+    assert not inherited.concerns(ours)
+
+
+def test_known_divergences_pass_and_are_told_by_the_ledger_s_life(tmp_path):
+    (subject,) = resolve("torch:AdamW[fused]")
+    result = Campaign(subject, Settings(examples=60), found=lambda d: store.save(tmp_path, d)).run()
+    assert (result.verdict, result.divergences) == ("pass", [])
+    known = {(d.entry, d.check): d for d in result.known}
+    strides = known["fused-cpu-ignores-strides", "agreement"]
+    assert strides.trace == replace(LEDGER[strides.entry].saved.trace, optimizer="AdamW")
+    assert store.load(store.trace_path(tmp_path, strides)).trace == strides.trace
+    data = report.to_json("0", 0, [result], tmp_path)
+    told = [d for c in data["subjects"][0]["checks"] for d in c["divergences"]]
+    assert told
+    assert all(d["known"] is True and d["ledger"] in LEDGER for d in told)
+    lines = report.known([result])
+    assert any(line.startswith("known: fused-cpu-ignores-strides, in ") for line in lines)
+    assert "known" in report._where(result)
+
+
+def test_shrinking_does_not_slide_into_what_is_known():
+    (subject,) = resolve("torch:Adam[fused]")
+    looking = Campaign(subject, Settings())
+    trace = LEDGER["fused-cpu-ignores-strides"].saved.trace
+    (finding, _), *_ = findings(subject, trace, "agreement")
+    assert looking.recheck(trace, (finding.check, finding.cause)) is None
+
+
+def check(monkeypatch, tmp_path, *words):
+    monkeypatch.setattr("sys.argv", ["stepcheck", *words, "--out", str(tmp_path), "--json", str(tmp_path / "j.json")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code, json.loads((tmp_path / "j.json").read_text())
+
+
+def test_known_divergences_exit_0_and_an_entry_that_is_mended_1(monkeypatch, tmp_path, capsys):
+    words = ("check", "torch:AdamW[fused]", "--examples", "40", "--seed", "1")
+    name = "fused-amsgrad-drops-nan"
+    entry = LEDGER[name]
+    # Its life is one of Adam; as one of AdamW it is played because that is among the subjects.
+    saved = replace(entry.saved, subject="torch:AdamW[fused]", trace=replace(entry.saved.trace, optimizer="AdamW"))
+    mine = replace(entry)
+    mine.__dict__["saved"] = saved
+    monkeypatch.setitem(LEDGER, name, mine)
+    code, data = check(monkeypatch, tmp_path, *words)
+    assert code == 0
+    assert [(e["name"], e["reproduces"]) for e in data["ledger"]] == [(name, True)]
+    assert set(data["ledger"][0]) == {"name", "statement", "link", "versions", "reproduces"}
+
+    # The same without the NaN: nothing is wrong with it any more.
+    mine.__dict__["saved"] = replace(saved, trace=life("AdamW", Parameter((1,)), amsgrad=True))
+    code, data = check(monkeypatch, tmp_path, *words)
+    assert code == 1
+    assert data["ledger"][0]["reproduces"] is False
+    assert f"ledger entry {name} no longer reproduces on torch {torch.__version__}: FIXED" in capsys.readouterr().out
+
+
+def test_a_life_that_kills_its_process_is_told():
+    import os
+    import signal
+
+    told = workers._in_child(lambda: os.kill(os.getpid(), signal.SIGKILL), 10.0)
+    assert told == "its life ends the process (SIGKILL)"
+
+
+def test_a_known_life_replays_by_its_name(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("fused-amsgrad-drops-nan", str(store.KNOWN_FOLDER / "fused-amsgrad-drops-nan.json")):
+        monkeypatch.setattr("sys.argv", ["stepcheck", "replay", name])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert "FAILS torch:Adam[fused] agreement" in capsys.readouterr().out
+
+
+class TwoFields(torch.optim.Adam):
+    """One mistake, two fields: exp_avg_sq is doubled, and the parameter is doubled down with it in the same step."""
+
+    def step(self, closure=None):
+        before = [p.detach().clone() for p in self.param_groups[0]["params"]]
+        super().step(closure)
+        for p, old in zip(self.param_groups[0]["params"], before, strict=True):
+            if p.grad is not None and p.numel():
+                p.data += p.data - old
+                # Where the first moment is wrong as well, it is told first.
+                if self.param_groups[0]["lr"] != 1e-3:
+                    self.state[p]["exp_avg"] *= 2
+
+
+def test_one_cause_in_two_fields_is_told_once():
+    result = campaign.Campaign(class_subject(TwoFields, "Adam"), Settings(examples=60, only=("agreement",))).run()
+    causes = [d.cause for d in result.divergences]
+    assert len([c for c in causes if c in ("parameter", "exp_avg")]) == 1, causes
+    assert any("also: " in line for d in result.divergences for line in d.life)
