@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -217,7 +217,7 @@ class Campaign:
         self.about_to_play(trace)
         try:
             with _time_limit(limit):
-                evidence = Evidence(self.subject, trace)
+                evidence = Evidence(self.subject, trace, self.settings.checks, ledger.explanation)
         except _Hang:
             self.hung = True
             summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
@@ -289,7 +289,7 @@ class Campaign:
         if finding.cause.startswith(STRIDED) and finding.check == "agreement":
             # If it is wrong in row-major memory as well, strides are not the cause.
             plain = trace.row_major()
-            found = next(unexplained(self.subject, plain, finding.check), None)
+            found = next(unexplained(self.subject, plain, finding.check, self.settings.checks), None)
             if found is not None:
                 finding, trace = found, plain
         _note(self.suspects, (finding.check, finding.cause), finding, trace)
@@ -322,7 +322,7 @@ class Campaign:
         tally = self.result.tallies[new.check]
         if new.check != "agreement" or not tally.divergences:
             return False
-        shown = {f.cause for f in unexplained(self.subject, new.trace, new.check)} - {new.cause}
+        shown = {f.cause for f in unexplained(self.subject, new.trace, new.check, self.settings.checks)} - {new.cause}
         old = next((d for d in tally.divergences if d.cause in shown), None)
         if old is None:
             return False
@@ -347,7 +347,9 @@ class Campaign:
         self.about_to_play(trace)
         self.progress(self.result.traces, self.settings.examples or 0)
         check, cause = key
-        return next((f for f in unexplained(self.subject, trace, check) if f.cause == cause), None)
+        return next(
+            (f for f in unexplained(self.subject, trace, check, self.settings.checks) if f.cause == cause), None
+        )
 
     def _note(self) -> None:
         for divergence in self.result.divergences:
@@ -404,14 +406,20 @@ def patience(subject: Subject) -> float:
     return TRACE_SECONDS * min(subject.cost, 9)
 
 
-def findings(subject: Subject, trace: Trace, check: str) -> Iterator[tuple[Finding, Entry | None]]:
-    """Play a trace and ask one check: what it finds, and what the ledger says of it. A life that makes no sense has none."""
+def findings(
+    subject: Subject, trace: Trace, check: str, asked: Collection[str] = ()
+) -> Iterator[tuple[Finding, Entry | None]]:
+    """Play a trace and ask one check: what it finds, and what the ledger says of it. A life that makes no sense has none.
+
+    Args:
+        asked: the checks that are asked otherwise; all by default.
+    """
     if trace.problem(subject.spec) is not None:
         return
     limit = patience(subject)
     try:
         with _time_limit(limit):
-            evidence = Evidence(subject, trace)
+            evidence = Evidence(subject, trace, asked, ledger.explanation)
     except _Hang:
         yield Finding(check, HANGS, None, f"the subject is still busy after {limit:.0f} s"), None
         return
@@ -419,9 +427,9 @@ def findings(subject: Subject, trace: Trace, check: str) -> Iterator[tuple[Findi
         yield finding, ledger.explanation(evidence, finding)
 
 
-def unexplained(subject: Subject, trace: Trace, check: str) -> Iterator[Finding]:
+def unexplained(subject: Subject, trace: Trace, check: str, asked: Collection[str] = ()) -> Iterator[Finding]:
     """What a check finds in a trace that the ledger does not explain."""
-    return (finding for finding, entry in findings(subject, trace, check) if entry is None)
+    return (finding for finding, entry in findings(subject, trace, check, asked) if entry is None)
 
 
 def reproduction(subject: Subject, entry: Entry, check: str) -> tuple[Trace, Finding] | None:

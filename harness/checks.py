@@ -72,12 +72,20 @@ class Evidence:
 
     Args:
         asked: the checks that are asked; what one of them explains, another need not report.
+        known: whether a finding has an explanation already.
     """
 
-    def __init__(self, subject: Subject, trace: Trace, asked: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        trace: Trace,
+        asked: Collection[str] = (),
+        known: Callable[[Evidence, Finding], object] = lambda evidence, finding: None,
+    ) -> None:
         self.subject = subject
         self.trace = trace
-        self.asked = CHECKS.keys() if asked is None else asked
+        self.known = known
+        self.asked = asked or CHECKS.keys()
         self.recording: Recording = Player(subject, trace).play()
 
     @functools.cached_property
@@ -96,6 +104,8 @@ class Evidence:
         first = self.judgement.deviations[0]
         # Strided memory is an explanation of its own.
         if first.event is None or _strided(self.trace, first.event, first.parameter):
+            return None
+        if any(self.known(self, finding) for finding in _deviating(self)):
             return None
         for name, explain in _EXPLANATIONS.items():
             finding = explain(self, self.judgement.deviations[0]) if name in self.asked else None
@@ -295,8 +305,12 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
     lambda e: e.judgement.elements,
 )
 def agreement(evidence: Evidence) -> Iterator[Finding]:
-    if evidence.explanation is not None:
-        return
+    if evidence.explanation is None:
+        yield from _deviating(evidence)
+
+
+def _deviating(evidence: Evidence) -> Iterator[Finding]:
+    """The first deviation of each cause."""
     told: set[str] = set()
     for d in evidence.judgement.deviations:
         # What is wrong for row-major memory and what is wrong only for strided memory have different causes.

@@ -48,9 +48,10 @@ class Seen:
     @property
     def mode(self) -> str:
         """The mode of ``torch.optim`` that played the event: a round trip may have led from one to another."""
-        records = self.evidence.recording.steps
-        at = len(self.trace.events) if self.finding.event is None else self.finding.event
-        played = [s.played_by for s in records if s.event <= at]
+        recording, at = self.evidence.recording, self.finding.event
+        if recording.raised is not None and recording.raised.event == at and recording.played_by is not None:
+            return recording.played_by.mode
+        played = [s.played_by for s in recording.steps if at is not None and s.event <= at]
         return played[-1].mode if played else self.evidence.subject.mode
 
     @property

@@ -158,6 +158,7 @@ class Player:
             raise
         except Exception as error:  # noqa: BLE001 - whatever somebody's optimizer raises is a result
             self.recording.raised = Raised(self.event, type(error).__name__, str(error).strip())
+        self.recording.played_by = self.playing
         self._note("random-state", _random_state() == drawn, "random state", "draws random numbers")
         return self.recording
 
