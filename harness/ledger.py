@@ -529,7 +529,7 @@ def _(seen: Seen) -> bool:
 def _(seen: Seen) -> bool:
     def overflows(group: int) -> bool:
         o = seen.options(group)
-        return o.alpha * math.log2(1 + o.lambd * o.lr * seen.steps) >= 1023
+        return bool(o.alpha * math.log2(1 + o.lambd * o.lr * seen.steps) >= 1023)
 
     return seen.message.startswith("OverflowError: ") and any(map(overflows, range(len(seen.trace.all_groups))))
 

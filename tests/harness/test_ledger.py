@@ -143,13 +143,17 @@ class Loads(torch.optim.Adam):
         super().load_state_dict(state_dict)
 
 
+def factory(params, lr):
+    return torch.optim.Adam(params, lr)
+
+
 def test_somebody_s_class_is_excused_by_what_it_inherits_alone():
     own = Entry("x", "", ("Adam",), ("agreement",), lambda seen: True)
     inherited = replace(own, inherited="load_state_dict")
     assert not own.concerns(class_subject(torch.optim.Adam, "Adam"))
     assert inherited.concerns(class_subject(torch.optim.Adam, "Adam"))
     assert not inherited.concerns(class_subject(Loads, "Adam"))
-    assert not inherited.concerns(class_subject(torch.optim.Adam, "Adam"))
+    assert not inherited.concerns(class_subject(factory, "Adam"))
     ours = replace(torch_subject("Adam", "forloop"), name="fast:Adam")
     assert not own.concerns(ours)
     assert not inherited.concerns(ours)
