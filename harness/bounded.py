@@ -46,9 +46,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from stepcheck.harness.formats import BINARY32, BINARY64, COUNTERS, ELEMENTS, Arithmetic, Format
+from stepcheck.harness.formats import BINARY32, BINARY64, COUNTERS, ELEMENTS, REFERENCE_ROUNDOFF, Arithmetic, Format
 
 Float = Any  # a float64 array or a Python float, whichever is cheaper
+Origin = str | tuple[Float, Float]
 _EXACT = 0.0  # a Python float says, without looking, that there is no error at all
 _NEVER_UNDERFLOWS = frozenset({"add", "subtract", "sqrt"})
 
@@ -60,15 +61,17 @@ class Bounded:
         value: float64, any shape but not empty.
         error: the bound, broadcastable to ``value``; 0.0 if exact.
         arithmetic: the arithmetic of the implementation that is bounded.
+        origin: the operation that made it, because a contracted product and a difference need care; of an addition its two
+            summands, whose signs are looked at only where somebody asks.
     """
 
     __slots__ = ("addend", "arithmetic", "error", "origin", "value")
 
-    def __init__(self, value: Float, error: Float, arithmetic: Arithmetic, origin: str = "") -> None:
+    def __init__(self, value: Float, error: Float, arithmetic: Arithmetic, origin: Origin = "") -> None:
         self.value = value
         self.error = np.float64(error) if type(error) is float and error else error  # see _EXACT
         self.arithmetic = arithmetic
-        self.origin = origin  # the operation that made it: a contracted product or a difference needs care
+        self.origin = origin
         self.addend: Float = _EXACT  # what is to be added to the error where this becomes a term of a sum
 
     def __repr__(self) -> str:
@@ -206,8 +209,9 @@ class Bounded:
         if into.unit_roundoff <= self.arithmetic.format.unit_roundoff:
             return self
         stored = _round("store", self.value, self.error, 1.0, Arithmetic(into), lambda: _carries(self))
-        exact = into.represents(self.value) & (np.asarray(self.error) == 0)
-        stored.error = np.where(exact, 0.0, stored.error)
+        errorless = np.asarray(self.error) == 0
+        if np.count_nonzero(errorless):
+            stored.error = np.where(errorless & into.represents(self.value), 0.0, stored.error)
         return stored
 
     def cover_orders(self, others: Mapping[str, Callable[[], Bounded]]) -> Bounded:
@@ -230,6 +234,16 @@ class Bounded:
 
 def _value(x: Any) -> Any:
     return x.value if isinstance(x, Bounded) else x
+
+
+# Arrays here are short, so a call to NumPy costs by itself, and its reductions (max, any) several times as much as argmax and
+# count_nonzero.
+
+
+def _top(x: Float) -> float:
+    """The largest element, NaN if there is one."""
+    top: float = x.item(x.argmax())
+    return top
 
 
 def _operand(x: Any, arithmetic: Arithmetic, *, element: bool = False) -> Bounded:
@@ -308,36 +322,44 @@ def _round(
     arithmetic: Arithmetic,
     settled: Settled,
 ) -> Bounded:
+    exact = type(p) is float
     size = np.abs(z)
-    reach = size + p
+    reach = size if exact else size + p
     local = (roundings * arithmetic.unit) * reach
     # What enters in a wider format may lie between the subnormal numbers of a narrow one.
     if name not in _NEVER_UNDERFLOWS or arithmetic.inner is not None:
         # In float64 the reference's own zero may be an underflow; in a narrower format zero is zero.
-        local = local + arithmetic.format.underflow * (reach > 0 if arithmetic.format is not BINARY64 else 1.0)
-    error = p + _audited(name, local)
+        local = local + arithmetic.format.underflow * (np.sign(reach) if arithmetic.format is not BINARY64 else 1.0)
+    local = _audited(name, local)
+    error = local if exact else p + local
     # NaN compares false, so this is the one test that ordinary numbers pay for.
-    if not (size + error).max() <= arithmetic.format.largest:
+    furthest = size + error
+    if not _top(furthest) <= arithmetic.format.largest:
         # A product may be contracted with the sum that follows it (FMA) and so pass the edge of the format unrounded;
         # a finite addend brings it back from no further than twice that edge.
         certain = 2.0 if name == "multiply" else 1.0
         if not arithmetic.overflow:
             certain = math.inf
-        z, error = _settle(z, size, error, arithmetic.format.largest, certain, settled)
+        within = furthest <= arithmetic.format.largest
+        z, error = _settle(z, size, error, within, arithmetic.format.largest * certain, settled)
     return Bounded(z, error, arithmetic, name)
 
 
-def _settle(
-    z: Float, size: Float, error: Float, largest: float, certain: float, settled: Settled
-) -> tuple[Float, Float]:
-    """Infinities, NaN and overflow: exact where they are determined, undetermined elsewhere."""
+def _settle(z: Float, size: Float, error: Float, within: Any, edge: float, settled: Settled) -> tuple[Float, Float]:
+    """Infinities, NaN and overflow: exact where they are determined, undetermined elsewhere.
+
+    Args:
+        within: elementwise, whether the value and its error lie within the format: an ordinary number.
+        edge: a finite number that is certainly further out becomes infinite.
+    """
     special = ~np.isfinite(z)
-    error = np.where(special, np.where(settled(), 0.0, np.inf), np.where(np.isnan(error), np.inf, error))
-    # A finite value beyond the format's range: for certain, or only perhaps.
-    over = ~special & ((size - error) / certain > largest)
-    perhaps = ~special & ~over & (size + error > largest)
-    z = np.where(over, np.copysign(np.inf, z), z)
-    return z, np.where(over, 0.0, np.where(perhaps, np.inf, error))
+    result = np.where(within, error, np.inf)
+    if np.count_nonzero(special):
+        result = np.where(special & settled(), 0.0, result)
+    if np.count_nonzero(special) < special.size - np.count_nonzero(within):
+        over = ~special & (size - error > edge)
+        z, result = np.where(over, np.copysign(np.inf, z), z), np.where(over, 0.0, result)
+    return z, result
 
 
 def _all_exact(*operands: Bounded) -> Any:
@@ -393,7 +415,9 @@ def _settled_quotient(a: Bounded, b: Bounded) -> Settled:
 
 def _add(a: Any, b: Any) -> Bounded:
     a, b, arithmetic = _pair(a, b, elements=True)
-    return _sum("add", a, b, a.value + b.value, arithmetic)
+    result = _sum("add", a, b, a.value + b.value, arithmetic)
+    result.origin = (a.value, b.value)
+    return result
 
 
 def _subtract(a: Any, b: Any) -> Bounded:
@@ -411,8 +435,6 @@ def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) ->
     if arithmetic.inner is not None:
         a, b = _as_addend(a), _as_addend(b)
     p = a.error + b.error
-    if name == "add" and (np.signbit(a.value).any() or np.signbit(b.value).any()):
-        name = "subtract"  # the root of what may be a difference needs care
     return _round(name, z, p, 1.0, arithmetic, _settled_sum(a, b, z))
 
 
@@ -421,7 +443,7 @@ def _as_addend(x: Bounded) -> Bounded:
 
 
 def _multiply(a: Any, b: Any) -> Bounded:
-    scalar = next((x for x in (a, b) if not isinstance(x, Bounded) or x.arithmetic.level < ELEMENTS), None)
+    scalar = a if _is_scalar(a) else b if _is_scalar(b) else None
     if type(scalar) is float and abs(scalar) == 1.0:
         unscaled: Bounded = b if a is scalar else a
         return unscaled if scalar > 0 else -unscaled
@@ -430,21 +452,35 @@ def _multiply(a: Any, b: Any) -> Bounded:
     if type(b.error) is not float:
         p = np.abs(a.value) * b.error
     if type(a.error) is not float:
-        p = p + a.error * (np.abs(b.value) + b.error)
+        p = p + a.error * (np.abs(b.value) if type(b.error) is float else np.abs(b.value) + b.error)
     result = _round("multiply", a.value * b.value, p, 1.0, arithmetic, _settled_product(a, b))
     if arithmetic.inner is not None and scalar is not None:
-        # torch.add(y, x, alpha=c) rounds c to the narrow format, which torch.mul(x, c) does not.
-        narrow = Arithmetic(arithmetic.format)
-        c, x = np.abs(_value(scalar)), np.abs(result.value) + result.error
-        rounding = np.where(narrow.format.represents(np.asarray(c, np.float64)), 0.0, narrow.unit)
-        other = b if x is a else a
-        tiny = narrow.format.underflow * (np.abs(a.value) + np.abs(b.value) + other.error)
-        result.addend = rounding * x + np.where(rounding > 0, tiny, 0.0)
-        # A scalar that is rounded to 0 makes NaN of an infinity.
-        vanishes = (c > 0) & (c <= 2 * narrow.format.underflow) & ~np.isfinite(result.value)
-        result.addend = np.where(vanishes | np.isnan(result.addend), np.inf, result.addend)
-        result.addend = np.where(np.isfinite(result.value) | vanishes, result.addend, 0.0)
+        result.addend = _as_factor(np.abs(_value(scalar)), a, b, result)
     return result
+
+
+def _is_scalar(x: Any) -> bool:
+    return not isinstance(x, Bounded) or x.arithmetic.level < ELEMENTS
+
+
+def _as_factor(c: Float, a: Bounded, b: Bounded, product: Bounded) -> Float:
+    """What it costs beside that the scalar of a product, of size ``c``, is rounded to a narrow format.
+
+    torch.add(y, x, alpha=c) does so, which torch.mul(x, c) does not.
+    """
+    narrow = product.arithmetic.format
+    inexact = ~narrow.represents(np.asarray(c, np.float64))
+    maybe_nothing = (c > 0) & (c <= 2 * narrow.underflow)
+    if not np.count_nonzero(inexact | maybe_nothing):
+        return _EXACT
+    size = np.abs(product.value) + product.error
+    tiny = narrow.underflow * (np.abs(a.value) + np.abs(b.value) + a.error)
+    addend = np.where(inexact, (narrow.unit_roundoff + REFERENCE_ROUNDOFF) * size + tiny, 0.0)
+    # A scalar that is rounded to 0 makes NaN of an infinity.
+    finite = np.isfinite(product.value)
+    vanishes = maybe_nothing & ~finite
+    addend = np.where(vanishes | np.isnan(addend), np.inf, addend)
+    return np.where(finite | vanishes, addend, 0.0)
 
 
 def _divide(a: Any, b: Any) -> Bounded:
@@ -475,10 +511,16 @@ def _sqrt(a: Bounded) -> Bounded:
     if type(a.error) is not float:
         low = a.value - a.error
         p = np.maximum(np.sqrt(a.value + a.error) - z, z - np.sqrt(np.maximum(low, 0.0)))
-        if a.origin == "subtract":
+        if _may_be_difference(a.origin):
             # Its sign is not determined, so an implementation may find NaN.
             p = np.where((low < 0) & (a.value + a.error >= 0), np.inf, p)
     return _round("sqrt", z, p, a.arithmetic.square_root, a.arithmetic, lambda: _carries(a) | (a.value + a.error < 0))
+
+
+def _may_be_difference(origin: Origin) -> bool:
+    if isinstance(origin, tuple):
+        return any(np.count_nonzero(np.signbit(summand)) for summand in origin)
+    return origin == "subtract"
 
 
 def _power(base: Any, exponent: Any) -> Bounded:
