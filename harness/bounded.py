@@ -51,6 +51,7 @@ from stepcheck.harness.formats import BINARY32, BINARY64, COUNTERS, ELEMENTS, RE
 Float = Any  # a float64 array or a Python float, whichever is cheaper
 Origin = str | tuple[Float, Float]
 _EXACT = 0.0  # a Python float says, without looking, that there is no error at all
+_WORTH_RUNS = 200  # elements of a power, from which on it pays to look for repetitions
 _NEVER_UNDERFLOWS = frozenset({"add", "subtract", "sqrt"})
 
 
@@ -216,15 +217,21 @@ class Bounded:
 
     def cover_orders(self, others: Mapping[str, Callable[[], Bounded]]) -> Bounded:
         """This number, computed in any of the orders that the arithmetic declares."""
+        return self.in_declared_orders(lambda: self, others)
+
+    def in_declared_orders(
+        self, written: Callable[[], Bounded], others: Mapping[str, Callable[[], Bounded]]
+    ) -> Bounded:
+        """A number that this one enters into, computed in any of the orders that the arithmetic declares, and in no other."""
         declared = self.arithmetic.orders
-        candidates = [other() for name, other in others.items() if name in declared]
+        candidates = [other for name, other in others.items() if name in declared]
         if not candidates:
-            return self
+            return written()
         if "written" in declared:
-            candidates.insert(0, self)
-        first = candidates[0]
+            candidates.insert(0, written)
+        first, *rest = [evaluate() for evaluate in candidates]
         error = first.error
-        for other in candidates[1:]:
+        for other in rest:
             apart = np.abs(other.value - first.value)
             same = (other.value == first.value) | (np.isnan(other.value) & np.isnan(first.value))
             apart = np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
@@ -242,7 +249,7 @@ def _value(x: Any) -> Any:
 
 def _top(x: Float) -> float:
     """The largest element, NaN if there is one."""
-    top: float = x.item(x.argmax())
+    top: float = x if isinstance(x, float) else x.item(x.argmax())
     return top
 
 
@@ -303,6 +310,8 @@ def _scalar_rounding(value: float, arithmetic: Arithmetic) -> float:
 
 def _pair(a: Any, b: Any, *, elements: bool = False) -> tuple[Bounded, Bounded, Arithmetic]:
     """Both operands in the arithmetic of the result: that of the higher level."""
+    if isinstance(a, Bounded) and isinstance(b, Bounded) and a.arithmetic is b.arithmetic:
+        return a, b, a.arithmetic
     if isinstance(a, Bounded) and not (isinstance(b, Bounded) and _enters(a.arithmetic, b.arithmetic)):
         arithmetic = a.arithmetic
     else:
@@ -426,11 +435,11 @@ def _subtract(a: Any, b: Any) -> Bounded:
 
 
 def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) -> Bounded:
-    if arithmetic.level < ELEMENTS and np.all(a.error == 0) and np.all(b.error == 0):
+    if arithmetic.level < ELEMENTS and not np.count_nonzero(a.error) and not np.count_nonzero(b.error):
         # Counting steps is exact; a power with an exponent in doubt would be unbounded.
         sign = 1.0 if name == "add" else -1.0
         exact = ((z - a.value) * sign == b.value) & (z - sign * b.value == a.value)
-        if np.all(exact & arithmetic.format.represents(np.asarray(z))):
+        if exact.all() and arithmetic.format.represents(np.asarray(z)).all():
             return Bounded(z, _EXACT, arithmetic)
     if arithmetic.inner is not None:
         a, b = _as_addend(a), _as_addend(b)
@@ -525,15 +534,36 @@ def _may_be_difference(origin: Origin) -> bool:
 
 def _power(base: Any, exponent: Any) -> Bounded:
     base, exponent, arithmetic = _pair(base, exponent)
-    z = base.value**exponent.value
-    p: Float = _EXACT
-    if type(base.error) is not float or type(exponent.error) is not float:
-        # Monotonic in the base and in the exponent, so the furthest is a corner.
-        for b in (np.maximum(base.value - base.error, 0.0), base.value + base.error):
-            for x in (exponent.value - exponent.error, exponent.value + exponent.error):
-                p = np.maximum(p, np.abs(b**x - z))
+    # Numbers kept for each parameter stand once for each of its elements, and C's pow takes long: once for each run is enough.
+    lengths, operands = _runs(base.value, base.error, exponent.value, exponent.error)
+    z, p = _power_with_error(*operands)
+    if lengths is not None:
+        z, p = np.repeat(z, lengths), p if type(p) is float else np.repeat(p, lengths)
     # C's pow is not correctly rounded; glibc states an error below one ulp, which is two roundings.
     return _round("power", z, p, 2.0, arithmetic, lambda: _all_exact(base, exponent))
+
+
+def _power_with_error(base: Float, base_error: Float, exponent: Float, exponent_error: Float) -> tuple[Float, Float]:
+    z = base**exponent
+    p: Float = _EXACT
+    if type(base_error) is not float or type(exponent_error) is not float:
+        # Monotonic in the base and in the exponent, so the furthest is a corner.
+        for b in (np.maximum(base - base_error, 0.0), base + base_error):
+            for x in (exponent - exponent_error, exponent + exponent_error):
+                p = np.maximum(p, np.abs(b**x - z))
+    return z, p
+
+
+def _runs(*arrays: Float) -> tuple[Any, tuple[Float, ...]]:
+    """The lengths of the runs in which no array changes, and the numbers that they start with; no lengths where it pays not."""
+    size = max(map(np.size, arrays))
+    if size < _WORTH_RUNS or any(np.shape(x) not in ((), (size,)) for x in arrays):
+        return None, arrays
+    starting = np.ones(size, bool)
+    starting[1:] = functools.reduce(np.logical_or, [x[1:] != x[:-1] for x in arrays if np.ndim(x)])
+    starts = np.flatnonzero(starting)
+    lengths = np.append(starts[1:], size) - starts
+    return lengths, tuple(x[starts] if np.ndim(x) else x for x in arrays)
 
 
 def _abs(a: Bounded) -> Bounded:
