@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -137,6 +138,7 @@ class Recording:
     raised: Raised | None = None
 
 
+@functools.lru_cache(maxsize=1024)
 def strides(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     """Strides in elements. ``sliced`` is every other element of a row-major array; ``expanded`` repeats the first row."""
     if layout == "transposed":
@@ -161,6 +163,7 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(result))
 
 
+@functools.lru_cache(maxsize=1024)
 def room(shape: tuple[int, ...], layout: str) -> int:
     """Elements of the buffer that a tensor of this shape and layout is a view of.
 
@@ -420,7 +423,7 @@ class Player:
 
     def _beside_written(self, index: int) -> bool:
         buffer = self.allocations[index].buffer.detach()
-        return bool((_raw(buffer)[self.outside[index]] != GUARD).any())
+        return bool(np.count_nonzero(_raw(buffer)[self.outside[index]] != GUARD))
 
     def _assign(self, index: int, gradient: Gradient | None) -> None:
         old = self.gradients[index]
