@@ -46,10 +46,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from stepcheck.harness.formats import BINARY32, BINARY64, COUNTERS, ELEMENTS, Arithmetic, Format
+from stepcheck.harness.formats import BINARY32, BINARY64, COUNTERS, ELEMENTS, REFERENCE_ROUNDOFF, Arithmetic, Format
 
 Float = Any  # a float64 array or a Python float, whichever is cheaper
+Origin = str | tuple[Float, Float]
 _EXACT = 0.0  # a Python float says, without looking, that there is no error at all
+_WORTH_RUNS = 200  # elements of a power, from which on it pays to look for repetitions
 _NEVER_UNDERFLOWS = frozenset({"add", "subtract", "sqrt"})
 
 
@@ -60,15 +62,17 @@ class Bounded:
         value: float64, any shape but not empty.
         error: the bound, broadcastable to ``value``; 0.0 if exact.
         arithmetic: the arithmetic of the implementation that is bounded.
+        origin: the operation that made it, because a contracted product and a difference need care; of an addition its two
+            summands, whose signs are looked at only where somebody asks.
     """
 
     __slots__ = ("addend", "arithmetic", "error", "origin", "value")
 
-    def __init__(self, value: Float, error: Float, arithmetic: Arithmetic, origin: str = "") -> None:
+    def __init__(self, value: Float, error: Float, arithmetic: Arithmetic, origin: Origin = "") -> None:
         self.value = value
         self.error = np.float64(error) if type(error) is float and error else error  # see _EXACT
         self.arithmetic = arithmetic
-        self.origin = origin  # the operation that made it: a contracted product or a difference needs care
+        self.origin = origin
         self.addend: Float = _EXACT  # what is to be added to the error where this becomes a term of a sum
 
     def __repr__(self) -> str:
@@ -206,21 +210,28 @@ class Bounded:
         if into.unit_roundoff <= self.arithmetic.format.unit_roundoff:
             return self
         stored = _round("store", self.value, self.error, 1.0, Arithmetic(into), lambda: _carries(self))
-        exact = into.represents(self.value) & (np.asarray(self.error) == 0)
-        stored.error = np.where(exact, 0.0, stored.error)
+        errorless = np.asarray(self.error) == 0
+        if np.count_nonzero(errorless):
+            stored.error = np.where(errorless & into.represents(self.value), 0.0, stored.error)
         return stored
 
     def cover_orders(self, others: Mapping[str, Callable[[], Bounded]]) -> Bounded:
         """This number, computed in any of the orders that the arithmetic declares."""
+        return self.in_declared_orders(lambda: self, others)
+
+    def in_declared_orders(
+        self, written: Callable[[], Bounded], others: Mapping[str, Callable[[], Bounded]]
+    ) -> Bounded:
+        """A number that this one enters into, computed in any of the orders that the arithmetic declares, and in no other."""
         declared = self.arithmetic.orders
-        candidates = [other() for name, other in others.items() if name in declared]
+        candidates = [other for name, other in others.items() if name in declared]
         if not candidates:
-            return self
+            return written()
         if "written" in declared:
-            candidates.insert(0, self)
-        first = candidates[0]
+            candidates.insert(0, written)
+        first, *rest = [evaluate() for evaluate in candidates]
         error = first.error
-        for other in candidates[1:]:
+        for other in rest:
             apart = np.abs(other.value - first.value)
             same = (other.value == first.value) | (np.isnan(other.value) & np.isnan(first.value))
             apart = np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
@@ -230,6 +241,16 @@ class Bounded:
 
 def _value(x: Any) -> Any:
     return x.value if isinstance(x, Bounded) else x
+
+
+# Arrays here are short, so a call to NumPy costs by itself, and its reductions (max, any) several times as much as argmax and
+# count_nonzero.
+
+
+def _top(x: Float) -> float:
+    """The largest element, NaN if there is one."""
+    top: float = x if isinstance(x, float) else x.item(x.argmax())
+    return top
 
 
 def _operand(x: Any, arithmetic: Arithmetic, *, element: bool = False) -> Bounded:
@@ -289,6 +310,8 @@ def _scalar_rounding(value: float, arithmetic: Arithmetic) -> float:
 
 def _pair(a: Any, b: Any, *, elements: bool = False) -> tuple[Bounded, Bounded, Arithmetic]:
     """Both operands in the arithmetic of the result: that of the higher level."""
+    if isinstance(a, Bounded) and isinstance(b, Bounded) and a.arithmetic is b.arithmetic:
+        return a, b, a.arithmetic
     if isinstance(a, Bounded) and not (isinstance(b, Bounded) and _enters(a.arithmetic, b.arithmetic)):
         arithmetic = a.arithmetic
     else:
@@ -308,36 +331,44 @@ def _round(
     arithmetic: Arithmetic,
     settled: Settled,
 ) -> Bounded:
+    exact = type(p) is float
     size = np.abs(z)
-    reach = size + p
+    reach = size if exact else size + p
     local = (roundings * arithmetic.unit) * reach
     # What enters in a wider format may lie between the subnormal numbers of a narrow one.
     if name not in _NEVER_UNDERFLOWS or arithmetic.inner is not None:
         # In float64 the reference's own zero may be an underflow; in a narrower format zero is zero.
-        local = local + arithmetic.format.underflow * (reach > 0 if arithmetic.format is not BINARY64 else 1.0)
-    error = p + _audited(name, local)
+        local = local + arithmetic.format.underflow * (np.sign(reach) if arithmetic.format is not BINARY64 else 1.0)
+    local = _audited(name, local)
+    error = local if exact else p + local
     # NaN compares false, so this is the one test that ordinary numbers pay for.
-    if not (size + error).max() <= arithmetic.format.largest:
+    furthest = size + error
+    if not _top(furthest) <= arithmetic.format.largest:
         # A product may be contracted with the sum that follows it (FMA) and so pass the edge of the format unrounded;
         # a finite addend brings it back from no further than twice that edge.
         certain = 2.0 if name == "multiply" else 1.0
         if not arithmetic.overflow:
             certain = math.inf
-        z, error = _settle(z, size, error, arithmetic.format.largest, certain, settled)
+        within = furthest <= arithmetic.format.largest
+        z, error = _settle(z, size, error, within, arithmetic.format.largest * certain, settled)
     return Bounded(z, error, arithmetic, name)
 
 
-def _settle(
-    z: Float, size: Float, error: Float, largest: float, certain: float, settled: Settled
-) -> tuple[Float, Float]:
-    """Infinities, NaN and overflow: exact where they are determined, undetermined elsewhere."""
+def _settle(z: Float, size: Float, error: Float, within: Any, edge: float, settled: Settled) -> tuple[Float, Float]:
+    """Infinities, NaN and overflow: exact where they are determined, undetermined elsewhere.
+
+    Args:
+        within: elementwise, whether the value and its error lie within the format: an ordinary number.
+        edge: a finite number that is certainly further out becomes infinite.
+    """
     special = ~np.isfinite(z)
-    error = np.where(special, np.where(settled(), 0.0, np.inf), np.where(np.isnan(error), np.inf, error))
-    # A finite value beyond the format's range: for certain, or only perhaps.
-    over = ~special & ((size - error) / certain > largest)
-    perhaps = ~special & ~over & (size + error > largest)
-    z = np.where(over, np.copysign(np.inf, z), z)
-    return z, np.where(over, 0.0, np.where(perhaps, np.inf, error))
+    result = np.where(within, error, np.inf)
+    if np.count_nonzero(special):
+        result = np.where(special & settled(), 0.0, result)
+    if np.count_nonzero(special) < special.size - np.count_nonzero(within):
+        over = ~special & (size - error > edge)
+        z, result = np.where(over, np.copysign(np.inf, z), z), np.where(over, 0.0, result)
+    return z, result
 
 
 def _all_exact(*operands: Bounded) -> Any:
@@ -393,7 +424,9 @@ def _settled_quotient(a: Bounded, b: Bounded) -> Settled:
 
 def _add(a: Any, b: Any) -> Bounded:
     a, b, arithmetic = _pair(a, b, elements=True)
-    return _sum("add", a, b, a.value + b.value, arithmetic)
+    result = _sum("add", a, b, a.value + b.value, arithmetic)
+    result.origin = (a.value, b.value)
+    return result
 
 
 def _subtract(a: Any, b: Any) -> Bounded:
@@ -402,17 +435,15 @@ def _subtract(a: Any, b: Any) -> Bounded:
 
 
 def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) -> Bounded:
-    if arithmetic.level < ELEMENTS and np.all(a.error == 0) and np.all(b.error == 0):
+    if arithmetic.level < ELEMENTS and not np.count_nonzero(a.error) and not np.count_nonzero(b.error):
         # Counting steps is exact; a power with an exponent in doubt would be unbounded.
         sign = 1.0 if name == "add" else -1.0
         exact = ((z - a.value) * sign == b.value) & (z - sign * b.value == a.value)
-        if np.all(exact & arithmetic.format.represents(np.asarray(z))):
+        if exact.all() and arithmetic.format.represents(np.asarray(z)).all():
             return Bounded(z, _EXACT, arithmetic)
     if arithmetic.inner is not None:
         a, b = _as_addend(a), _as_addend(b)
     p = a.error + b.error
-    if name == "add" and (np.signbit(a.value).any() or np.signbit(b.value).any()):
-        name = "subtract"  # the root of what may be a difference needs care
     return _round(name, z, p, 1.0, arithmetic, _settled_sum(a, b, z))
 
 
@@ -421,7 +452,7 @@ def _as_addend(x: Bounded) -> Bounded:
 
 
 def _multiply(a: Any, b: Any) -> Bounded:
-    scalar = next((x for x in (a, b) if not isinstance(x, Bounded) or x.arithmetic.level < ELEMENTS), None)
+    scalar = a if _is_scalar(a) else b if _is_scalar(b) else None
     if type(scalar) is float and abs(scalar) == 1.0:
         unscaled: Bounded = b if a is scalar else a
         return unscaled if scalar > 0 else -unscaled
@@ -430,21 +461,35 @@ def _multiply(a: Any, b: Any) -> Bounded:
     if type(b.error) is not float:
         p = np.abs(a.value) * b.error
     if type(a.error) is not float:
-        p = p + a.error * (np.abs(b.value) + b.error)
+        p = p + a.error * (np.abs(b.value) if type(b.error) is float else np.abs(b.value) + b.error)
     result = _round("multiply", a.value * b.value, p, 1.0, arithmetic, _settled_product(a, b))
     if arithmetic.inner is not None and scalar is not None:
-        # torch.add(y, x, alpha=c) rounds c to the narrow format, which torch.mul(x, c) does not.
-        narrow = Arithmetic(arithmetic.format)
-        c, x = np.abs(_value(scalar)), np.abs(result.value) + result.error
-        rounding = np.where(narrow.format.represents(np.asarray(c, np.float64)), 0.0, narrow.unit)
-        other = b if x is a else a
-        tiny = narrow.format.underflow * (np.abs(a.value) + np.abs(b.value) + other.error)
-        result.addend = rounding * x + np.where(rounding > 0, tiny, 0.0)
-        # A scalar that is rounded to 0 makes NaN of an infinity.
-        vanishes = (c > 0) & (c <= 2 * narrow.format.underflow) & ~np.isfinite(result.value)
-        result.addend = np.where(vanishes | np.isnan(result.addend), np.inf, result.addend)
-        result.addend = np.where(np.isfinite(result.value) | vanishes, result.addend, 0.0)
+        result.addend = _as_factor(np.abs(_value(scalar)), a, b, result)
     return result
+
+
+def _is_scalar(x: Any) -> bool:
+    return not isinstance(x, Bounded) or x.arithmetic.level < ELEMENTS
+
+
+def _as_factor(c: Float, a: Bounded, b: Bounded, product: Bounded) -> Float:
+    """What it costs beside that the scalar of a product, of size ``c``, is rounded to a narrow format.
+
+    torch.add(y, x, alpha=c) does so, which torch.mul(x, c) does not.
+    """
+    narrow = product.arithmetic.format
+    inexact = ~narrow.represents(np.asarray(c, np.float64))
+    maybe_nothing = (c > 0) & (c <= 2 * narrow.underflow)
+    if not np.count_nonzero(inexact | maybe_nothing):
+        return _EXACT
+    size = np.abs(product.value) + product.error
+    tiny = narrow.underflow * (np.abs(a.value) + np.abs(b.value) + a.error)
+    addend = np.where(inexact, (narrow.unit_roundoff + REFERENCE_ROUNDOFF) * size + tiny, 0.0)
+    # A scalar that is rounded to 0 makes NaN of an infinity.
+    finite = np.isfinite(product.value)
+    vanishes = maybe_nothing & ~finite
+    addend = np.where(vanishes | np.isnan(addend), np.inf, addend)
+    return np.where(finite | vanishes, addend, 0.0)
 
 
 def _divide(a: Any, b: Any) -> Bounded:
@@ -475,23 +520,50 @@ def _sqrt(a: Bounded) -> Bounded:
     if type(a.error) is not float:
         low = a.value - a.error
         p = np.maximum(np.sqrt(a.value + a.error) - z, z - np.sqrt(np.maximum(low, 0.0)))
-        if a.origin == "subtract":
+        if _may_be_difference(a.origin):
             # Its sign is not determined, so an implementation may find NaN.
             p = np.where((low < 0) & (a.value + a.error >= 0), np.inf, p)
     return _round("sqrt", z, p, a.arithmetic.square_root, a.arithmetic, lambda: _carries(a) | (a.value + a.error < 0))
 
 
+def _may_be_difference(origin: Origin) -> bool:
+    if isinstance(origin, tuple):
+        return any(np.count_nonzero(np.signbit(summand)) for summand in origin)
+    return origin == "subtract"
+
+
 def _power(base: Any, exponent: Any) -> Bounded:
     base, exponent, arithmetic = _pair(base, exponent)
-    z = base.value**exponent.value
-    p: Float = _EXACT
-    if type(base.error) is not float or type(exponent.error) is not float:
-        # Monotonic in the base and in the exponent, so the furthest is a corner.
-        for b in (np.maximum(base.value - base.error, 0.0), base.value + base.error):
-            for x in (exponent.value - exponent.error, exponent.value + exponent.error):
-                p = np.maximum(p, np.abs(b**x - z))
+    # Numbers kept for each parameter stand once for each of its elements, and C's pow takes long: once for each run is enough.
+    lengths, operands = _runs(base.value, base.error, exponent.value, exponent.error)
+    z, p = _power_with_error(*operands)
+    if lengths is not None:
+        z, p = np.repeat(z, lengths), p if type(p) is float else np.repeat(p, lengths)
     # C's pow is not correctly rounded; glibc states an error below one ulp, which is two roundings.
     return _round("power", z, p, 2.0, arithmetic, lambda: _all_exact(base, exponent))
+
+
+def _power_with_error(base: Float, base_error: Float, exponent: Float, exponent_error: Float) -> tuple[Float, Float]:
+    z = base**exponent
+    p: Float = _EXACT
+    if type(base_error) is not float or type(exponent_error) is not float:
+        # Monotonic in the base and in the exponent, so the furthest is a corner.
+        for b in (np.maximum(base - base_error, 0.0), base + base_error):
+            for x in (exponent - exponent_error, exponent + exponent_error):
+                p = np.maximum(p, np.abs(b**x - z))
+    return z, p
+
+
+def _runs(*arrays: Float) -> tuple[Any, tuple[Float, ...]]:
+    """The lengths of the runs in which no array changes, and the numbers that they start with; no lengths where it pays not."""
+    size = max(map(np.size, arrays))
+    if size < _WORTH_RUNS or any(np.shape(x) not in ((), (size,)) for x in arrays):
+        return None, arrays
+    starting = np.ones(size, bool)
+    starting[1:] = functools.reduce(np.logical_or, [x[1:] != x[:-1] for x in arrays if np.ndim(x)])
+    starts = np.flatnonzero(starting)
+    lengths = np.append(starts[1:], size) - starts
+    return lengths, tuple(x[starts] if np.ndim(x) else x for x in arrays)
 
 
 def _abs(a: Bounded) -> Bounded:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+import random
 import signal
 import threading
 import time
@@ -12,12 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
-import hypothesis
-from hypothesis import HealthCheck, Phase
-
 from stepcheck.harness import explain, ledger, repro, shrink
 from stepcheck.harness.checks import CHECKS, STRIDED, Evidence, Finding, steps_judged
-from stepcheck.harness.generate import traces
+from stepcheck.harness.generate import ESSENTIALS, TRACE_BYTES, decoder
 from stepcheck.harness.ledger import Entry
 from stepcheck.harness.subjects import Subject, UsageError
 from stepcheck.harness.trace import Trace
@@ -146,7 +143,7 @@ class Campaign:
             return self._unsupported(self.subject.unsupported)
         if not self.dtypes:
             return self._unsupported(f"it takes {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}")
-        self.traces = traces(self.subject, self.dtypes)
+        self.decode = decoder(self.subject, self.dtypes)
         start = time.perf_counter()
         self.deadline = math.inf if self.settings.seconds is None else start + self.settings.seconds
         # A subject whose traces cost more is given fewer; its row in the report says how many.
@@ -157,12 +154,9 @@ class Campaign:
                 size = _BATCH if planned is None else min(_BATCH, planned - self.result.traces)
                 if size <= 0:
                     break
-                before = self.result.traces
                 self._batch(batch, size)
                 batch += 1
                 self._shrink_new()
-                if self.result.traces == before:
-                    break  # the space of traces is exhausted
             self.result.seconds = time.perf_counter() - start - self.result.shrink_seconds
             if planned is not None:
                 for name, tally in self.result.tallies.items():
@@ -184,25 +178,16 @@ class Campaign:
         return self.result
 
     def _draw(self, batch: int, size: int) -> list[Trace]:
-        """Traces from Hypothesis, set up so that the seed alone decides. It draws; shrinking works on the traces themselves."""
-        drawn: list[Trace] = []
+        """Traces from random bytes that the seed alone decides. The first of all is the simplest life, that of zeros."""
         text = f"{self.settings.seed}/{self.subject.name}/{','.join(self.dtypes)}/{batch}"
-
-        @hypothesis.settings(
-            max_examples=size,
-            phases=[Phase.generate],
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @hypothesis.seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]))
-        @hypothesis.given(self.traces)
-        def collect(trace: Trace) -> None:
-            drawn.append(trace)
-
-        collect()
-        # Hypothesis may go a little past max_examples; what is planned is what runs.
-        return drawn[:size]
+        source = random.Random(text)  # noqa: S311 - the same lives everywhere is what it is for
+        data = [source.randbytes(TRACE_BYTES) for _ in range(size)]
+        if batch:
+            return [self.decode(d) for d in data]
+        data[0] = bytes(TRACE_BYTES)
+        # Among the first, each kind of event that some check waits for.
+        essentials = (*ESSENTIALS[:size], *[""] * (size - len(ESSENTIALS)))
+        return [self.decode(d, e) for d, e in zip(data, essentials, strict=True)]
 
     def _batch(self, batch: int, size: int) -> None:
         for trace in self._draw(batch, size):

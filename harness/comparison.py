@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,8 @@ class Comparison:
 
 def reals(x: Any) -> Array:
     """``x`` flat, as float64; a complex number as real and imaginary part."""
+    if type(x) is float:
+        return np.array([x])
     array = np.asarray(x)
     if array.dtype.kind == "c":
         array = np.ascontiguousarray(array).reshape(-1).view(array.real.dtype)
@@ -47,12 +50,12 @@ def reals(x: Any) -> Array:
 
 def ratios(actual: Array, expected: Bounded) -> Array:
     """Elementwise distance of ``actual`` from ``expected`` in budgets: 0 where undetermined, infinite where the class is wrong."""
-    value = np.asarray(expected.value)
     budget = np.asarray(expected.error) * _BUDGET_ROUNDING
-    budget = np.where(np.isnan(budget), np.inf, budget)  # of a NaN nothing is known
     with np.errstate(all="ignore"):
-        distance = np.abs(actual - value)
-        r = np.where(distance == 0, 0.0, distance / budget)
-    same = (actual == value) | (np.isnan(actual) & np.isnan(value))
-    result: Any = np.where(same | np.isinf(budget), 0.0, np.where(np.isnan(r), np.inf, r))
-    return result  # type: ignore[no-any-return]
+        r: Array = np.abs(actual - expected.value) / budget
+    # Of ordinary numbers that is all; argmax finds NaN, if there is any.
+    if r.size and math.isnan(r.item(r.argmax())):
+        same = (actual == expected.value) | (np.isnan(actual) & np.isnan(expected.value))
+        undetermined = np.isinf(budget) | np.isnan(budget)  # of a NaN nothing is known
+        r = np.where(np.isnan(r), np.where(same | undetermined, 0.0, np.inf), r)
+    return r

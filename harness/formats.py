@@ -69,7 +69,7 @@ FORMATS = {
 OPTIONS, COUNTERS, ELEMENTS = range(3)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared, and looked up, by identity: it is asked for in every operation
 class Arithmetic:
     """How a subject computes: a format, the accuracy of its operations and the orders it may evaluate them in.
 

@@ -1,8 +1,8 @@
-"""Draw traces with Hypothesis: one draw a trace, simplest choice first, so that what fails shrinks to what matters.
+"""Random traces, simplest choice first, so that what fails shrinks to what matters.
 
-A trace is decoded from one string of random bytes, one or two for each choice from a table whose first entry is the simplest. So
-a trace costs one draw instead of forty, zero bytes are the simplest life, and no two draws look alike to Hypothesis, which
-would spend most of a small campaign on copying one part of a trace over another.
+A trace is decoded from one string of random bytes, one or two for each choice from a table whose first entry is the simplest:
+zero bytes are the simplest life. A campaign draws the bytes from a plain generator of random numbers, at a thousandth of what an
+example costs in Hypothesis; for tests with Hypothesis there is a strategy, which draws a trace at once instead of in forty draws.
 
 Inputs are directed, because faults hide: a wrong denominator shows in a parameter only where the parameter is no larger than
 its update, and a misplaced eps only where the root of the second moment is near eps.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -239,7 +239,7 @@ class _Tables:
 _T = TypeVar("_T")
 
 #: Enough for a seed and for every choice of all but the longest lives; whatever is missing is chosen as the simplest.
-_BYTES = 80
+TRACE_BYTES = 80
 
 #: What may stand between steps, the commonest named more often.
 _BETWEEN = (
@@ -634,7 +634,14 @@ def _holds_expanded(events: list[Event]) -> bool:
     )
 
 
-def traces(subject: Subject, dtypes: Sequence[str], essential: str = "") -> st.SearchStrategy[Trace]:
-    """A strategy for traces that ``subject`` can play: only options that it has, only ``dtypes``."""
-    decoder = _Decoder(subject, dtypes)
-    return st.binary(min_size=_BYTES, max_size=_BYTES).map(lambda data: decoder.decode(data, essential))
+def decoder(subject: Subject, dtypes: Sequence[str]) -> Callable[..., Trace]:
+    """What ``TRACE_BYTES`` bytes say: a trace that ``subject`` can play, with only options that it has and only ``dtypes``.
+
+    Beside the bytes it can be given one of ``ESSENTIALS``, which the trace then contains where the subject has it.
+    """
+    return _Decoder(subject, dtypes).decode
+
+
+def traces(subject: Subject, dtypes: Sequence[str]) -> st.SearchStrategy[Trace]:
+    """A strategy for the traces of :func:`decoder`."""
+    return st.binary(min_size=TRACE_BYTES, max_size=TRACE_BYTES).map(decoder(subject, dtypes))

@@ -22,7 +22,7 @@ from stepcheck.harness import bounded, evaluations, orthogonal
 from stepcheck.harness.bounded import Bounded
 from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, reals
 from stepcheck.harness.evaluations import EVALUATION
-from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, SCALARS64, Arithmetic
+from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, SCALARS64, Arithmetic, Format
 from stepcheck.harness.memory import SparseRaw
 from stepcheck.harness.recording import Life, Recording, StepRecord
 from stepcheck.harness.subjects import COUNTERS, Profile, Subject
@@ -112,7 +112,7 @@ class _Item:
         """Real numbers in the parameter."""
         return math.prod(in_reals(self.shape, self.dtype))
 
-    @property
+    @functools.cached_property
     def slots(self) -> int:
         """An empty tensor gets one element, so that numbers kept per parameter are predicted for it as well."""
         return self.numel or math.prod(in_reals((), self.dtype))
@@ -147,9 +147,13 @@ class Judge:
         self.result = Judgement(steps=len(recording.steps))
         self.group_of = self.trace.group_of
         self.per_parameter = {b.name for b in self.spec.buffers if b.per_parameter}
+        self.by_name = {b.name: b for b in self.spec.buffers}
         self.started: set[int] = set()
         self.carried: dict[tuple[int, str], Bounded] = {}
         self.carried_products: set[int] = set()
+        # By the identity of the hyperparameters, which stand beside what belongs to them so that they outlive it.
+        self.options: dict[tuple[int, str], tuple[HyperValues, SimpleNamespace]] = {}
+        self.buffers: dict[tuple[int, int], tuple[HyperValues, list[Buffer]]] = {}
 
     def judge(self) -> Judgement:
         with np.errstate(all="ignore"):
@@ -278,8 +282,12 @@ class Judge:
 
     def _buffers(self, hyper: HyperValues, index: int) -> list[Buffer]:
         """The buffers that a parameter has."""
-        shape = self.trace.parameters[index].shape
-        return [b for b in self.spec.buffers if b.present(hyper) and b.shape(shape) is not None]
+        key = (id(hyper), index)
+        if key not in self.buffers:
+            shape = self.trace.parameters[index].shape
+            found = [b for b in self.spec.buffers if b.present(hyper) and b.shape(shape) is not None]
+            self.buffers[key] = hyper, found
+        return self.buffers[key][1]
 
     def _slots_of(self, b: Buffer, index: int) -> int:
         """Numbers in a buffer; of a single number per parameter, as many as it has to stand beside."""
@@ -428,13 +436,14 @@ class Judge:
                 state[b.name] = formed(values, b.shape(shape) or ())
         observed = {b.name: actual[b.name] for b in self.spec.buffers if b.in_place and b.name not in self.result.free}
         with bounded.seen(observed, COUNTERS[profile.in_place]):
-            options = bounded_hyper(self.spec.for_dtype(hyper, 2.0 * element.unit_roundoff))
-            new_p, after = self.spec.update(formed(p, shape), formed(g, shape), state, options)
+            new_p, after = self.spec.update(formed(p, shape), formed(g, shape), state, self._options(hyper, element))
         result = {k: v.store(BINARY32 if k in self.per_parameter else element) for k, v in after.items()}
         result[PARAMETER] = new_p.store(element)
         for name, predicted in result.items():
-            predicted.error = np.broadcast_to(predicted.error, np.shape(predicted.value)).reshape(-1)
-            predicted.value = np.asarray(predicted.value).reshape(-1)
+            predicted.value = np.asarray(predicted.value)
+            if np.shape(predicted.error) != predicted.value.shape:
+                predicted.error = np.full(predicted.value.shape, predicted.error)
+            predicted.value, predicted.error = predicted.value.reshape(-1), predicted.error.reshape(-1)
             if name in self.per_parameter and not self.spec.elementwise:
                 # One number, as many times as its parameter has elements.
                 predicted.value = np.broadcast_to(predicted.value, lengths[0])
@@ -445,6 +454,12 @@ class Judge:
             for name in result.keys() - self.per_parameter:
                 _join_parts(result[name])
         return result
+
+    def _options(self, hyper: HyperValues, element: Format) -> SimpleNamespace:
+        key = (id(hyper), element.name)
+        if key not in self.options:
+            self.options[key] = hyper, bounded_hyper(self.spec.for_dtype(hyper, 2.0 * element.unit_roundoff))
+        return self.options[key][1]
 
     def _leave_unnamed(
         self,
@@ -493,23 +508,23 @@ class Judge:
         """Keep count of one field of all items of a batch, and note what deviates."""
         single = name in self.per_parameter
         lengths = [len(actual)] if len(batch) == 1 else [item.slots for item in batch]
-        starts = np.cumsum([0, *lengths[:-1]])
+        starts = list(itertools.accumulate(lengths[:-1], initial=0))
         if name in self.result.free:
             for item, start, length in zip(batch, starts, lengths, strict=True):
                 self.carried[item.index, name] = predicted[start : start + length]
             return
-        maxima = np.maximum.reduceat(r, starts)
         elements = sum(1 if single else n if item.numel else 0 for item, n in zip(batch, lengths, strict=True))
-        self._count(name, elements, 0 if single else int(np.isinf(predicted.error).sum()))
-        if maxima.max() <= 1:
-            self.result.worst[name] = max(self.result.worst.get(name, 0.0), float(maxima.max()))
+        self._count(name, elements, 0 if single else int(np.count_nonzero(np.isinf(predicted.error))))
+        largest = r.item(r.argmax())
+        if largest <= 1:
+            self.result.worst[name] = max(self.result.worst.get(name, 0.0), largest)
             return
-        for item, start, length, worst in zip(batch, starts, lengths, maxima, strict=True):
+        for item, start, length, worst in zip(batch, starts, lengths, np.maximum.reduceat(r, starts), strict=True):
             if worst <= 1:
                 self.result.worst[name] = max(self.result.worst.get(name, 0.0), float(worst))
             elif single or item.numel:
                 at = int(start + r[start : start + length].argmax())
-                self._deviates(item, name, at, int(start), float(worst), float(actual[at]), predicted)
+                self._deviates(item, name, at, start, float(worst), float(actual[at]), predicted)
 
     def _count(self, name: str, elements: int, undetermined: int) -> None:
         before = self.result.fields.get(name, (0, 0))
@@ -542,7 +557,7 @@ class Judge:
         """The shape that a field has to have."""
         if name == PARAMETER:
             return item.shape
-        return next(b.shape(item.shape) for b in self.spec.buffers if b.name == name) or ()
+        return self.by_name[name].shape(item.shape) or ()
 
     def _problem(self, item: _Item, name: str) -> str:
         """Why a field cannot be compared at all, or nothing."""
@@ -635,6 +650,8 @@ def _rounded_fill(value: float, dtype: str) -> float:
     """``value`` as a tensor of ``dtype`` holds it."""
     if dtype == "float64":
         return value
+    if value in (0.0, 1.0):  # as most are; in every dtype
+        return float(value)
     return float(torch.tensor(value, dtype=getattr(torch, dtype)).real)
 
 

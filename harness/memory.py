@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ class SparseRaw:
     values: Raw
 
 
+@functools.lru_cache(maxsize=1024)
 def strides(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
     """Strides in elements. ``sliced`` is every other element of a row-major array; ``expanded`` repeats the first row."""
     if layout == "transposed":
@@ -56,6 +58,7 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(result))
 
 
+@functools.lru_cache(maxsize=1024)
 def room(shape: tuple[int, ...], layout: str) -> int:
     """Elements of the buffer that a tensor of this shape and layout is a view of.
 

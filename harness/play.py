@@ -561,7 +561,7 @@ class Player:
 
     def _beside_written(self, index: int) -> bool:
         buffer = self.allocations[index].buffer.detach()
-        return bool((raw(buffer)[self.outside[index]] != GUARD).any())
+        return bool(np.count_nonzero(raw(buffer)[self.outside[index]] != GUARD))
 
     # What is no step
 

@@ -84,14 +84,20 @@ class TraceError(ValueError):
 
 
 _GOLDEN, _MIX1, _MIX2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-_30, _27, _31 = map(np.uint64, (30, 27, 31))
+_1, _11, _27, _30, _31 = map(np.uint64, (1, 11, 27, 30, 31))
+_LOW10 = np.uint64((1 << 10) - 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _golden_multiples(count: int) -> npt.NDArray[np.uint64]:
+    return np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
 
 
 def splitmix64(seed: int, count: int) -> npt.NDArray[np.uint64]:
     """``count`` pseudorandom 64-bit words: Steele, Lea, Flood, *Fast splittable pseudorandom number generators*, 2014."""
     start = np.uint64(seed * 0xD1342543DE82EF95 % 2**64)
     # Unsigned array arithmetic wraps around silently, as the algorithm wants.
-    z = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN + start
+    z = _golden_multiples(count) + start
     z ^= z >> _30
     z *= _MIX1
     z ^= z >> _27
@@ -102,7 +108,7 @@ def splitmix64(seed: int, count: int) -> npt.NDArray[np.uint64]:
 
 def _fraction(words: npt.NDArray[np.uint64]) -> Array:
     """The upper 53 bits as a number in [0, 1)."""
-    fraction: Array = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    fraction: Array = (words >> _11).astype(np.float64) * 2.0**-53
     return fraction
 
 
@@ -119,9 +125,10 @@ def _log(values: Values, count: int) -> Array:
         return np.zeros(count)
     words = splitmix64(values.seed, count)
     low, high = math.frexp(values.low)[1], math.frexp(values.high)[1]
-    exponent = low + ((words >> np.uint64(1)) % np.uint64(1 << 10)).astype(np.int64) * (high - low + 1) // (1 << 10)
+    exponent = low + (((words >> _1) & _LOW10).astype(np.int64) * (high - low + 1) >> 10)
     magnitude = np.ldexp(0.5 + 0.5 * _fraction(words), exponent)
-    signed: Array = np.where(words & np.uint64(1), -1.0, 1.0) * np.clip(magnitude, values.low, values.high)
+    clipped = np.minimum(np.maximum(magnitude, values.low), values.high)
+    signed: Array = (1.0 - 2.0 * (words & _1).astype(np.float64)) * clipped
     return signed
 
 

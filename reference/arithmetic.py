@@ -44,6 +44,12 @@ def any_order(written: Number, **others: Callable[[], Number]) -> Number:
     return written if cover is None else cover(others)
 
 
+def any_order_of(number: Number, written: Callable[[], Number], **others: Callable[[], Number]) -> Number:
+    """:func:`any_order`, where ``number``, an operand of all orders, may know that the written one is not asked for."""
+    declared = getattr(number, "in_declared_orders", None)
+    return any_order(written(), **others) if declared is None else declared(written, others)
+
+
 def one_operation(function: Callable[..., Number], first: Number, *rest: Number) -> Number:
     """``function(first, *rest)``, of arrays, which an implementation in a narrow format evaluates wider and rounds once."""
     as_one = getattr(first, "as_one_operation", None)
@@ -59,8 +65,9 @@ def stored(name: str, x: Number) -> Number:
 def ema(average: Number, x: Number, beta: Number, weight: Number = None) -> Number:
     """Exponential moving average: ``beta average + (1 - beta) x``; ``weight`` is 1 - beta, where that is given first."""
     weight = 1 - beta if weight is None else weight
-    return any_order(
-        beta * average + weight * x,
+    return any_order_of(
+        average,
+        lambda: beta * average + weight * x,
         lerp=lambda: one_operation(lambda a, b: _lerp(a, b, weight), average, x),
         naive_lerp=lambda: average + weight * (x - average),
     )
