@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from stepcheck.harness import explain, ledger, repro, shrink
+from stepcheck.harness import explain, ledger, repro, shrink, validation
 from stepcheck.harness.checks import CHECKS, STRIDED, Evidence, Finding, steps_judged
 from stepcheck.harness.generate import ESSENTIALS, TRACE_BYTES, decoder
 from stepcheck.harness.ledger import Entry
@@ -30,6 +30,10 @@ _ATTEMPTS = 400
 #: A trace takes milliseconds; a subject that is still busy with one after this long hangs.
 TRACE_SECONDS = 20.0
 HANGS = "hangs"
+#: The check that is asked of a matrix, not of random lives.
+VALIDATION = "refuses-invalid"
+#: Subjects that cost more than this are given few lives, of the plainest kinds.
+_COSTLY = 9
 
 Progress = Callable[[int, int], None]
 
@@ -130,8 +134,14 @@ class Campaign:
         """Those of ``explained`` that were told."""
         self.free: set[str] = set()
         self.refusals: list[str] = []
-        self.meaningless = {c: why for c in settings.checks if (why := CHECKS[c].without_meaning(subject))}
+        self.meaningless = {
+            c: why for c in settings.checks if (why := CHECKS[c].without_meaning(subject)) and not self._insists_on(c)
+        }
         self.hung = False
+
+    def _insists_on(self, check: str) -> bool:
+        """Whether a check is asked that is usually left to the author of a class."""
+        return check == VALIDATION and check in self.settings.only and self.subject.explicit
 
     def run(self) -> Result:
         """Draw, play and judge until the examples or the seconds are used up, then shrink.
@@ -150,6 +160,7 @@ class Campaign:
         planned = None if self.settings.examples is None else max(self.settings.examples // self.subject.cost, 1)
         batch = 0
         try:
+            self._validate()
             while not self.hung and time.perf_counter() < self.deadline:
                 size = _BATCH if planned is None else min(_BATCH, planned - self.result.traces)
                 if size <= 0:
@@ -160,15 +171,48 @@ class Campaign:
             self.result.seconds = time.perf_counter() - start - self.result.shrink_seconds
             if planned is not None:
                 for name, tally in self.result.tallies.items():
-                    tally.planned = planned
+                    tally.planned = tally.planned if name == VALIDATION else planned
                     if name in self.meaningless:
-                        tally.unsupported = planned
+                        tally.unsupported = tally.planned
+                self._declare_unasked()
         except UsageError:
             raise
         except Exception as error:  # noqa: BLE001 - a fault of the harness: the verdict is unknown, never green
             self.result.error = f"{type(error).__name__}: {error}"
         self._note()
         return self.result
+
+    def _validate(self) -> None:
+        """Try everything invalid; what is accepted that should be refused is a life of its own."""
+        if VALIDATION not in self.result.tallies or self.subject.cost > _COSTLY:
+            return
+        tally, matrix = self.result.tallies[VALIDATION], validation.matrix(self.subject)
+        if self.subject.explicit or self.subject.mode == "forloop":
+            self.result.validation = validation.table(matrix)
+        if self.subject.explicit:
+            self.result.notes += [f"validation: {line}" for line in validation.told(matrix)]
+        judged = {cell: outcome for cell, outcome in matrix.items() if cell.judged}
+        tally.planned = len(judged)
+        if VALIDATION in self.meaningless:
+            return
+        explained: set[str] = set()
+        for cell, outcome in judged.items():
+            tally.ran += not outcome.control_failed
+            tally.looked += not outcome.control_failed
+            if not outcome.declared or outcome.changed:
+                evidence = Evidence(self.subject, validation.life(self.subject, cell), known=ledger.explanation)
+                self._sort(VALIDATION, evidence, explained)
+
+    def _declare_unasked(self) -> None:
+        """A subject whose lives are few because they cost much is not asked everything, and says so."""
+        unasked = [t for t in self.result.tallies.values() if t.verdict == "unknown"]
+        if self.subject.cost > _COSTLY and unasked:
+            for tally in unasked:
+                tally.unsupported = tally.planned
+            names = ", ".join(t.check for t in unasked)
+            self.result.notes.append(
+                f"unsupported: not asked in the {self.result.traces} lives that its cost allows: {names}"
+            )
 
     def _unsupported(self, why: str) -> Result:
         """What the subject itself declares that it cannot do here is neither right nor wrong."""
@@ -217,6 +261,8 @@ class Campaign:
             if name in self.meaningless:
                 tally.planned += 1
                 tally.unsupported += 1
+                continue
+            if name == VALIDATION:
                 continue
             looked = CHECKS[name].looks_at(evidence)
             tally.planned += 1

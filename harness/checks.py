@@ -481,11 +481,11 @@ def option_effect(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _validates_as_it_likes(subject: Subject) -> str:
-    return (
-        "whether somebody's class validates its options is theirs to say: what it accepts is told below"
-        if subject.explicit
-        else ""
-    )
+    if subject.explicit:
+        return (
+            "whether somebody's class validates is theirs to say, unless it is asked for with --only; it is told below"
+        )
+    return "it validates as its class does in every mode" if subject.cost > 9 else ""
 
 
 @_register(

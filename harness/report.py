@@ -150,6 +150,7 @@ def to_json(
                 "like": r.like,
                 "verdict": r.verdict,
                 "notes": [*r.notes, *([r.error] if r.error else [])],
+                "validation": r.validation,
                 "fields": {
                     name: {"elements": n, "undetermined": u, "worst_ratio": _finite(r.worst.get(name))}
                     for name, (n, u) in r.fields.items()

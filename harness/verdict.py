@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from stepcheck.harness.trace import Trace
 
@@ -93,6 +94,8 @@ class Result:
     """Steps of single parameters that were compared with the reference."""
     elements: int = 0
     undetermined: int = 0
+    validation: list[dict[str, Any]] = field(default_factory=list)
+    """What was tried that is invalid, and what became of it, as rows."""
     seconds: float = 0.0
     shrink_seconds: float = 0.0
     worst: dict[str, float] = field(default_factory=dict)
