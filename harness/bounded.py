@@ -483,7 +483,7 @@ def _as_factor(c: Float, a: Bounded, b: Bounded, product: Bounded) -> Float:
     if not np.count_nonzero(inexact | maybe_nothing):
         return _EXACT
     size = np.abs(product.value) + product.error
-    tiny = narrow.underflow * (np.abs(a.value) + np.abs(b.value) + a.error)
+    tiny = narrow.underflow * (np.abs(a.value) + np.abs(b.value) + a.error + b.error)
     addend = np.where(inexact, (narrow.unit_roundoff + REFERENCE_ROUNDOFF) * size + tiny, 0.0)
     # A scalar that is rounded to 0 makes NaN of an infinity.
     finite = np.isfinite(product.value)

@@ -365,8 +365,9 @@ class _Decoder:
         ]
         self.failures = [
             *("closure", "hook"),
-            *(() if spec.closure else ("gradient",)),
-            *(() if spec.closure or subject.differentiable else ("dtype",)),
+            # What somebody's class does with gradients that torch refuses is theirs to say.
+            *(() if spec.closure or subject.explicit else ("gradient",)),
+            *(() if spec.closure or subject.explicit or subject.differentiable else ("dtype",)),
         ]
         self.set_later = [name for name in self.reals if name != "lr" and not self._hyper[name].at_construction]
         self.tensor_lr = subject.tensor_lr

@@ -29,7 +29,22 @@ from stepcheck.harness.memory import SparseRaw, identical, strides
 from stepcheck.harness.recording import Life
 from stepcheck.harness.store import Saved
 from stepcheck.harness.subjects import TORCH_MODES, Subject
-from stepcheck.harness.trace import Gradient, Parameter, SetOption, Step, Trace, is_complex, plain
+from stepcheck.harness.trace import (
+    Event,
+    Fail,
+    Gradient,
+    Parameter,
+    Refuse,
+    Reload,
+    Scalar,
+    Schedule,
+    SetOption,
+    Step,
+    Trace,
+    is_complex,
+    plain,
+)
+from stepcheck.reference import SPECS
 
 _NARROW = ("float16", "bfloat16")
 
@@ -44,6 +59,11 @@ class Seen:
     @property
     def trace(self) -> Trace:
         return self.evidence.trace
+
+    @property
+    def event(self) -> Event | None:
+        """The event at which it was found; none for the construction."""
+        return None if self.finding.event is None else self.trace.events[self.finding.event]
 
     @property
     def mode(self) -> str:
@@ -288,13 +308,15 @@ def _gaps(p: Parameter) -> bool:
     "fused-cpu-ignores-strides",
     "the fused kernels for CPU walk numel() elements from data_ptr(), whatever the strides",
     "SGD Adam AdamW Adagrad",
-    "agreement memory-beside",
+    "agreement memory-beside no-gradient",
     "fused capturable",
 )
 def _(seen: Seen) -> bool:
     p = seen.parameter
     if seen.finding.check == "memory-beside":
         return _gaps(p)
+    if seen.finding.check == "no-gradient":  # what lies in the gaps of another
+        return p.within is not None or any(q.within == seen.index for q in seen.trace.parameters)
     # Where all tensors have the same gapless memory, the walk is right. SGD's buffer has the strides of the first gradient.
     given = seen.given(seen.index) if seen.evidence.subject.spec.name == "SGD" else [seen.gradient(seen.index)]
     orders = {_order(p.shape, g.layout) for g in given if g is not None}
@@ -474,16 +496,14 @@ def _(seen: Seen) -> bool:
     "adagrad-ignores-group-initial-accumulator",
     "sum starts at the initial_accumulator_value of the constructor, never at that of a group",
     "Adagrad",
-    "agreement",
+    "agreement groups-independent option-effect",
 )
 def _(seen: Seen) -> bool:
-    own = seen.trace.all_groups[seen.group_of(seen.index)].options
-    if len(seen.trace.groups) == 1 or "initial_accumulator_value" not in own:
-        return False
+    own = _in_dtype(seen.options(seen.group_of(seen.index)).initial_accumulator_value, seen.dtype)
     if seen.finding.event is None:
-        return seen.field == "sum" and seen.got == 0
+        return seen.field == "sum" and seen.got != own
     # The first step starts from that wrong sum.
-    return seen.first_step and seen.field in ("sum", PARAMETER) and seen.stood("sum") == 0
+    return seen.first_step and seen.field in ("sum", PARAMETER) and seen.stood("sum") != own
 
 
 #: Numbers that are kept for each parameter as float32 tensors, beside ``step``.
@@ -667,6 +687,210 @@ def _(seen: Seen) -> bool:
     # The evaluations of a step that raises are not recorded, so that the loss itself cannot be asked for.
     searched = seen.options(0).line_search_fn == "strong_wolfe"
     return searched and seen.message == "IndexError: list index out of range"
+
+
+def _of_the_group(seen: Seen) -> bool:
+    """Whether the options in question stood in the dictionary of the group, not among the constructor's keywords."""
+    return seen.trace.form in ("dicts", "mixed")
+
+
+@_enter(
+    "lbfgs-derives-max-eval-from-the-keyword",
+    "max_eval = max_iter * 5 // 4 is formed of the constructor's keywords: a group's own max_iter, or max_eval=None, is not looked at",
+    "LBFGS",
+    "agreement option-effect completes",
+)
+def _(seen: Seen) -> bool:
+    told = re.match(r"TypeError: (unsupported operand|'>=' not supported).*NoneType", seen.message)
+    return _of_the_group(seen) and seen.options(0).max_eval is None and (told is not None or not seen.message)
+
+
+@_enter(
+    "lbfgs-keeps-the-tensor-lr-as-state",
+    "a learning rate that is a tensor becomes state['t'] itself, so that whoever fills the one changes the other",
+    "LBFGS",
+    "between-steps",
+)
+def _(seen: Seen) -> bool:
+    return seen.finding.cause == "t" and any(isinstance(o.get("lr"), Scalar) for o in seen.trace.given_options)
+
+
+# The life around the steps ----------------------------------------------------------------------------------------------
+
+_ALL = " ".join(SPECS)
+
+
+@_enter(
+    "load-state-dict-shares-tensors",
+    "load_state_dict keeps the tensors of the dictionary where their dtype and device fit: two optimizers then step one state",
+    _ALL,
+    "loaded-state-apart",
+    link="https://github.com/pytorch/pytorch/issues/196083",
+    inherited="load_state_dict",
+)
+def _(seen: Seen) -> bool:
+    return isinstance(seen.event, Reload) and seen.event.way == "memory"
+
+
+@_enter(
+    "add-param-group-writes-the-callers-dictionary",
+    "the dictionaries of groups are kept and filled with defaults: the caller's own change, and go on changing with the optimizer",
+    _ALL,
+    "dicts-unchanged",
+    inherited="add_param_group",
+)
+def _(seen: Seen) -> bool:
+    return seen.finding.cause in ("the groups given to the constructor", "the group given to add_param_group()")
+
+
+def _went_through_a_copy(seen: Seen) -> bool:
+    return any(
+        isinstance(e, Reload) and e.way in ("copied", "unpickled") for e in seen.trace.events[: seen.finding.event]
+    )
+
+
+@_enter(
+    "copies-lose-attributes",
+    "__getstate__ names defaults, state and param_groups alone: what else a class sets in __init__ is missing after copy or pickle",
+    _ALL,
+    "completes",
+    inherited="__getstate__",
+)
+def _(seen: Seen) -> bool:
+    return seen.message.startswith("AttributeError: ") and _went_through_a_copy(seen)
+
+
+@_enter(
+    "copies-lose-gradient-scaling",
+    "after copy or pickle a fused optimizer does not tell GradScaler any more that it unscales itself, and float16 is refused",
+    "SGD Adam AdamW Adagrad",
+    "completes",
+    "fused",
+)
+def _(seen: Seen) -> bool:
+    return "Attempting to unscale FP16 gradients" in seen.message and _went_through_a_copy(seen)
+
+
+def _other_parameters(seen: Seen) -> bool:
+    return (
+        isinstance(seen.event, Fail) and seen.event.kind in ("gradient", "dtype") and seen.index != seen.event.parameter
+    )
+
+
+@_enter(
+    "parameters-before-a-refused-gradient-are-stepped",
+    "a gradient is looked at when its turn comes: groups and parameters before it have been stepped when it is refused",
+    _ALL,
+    "failed-step",
+)
+def _(seen: Seen) -> bool:
+    return _other_parameters(seen)
+
+
+@_enter(
+    "other-dtype-is-refused-half-way",
+    "a gradient of another dtype is refused by the first operation that minds: state is created, steps are counted, weights decayed before",
+    _ALL,
+    "failed-step",
+)
+def _(seen: Seen) -> bool:
+    return isinstance(seen.event, Fail) and seen.event.kind == "dtype" and seen.index == seen.event.parameter
+
+
+@_enter(
+    "rmsprop-momentum-turned-on-later",
+    "momentum that a schedule turns on after the first step finds no momentum_buffer: KeyError",
+    "RMSprop",
+    "completes",
+)
+def _(seen: Seen) -> bool:
+    cycled = any(isinstance(e, Schedule) and e.kind in ("OneCycleLR", "CyclicLR") for e in seen.trace.events)
+    return cycled and seen.message == "KeyError: 'momentum_buffer'"
+
+
+@_enter(
+    "fused-sgd-skipped-first-step-leaves-garbage",
+    "a first step that gradient scaling skips leaves momentum buffers that were allocated and never filled",
+    "SGD",
+    "skipped-step",
+    "fused",
+)
+def _(seen: Seen) -> bool:
+    return seen.finding.cause == "momentum_buffer"
+
+
+@_enter(
+    "sgd-nesterov-looks-at-keywords-alone",
+    "nesterov as a keyword is refused although the groups have momentum: the constructor looks at its own keywords alone",
+    "SGD",
+    "completes",
+)
+def _(seen: Seen) -> bool:
+    return "Nesterov momentum requires a momentum and zero dampening" in seen.message
+
+
+# What is invalid --------------------------------------------------------------------------------------------------------
+
+
+@_enter(
+    "groups-are-not-validated",
+    "options are validated as keywords of the constructor, and never in a group: not in its list of groups, nor in add_param_group",
+    _ALL,
+    "refuses-invalid",
+)
+def _(seen: Seen) -> bool:
+    return seen.finding.cause in ("in group", "in add_param_group")
+
+
+@_enter(
+    "infinite-options-are-accepted",
+    "numbers are compared with their lower bound alone, which infinity passes",
+    _ALL,
+    "refuses-invalid",
+)
+def _(seen: Seen) -> bool:
+    return isinstance(seen.event, Refuse) and seen.event.place == "construction" and seen.event.kind == "inf"
+
+
+@_enter(
+    "sgd-accepts-nan",
+    "lr, momentum and weight_decay are tested with `x < 0.0`, which NaN passes; dampening is not tested at all",
+    "SGD",
+    "refuses-invalid",
+)
+def _(seen: Seen) -> bool:
+    e = seen.event
+    return isinstance(e, Refuse) and (
+        e.option == "dampening" or (e.kind == "nan" and e.option in ("lr", "momentum", "weight_decay"))
+    )
+
+
+@_enter(
+    "tuples-of-any-length-are-accepted",
+    "the entries of a tuple are tested one by one, its length is not: step() fails to unpack it",
+    "Adam AdamW Adamax NAdam RAdam SparseAdam Adafactor Rprop Adadelta Muon",
+    "refuses-invalid",
+)
+def _(seen: Seen) -> bool:
+    return isinstance(seen.event, Refuse) and seen.event.kind == "wrong length"
+
+
+#: Options that a constructor does not look at, or at one end of the domain alone.
+_UNCHECKED = {
+    "ASGD": ("lambd", "alpha", "t0"), "RMSprop": ("alpha",), "Rprop": ("step_sizes", "etas"), "Muon": ("eps", "ns_steps", "ns_coefficients"),
+    "LBFGS": ("max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size", "line_search_fn", "lr"),
+}  # fmt: skip
+
+
+@_enter(
+    "options-that-are-not-looked-at",
+    "some options are not validated at all: "
+    + "; ".join(f"{who}: {', '.join(names)}" for who, names in _UNCHECKED.items()),
+    " ".join(_UNCHECKED),
+    "refuses-invalid",
+)
+def _(seen: Seen) -> bool:
+    return isinstance(seen.event, Refuse) and seen.event.option in _UNCHECKED[seen.evidence.subject.spec.name]
 
 
 # torch.compile ----------------------------------------------------------------------------------------------------------
