@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from stepcheck.harness import explain, ledger, repro, shrink, validation
-from stepcheck.harness.checks import CHECKS, STRIDED, Evidence, Finding, steps_judged
+from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, STRIDED, Evidence, Finding, steps_judged
 from stepcheck.harness.generate import ESSENTIALS, TRACE_BYTES, decoder
 from stepcheck.harness.ledger import Entry
 from stepcheck.harness.subjects import Subject, UsageError
@@ -252,7 +252,7 @@ class Campaign:
             summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
             name = "completes" if "completes" in result.tallies else next(iter(result.tallies))
             result.tallies[name].ran += 1
-            self._suspect(Finding(name, HANGS, None, summary), trace)
+            _note(self.suspects, (name, HANGS), Finding(name, HANGS, None, summary), trace)
             return
         if self._refused(evidence):
             return
@@ -284,9 +284,23 @@ class Campaign:
             if entry is not None:
                 explained.add(entry.name)
                 _note(self.explained, (check, entry.name), finding, evidence.trace)
+            elif (
+                finding.cause.startswith(STRIDED) and check == "agreement" and self._sort_row_major(evidence, explained)
+            ):
+                return
             elif not unexplained:
                 unexplained = True
-                self._suspect(finding, evidence.trace)
+                _note(self.suspects, (finding.check, finding.cause), finding, evidence.trace)
+
+    def _sort_row_major(self, evidence: Evidence, explained: set[str]) -> bool:
+        """Whether it is wrong in row-major memory as well: then strides are not the cause, and it is told without them."""
+        plain = Evidence(self.subject, evidence.trace.row_major(), self.settings.checks, ledger.explanation)
+        if plain.trace == evidence.trace or not plain.judgement.deviations:
+            return False
+        for check in self.result.tallies:
+            if check in EXPLAINED_BY:
+                self._sort(check, plain, explained)
+        return True
 
     def _refused(self, evidence: Evidence) -> bool:
         """Whether somebody's constructor declares that it does not support these options, as ValueError says it."""
@@ -315,15 +329,6 @@ class Campaign:
         tally = self.result.tallies["agreement"]
         if worst:
             tally.worst_ratio = max(tally.worst_ratio or 0.0, *worst)
-
-    def _suspect(self, finding: Finding, trace: Trace) -> None:
-        if finding.cause.startswith(STRIDED) and finding.check == "agreement":
-            # If it is wrong in row-major memory as well, strides are not the cause.
-            plain = trace.row_major()
-            found = next(unexplained(self.subject, plain, finding.check, self.settings.checks), None)
-            if found is not None:
-                finding, trace = found, plain
-        _note(self.suspects, (finding.check, finding.cause), finding, trace)
 
     def _shrink_new(self) -> None:
         """At the end of each batch, so that whoever interrupts a long campaign keeps what it found."""

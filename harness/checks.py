@@ -437,6 +437,10 @@ def _taking_no_notice(evidence: Evidence, group: int, option: str) -> Recording:
     return replace(evidence.recording, steps=steps)
 
 
+#: The checks that a deviation from the reference may end in.
+EXPLAINED_BY = ("agreement", *_EXPLANATIONS)
+
+
 def _groups(evidence: Evidence) -> int:
     number = len(evidence.trace.all_groups)
     return number if number > 1 and evidence.recording.steps else 0

@@ -324,7 +324,7 @@ class _Decoder:
         if sparse == "only":
             plain = strided = named_from
         # Steps are about three quarters of the events.
-        rest = [name for name in _BETWEEN if self._makes_sense(subject, name)]
+        rest = self.between = [name for name in _BETWEEN if self._makes_sense(subject, name)]
         few = len(steps) // (3 * len(rest)) or 1
         self.tables = {
             "plain": _Tables(plain, [*steps, *(rest * few)]),
@@ -431,7 +431,7 @@ class _Decoding:
         number = self.draw(self.of.events)
         for n in range(number):
             what = self.draw(self.tables.events)
-            if n == 1 and self.essential in _BETWEEN:
+            if n == 1 and self.essential in self.of.between:
                 what = self.essential
             if n % 2 == 0 and self.essential:
                 what = next(e for e in self.tables.events if isinstance(e, _StepKind) and e.absence == 0)
@@ -534,7 +534,8 @@ class _Decoding:
         return Freeze(index, not frozen)
 
     def _hook(self) -> Event:
-        return Hook(self.draw(HOOKS))
+        kind = self.draw(HOOKS)
+        return Hook("step_pre" if self.essential == "hook" else kind)
 
     def _schedule(self) -> Event | None:
         return Schedule(self.draw(SCHEDULES)) if self.of.schedulable else None

@@ -394,9 +394,8 @@ def _(seen: Seen) -> bool:
     "fused capturable",
 )
 def _(seen: Seen) -> bool:
-    return (
-        seen.own.amsgrad and seen.field == "max_exp_avg_sq" and math.isnan(seen.expected) and not math.isnan(seen.got)
-    )
+    dropped = math.isnan(seen.expected) and not math.isnan(seen.got)
+    return seen.own.amsgrad and seen.field in ("max_exp_avg_sq", PARAMETER) and dropped
 
 
 # SGD ------------------------------------------------------------------------------------------------------------------

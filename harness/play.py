@@ -372,9 +372,22 @@ class Player:
         self.latest = self._snapshot()
         for i, (b, a) in enumerate(zip(before, self.latest, strict=True)):
             changed = [name for name in _changes(b, a) if not self._is_initial(i, name, b[1], a[1])]
+            changed += self._begun_in_part(i, b[1], a[1])
             self._note(check, not changed, _what(changed), f"is {which} and changes {_what(changed)} all the same", i)
             if a[1].keys() - b[1].keys() or changed:
                 self.begun.add(i)
+
+    def _begun_in_part(self, index: int, before: State, after: State) -> list[str]:
+        """State that was created, if a part of it is missing: the next step takes it for complete."""
+        hyper = self.hyper[self.trace.group_of[index]]
+        shape = self.trace.parameters[index].shape
+        needed = {
+            b.name
+            for b in self.subject.spec.buffers
+            if b.present(hyper) and b.initial(hyper) is not None and b.shape(shape) is not None
+        }
+        known = needed & after.keys()
+        return ["a part of the state"] if not before and known and known < needed else []
 
     def _is_initial(self, index: int, name: str, before: State, after: State) -> bool:
         if name in before or name not in after:

@@ -320,8 +320,13 @@ def torch_subject(name: str, mode: str) -> Subject:
         cost=_COMPILED_COST if compiled else 2 if spec.closure or spec.products else 1,
         unsupported=unsupported,
         mode=mode,
-        tensor_lr=not compiled and not unsupported and not _refusal(cls, keywords, tensor_lr=True),
+        tensor_lr=_takes_tensor_lr(spec, cls, keywords, mode) and not unsupported,
     )
+
+
+def _takes_tensor_lr(spec: Spec, cls: Any, keywords: Mapping[str, bool], mode: str) -> bool:
+    # Adafactor multiplies a norm, read into a Python number, by it: float32 in float64 parameters, where the norm is float64.
+    return spec.name != "Adafactor" and mode != "compiled" and not _refusal(cls, keywords, tensor_lr=True)
 
 
 #: What a state can move between: of the others, one needs parameters that are no leaves, and one compiles each life anew.
