@@ -10,6 +10,7 @@ its update, and a misplaced eps only where the root of the second moment is near
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -420,6 +421,7 @@ def _named(sparsity: str, shape: tuple[int, ...], seed: int) -> Sparse | None:
     )
 
 
+@functools.cache
 def _gradient_layouts(shape: tuple[int, ...], dtype: str) -> tuple[str, ...]:
     repeats = any(n > 1 for n in shape[:1]) and 0 not in shape
     conjugate = ("conjugated",) if is_complex(dtype) else ()
@@ -436,3 +438,17 @@ def _holds_expanded(events: list[Event]) -> bool:
 def traces(subject: Subject, dtypes: Sequence[str]) -> st.SearchStrategy[Trace]:
     """A strategy for traces that ``subject`` can play: only options that it has, only ``dtypes``."""
     return st.binary(min_size=_BYTES, max_size=_BYTES).map(_Decoder(subject, dtypes).decode)
+
+
+#: Traces in one draw. Most of what a draw costs is Hypothesis's own account of it, whatever it holds.
+PAGE = 16
+
+
+def pages(subject: Subject, dtypes: Sequence[str]) -> st.SearchStrategy[list[Trace]]:
+    """As ``traces``, several in a draw; equal ones (the first draw is all zeros) once."""
+    decode = _Decoder(subject, dtypes).decode
+
+    def cut(data: bytes) -> list[Trace]:
+        return [decode(d) for d in dict.fromkeys(data[n : n + _BYTES] for n in range(0, len(data), _BYTES))]
+
+    return st.binary(min_size=PAGE * _BYTES, max_size=PAGE * _BYTES).map(cut)
