@@ -15,9 +15,9 @@ from types import FrameType
 import hypothesis
 from hypothesis import HealthCheck, Phase
 
-from stepcheck.harness import explain, repro, shrink
+from stepcheck.harness import explain, repro, shrink, steer
 from stepcheck.harness.checks import CHECKS, STRIDED, Evidence, Finding, steps_judged
-from stepcheck.harness.generate import traces
+from stepcheck.harness.generate import PAGE, pages
 from stepcheck.harness.subjects import Subject, UsageError
 from stepcheck.harness.trace import Trace
 from stepcheck.harness.verdict import Divergence, Result, Tally
@@ -117,6 +117,7 @@ class Campaign:
         self.result = Result(
             subject.name, subject.spec.name, {c: Tally(c, unsupported=missing) for c in settings.checks}
         )
+        self.steering = steer.Steering()
         self.suspects: dict[tuple[str, str], _Suspect] = {}
         self.shrunk: set[tuple[str, str]] = set()
         self.free: set[str] = set()
@@ -134,7 +135,7 @@ class Campaign:
             return self._unsupported(self.subject.unsupported)
         if not self.dtypes:
             return self._unsupported(f"it takes {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}")
-        self.traces = traces(self.subject, self.dtypes)
+        self.pages = pages(self.subject, self.dtypes)
         start = time.perf_counter()
         self.deadline = math.inf if self.settings.seconds is None else start + self.settings.seconds
         # A subject whose traces cost more is given fewer; its row in the report says how many.
@@ -171,32 +172,37 @@ class Campaign:
         self.result.notes.append(f"unsupported: {why}")
         return self.result
 
-    def _draw(self, batch: int, size: int) -> list[Trace]:
-        """Traces from Hypothesis, set up so that the seed alone decides. It draws; shrinking works on the traces themselves."""
+    def _draw(self, batch: int, size: int) -> list[list[Trace]]:
+        """Candidates from Hypothesis for ``size`` traces, set up so that the seed alone decides.
+
+        It draws; shrinking works on the traces themselves.
+        """
         drawn: list[Trace] = []
+        each = steer.CANDIDATES
         text = f"{self.settings.seed}/{self.subject.name}/{','.join(self.dtypes)}/{batch}"
 
         @hypothesis.settings(
-            max_examples=size,
+            max_examples=size * each // PAGE + 2,  # the first page holds one trace, all zeros
             phases=[Phase.generate],
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         )
         @hypothesis.seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]))
-        @hypothesis.given(self.traces)
-        def collect(trace: Trace) -> None:
-            drawn.append(trace)
+        @hypothesis.given(self.pages)
+        def collect(page: list[Trace]) -> None:
+            drawn.extend(page)
 
         collect()
-        # Hypothesis may go a little past max_examples; what is planned is what runs.
-        return drawn[:size]
+        # A page may hold more than was asked for; what is planned is what runs.
+        wanted = drawn[: size * each]
+        return [wanted[n : n + each] for n in range(0, len(wanted), each)]
 
     def _batch(self, batch: int, size: int) -> None:
-        for trace in self._draw(batch, size):
+        for candidates in self._draw(batch, size):
             if self.hung or time.perf_counter() > self.deadline:
                 break
-            self._ask(trace)
+            self._ask(self.steering.choose(candidates))
 
     def _ask(self, trace: Trace) -> None:
         result = self.result
