@@ -1,8 +1,8 @@
 """Steer the search: of a few lives drawn, play the one with the largest share of pairs of features never played together.
 
 A fault shows where two or three facts meet: an option and another, an event and a layout, a late gradient and a dtype. Lives drawn
-blindly play frequent pairs again and again. The share, not the number, is compared, so that long lives have no advantage: a
-number would choose lives that cost more to play. Once all pairs were played, every share is 0 and the first life drawn is taken.
+blindly play frequent pairs again and again. The share, not the number, is compared, so that long lives have less of an advantage:
+a number would choose lives that cost more to play. Once all pairs were played, every share is 0 and the first life drawn is taken.
 
 Features are read off the dataclasses of a trace, so that a new kind of event, or a new field, is covered as soon as it is there.
 Values drawn afresh for each life say nothing if each is a feature of its own: seeds are left out, and shapes and tensor contents
