@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import random
 import signal
 import threading
 import time
@@ -12,9 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from stepcheck.harness import explain, ledger, repro, shrink, validation
+import hypothesis
+from hypothesis import HealthCheck, Phase
+
+from stepcheck.harness import explain, ledger, repro, shrink, steer, validation
 from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, STRIDED, Evidence, Finding, steps_judged
-from stepcheck.harness.generate import ESSENTIALS, TRACE_BYTES, decoder
+from stepcheck.harness.generate import ESSENTIALS, PAGE, PAGES, decoder
 from stepcheck.harness.ledger import Entry
 from stepcheck.harness.subjects import Subject, UsageError
 from stepcheck.harness.trace import Trace
@@ -126,6 +129,7 @@ class Campaign:
         self.result = Result(
             subject.name, subject.spec.name, {c: Tally(c, unsupported=missing) for c in settings.checks}
         )
+        self.steering = steer.Steering()
         self.suspects: dict[tuple[str, str], _Suspect] = {}
         self.explained: dict[tuple[str, str], _Suspect] = {}
         """What the ledger explains, by check and name of the entry."""
@@ -221,23 +225,44 @@ class Campaign:
         self.result.notes.append(f"unsupported: {why}")
         return self.result
 
-    def _draw(self, batch: int, size: int) -> list[Trace]:
-        """Traces from random bytes that the seed alone decides. The first of all is the simplest life, that of zeros."""
+    def _draw(self, batch: int, size: int) -> list[list[Trace]]:
+        """Candidates for ``size`` lives, from bytes that Hypothesis draws, set up so that the seed alone decides.
+
+        It draws; shrinking works on the traces themselves.
+        """
+        drawn: dict[bytes, None] = {}  # each once, in order
+        each = steer.CANDIDATES
         text = f"{self.settings.seed}/{self.subject.name}/{','.join(self.dtypes)}/{batch}"
-        source = random.Random(text)  # noqa: S311 - the same lives everywhere is what it is for
-        data = [source.randbytes(TRACE_BYTES) for _ in range(size)]
-        if batch:
-            return [self.decode(d) for d in data]
-        data[0] = bytes(TRACE_BYTES)
-        # Among the first, each kind of event that some check waits for.
-        essentials = (*ESSENTIALS[:size], *[""] * (size - len(ESSENTIALS)))
-        return [self.decode(d, e) for d, e in zip(data, essentials, strict=True)]
+
+        @hypothesis.settings(
+            max_examples=size * each // PAGE + 3,  # the first page is all zeros: one life
+            phases=[Phase.generate],
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @hypothesis.seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]))
+        @hypothesis.given(PAGES)
+        def collect(page: list[bytes]) -> None:
+            drawn.update(dict.fromkeys(page))
+
+        collect()
+        wanted = list(drawn)[: size * each]
+        # Among the first lives of a campaign, each kind of event that some check waits for.
+        essentials = [*(ESSENTIALS if batch == 0 else ()), *[""] * size]
+        return [
+            [self.decode(data, essential) for data in wanted[n * each : (n + 1) * each]]
+            for n, essential in zip(range(size), essentials, strict=False)
+        ]
 
     def _batch(self, batch: int, size: int) -> None:
-        for trace in self._draw(batch, size):
+        start = time.perf_counter()
+        drawn = self._draw(batch, size)
+        self.result.clocks["draw"] += time.perf_counter() - start
+        for candidates in drawn:
             if self.hung or time.perf_counter() > self.deadline:
                 break
-            self._ask(trace)
+            self._ask(self.steering.choose(candidates))
 
     def _ask(self, trace: Trace) -> None:
         result = self.result

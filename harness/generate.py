@@ -1,8 +1,8 @@
 """Random traces, simplest choice first, so that what fails shrinks to what matters.
 
-A trace is decoded from one string of random bytes, one or two for each choice from a table whose first entry is the simplest:
-zero bytes are the simplest life. A campaign draws the bytes from a plain generator of random numbers, at a thousandth of what an
-example costs in Hypothesis; for tests with Hypothesis there is a strategy, which draws a trace at once instead of in forty draws.
+A trace is decoded from one string of bytes that Hypothesis draws, one or two for each choice from a table whose first entry is
+the simplest: zero bytes are the simplest life. A campaign draws the bytes of many traces at once, because an example of Hypothesis
+costs as much as a trace.
 
 Inputs are directed, because faults hide: a wrong denominator shows in a parameter only where the parameter is no larger than
 its update, and a misplaced eps only where the root of the second moment is near eps.
@@ -623,6 +623,7 @@ def _named(sparsity: str, shape: tuple[int, ...], seed: int) -> Sparse | None:
     )
 
 
+@functools.cache
 def _gradient_layouts(shape: tuple[int, ...], dtype: str) -> tuple[str, ...]:
     repeats = any(n > 1 for n in shape[:1]) and 0 not in shape
     conjugate = ("conjugated",) if is_complex(dtype) else ()
@@ -647,3 +648,15 @@ def decoder(subject: Subject, dtypes: Sequence[str]) -> Callable[..., Trace]:
 def traces(subject: Subject, dtypes: Sequence[str]) -> st.SearchStrategy[Trace]:
     """A strategy for the traces of :func:`decoder`."""
     return st.binary(min_size=TRACE_BYTES, max_size=TRACE_BYTES).map(decoder(subject, dtypes))
+
+
+#: Lives in one draw of a campaign. Most of what a draw costs is Hypothesis's own account of it, whatever it holds.
+PAGE = 64
+
+
+def _cut(data: bytes) -> list[bytes]:
+    return [data[n : n + TRACE_BYTES] for n in range(0, len(data), TRACE_BYTES)]
+
+
+#: A strategy for the bytes of ``PAGE`` lives.
+PAGES: st.SearchStrategy[list[bytes]] = st.binary(min_size=PAGE * TRACE_BYTES, max_size=PAGE * TRACE_BYTES).map(_cut)

@@ -233,7 +233,7 @@ class Entry:
     library: str = "torch"
     inherited: str = ""
 
-    @property
+    @functools.cached_property
     def holds(self) -> bool:
         """Whether the version that is installed is one of ``versions``."""
         return Version(Version(torch.__version__).base_version) in SpecifierSet(self.versions)
@@ -254,8 +254,8 @@ class Entry:
     def explanation_of(self, seen: Seen) -> bool:
         """Whether this is why ``seen`` diverges."""
         return (
-            self.holds
-            and seen.finding.check in self.checks
+            seen.finding.check in self.checks
+            and self.holds
             and self.concerns(seen.evidence.subject)
             and (not self.modes or seen.mode in self.modes)
             and self.explains(seen)
