@@ -10,6 +10,7 @@ its update, and a misplaced eps only where the root of the second moment is near
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import math
