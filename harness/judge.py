@@ -440,8 +440,8 @@ class Judge:
         result = {k: v.store(BINARY32 if k in self.per_parameter else element) for k, v in after.items()}
         result[PARAMETER] = new_p.store(element)
         for name, predicted in result.items():
-            predicted.value = np.asarray(predicted.value)
-            if np.shape(predicted.error) != predicted.value.shape:
+            predicted.value, predicted.error = np.asarray(predicted.value), np.asarray(predicted.error)
+            if predicted.error.shape != predicted.value.shape:
                 predicted.error = np.full(predicted.value.shape, predicted.error)
             predicted.value, predicted.error = predicted.value.reshape(-1), predicted.error.reshape(-1)
             if name in self.per_parameter and not self.spec.elementwise:

@@ -158,7 +158,7 @@ class Player:
             raise
         except Exception as error:  # noqa: BLE001 - whatever somebody's optimizer raises is a result
             self.recording.raised = Raised(self.event, type(error).__name__, str(error).strip())
-        self.recording.played_by = self.playing
+        self.recording.played_by, self.recording.hyper = self.playing, tuple(self.hyper)
         self._note("random-state", _random_state() == drawn, "random state", "draws random numbers")
         return self.recording
 
@@ -371,8 +371,10 @@ class Player:
         self.latest = None
         self.latest = self._snapshot()
         for i, (b, a) in enumerate(zip(before, self.latest, strict=True)):
-            changed = [name for name in _changes(b, a) if not self._is_initial(i, name, b[1], a[1])]
-            changed += self._begun_in_part(i, b[1], a[1])
+            changed = _changes(b, a)
+            if self._knows(i):
+                changed = [name for name in changed if not self._is_initial(i, name, b[1], a[1])]
+                changed += self._begun_in_part(i, b[1], a[1])
             self._note(check, not changed, _what(changed), f"is {which} and changes {_what(changed)} all the same", i)
             if a[1].keys() - b[1].keys() or changed:
                 self.begun.add(i)

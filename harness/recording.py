@@ -132,6 +132,7 @@ class Recording:
         looked: for each invariant that a plain comparison decides, how often it was looked at.
         breaches: where one of them did not hold.
         played_by: the subject at the end, or the sibling of it that a round trip has led to.
+        hyper: the options in force at the end for each group.
         mixed: the first step that took a gradient of another dtype: what comes after is nobody's to judge.
         attempts: what became of each invalid thing that was tried.
         lacks: what the subject turned out not to have: ``hooks``, ``closures``, ``schedules``.
@@ -147,5 +148,6 @@ class Recording:
     breaches: list[Breach] = field(default_factory=list)
     lacks: set[str] = field(default_factory=set)
     played_by: Subject | None = None
+    hyper: tuple[SimpleNamespace, ...] = ()
     mixed: int | None = None
     attempts: list[Attempt] = field(default_factory=list)

@@ -312,7 +312,7 @@ def torch_subject(name: str, mode: str) -> Subject:
         options=frozenset(h.name for h in spec.hyper),
         explicit=False,
         callee=f"torch.optim.{name}",
-        dtypes=_torch_dtypes(spec, keywords),
+        dtypes=_torch_dtypes(spec, keywords, mode),
         mode_options=keywords,
         differentiable=mode == "differentiable",
         sparse="fused" not in keywords and not compiled,
@@ -355,7 +355,14 @@ def _can_play(subject: Subject, trace: Trace) -> bool:
     )
 
 
-def _torch_dtypes(spec: Spec, keywords: Mapping[str, bool]) -> tuple[str, ...]:
+#: Where the compiled code of these rounds to a narrow format is not known: Adafactor reads norms into Python numbers half-way, Muon
+#: multiplies matrices.
+_COMPILED_WIDE = ("Adafactor", "Muon")
+
+
+def _torch_dtypes(spec: Spec, keywords: Mapping[str, bool], mode: str) -> tuple[str, ...]:
+    if mode == "compiled" and spec.name in _COMPILED_WIDE:
+        return ("float32", "float64")
     # Scalar products of LBFGS leave float16 where its vectors do not, and comparisons of infinities then decide which way it
     # goes: it is not checked there.
     floating = tuple(d for d in _FLOATING if not (spec.closure and d == "float16"))
