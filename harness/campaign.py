@@ -398,10 +398,22 @@ class Campaign:
         """What the ledger explains is told by the ledger's own life if it shows it here as well, else by the one seen."""
         check, name = key
         seen = self.explained[key]
-        trace, finding = reproduction(self.subject, ledger.LEDGER[name], check) or (seen.trace, seen.finding)
+        entry = ledger.LEDGER[name]
+        trace, finding = reproduction(self.subject, entry, check) or self._smallest_known(seen, entry)
         divergence = replace(tell(self.subject, trace, finding, seen.count), entry=name)
         self.result.tallies[check].add(divergence)
         self.found(divergence)
+
+    def _smallest_known(self, seen: _Suspect, entry: Entry) -> tuple[Trace, Finding]:
+        """The life in which something known was seen, made smaller."""
+
+        def recheck(trace: Trace) -> Finding | None:
+            self.about_to_play(trace)
+            self.progress(self.result.traces, self.settings.examples or 0)
+            shown = findings(self.subject, trace, seen.finding.check, self.settings.checks)
+            return next((f for f, known in shown if known is entry), None)
+
+        return shrink.cut(seen.trace, seen.finding, recheck, max(_ATTEMPTS // 4 // self.subject.cost, 4))
 
     def recheck(self, trace: Trace, key: tuple[str, str]) -> Finding | None:
         """The finding of this check and cause in a trace, if it is there and the ledger does not explain it."""

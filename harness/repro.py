@@ -128,6 +128,8 @@ class _Writer:
                 '__import__("sys").path.insert(0, "")  # modules are looked for where you stand',
                 self.subject.imports,
             ]
+        if any("str(" in line for line in body):
+            imports.append("torch.set_printoptions(precision=20, threshold=100000)")
         return [f"# {self.subject.name}: {finding.summary}", *imports, "", *([""] if helper else []), *helper, *body]
 
     def _parameter(self, p: Parameter) -> str:
