@@ -396,7 +396,7 @@ class _Decoder:
 
 #: What a campaign's first lives contain one each, so that every check finds something to look at.
 ESSENTIALS = (
-    "reload", "hook", "fail", "scaled", "closure", "add_group", "maximize", "zero_grad", "absent", "two parameters", "schedule",
+    "reload", "hook", "fail", "scaled", "skipped", "closure", "add_group", "maximize", "zero_grad", "absent", "two parameters", "schedule",
     "set_lr", "freeze", "accumulate", "set_option",
 )  # fmt: skip
 
@@ -410,6 +410,8 @@ class _Decoding:
         self.draw = self.choices.pick
         self.counter = itertools.count(self.choices.number(4) << 12)
         self.tables, self.dtypes = of.tables[self.draw(of.world)], self.draw(of.dtype)
+        if essential in ("scaled", "skipped"):  # there torch.amp.GradScaler takes any optimizer's gradients
+            self.dtypes = tuple(d for d in of.dtypes if d in ("float32", "float64"))[:1] or self.dtypes
         self.parameters: list[Parameter] = []
         self.groups: list[Group] = []
         self.hypers: list[HyperValues] = []
@@ -451,6 +453,9 @@ class _Decoding:
             options["maximize"] = True
         if self.of.tensor_lr and self.choices.number(1) % 8 == 7:
             options["lr"] = _tensor(hyper.lr)
+        first = self.groups[0].options.get("lr") if self.groups else None
+        if isinstance(first, Scalar) and self.choices.number(1) % 2:
+            options["lr"] = first  # then it is given once, for all groups
         members: list[int] = []
         hyper = self.spec.hyper_values(plain(options))
         for _ in range(size):
@@ -570,7 +575,7 @@ class _Decoding:
         closure, scaling = self.draw(self.of.manners)
         if number == 2:
             closure = "tensor" if self.essential == "closure" and self.of.manners != (("", ""),) else closure
-            scaling = "step" if self.essential == "scaled" else scaling
+            scaling = "step" if self.essential in ("scaled", "skipped") else scaling
         if not self._scalable():
             scaling = ""
         closure = "" if scaling else closure
@@ -583,7 +588,7 @@ class _Decoding:
             if fate == 0:
                 gradients[i] = None
             elif fate > 1:  # at 1 the parameter keeps the gradient that it has
-                gradients[i] = self._gradient(what, i, seed)
+                gradients[i] = self._gradient(what, i, seed, number)
         return Step(gradients, None, closure, scaling)
 
     def _scalable(self) -> bool:
@@ -592,11 +597,13 @@ class _Decoding:
             is_complex(p.dtype) or (p.dtype == "float16" and not self.of.scales_narrow) for p in self.parameters
         ) and not any(isinstance(e, Reload) and e.into for e in self.events)
 
-    def _gradient(self, what: _StepKind, index: int, seed: int) -> Gradient:
+    def _gradient(self, what: _StepKind, index: int, seed: int, number: int) -> Gradient:
         p = self.parameters[index]
         layouts = _gradient_layouts(p.shape, p.dtype)
         values = self._values(what.gradient, self.hypers[self.owner[index]], p.dtype, seed)
         sparse = _named(what.sparsity, p.shape, seed)
+        if number == 2 and self.essential == "skipped":
+            values = Values("constant", 0, 0.0, math.inf)
         return Gradient(values, "contiguous" if sparse else layouts[what.twist % len(layouts)], sparse)
 
 

@@ -38,6 +38,7 @@ from stepcheck.harness.trace import (
     Reload,
     Scalar,
     Schedule,
+    ScheduleStep,
     SetOption,
     Step,
     Trace,
@@ -717,7 +718,8 @@ def _of_the_group(seen: Seen) -> bool:
 )
 def _(seen: Seen) -> bool:
     told = re.match(r"TypeError: (unsupported operand|'>=' not supported).*NoneType", seen.message)
-    return _of_the_group(seen) and seen.options(0).max_eval is None and (told is not None or not seen.message)
+    shown = told is not None or seen.finding.check != "completes"
+    return _of_the_group(seen) and seen.options(0).max_eval is None and shown
 
 
 @_enter(
@@ -756,6 +758,20 @@ def _(seen: Seen) -> bool:
 )
 def _(seen: Seen) -> bool:
     return seen.finding.cause in ("the groups given to the constructor", "the group given to add_param_group()")
+
+
+@_enter(
+    "groups-share-the-tensor-lr",
+    "a learning rate that is a tensor and given once is one tensor for all groups: a schedule that fills it for one fills it for all",
+    _ALL,
+    "options-hold agreement groups-independent option-effect",
+)
+def _(seen: Seen) -> bool:
+    rates = {g.options.get("lr") for g in seen.trace.groups}
+    shared = len(seen.trace.groups) > 1 and len(rates) == 1 and isinstance(rates.pop(), Scalar)
+    before = seen.trace.events[: (seen.finding.event or 0) + 1]
+    about = seen.finding.cause == "option lr" or seen.field == PARAMETER
+    return shared and about and any(isinstance(e, (Schedule, ScheduleStep)) for e in before)
 
 
 def _went_through_a_copy(seen: Seen) -> bool:

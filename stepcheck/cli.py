@@ -1,4 +1,4 @@
-"""The command line. Exit status: 0 conforms, 1 a divergence, 2 bad usage or input, 3 unknown."""
+"""The command line. Exit status: 0 conforms, 1 a divergence that is not known, 2 bad usage or input, 3 unknown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from stepcheck import __version__
 from stepcheck.harness import campaign, report, store, workers
 from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Settings
-from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.checks import CHECKS, Finding
+from stepcheck.harness.ledger import Entry
 from stepcheck.harness.subjects import FAMILIES, TORCH_MODES, Subject, UsageError, resolve, torch_subject
 from stepcheck.harness.trace import DTYPES, TraceError
 from stepcheck.harness.verdict import Divergence, Result
@@ -226,7 +227,10 @@ def _summary(
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=store.DEFAULT_FOLDER, show_default=True,
               help="Folder in which IDs are looked up.")  # fmt: skip
 def replay(name: str, subject: str | None, out: Path) -> int:
-    """Play a saved trace again: FIXED, FAILS or ERROR."""
+    """Play a saved trace again, or a life of the ledger: FIXED, FAILS or ERROR.
+
+    What the ledger explains is named as known, and is exit status 0.
+    """
     path = store.find(name, out)
     saved = store.load(path)
     who = subject or saved.subject
@@ -242,7 +246,7 @@ def replay(name: str, subject: str | None, out: Path) -> int:
         raise UsageError(f"{path}: no check named {saved.check!r}; there is {', '.join(CHECKS)}")
     try:
         checks = [saved.check] if saved.check else CHECKS
-        outcomes = [next(campaign.findings(found[0], saved.trace, c), None) for c in checks]
+        outcomes = [_worst(campaign.findings(found[0], saved.trace, c)) for c in checks]
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001 - a fault of the harness is neither FIXED nor FAILS
@@ -254,4 +258,10 @@ def replay(name: str, subject: str | None, out: Path) -> int:
         _console.print(f"FAILS {found[0].name} {finding.check}: {finding.summary}{known}", markup=False)
     if not failures:
         _console.print(f"FIXED {found[0].name} {saved.check or 'all checks'}", markup=False)
-    return DIVERGES if failures else CONFORMS
+    return DIVERGES if any(entry is None for _, entry in failures) else CONFORMS
+
+
+def _worst(found: Iterator[tuple[Finding, Entry | None]]) -> tuple[Finding, Entry | None] | None:
+    """The first that the ledger does not explain, else the first."""
+    outcomes = list(found)
+    return next((o for o in outcomes if o[1] is None), outcomes[0] if outcomes else None)
