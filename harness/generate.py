@@ -326,11 +326,11 @@ class _Decoder:
             plain = strided = named_from
         # Steps are about three quarters of the events.
         rest = self.between = [name for name in _BETWEEN if self._makes_sense(subject, name)]
-        few = len(steps) // (3 * len(rest)) or 1
+        often = len(steps) // (3 * len(rest)) or 1
         self.tables = {
-            "plain": _Tables(plain, [*steps, *(rest * few)]),
+            "plain": _Tables(plain, [*steps, *(rest * often)]),
             "strided": _Tables(strided, [*twisted, *(rest * (len(twisted) // (3 * len(rest))))]),
-            "sparse": _Tables(named_from, [*steps, *named, *(rest * (2 * few))]),
+            "sparse": _Tables(named_from, [*steps, *named, *(rest * (2 * often))]),
         }
         # One dtype throughout, or all of them in turn.
         self.dtype = [*((d,) for d in self.dtypes), self.dtypes]
@@ -501,7 +501,7 @@ class _Decoding:
             return None
         group, lr = self.draw(range(len(self.groups))), self.draw(self.of.lr)
         as_tensor = self.of.tensor_lr and self.choices.number(1) % 8 == 7
-        return self._set(group, "lr", _tensor(lr) if as_tensor else lr)
+        return self._set(group, "lr", _tensor(lr) if as_tensor and isinstance(lr, float) else lr)
 
     def _set_option(self) -> Event | None:
         if not self.of.set_later:

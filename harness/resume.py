@@ -116,7 +116,8 @@ class _Unpickler(pickle.Unpickler):
         self.parameters = parameters
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
-        return self.parameters[pid]
+        parameter: torch.Tensor = self.parameters[pid]
+        return parameter
 
 
 def outline(x: Any) -> Any:

@@ -36,7 +36,7 @@ _QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)
 def size(trace: Trace) -> tuple[int, ...]:
     """What makes a life hard to read, most important first."""
     gradients = [g for _, g in trace.assigned]
-    tensors = (*trace.parameters, *gradients)
+    tensors: list[Parameter | Gradient] = [*trace.parameters, *gradients]
     return (
         len(trace.parameters) + len(trace.all_groups),
         len(trace.events),

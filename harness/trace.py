@@ -545,13 +545,15 @@ class Trace:
 
     def with_gradients(self, change: Callable[[int, Gradient], Gradient]) -> Trace:
         """The same life with every gradient changed, by (index of its parameter, gradient)."""
-        events = tuple(
-            replace(e, gradients={i: change(i, g) if g is not None else None for i, g in e.gradients.items()})
-            if isinstance(e, (Step, Accumulate))
-            else e
-            for e in self.events
-        )
-        return replace(self, events=events)
+
+        def changed(e: Event) -> Event:
+            if isinstance(e, Accumulate):
+                return replace(e, gradients={i: change(i, g) for i, g in e.gradients.items()})
+            if isinstance(e, Step):
+                return replace(e, gradients={i: g and change(i, g) for i, g in e.gradients.items()})
+            return e
+
+        return replace(self, events=tuple(map(changed, self.events)))
 
     def keeping(self, kept: Collection[int]) -> Trace:
         """The same life without the other parameters, and without the groups that have none left."""
@@ -562,7 +564,9 @@ class Trace:
             return replace(g, parameters=tuple(number[i] for i in g.parameters if i in number))
 
         def event(e: Event) -> Event | None:
-            if isinstance(e, (Step, Accumulate)):
+            if isinstance(e, Accumulate):
+                return Accumulate({number[i]: g for i, g in e.gradients.items() if i in number})
+            if isinstance(e, Step):
                 return replace(e, gradients={number[i]: g for i, g in e.gradients.items() if i in number})
             if isinstance(e, (Freeze, Fail)):
                 return replace(e, parameter=number[e.parameter]) if e.parameter in number else None
