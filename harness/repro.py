@@ -229,7 +229,7 @@ class _Writer:
             return [f"optimizer.register_{event.kind}_hook(lambda *_: calls.append({event.kind!r}))"]
         if isinstance(event, Schedule):
             return [
-                f"schedule = {schedules.written(event.kind, [h.name for h in self.subject.spec.hyper], len(self.groups), cycle=not self.trace.given_sparse)}"
+                f"schedule = {schedules.written(event.kind, [h.name for h in self.subject.spec.hyper], len(self.groups), cycle=self._cycles())}"
             ]
         if isinstance(event, ScheduleStep):
             return ["schedule.step(1.0)" if "ReduceLROnPlateau" in self.scheduled else "schedule.step()"]
@@ -262,6 +262,11 @@ class _Writer:
             "except Exception as error:",
             "    accepted = print(repr(error))",
         ]
+
+    def _cycles(self) -> bool:
+        """Whether a schedule may change momentum: as the player decides it."""
+        begins = self.subject.explicit and any(g.options.get("momentum", 0) == 0 for g in self.groups)
+        return not (begins and "momentum" in self.subject.options) and not self.trace.given_sparse
 
     def _step(self, event: Step) -> list[str]:
         lines = [f"params[{i}].grad = {self._gradient(i, g)}" for i, g in event.gradients.items()]
