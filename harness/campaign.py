@@ -142,6 +142,8 @@ class Campaign:
             c: why for c in settings.checks if (why := CHECKS[c].without_meaning(subject)) and not self._insists_on(c)
         }
         self.hung = False
+        self.validated: list[str] = []
+        """What became of everything invalid, in words."""
 
     def _insists_on(self, check: str) -> bool:
         """Whether a check is asked that is usually left to the author of a class."""
@@ -194,7 +196,7 @@ class Campaign:
         if self.subject.explicit or self.subject.mode == "forloop":
             self.result.validation = validation.table(matrix)
         if self.subject.explicit:
-            self.result.notes += [f"validation: {line}" for line in validation.told(matrix)]
+            self.validated = [f"validation: {line}" for line in validation.told(matrix)]
         judged = {cell: outcome for cell, outcome in matrix.items() if cell.judged}
         tally.planned = len(judged)
         if VALIDATION in self.meaningless:
@@ -446,6 +448,7 @@ class Campaign:
                 f"no state named {', '.join(sorted(self.free))}: judged on what can be read, the reference runs free in"
                 " the rest and its budget accumulates"
             )
+        notes += self.validated
         if len(self.suspects) > len(self.shrunk):
             notes.append(f"{len(self.suspects) - len(self.shrunk)} more kinds of divergence were seen and not shrunk")
 

@@ -247,12 +247,12 @@ class Entry:
         """Its own life, with the subject that it was found on."""
         return store.load(store.KNOWN_FOLDER / f"{self.name}.json")
 
-    def concerns(self, subject: Subject) -> bool:
-        """Whether its behaviour may be that of a subject."""
+    def concerns(self, subject: Subject, built: type | None = None) -> bool:
+        """Whether its behaviour may be that of a subject; of a factory, ``built`` is the class of what it returned."""
         if subject.spec.name not in self.optimizers:
             return False
         if subject.explicit:  # somebody's class: its own faults are its own
-            return bool(self.inherited) and _inherits(subject.make, self.inherited)
+            return bool(self.inherited) and _inherits(built or subject.make, self.inherited)
         return subject.name.partition(":")[0] == self.library
 
     def explanation_of(self, seen: Seen) -> bool:
@@ -260,7 +260,7 @@ class Entry:
         return (
             seen.finding.check in self.checks
             and self.holds
-            and self.concerns(seen.evidence.subject)
+            and self.concerns(seen.evidence.subject, seen.evidence.recording.built)
             and (not self.modes or seen.mode in self.modes)
             and self.explains(seen)
         )

@@ -228,6 +228,7 @@ class Player:
         return {k: v for k, v in complete.items() if k in self.subject.options}
 
     def _built(self, optimizer: Any) -> None:
+        self.recording.built = type(optimizer)
         for needed in ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups"):
             if not hasattr(optimizer, needed):
                 raise UsageError(

@@ -131,6 +131,7 @@ class Recording:
         initial_state: per parameter, what the optimizer kept for it before any step.
         looked: for each invariant that a plain comparison decides, how often it was looked at.
         breaches: where one of them did not hold.
+        built: the class of the optimizer.
         played_by: the subject at the end, or the sibling of it that a round trip has led to.
         hyper: the options in force at the end for each group.
         mixed: the first step that took a gradient of another dtype: what comes after is nobody's to judge.
@@ -147,6 +148,7 @@ class Recording:
     looked: Counter[str] = field(default_factory=Counter)
     breaches: list[Breach] = field(default_factory=list)
     lacks: set[str] = field(default_factory=set)
+    built: type | None = None
     played_by: Subject | None = None
     hyper: tuple[SimpleNamespace, ...] = ()
     mixed: int | None = None

@@ -202,14 +202,16 @@ def test_known_divergences_exit_0_and_an_entry_that_is_mended_1(monkeypatch, tmp
     monkeypatch.setitem(LEDGER, name, mine)
     code, data = check(monkeypatch, tmp_path, *words)
     assert code == 0
-    assert [(e["name"], e["reproduces"]) for e in data["ledger"]] == [(name, True)]
+    shown = {e["name"]: e["reproduces"] for e in data["ledger"]}
+    assert shown[name]
+    assert all(shown.values())
     assert set(data["ledger"][0]) == {"name", "statement", "link", "versions", "reproduces"}
 
     # The same without the NaN: nothing is wrong with it any more.
     mine.__dict__["saved"] = replace(saved, trace=life("AdamW", Parameter((1,)), amsgrad=True))
     code, data = check(monkeypatch, tmp_path, *words)
     assert code == 1
-    assert data["ledger"][0]["reproduces"] is False
+    assert [e["name"] for e in data["ledger"] if not e["reproduces"]] == [name]
     assert f"ledger entry {name} no longer reproduces on torch {torch.__version__}: FIXED" in capsys.readouterr().out
 
 

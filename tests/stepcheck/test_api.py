@@ -28,7 +28,9 @@ def test_a_right_optimizer_passes_and_missing_options_are_told(tmp_path):
     report = check_optimizer(without_foreach, like="SGD", examples=60, out=tmp_path)
     report.raise_on_divergence()
     assert report.verdict == "pass"
-    assert {t.unsupported for t in report.result.tallies.values()} == {4}
+    # Four options are missing; and with them, two checks have no meaning for this one.
+    asked = [t for t in report.result.tallies.values() if t.check not in ("maximize-mirrors", "refuses-invalid")]
+    assert {t.unsupported for t in asked} == {4}
     assert "dampening, weight_decay, nesterov, maximize" in report.result.notes[0]
 
 
@@ -39,12 +41,13 @@ def test_a_wrong_one_raises_with_life_replay_and_script(tmp_path):
     message = str(raised.value)
     assert "fails agreement" in message
     assert "stepcheck replay" in message
-    assert len(list(tmp_path.glob("*.py"))) == len(report.divergences) >= 1
+    told = [*report.divergences, *report.result.known]
+    assert len(list(tmp_path.glob("*.py"))) == len(told) > len(report.divergences) >= 1
 
 
 def test_what_was_not_checked_is_not_green(tmp_path):
-    report = check_optimizer(without_foreach, like="SGD", examples=1, only=("save-load-continue",), out=tmp_path)
-    with pytest.raises(Divergences, match="save-load-continue"):
+    report = check_optimizer(without_foreach, like="SGD", examples=1, only=("hooks-run-once",), out=tmp_path)
+    with pytest.raises(Divergences, match="hooks-run-once"):
         report.raise_on_divergence()
 
 
