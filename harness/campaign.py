@@ -269,7 +269,7 @@ class Campaign:
     def _ask(self, trace: Trace) -> None:
         result = self.result
         result.traces += 1
-        limit = min(patience(self.subject), max(self.deadline - time.perf_counter(), 1.0))
+        limit = self._patience()
         self.about_to_play(trace)
         try:
             with _time_limit(limit):
@@ -328,6 +328,13 @@ class Campaign:
             if check in EXPLAINED_BY:
                 self._sort(check, plain, explained)
         return True
+
+    def _patience(self) -> float:
+        """Seconds for one life. Near the end of the campaign's time a tenth is enough; not where a life takes long to compile."""
+        enough = patience(self.subject)
+        if self.subject.cost > _COSTLY:
+            return enough
+        return min(enough, max(self.deadline - time.perf_counter(), enough / 10))
 
     def _refused(self, evidence: Evidence) -> bool:
         """Whether somebody's constructor declares that it does not support these options, as ValueError says it."""
