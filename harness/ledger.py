@@ -28,7 +28,7 @@ from stepcheck.harness.comparison import PARAMETER, reals
 from stepcheck.harness.memory import SparseRaw, identical, strides
 from stepcheck.harness.recording import Life
 from stepcheck.harness.store import Saved
-from stepcheck.harness.subjects import TORCH_MODES, Subject
+from stepcheck.harness.subjects import TORCH_MODES, Subject, resolve
 from stepcheck.harness.trace import (
     Event,
     Fail,
@@ -246,6 +246,11 @@ class Entry:
     def saved(self) -> Saved:
         """Its own life, with the subject that it was found on."""
         return store.load(store.KNOWN_FOLDER / f"{self.name}.json")
+
+    @property
+    def subject(self) -> Subject:
+        """The subject that it was found on."""
+        return resolve(self.saved.subject, self.saved.trace.optimizer)[0]
 
     def concerns(self, subject: Subject, built: type | None = None) -> bool:
         """Whether its behaviour may be that of a subject; of a factory, ``built`` is the class of what it returned."""
@@ -772,6 +777,28 @@ def _(seen: Seen) -> bool:
     before = seen.trace.events[: (seen.finding.event or 0) + 1]
     about = seen.finding.cause == "option lr" or seen.field == PARAMETER
     return shared and about and any(isinstance(e, (Schedule, ScheduleStep)) for e in before)
+
+
+class StepsBySuper(torch.optim.SGD):
+    """A class as many are: its step is that of torch's class, and something else."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+@_enter(
+    "super-step-runs-hooks-again",
+    "the step of a class and the step of torch's class that it calls by super() are both patched to run the hooks: they run twice",
+    _ALL,
+    "hooks-run-once",
+    inherited="_patch_step_function",
+)
+def _(seen: Seen) -> bool:
+    built = seen.evidence.recording.built
+    above = [] if built is None else built.__mro__[1:]
+    descends = any(c.__module__.startswith("torch.optim.") and c is not torch.optim.Optimizer for c in above)
+    counted = re.search(r"(\d+) times, not (\d+)", seen.finding.summary)
+    return descends and counted is not None and int(counted[1]) == 2 * int(counted[2])
 
 
 def _went_through_a_copy(seen: Seen) -> bool:

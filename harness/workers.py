@@ -21,7 +21,7 @@ from stepcheck.harness import ledger
 from stepcheck.harness.campaign import HANGS, Campaign, Settings, patience, shows, tell
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.ledger import Entry
-from stepcheck.harness.subjects import Subject, UsageError, resolve
+from stepcheck.harness.subjects import Subject, UsageError
 from stepcheck.harness.trace import Trace, loads
 from stepcheck.harness.verdict import Divergence, Result, Tally
 
@@ -199,7 +199,7 @@ def replay(subjects: Sequence[Subject], settings: Settings) -> list[Replayed]:
     names = {s.name for s in subjects}
     played = []
     for entry in ledger.entries():
-        (subject,) = resolve(entry.saved.subject)
+        subject = entry.subject
         # A costly subject is played only where it was asked for.
         wanted = subject.name in names if subject.cost > _CHEAP else subject.spec.name in checked
         if wanted and not subject.unsupported and entry.saved.check in settings.checks:

@@ -73,21 +73,22 @@ def test_what_was_planned_is_what_ran():
     result = campaign(SGD, examples=130)
     assert result.verdict == "pass"
     assert result.traces == 130
-    assert all(t.planned == 130 for t in result.tallies.values())
+    # What is invalid is tried once, as a matrix.
+    assert all(t.planned == 130 for t in result.tallies.values() if t.check != "refuses-invalid")
     assert result.tallies["agreement"].ran > 120
     # A round trip is not in every life, and the count says so.
     assert 0 < result.tallies["save-load-continue"].ran < 130
 
 
 def test_a_check_that_ran_on_nothing_is_unknown():
-    result = campaign(SGD, examples=1, only=("save-load-continue",))
-    assert result.tallies["save-load-continue"].ran == 0
+    result = campaign(SGD, examples=1, only=("hooks-run-once",))
+    assert result.tallies["hooks-run-once"].ran == 0
     assert result.verdict == "unknown"
 
 
 def test_a_failing_life_is_shrunk_to_what_it_needs():
     found = campaign(class_subject(IgnoresMaximize, "SGD"), examples=100).divergences
-    trace = next(d.trace for d in found if (d.check, d.cause) == ("agreement", "parameter"))
+    trace = next(d.trace for d in found if d.check == "maximize-mirrors")
     assert len(trace.parameters) == len(trace.groups) == len(trace.events) == 1
     assert trace.groups[0].options == {"maximize": True}
     assert isinstance(trace.events[0], Step)
@@ -102,7 +103,8 @@ def test_a_subject_that_hangs_is_judged():
 
 def test_a_subject_that_returns_nan_is_judged():
     result = campaign(class_subject(ReturnsNan, "SGD"), examples=20)
-    assert {"agreement", "no-gradient"} >= {d.check for d in result.divergences} >= {"agreement"}
+    # It returns nothing either, and a step that must fail leaves it as it is.
+    assert {"agreement", "no-gradient", "closure"} >= {d.check for d in result.divergences} >= {"agreement"}
 
 
 @pytest.mark.skipif(not hasattr(signal := __import__("signal"), "SIGKILL"), reason="workers fork on POSIX alone")

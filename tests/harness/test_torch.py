@@ -25,7 +25,7 @@ each_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name
 def of_entries(entries):
     """Each entry of the ledger; those whose subject is costly are slow."""
     costly = pytest.mark.slow
-    subjects = {e.name: resolve(e.saved.subject)[0] for e in entries}
+    subjects = {e.name: e.subject for e in entries}
     return pytest.mark.parametrize(
         "entry", [pytest.param(e, id=e.name, marks=[costly] if subjects[e.name].cost >= 10 else []) for e in entries]
     )
@@ -54,7 +54,7 @@ def test_the_float32_budget_is_never_exceeded_and_nearly_used_up(subject):
 
 @each_entry
 def test_every_entry_is_shown_by_its_own_life(entry):
-    (subject,) = resolve(entry.saved.subject)
+    subject = entry.subject
     if subject.unsupported:
         pytest.skip(subject.unsupported)
     assert shows(subject, entry) == ""
@@ -62,7 +62,7 @@ def test_every_entry_is_shown_by_its_own_life(entry):
 
 @each_entry
 def test_every_entry_is_shown_by_a_script_without_stepcheck(entry):
-    (subject,) = resolve(entry.saved.subject)
+    subject = entry.subject
     if subject.unsupported:
         pytest.skip(subject.unsupported)
     found = findings(subject, entry.saved.trace, entry.saved.check)
