@@ -71,6 +71,7 @@ from stepcheck.harness.trace import (
     keywords,
     plain,
 )
+from stepcheck.reference import SPECS
 
 _Given = tuple[list[Raw | SparseRaw | None], list[bytes | None]]
 _Snapshot = list[tuple[Raw, State]]
@@ -84,6 +85,7 @@ class Player:
     """Plays one trace on one subject."""
 
     def __init__(self, subject: Subject, trace: Trace) -> None:
+        _patch_steps()
         self.subject = subject
         self.trace = trace
         self.recording = Recording(trace)
@@ -863,6 +865,13 @@ class _Evaluator:
         # Of several evaluations, a step returns the first.
         self.result = loss if self.calls == 1 else self.result
         return loss
+
+
+@functools.cache
+def _patch_steps() -> None:
+    """The first instance of a class of torch.optim patches its step, for its descendants too: let it not matter when that is."""
+    for name in SPECS:
+        getattr(torch.optim, name)([torch.zeros(1, 1, requires_grad=True)])
 
 
 def with_defaults(options: Mapping[str, Option], subject: Subject) -> dict[str, Option]:

@@ -103,6 +103,9 @@ class _Writer:
         )
         if changed:
             body.insert(-1, "before = str(groups)")
+        if finding.check == "hooks-run-once" and self.subject.explicit:
+            # The first instance of torch's own class patches its step.
+            body.insert(0, f"torch.optim.{self.subject.spec.name}([torch.zeros(1, 1, requires_grad=True)])")
         if finding.event is None and finding.check == "completes":
             body[-1] += f"  # {finding.cause}"
         if self.subject.after:
