@@ -180,7 +180,7 @@ class Campaign:
                     tally.planned = tally.planned if name == VALIDATION else planned
                     if name in self.meaningless:
                         tally.unsupported = tally.planned
-                self._declare_unasked()
+            self._declare_unasked()
         except UsageError:
             raise
         except Exception as error:  # noqa: BLE001 - a fault of the harness: the verdict is unknown, never green

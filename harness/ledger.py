@@ -971,6 +971,18 @@ def _(seen: Seen) -> bool:
     return told is not None and any(map(changed, range(len(seen.trace.parameters))))
 
 
+@_enter(
+    "compiled-complex-without-elements",
+    "the step of a complex parameter without elements does not compile: the stride of nothing cannot be halved",
+    _TAKE_COMPLEX,
+    "completes",
+    "compiled",
+)
+def _(seen: Seen) -> bool:
+    empty = any(p.numel == 0 and is_complex(p.dtype) for p in seen.trace.parameters)
+    return empty and "must be divisible by 2 to view" in seen.message
+
+
 def entries() -> Iterator[Entry]:
     """All entries whose versions hold the one that is installed."""
     return (entry for entry in LEDGER.values() if entry.holds)
