@@ -56,6 +56,7 @@ from stepcheck.harness.trace import (
     is_complex,
     plain,
     splitmix64,
+    splitmix64_word,
 )
 from stepcheck.reference.spec import Domain, Hyper, HyperValues, Spec
 
@@ -258,13 +259,14 @@ class _Choices:
     """Choices from tables, read off a string of bytes: one for a small table, two for a large one."""
 
     def __init__(self, data: bytes) -> None:
-        self.data = iter(data)
+        self.data, self.at = data, 0
 
     def pick(self, table: Sequence[_T]) -> _T:
         return table[self.number(1 if len(table) <= 32 else 2) % len(table)]
 
     def number(self, size: int) -> int:
-        return sum(next(self.data, 0) << 8 * i for i in range(size))
+        at, self.at = self.at, self.at + size
+        return int.from_bytes(self.data[at : at + size], "little")
 
 
 class _Decoder:
@@ -375,6 +377,10 @@ class _Decoder:
         self.scales_narrow = subject.mode == "fused"
         self.manners: Sequence[tuple[str, str]] = _MANNERS if not (self.costly or spec.closure) else (("", ""),)
 
+    def problem_of(self, option: str, value: Any) -> str | None:
+        """Why a value of one option is refused whatever the others are, or ``None``."""
+        return self._hyper[option].problem(value)
+
     def _makes_sense(self, subject: Subject, event: str) -> bool:
         """Whether something can stand between steps of this subject."""
         if subject.cost > 9:
@@ -446,13 +452,14 @@ class _Decoding:
         options, hyper = self.draw(self.of.options)
         if self.tables is self.of.tables["sparse"] and self.spec.sparse_conflict(hyper) is not None:
             options, hyper = self.of.options[0]
-        options = dict(options)
+        options, from_table = dict(options), options
         if self.essential == "maximize" and "maximize" in self.of.reals:
             options["maximize"] = True
         if self.of.tensor_lr and self.choices.number(1) % 8 == 7:
             options["lr"] = _tensor(hyper.lr)
         members: list[int] = []
-        hyper = self.spec.hyper_values(plain(options))
+        if options != from_table:
+            hyper = self.spec.hyper_values(plain(options))
         for _ in range(size):
             shape, layout, kind = self.draw(self.tables.parameters)
             members += self._parameter(shape, layout, kind, hyper)
@@ -508,7 +515,9 @@ class _Decoding:
 
     def _set(self, group: int, name: str, value: Option) -> Event | None:
         changed = SimpleNamespace(**{**vars(self.hypers[group]), **plain({name: value})})
-        if self.spec.problem(changed) is not None or self._without_buffers(group, changed):
+        # The other options have been found to lie in their domains.
+        problem = self.of.problem_of(name, getattr(changed, name)) or self.spec.conflict(changed)
+        if problem is not None or self._without_buffers(group, changed):
             return None
         if self.spec.sparse_conflict(changed) is not None and self.tables is self.of.tables["sparse"]:
             return None
@@ -571,13 +580,13 @@ class _Decoding:
         if number == 2:
             closure = "tensor" if self.essential == "closure" and self.of.manners != (("", ""),) else closure
             scaling = "step" if self.essential == "scaled" else scaling
-        if not self._scalable():
+        if scaling and not self._scalable():
             scaling = ""
         closure = "" if scaling else closure
         gradients: dict[int, Gradient | None] = {}
         for i in range(len(self.parameters)):
             seed = next(self.counter)
-            fate = int(splitmix64(seed ^ what.absence, 1)[0] >> 62) if what.absence else 3
+            fate = splitmix64_word(seed ^ what.absence) >> 62 if what.absence else 3
             if self.essential == "absent" and i == len(self.parameters) - 1 and number == 2:
                 fate = 0
             if fate == 0:

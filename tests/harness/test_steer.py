@@ -14,7 +14,7 @@ from zoo import adam, asgd, nadam, sgd
 from stepcheck.harness import steer
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.checks import CHECKS, Evidence
-from stepcheck.harness.generate import pages
+from stepcheck.harness.generate import decoder
 from stepcheck.harness.subjects import class_subject, resolve
 from stepcheck.harness.trace import Gradient, Group, Parameter, Reload, Sparse, Step, Trace, Values
 
@@ -112,7 +112,7 @@ def test_coverage_counts_features_and_pairs():
 def drawn(subject, examples, seed=0):
     """The lives that a campaign would play."""
     c = Campaign(subject, Settings(seed=seed, examples=examples))
-    c.pages = pages(subject, c.dtypes)
+    c.decode = decoder(subject, c.dtypes)
     return [c.steering.choose(candidates) for candidates in c._draw(0, examples)]
 
 
@@ -125,11 +125,11 @@ def test_the_seed_alone_decides():
     code = """
 import hashlib
 from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.generate import pages
+from stepcheck.harness.generate import decoder
 from stepcheck.harness.subjects import resolve
 
 c = Campaign(resolve("torch:Adam[forloop]")[0], Settings(seed=5))
-c.pages = pages(c.subject, c.dtypes)
+c.decode = decoder(c.subject, c.dtypes)
 chosen = [c.steering.choose(candidates).to_json() for candidates in c._draw(0, 40)]
 print(hashlib.sha256(str(chosen).encode()).hexdigest(), c.steering.coverage())
 """
