@@ -315,6 +315,8 @@ class Judge:
     def _initial_state(self) -> None:
         """A state that exists at construction must be the initial one."""
         for i, state in enumerate(self.recording.initial_state):
+            if not state:  # most optimizers create it in the first step
+                continue
             hyper = self.spec.hyper_values(plain(self.trace.all_groups[self.group_of[i]].options))
             for b in self._buffers(hyper, i):
                 initial = b.initial(hyper)

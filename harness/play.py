@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 import random
@@ -14,17 +15,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from stepcheck.harness import objectives, resume, schedules, validation
 from stepcheck.harness.comparison import reals
 from stepcheck.harness.memory import (
-    GUARD,
     GUARD_ELEMENTS,
     Allocation,
     Raw,
     SparseAllocation,
     SparseRaw,
+    beside,
     copy,
     copy_gradient,
     identical,
@@ -134,13 +136,10 @@ class Player:
         allocation.fill(parameter.values.realise(in_reals(parameter.shape, parameter.dtype)))
         return allocation
 
-    def _outside(self, allocation: Allocation) -> Raw:
-        """A mask of the buffer's elements that are no parameter's own."""
-        sharing = [a for a in self.allocations if a.buffer is allocation.buffer]
-        mask = torch.ones(allocation.buffer.numel(), dtype=torch.bool)
-        for a in sharing:
-            a.on(mask).fill_(False)
-        return mask.numpy()
+    def _outside(self, allocation: Allocation) -> npt.NDArray[np.intp]:
+        """The buffer's elements that are no parameter's own."""
+        sharing = tuple((a.shape, a.layout, a.start) for a in self.allocations if a.buffer is allocation.buffer)
+        return beside(len(allocation.array), sharing)
 
     def play(self) -> Recording:
         """The recording. What the subject raises is recorded, not raised.
@@ -287,7 +286,7 @@ class Player:
                 value_after=self.latest[i][0],
                 state_after=self.latest[i][1],
                 gradient_written=written and self._gradient_written(i, given[0][i], given[1][i]),
-                beside_written=self._beside_written(i),
+                beside_written=self.allocations[i].written_at(self.outside[i]),
                 begun=i in self.begun,
             )
             for i in range(len(self.parameters))
@@ -307,7 +306,7 @@ class Player:
         for i, p in enumerate(self.parameters):
             was, now = self.places[i], _place(p)
             if was != now:
-                what = next(name for name in was if was[name] != now[name])
+                what = next(name for name, a, b in zip(_PLACE, was, now, strict=True) if a != b)
                 self._note("storage-stays", False, what, f"changes the {what} of a parameter", i)
                 self.places[i] = now
         self.recording.looked["storage-stays"] += 1
@@ -315,8 +314,12 @@ class Player:
     # Closures
 
     def _takes_closure(self) -> bool:
+        step = self.optimizer.step
+        method = getattr(type(self.optimizer), "step", None)
+        if inspect.ismethod(step) and step.__func__ is method:
+            return _takes_argument(method)
         try:
-            inspect.signature(self.optimizer.step).bind(None)
+            inspect.signature(step).bind(None)
         except TypeError:
             return False
         return True
@@ -572,10 +575,6 @@ class Player:
         """Whether the optimizer has a parameter by now."""
         return any(index in g.parameters for g in self.groups)
 
-    def _beside_written(self, index: int) -> bool:
-        buffer = self.allocations[index].buffer.detach()
-        return bool(np.count_nonzero(raw(buffer)[self.outside[index]] != GUARD))
-
     # What is no step
 
     def _idle(self, event: int, what: Event) -> None:
@@ -668,12 +667,17 @@ class Player:
             for name, value in options.items():
                 if name not in group or name not in self.subject.options or value is None:
                     continue  # what is left open may be filled in
-                got = as_option(group[name])
-                expected = value
-                if isinstance(got, Scalar) or isinstance(value, Scalar):
-                    got, expected = _single(got), _single(value)
-                told = f"leaves group {n} with {name}={got!r} where {expected!r} was set"
-                self._note("options-hold", got == expected, f"option {name}", told, option=(n, name, value))
+                if group[name] is value and value == value:  # noqa: PLR0124 - the very object, as most are, and not NaN
+                    self.recording.looked["options-hold"] += 1
+                else:
+                    self._check_option(n, name, value, as_option(group[name]))
+
+    def _check_option(self, group: int, name: str, value: Option, got: Option) -> None:
+        expected: Option = value
+        if isinstance(got, Scalar) or isinstance(value, Scalar):
+            got, expected = _single(got), _single(value)
+        told = f"leaves group {group} with {name}={got!r} where {expected!r} was set"
+        self._note("options-hold", got == expected, f"option {name}", told, option=(group, name, value))
 
     # Hooks
 
@@ -864,17 +868,32 @@ def _entries(group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _place(p: torch.Tensor) -> dict[str, Any]:
-    return {"address": p.data_ptr(), "shape": p.shape, "strides": p.stride(), "dtype": p.dtype}
+#: What :func:`_place` tells.
+_PLACE = ("address", "shape", "strides", "dtype")
 
 
-def _random_state() -> tuple[bytes, object, bytes]:
-    generator = np.random.get_state()  # noqa: NPY002 - the one that everybody shares
+def _place(p: torch.Tensor) -> tuple[Any, ...]:
+    return p.data_ptr(), p.shape, p.stride(), p.dtype
+
+
+def _random_state() -> tuple[bytes, object, bytes, int]:
+    generator: Any = np.random.get_state(legacy=False)["state"]  # noqa: NPY002 - the one that everybody shares
     return (
         torch.get_rng_state().numpy().tobytes(),
         random.getstate(),
-        np.asarray(generator[1]).tobytes() + bytes(generator[2]),
+        generator["key"].tobytes(),
+        generator["pos"],
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _takes_argument(method: Callable[..., Any]) -> bool:
+    """Whether a method, as it stands in its class, can be called with one argument."""
+    try:
+        inspect.signature(method).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_result(returned: Any, expected: Any) -> bool:
