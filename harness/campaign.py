@@ -226,7 +226,7 @@ class Campaign:
         return self.result
 
     def _draw(self, batch: int, size: int) -> list[list[Trace]]:
-        """Candidates for ``size`` lives, from bytes that Hypothesis draws, set up so that the seed alone decides.
+        """Candidates for ``size`` lives, from pages that Hypothesis draws, set up so that the seed alone decides.
 
         It draws; shrinking works on the traces themselves.
         """
@@ -235,7 +235,7 @@ class Campaign:
         text = f"{self.settings.seed}/{self.subject.name}/{','.join(self.dtypes)}/{batch}"
 
         @hypothesis.settings(
-            max_examples=size * each // PAGE + 3,  # the first page is all zeros: one life
+            max_examples=size * each // PAGE + 3,  # the first page is one life, the simplest
             phases=[Phase.generate],
             database=None,
             deadline=None,

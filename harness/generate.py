@@ -1,8 +1,8 @@
 """Random traces, simplest choice first, so that what fails shrinks to what matters.
 
 A trace is decoded from one string of bytes that Hypothesis draws, one or two for each choice from a table whose first entry is
-the simplest: zero bytes are the simplest life. A campaign draws the bytes of many traces at once, because an example of Hypothesis
-costs as much as a trace.
+the simplest: zero bytes are the simplest life. A campaign draws the bytes of many traces at once, by a key of which they are made,
+because an example of Hypothesis costs as much as a trace.
 
 Inputs are directed, because faults hide: a wrong denominator shows in a parameter only where the parameter is no larger than
 its update, and a misplaced eps only where the root of the second moment is near eps.
@@ -11,6 +11,7 @@ its update, and a misplaced eps only where the root of the second moment is near
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import itertools
 import math
@@ -340,8 +341,8 @@ class _Decoder:
             ("plain", "plain", "strided") if sparse in ("", "only") else ("plain", "sparse", "strided")
         )
         # How many parameters each group has.
-        few: tuple[tuple[int, ...], ...] = ((1,), (1,), (2,), (1, 1), (2,), (1, 1))
-        self.groups = (*few, (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
+        small: tuple[tuple[int, ...], ...] = ((1,), (1,), (2,), (1, 1), (2,), (1, 1))
+        self.groups = (*small, (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
         self.costly = subject.cost > 9
         if self.costly:
             # A new layout, or a gradient more or less, is compiled anew. The last events let each check look at something.
@@ -503,7 +504,7 @@ class _Decoding:
             return None
         group, lr = self.draw(range(len(self.groups))), self.draw(self.of.lr)
         as_tensor = self.of.tensor_lr and self.choices.number(1) % 8 == 7
-        return self._set(group, "lr", _tensor(lr) if as_tensor else lr)
+        return self._set(group, "lr", _tensor(lr) if as_tensor and isinstance(lr, float) else lr)
 
     def _set_option(self) -> Event | None:
         if not self.of.set_later:
@@ -662,11 +663,16 @@ def traces(subject: Subject, dtypes: Sequence[str]) -> st.SearchStrategy[Trace]:
 
 #: Lives in one draw of a campaign. Most of what a draw costs is Hypothesis's own account of it, whatever it holds.
 PAGE = 64
+_KEY_BYTES = 32
 
 
-def _cut(data: bytes) -> list[bytes]:
+def page(key: bytes) -> list[bytes]:
+    """The bytes of as many lives: SHAKE-256 of a key, uniform and never twice the same; of a key of zeros, the simplest life."""
+    if not any(key):
+        return [bytes(TRACE_BYTES)]
+    data = hashlib.shake_256(key).digest(PAGE * TRACE_BYTES)
     return [data[n : n + TRACE_BYTES] for n in range(0, len(data), TRACE_BYTES)]
 
 
-#: A strategy for the bytes of ``PAGE`` lives.
-PAGES: st.SearchStrategy[list[bytes]] = st.binary(min_size=PAGE * TRACE_BYTES, max_size=PAGE * TRACE_BYTES).map(_cut)
+#: A strategy for pages. Hypothesis draws the key alone, because it draws bytes one by one.
+PAGES: st.SearchStrategy[list[bytes]] = st.binary(min_size=_KEY_BYTES, max_size=_KEY_BYTES).map(page)

@@ -86,7 +86,7 @@ def arithmetic(profile: Profile, dtype: str) -> Arithmetic:
 
 def bounded_hyper(hyper: HyperValues) -> SimpleNamespace:
     """The hyperparameters as exact scalars of error-bounded arithmetic; flags, counts and names stay as they are."""
-    tensors = getattr(hyper, "tensors", frozenset())
+    tensors: frozenset[str] = getattr(hyper, "tensors", frozenset())
 
     def scalar(x: Any, name: str) -> Any:
         if isinstance(x, tuple):

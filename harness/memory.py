@@ -91,7 +91,7 @@ class Allocation:
         self.shape, self.layout = shape, layout
         if within is None:
             self.start = start
-            self.buffer = torch.full((room(shape, layout),), GUARD, dtype=_TORCH_DTYPES[dtype])
+            self.buffer = _guarded(room(shape, layout), _TORCH_DTYPES[dtype]).clone()
         else:
             self.start = within.start + 1
             self.buffer = within.buffer
@@ -129,7 +129,7 @@ class Allocation:
     def written_at(self, elements: npt.NDArray[np.intp]) -> bool:
         """Whether any of these elements of the buffer is no guard any more."""
         found = self.array.take(elements)
-        return found.tobytes() != _guards(self.buffer.dtype, len(found))
+        return found.tobytes() != _guards(len(found), self.buffer.dtype)
 
 
 class SparseAllocation:
@@ -167,8 +167,14 @@ def beside(size: int, views: tuple[tuple[tuple[int, ...], str, int], ...]) -> np
 
 
 @functools.lru_cache(maxsize=256)
-def _guards(dtype: torch.dtype, count: int) -> bytes:
-    return as_bytes(torch.full((count,), GUARD, dtype=dtype))
+def _guarded(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """A buffer of guards alone, to be cloned."""
+    return torch.full((size,), GUARD, dtype=dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _guards(size: int, dtype: torch.dtype) -> bytes:
+    return as_bytes(_guarded(size, dtype))
 
 
 def in_numpy(tensor: torch.Tensor) -> Raw:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import inspect
 import math
@@ -477,7 +478,7 @@ class Player:
             return
         kept = p.grad
         if what.kind == "dtype":
-            p.grad_dtype = None  # type: ignore[attr-defined]
+            p.grad_dtype = None
             p.grad = torch.ones(p.shape, dtype=torch.float32 if p.dtype is torch.float64 else torch.float64)
         elif self.subject.spec.sparse == "only":
             p.grad = torch.ones_like(p)
@@ -488,7 +489,7 @@ class Player:
         finally:
             p.grad = None
             if what.kind == "dtype":
-                p.grad_dtype = p.dtype  # type: ignore[attr-defined]
+                p.grad_dtype = p.dtype
             p.grad = kept
 
     # Gradients
@@ -876,14 +877,13 @@ def _place(p: torch.Tensor) -> tuple[Any, ...]:
     return p.data_ptr(), p.shape, p.stride(), p.dtype
 
 
-def _random_state() -> tuple[bytes, object, bytes, int]:
-    generator: Any = np.random.get_state(legacy=False)["state"]  # noqa: NPY002 - the one that everybody shares
-    return (
-        torch.get_rng_state().numpy().tobytes(),
-        random.getstate(),
-        generator["key"].tobytes(),
-        generator["pos"],
-    )
+def _random_state() -> tuple[bytes, object, object]:
+    """The state of the generators that everybody shares."""
+    generator: Any = np.random.mtrand.get_bit_generator()
+    # To have NumPy make a dictionary of its state costs more than a step: 624 words and a position.
+    twister = isinstance(generator, np.random.MT19937)
+    state = ctypes.string_at(generator.ctypes.state_address, 625 * 4) if twister else repr(generator.state)
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), state
 
 
 @functools.lru_cache(maxsize=64)

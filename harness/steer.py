@@ -58,10 +58,10 @@ def _collect(x: Any, where: str, found: set[Feature]) -> None:
         found.add((where, x.recipe, _magnitude(x.high)))
     elif kind is tuple:
         _collect_sequence(x, where, found)
-    elif is_dataclass(kind):
-        own, fields_of = _fields(kind)
+    elif is_dataclass(x):
+        own, members = _fields(kind)
         found.add(own)
-        for name, there in fields_of:
+        for name, there in members:
             value = getattr(x, name)
             if type(value) in _SCALARS:  # most are
                 found.add((there, value))

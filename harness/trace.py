@@ -563,12 +563,12 @@ class Trace:
 
     def with_gradients(self, change: Callable[[int, Gradient], Gradient]) -> Trace:
         """The same life with every gradient changed, by (index of its parameter, gradient)."""
-        events = tuple(
-            replace(e, gradients={i: change(i, g) if g is not None else None for i, g in e.gradients.items()})
-            if isinstance(e, (Step, Accumulate))
-            else e
-            for e in self.events
-        )
+
+        def changed(e: Step | Accumulate) -> Event:
+            gradients: dict[int, Any] = {i: None if g is None else change(i, g) for i, g in e.gradients.items()}
+            return replace(e, gradients=gradients)
+
+        events = tuple(changed(e) if isinstance(e, (Step, Accumulate)) else e for e in self.events)
         return replace(self, events=events)
 
     def keeping(self, kept: Collection[int]) -> Trace:
@@ -581,7 +581,8 @@ class Trace:
 
         def event(e: Event) -> Event | None:
             if isinstance(e, (Step, Accumulate)):
-                return replace(e, gradients={number[i]: g for i, g in e.gradients.items() if i in number})
+                gradients: dict[int, Any] = {number[i]: g for i, g in e.gradients.items() if i in number}
+                return replace(e, gradients=gradients)
             if isinstance(e, (Freeze, Fail)):
                 return replace(e, parameter=number[e.parameter]) if e.parameter in number else None
             if isinstance(e, SetOption):
