@@ -228,7 +228,7 @@ class Campaign:
         return self.result
 
     def _draw(self, batch: int, size: int) -> list[list[Trace]]:
-        """Candidates for ``size`` lives, from bytes that Hypothesis draws, set up so that the seed alone decides.
+        """Candidates for ``size`` lives, from pages that Hypothesis draws, set up so that the seed alone decides.
 
         It draws; shrinking works on the traces themselves.
         """
@@ -237,7 +237,7 @@ class Campaign:
         text = f"{self.settings.seed}/{self.subject.name}/{','.join(self.dtypes)}/{batch}"
 
         @hypothesis.settings(
-            max_examples=size * each // PAGE + 3,  # the first page is all zeros: one life
+            max_examples=size * each // PAGE + 3,  # the first page is one life, the simplest
             phases=[Phase.generate],
             database=None,
             deadline=None,
@@ -258,13 +258,15 @@ class Campaign:
         ]
 
     def _batch(self, batch: int, size: int) -> None:
-        start = time.perf_counter()
-        drawn = self._draw(batch, size)
-        self.result.clocks["draw"] += time.perf_counter() - start
+        clocks = self.result.clocks
+        with clocks.running("draw"):
+            drawn = self._draw(batch, size)
         for candidates in drawn:
             if self.hung or time.perf_counter() > self.deadline:
                 break
-            self._ask(self.steering.choose(candidates))
+            with clocks.running("draw"):
+                chosen = self.steering.choose(candidates)
+            self._ask(chosen)
 
     def _ask(self, trace: Trace) -> None:
         result = self.result
@@ -273,7 +275,7 @@ class Campaign:
         self.about_to_play(trace)
         try:
             with _time_limit(limit):
-                evidence = Evidence(self.subject, trace, self.settings.checks, ledger.explanation)
+                evidence = Evidence(self.subject, trace, self.settings.checks, ledger.explanation, self.result.clocks)
         except _Hang:
             self.hung = True
             summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
@@ -321,7 +323,9 @@ class Campaign:
 
     def _sort_row_major(self, evidence: Evidence, explained: set[str]) -> bool:
         """Whether it is wrong in row-major memory as well: then strides are not the cause, and it is told without them."""
-        plain = Evidence(self.subject, evidence.trace.row_major(), self.settings.checks, ledger.explanation)
+        plain = Evidence(
+            self.subject, evidence.trace.row_major(), self.settings.checks, ledger.explanation, self.result.clocks
+        )
         if plain.trace == evidence.trace or not plain.judgement.deviations:
             return False
         for check in self.result.tallies:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.comparison import PARAMETER
 from stepcheck.harness.formats import BINARY32, FORMATS
 from stepcheck.harness.judge import Deviation, Judge, Judgement
@@ -73,6 +74,8 @@ class Evidence:
     Args:
         asked: the checks that are asked; what one of them explains, another need not report.
         known: whether a finding has an explanation already.
+        clocks: where the seconds of playing and judging are added up, those of other lives that are tried to explain this one
+            included.
     """
 
     def __init__(
@@ -81,16 +84,19 @@ class Evidence:
         trace: Trace,
         asked: Collection[str] = (),
         known: Callable[[Evidence, Finding], object] = lambda evidence, finding: None,
+        clocks: Clocks | None = None,
     ) -> None:
         self.subject = subject
         self.trace = trace
         self.known = known
         self.asked = asked or CHECKS.keys()
-        self.recording: Recording = Player(subject, trace).play()
+        self.clocks = Clocks() if clocks is None else clocks
+        with self.clocks.running("play"):
+            self.recording: Recording = Player(subject, trace).play()
 
     @functools.cached_property
     def judge(self) -> Judge:
-        return Judge(self.subject, self.recording)
+        return Judge(self.subject, self.recording, self.clocks)
 
     @functools.cached_property
     def judgement(self) -> Judgement:
@@ -123,7 +129,7 @@ class Evidence:
         """Whether the subject, or another, agrees with the reference in another life."""
         if twin.problem(self.subject.spec) is not None:
             return False
-        evidence = Evidence(subject or self.subject, twin, self.asked)
+        evidence = Evidence(subject or self.subject, twin, self.asked, clocks=self.clocks)
         return evidence.recording.raised is None and not evidence.judgement.deviations
 
 
@@ -413,7 +419,8 @@ def _of_an_option(evidence: Evidence, d: Deviation) -> Finding | None:
     own = trace.group_of[d.parameter]
     later = {e.option for e in trace.events if isinstance(e, SetOption) and e.group == own}
     for name in (*trace.all_groups[own].options, *later):
-        if not Judge(evidence.subject, _taking_no_notice(evidence, own, name)).judge().deviations:
+        recording = _taking_no_notice(evidence, own, name)
+        if not Judge(evidence.subject, recording, evidence.clocks).judge().deviations:
             value = getattr(evidence.recording.steps[-1].hyper[own], name)
             return _accounted("option-effect", name, f"as if {name}={value!r} of group {own} had not been set,", d)
     return None

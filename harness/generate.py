@@ -1,8 +1,8 @@
 """Random traces, simplest choice first, so that what fails shrinks to what matters.
 
 A trace is decoded from one string of bytes that Hypothesis draws, one or two for each choice from a table whose first entry is
-the simplest: zero bytes are the simplest life. A campaign draws the bytes of many traces at once, because an example of Hypothesis
-costs as much as a trace.
+the simplest: zero bytes are the simplest life. A campaign draws the bytes of many traces at once, by a key of which they are made,
+because an example of Hypothesis costs as much as a trace.
 
 Inputs are directed, because faults hide: a wrong denominator shows in a parameter only where the parameter is no larger than
 its update, and a misplaced eps only where the root of the second moment is near eps.
@@ -11,6 +11,7 @@ its update, and a misplaced eps only where the root of the second moment is near
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import itertools
 import math
@@ -56,6 +57,7 @@ from stepcheck.harness.trace import (
     is_complex,
     plain,
     splitmix64,
+    splitmix64_word,
 )
 from stepcheck.reference.spec import Domain, Hyper, HyperValues, Spec
 
@@ -258,13 +260,14 @@ class _Choices:
     """Choices from tables, read off a string of bytes: one for a small table, two for a large one."""
 
     def __init__(self, data: bytes) -> None:
-        self.data = iter(data)
+        self.data, self.at = data, 0
 
     def pick(self, table: Sequence[_T]) -> _T:
         return table[self.number(1 if len(table) <= 32 else 2) % len(table)]
 
     def number(self, size: int) -> int:
-        return sum(next(self.data, 0) << 8 * i for i in range(size))
+        at, self.at = self.at, self.at + size
+        return int.from_bytes(self.data[at : at + size], "little")
 
 
 class _Decoder:
@@ -338,8 +341,8 @@ class _Decoder:
             ("plain", "plain", "strided") if sparse in ("", "only") else ("plain", "sparse", "strided")
         )
         # How many parameters each group has.
-        few: tuple[tuple[int, ...], ...] = ((1,), (1,), (2,), (1, 1), (2,), (1, 1))
-        self.groups = (*few, (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
+        small: tuple[tuple[int, ...], ...] = ((1,), (1,), (2,), (1, 1), (2,), (1, 1))
+        self.groups = (*small, (3,), (2, 1), (1, 1, 1), (4,), (1, 2, 1))
         self.costly = subject.cost > 9
         if self.costly:
             # A new layout, or a gradient more or less, is compiled anew. The last events let each check look at something.
@@ -374,6 +377,10 @@ class _Decoder:
         self.tensor_lr = subject.tensor_lr
         self.scales_narrow = subject.mode == "fused"
         self.manners: Sequence[tuple[str, str]] = _MANNERS if not (self.costly or spec.closure) else (("", ""),)
+
+    def problem_of(self, option: str, value: Any) -> str | None:
+        """Why a value of one option is refused whatever the others are, or ``None``."""
+        return self._hyper[option].problem(value)
 
     def _makes_sense(self, subject: Subject, event: str) -> bool:
         """Whether something can stand between steps of this subject."""
@@ -448,7 +455,7 @@ class _Decoding:
         options, hyper = self.draw(self.of.options)
         if self.tables is self.of.tables["sparse"] and self.spec.sparse_conflict(hyper) is not None:
             options, hyper = self.of.options[0]
-        options = dict(options)
+        options, from_table = dict(options), options
         if self.essential == "maximize" and "maximize" in self.of.reals:
             options["maximize"] = True
         if self.of.tensor_lr and self.choices.number(1) % 8 == 7:
@@ -457,7 +464,8 @@ class _Decoding:
         if isinstance(first, Scalar) and self.choices.number(1) % 2:
             options["lr"] = first  # then it is given once, for all groups
         members: list[int] = []
-        hyper = self.spec.hyper_values(plain(options))
+        if options != from_table:
+            hyper = self.spec.hyper_values(plain(options))
         for _ in range(size):
             shape, layout, kind = self.draw(self.tables.parameters)
             members += self._parameter(shape, layout, kind, hyper)
@@ -513,7 +521,9 @@ class _Decoding:
 
     def _set(self, group: int, name: str, value: Option) -> Event | None:
         changed = SimpleNamespace(**{**vars(self.hypers[group]), **plain({name: value})})
-        if self.spec.problem(changed) is not None or self._without_buffers(group, changed):
+        # The other options have been found to lie in their domains.
+        problem = self.of.problem_of(name, getattr(changed, name)) or self.spec.conflict(changed)
+        if problem is not None or self._without_buffers(group, changed):
             return None
         if self.spec.sparse_conflict(changed) is not None and self.tables is self.of.tables["sparse"]:
             return None
@@ -576,13 +586,13 @@ class _Decoding:
         if number == 2:
             closure = "tensor" if self.essential == "closure" and self.of.manners != (("", ""),) else closure
             scaling = "step" if self.essential in ("scaled", "skipped") else scaling
-        if not self._scalable():
+        if scaling and not self._scalable():
             scaling = ""
         closure = "" if scaling else closure
         gradients: dict[int, Gradient | None] = {}
         for i in range(len(self.parameters)):
             seed = next(self.counter)
-            fate = int(splitmix64(seed ^ what.absence, 1)[0] >> 62) if what.absence else 3
+            fate = splitmix64_word(seed ^ what.absence) >> 62 if what.absence else 3
             if self.essential == "absent" and i == len(self.parameters) - 1 and number == 2:
                 fate = 0
             if fate == 0:
@@ -660,11 +670,16 @@ def traces(subject: Subject, dtypes: Sequence[str]) -> st.SearchStrategy[Trace]:
 
 #: Lives in one draw of a campaign. Most of what a draw costs is Hypothesis's own account of it, whatever it holds.
 PAGE = 64
+_KEY_BYTES = 32
 
 
-def _cut(data: bytes) -> list[bytes]:
+def page(key: bytes) -> list[bytes]:
+    """The bytes of as many lives: SHAKE-256 of a key, uniform and never twice the same; of a key of zeros, the simplest life."""
+    if not any(key):
+        return [bytes(TRACE_BYTES)]
+    data = hashlib.shake_256(key).digest(PAGE * TRACE_BYTES)
     return [data[n : n + TRACE_BYTES] for n in range(0, len(data), TRACE_BYTES)]
 
 
-#: A strategy for the bytes of ``PAGE`` lives.
-PAGES: st.SearchStrategy[list[bytes]] = st.binary(min_size=PAGE * TRACE_BYTES, max_size=PAGE * TRACE_BYTES).map(_cut)
+#: A strategy for pages. Hypothesis draws the key alone, because it draws bytes one by one.
+PAGES: st.SearchStrategy[list[bytes]] = st.binary(min_size=_KEY_BYTES, max_size=_KEY_BYTES).map(page)

@@ -20,6 +20,7 @@ import torch
 
 from stepcheck.harness import bounded, evaluations, orthogonal
 from stepcheck.harness.bounded import Bounded
+from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, reals
 from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, SCALARS64, Arithmetic, Format
@@ -137,9 +138,14 @@ class _Item:
 
 
 class Judge:
-    """Compares one recording with the reference."""
+    """Compares one recording with the reference.
 
-    def __init__(self, subject: Subject, recording: Recording) -> None:
+    Args:
+        clocks: where the seconds of ``judge`` are added up, and, within them, those of the ``reference``.
+    """
+
+    def __init__(self, subject: Subject, recording: Recording, clocks: Clocks | None = None) -> None:
+        self.clocks = Clocks() if clocks is None else clocks
         self.subject = subject
         self.spec: Spec = subject.spec
         self.recording = recording
@@ -156,6 +162,10 @@ class Judge:
         self.buffers: dict[tuple[int, int], tuple[HyperValues, list[Buffer]]] = {}
 
     def judge(self) -> Judgement:
+        with self.clocks.running("judge"):
+            return self._judge()
+
+    def _judge(self) -> Judgement:
         with np.errstate(all="ignore"):
             self.result.free = self._unreadable()
             self._initial_state()
@@ -387,13 +397,17 @@ class Judge:
             names = [*(b.name for b in self._buffers(hyper, batch[0].index)), PARAMETER]
             actual = {name: np.concatenate([self._actual(item, name) for item in batch]) for name in names}
             best: dict[str, tuple[Array, Bounded]] = {}
-            for predicted in bounded.outcomes(functools.partial(self._update, batch, hyper, dtype, actual)):
+            for predicted in bounded.outcomes(functools.partial(self._timed_update, batch, hyper, dtype, actual)):
                 # Of the branches that rounding leaves open, an element may have taken the one that it agrees with.
                 for name in names:
                     r = ratios(actual[name], predicted[name]) if name not in self.result.free else np.zeros(1)
                     best[name] = _closer(best.get(name), (r, predicted[name]))
             for name in names:
                 self._confront(batch, name, actual[name], *best[name])
+
+    def _timed_update(self, *batch: Any) -> dict[str, Bounded]:
+        with self.clocks.running("reference"):
+            return self._update(*batch)
 
     def _update(
         self, batch: list[_Item], hyper: HyperValues, dtype: str, actual: dict[str, Array]

@@ -19,7 +19,7 @@ GUARD_ELEMENTS = 8
 GUARD = 0.3125  # of ordinary size, so that adding an update of ordinary size to it shows
 _TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 #: NumPy rounds float64 to these as torch does, and it takes a third of the time.
-_ROUNDED_BY_NUMPY = frozenset({torch.float32, torch.float64})
+_ROUNDED_BY_NUMPY = frozenset({torch.float32, torch.float64, torch.float16})
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Allocation:
         self.shape, self.layout = shape, layout
         if within is None:
             self.start = start
-            self.buffer = torch.full((room(shape, layout),), GUARD, dtype=_TORCH_DTYPES[dtype])
+            self.buffer = _guarded(room(shape, layout), _TORCH_DTYPES[dtype]).clone()
         else:
             self.start = within.start + 1
             self.buffer = within.buffer
@@ -109,7 +109,9 @@ class Allocation:
         target, source = (self.view[:1], values[:1]) if self.repeats else (self.view, values)
         if self.buffer.dtype in _ROUNDED_BY_NUMPY:
             with np.errstate(over="ignore"):
-                np.copyto(target.numpy(), source, casting="same_kind")
+                # To float16 torch goes by way of float32.
+                once = source.astype(np.float32) if self.buffer.dtype is torch.float16 else source
+                np.copyto(target.numpy(), once, casting="same_kind")
         else:
             target.copy_(rounded(source, self.buffer.dtype))
 
@@ -127,7 +129,7 @@ class Allocation:
     def written_at(self, elements: npt.NDArray[np.intp]) -> bool:
         """Whether any of these elements of the buffer is no guard any more."""
         found = self.array.take(elements)
-        return found.tobytes() != _guards(self.buffer.dtype, len(found))
+        return found.tobytes() != _guards(len(found), self.buffer.dtype)
 
 
 class SparseAllocation:
@@ -165,8 +167,14 @@ def beside(size: int, views: tuple[tuple[tuple[int, ...], str, int], ...]) -> np
 
 
 @functools.lru_cache(maxsize=256)
-def _guards(dtype: torch.dtype, count: int) -> bytes:
-    return as_bytes(torch.full((count,), GUARD, dtype=dtype))
+def _guarded(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """A buffer of guards alone, to be cloned."""
+    return torch.full((size,), GUARD, dtype=dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _guards(size: int, dtype: torch.dtype) -> bytes:
+    return as_bytes(_guarded(size, dtype))
 
 
 def in_numpy(tensor: torch.Tensor) -> Raw:

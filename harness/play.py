@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import inspect
 import math
@@ -482,7 +483,7 @@ class Player:
             return
         kept = p.grad
         if what.kind == "dtype":
-            p.grad_dtype = None  # type: ignore[attr-defined]
+            p.grad_dtype = None
             p.grad = torch.ones(p.shape, dtype=torch.float32 if p.dtype is torch.float64 else torch.float64)
         elif self.subject.spec.sparse == "only":
             p.grad = torch.ones_like(p)
@@ -493,7 +494,7 @@ class Player:
         finally:
             p.grad = None
             if what.kind == "dtype":
-                p.grad_dtype = p.dtype  # type: ignore[attr-defined]
+                p.grad_dtype = p.dtype
             p.grad = kept
 
     # Gradients
@@ -894,14 +895,23 @@ def _place(p: torch.Tensor) -> tuple[Any, ...]:
     return p.data_ptr(), p.shape, p.stride(), p.dtype
 
 
-def _random_state() -> tuple[bytes, object, bytes, int]:
-    generator: Any = np.random.get_state(legacy=False)["state"]  # noqa: NPY002 - the one that everybody shares
-    return (
-        torch.get_rng_state().numpy().tobytes(),
-        random.getstate(),
-        generator["key"].tobytes(),
-        generator["pos"],
-    )
+def _random_state() -> tuple[bytes, object, object]:
+    """The state of the generators that everybody shares."""
+    generator: Any = np.random.mtrand.get_bit_generator()
+    # To have NumPy make a dictionary of its state costs more than a step: 624 words and a position.
+    twister = isinstance(generator, np.random.MT19937)
+    state = ctypes.string_at(generator.ctypes.state_address, 625 * 4) if twister else repr(generator.state)
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), state
+
+
+@functools.lru_cache(maxsize=64)
+def _takes_argument(method: Callable[..., Any]) -> bool:
+    """Whether a method, as it stands in its class, can be called with one argument."""
+    try:
+        inspect.signature(method).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=64)

@@ -116,8 +116,15 @@ def throughput(results: Sequence[Result]) -> str:
     return (
         f"{traces:,} traces, {lives:,} optimizer steps ({steps:,} of single parameters), "
         f"{sum(r.elements for r in results):,} elements compared: {traces / seconds:.0f} traces a second a core "
-        f"at {lives / max(traces, 1):.1f} steps each"
+        f"at {lives / max(traces, 1):.1f} steps each ({_shares(results, seconds)})"
     )
+
+
+def _shares(results: Sequence[Result], seconds: float) -> str:
+    """What the seconds went into; what is missing from the whole went into the checks."""
+    parts = {name: sum(r.clocks[name] for r in results) for name in ("draw", "play", "reference", "judge")}
+    parts["judge"] -= parts["reference"]
+    return ", ".join(f"{name} {100 * spent / seconds:.0f} %" for name, spent in parts.items())
 
 
 def environment() -> dict[str, Any]:

@@ -38,7 +38,7 @@ CANDIDATES = 3
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 #: Magnitudes within as many binades are one feature.
 _BINADES = 16
-_SCALARS = (str, int, float, type(None))
+_SCALARS = frozenset({str, int, bool, float, type(None)})
 #: Longer sequences are as long as this.
 _LONG = 4
 
@@ -51,17 +51,22 @@ def features(trace: Trace) -> set[Feature]:
 
 
 def _collect(x: Any, where: str, found: set[Feature]) -> None:
-    if isinstance(x, _SCALARS):  # most are
+    kind: Any = type(x)
+    if kind in _SCALARS:
         found.add((where, x))
-    elif isinstance(x, Values):
+    elif kind is Values:
         found.add((where, x.recipe, _magnitude(x.high)))
-    elif isinstance(x, tuple):
+    elif kind is tuple:
         _collect_sequence(x, where, found)
     elif is_dataclass(x):
-        kind: Any = type(x)
-        found.add((kind.__name__,))
-        for name, there in _fields(kind):
-            _collect(getattr(x, name), there, found)
+        own, members = _fields(kind)
+        found.add(own)
+        for name, there in members:
+            value = getattr(x, name)
+            if type(value) in _SCALARS:  # most are
+                found.add((there, value))
+            else:
+                _collect(value, there, found)
     else:
         found.add((where, "of", _count(x)))
         for key, value in x.items():
@@ -85,9 +90,10 @@ def _collect_sequence(xs: tuple[Any, ...], where: str, found: set[Feature]) -> N
 
 
 @functools.cache
-def _fields(kind: type[Any]) -> tuple[tuple[str, str], ...]:
-    """The fields of a dataclass that are features: their names, and those with the class's before them."""
-    return tuple((f.name, f"{kind.__name__}.{f.name}") for f in fields(kind) if f.name != "seed")
+def _fields(kind: type[Any]) -> tuple[Feature, tuple[tuple[str, str], ...]]:
+    """A dataclass as a feature, and its fields that are: their names, and those with the class's before them."""
+    name = kind.__name__
+    return (name,), tuple((f.name, f"{name}.{f.name}") for f in fields(kind) if f.name != "seed")
 
 
 def _magnitude(x: float) -> int | None:

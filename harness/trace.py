@@ -84,7 +84,7 @@ class TraceError(ValueError):
 
 
 _GOLDEN, _MIX1, _MIX2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-_1, _11, _27, _30, _31 = map(np.uint64, (1, 11, 27, 30, 31))
+_1, _11, _27, _30, _31, _63 = map(np.uint64, (1, 11, 27, 30, 31, 63))
 _LOW10 = np.uint64((1 << 10) - 1)
 
 
@@ -106,9 +106,18 @@ def splitmix64(seed: int, count: int) -> npt.NDArray[np.uint64]:
     return z
 
 
+def splitmix64_word(seed: int) -> int:
+    """The first of these words: for one, an array costs more than Python's integers."""
+    z = (seed * 0xD1342543DE82EF95 + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
 def _fraction(words: npt.NDArray[np.uint64]) -> Array:
     """The upper 53 bits as a number in [0, 1)."""
-    fraction: Array = (words >> _11).astype(np.float64) * 2.0**-53
+    fraction: Array = (words >> _11).astype(np.float64)
+    fraction *= 2.0**-53
     return fraction
 
 
@@ -125,11 +134,20 @@ def _log(values: Values, count: int) -> Array:
         return np.zeros(count)
     words = splitmix64(values.seed, count)
     low, high = math.frexp(values.low)[1], math.frexp(values.high)[1]
-    exponent = low + (((words >> _1) & _LOW10).astype(np.int64) * (high - low + 1) >> 10)
-    magnitude = np.ldexp(0.5 + 0.5 * _fraction(words), exponent)
-    clipped = np.minimum(np.maximum(magnitude, values.low), values.high)
-    signed: Array = (1.0 - 2.0 * (words & _1).astype(np.float64)) * clipped
-    return signed
+    exponent = ((words >> _1) & _LOW10).astype(np.int64)
+    exponent *= high - low + 1
+    exponent >>= 10
+    exponent += low
+    x = _fraction(words)
+    x *= 0.5
+    x += 0.5
+    np.ldexp(x, exponent, out=x)
+    np.maximum(x, values.low, out=x)
+    np.minimum(x, values.high, out=x)
+    # The lowest bit is the sign.
+    bits = x.view(np.uint64)
+    bits ^= words << _63
+    return x
 
 
 def _sparse_log(values: Values, count: int) -> Array:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.trace import Trace
 
 
@@ -97,8 +97,8 @@ class Result:
     undetermined: int = 0
     validation: list[dict[str, Any]] = field(default_factory=list)
     """What was tried that is invalid, and what became of it, as rows."""
-    clocks: Counter[str] = field(default_factory=Counter)
-    """Seconds that went into drawing, playing, the reference, and the rest of judging; the reference is a part of judging."""
+    clocks: Clocks = field(default_factory=Clocks)
+    """Seconds that went into ``draw`` (and choosing), ``play``, ``judge`` and, as a part of that, the ``reference``."""
     seconds: float = 0.0
     shrink_seconds: float = 0.0
     worst: dict[str, float] = field(default_factory=dict)

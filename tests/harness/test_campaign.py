@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stepcheck.harness import workers
+from stepcheck.harness import report, workers
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.subjects import class_subject, resolve
 from stepcheck.harness.trace import Step
+from stepcheck.harness.verdict import Result
 
 SGD = resolve("torch:SGD[forloop]")[0]
 # Without what diverges: sparse gradients on views.
@@ -115,6 +116,24 @@ def test_a_subject_that_kills_its_process_takes_nobody_with_it():
     (divergence,) = crashes.divergences
     assert divergence.cause == "crash"
     assert "SIGKILL" in divergence.summary
+
+
+def test_the_clocks_add_up_to_no_more_than_the_seconds():
+    # One that diverges as well: other lives are then played and judged to explain it.
+    for subject in (SGD, class_subject(IgnoresMaximize, "SGD")):
+        result = campaign(subject, examples=60)
+        assert result.clocks.keys() == {"draw", "play", "reference", "judge"}
+        assert 0 < result.clocks["reference"] < result.clocks["judge"]
+        timed = sum(result.clocks[name] for name in ("draw", "play", "judge"))
+        assert 0.5 * result.seconds < timed <= result.seconds
+
+
+def test_the_throughput_tells_what_the_seconds_went_into():
+    result = Result("s", "SGD", {}, traces=300, lives=1500, seconds=2.0)
+    result.clocks.update(draw=0.25, play=1.0, reference=0.5, judge=0.7)
+    told = report.throughput([result, result])
+    assert "150 traces a second a core at 5.0 steps each" in told
+    assert "(draw 12 %, play 50 %, reference 25 %, judge 10 %)" in told
 
 
 def test_seconds_end_a_campaign_in_time():

@@ -28,6 +28,7 @@ from stepcheck.harness.trace import (
     ZeroGrad,
     loads,
     splitmix64,
+    splitmix64_word,
 )
 from stepcheck.reference import SPECS
 
@@ -139,6 +140,11 @@ def test_splitmix64_gives_the_published_sequence():
     # The first outputs for seed 0 of the reference implementation, https://prng.di.unimi.it/splitmix64.c
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     assert [int(x) for x in splitmix64(0, 3)] == expected
+
+
+def test_one_word_is_the_first_of_many():
+    for seed in (0, 1, -1, 5 << 12, 2**63 + 7, 2**64 - 1):
+        assert splitmix64_word(seed) == int(splitmix64(seed, 4)[0])
 
 
 def test_a_recipe_means_the_same_for_ever():
