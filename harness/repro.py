@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -126,7 +127,16 @@ class _Writer:
             body = [*_CLOSURE, *body]
         helper = _VIEW if any(re.search(r"(?<![.\w])view\(", line) for line in body) else []
         imports = ["import torch"]
-        if self.subject.imports:
+        if getattr(self.subject.make, "__module__", "") == "stepcheck.harness.ledger":
+            # A class that is there to show what torch does is written out.
+            imports += [
+                "from typing import Any",
+                "",
+                "",
+                *inspect.getsource(self.subject.make).rstrip().splitlines(),
+                "",
+            ]
+        elif self.subject.imports:
             imports += [
                 '__import__("sys").path.insert(0, "")  # modules are looked for where you stand',
                 self.subject.imports,
