@@ -272,7 +272,7 @@ TOLD = {
     "data replaced": (wrong.ReplacesData, "storage-stays", (GO,), {}),
     "columns": (wrong.MakesColumnMajor, "storage-stays", (GO,), {}),
     "another dtype": (wrong.CastsParameter, "storage-stays", (GO,), {}),
-    "lr decays": (wrong.DecaysLrItself, "options-hold", (GO,), {}),
+    "lr decays": (wrong.DecaysLrItself, "options-hold", (GO,), {"lr": 0.5}),
     "lr is rounded": (wrong.RoundsLrInGroup, "options-hold", (), {"lr": 0.0625}),
     "lr is copied": (wrong.CopiesLrToAll, "options-hold", (GO, ADDED, GO), {}),
     "hook run twice": (wrong.RunsHooksItself, "hooks-run-once", (GO, Hook("step_post"), GO), {}),
@@ -280,7 +280,7 @@ TOLD = {
     "state hook run twice": (wrong.RunsStateHooksTwice, "hooks-run-once", (Hook("state_dict_post"), Reload()), {}),
     "stepped all the same": (wrong.StepsAnyway, "failed-step", (GO, Fail("closure")), {}),
     "moved before the hook": (wrong.DecaysBeforeHook, "failed-step", (GO, Fail("hook")), {}),
-    "error swallowed": (wrong.SwallowsErrors, "failed-step", (GO, Fail("closure")), {}),
+    "error swallowed": (wrong.SwallowsErrors, "failed-step", (Fail("closure"),), {}),
     "hook not run": (wrong.BypassesHooks, "failed-step", (Fail("hook"),), {}),
     "infinity not skipped": (wrong.IgnoresFoundInf, "skipped-step", (GO, Step({0: INFINITE}, scaling="step")), {}),
     "caller's dictionary": (wrong.MarksDictionary, "dicts-unchanged", (GO, Reload()), {"momentum": 0.5}),
@@ -293,7 +293,7 @@ TOLD = {
     "the last group's options": (wrong.LastOptionsForAll, "groups-independent", (ADDED, Step({0: ONE, 1: ONE})), {}),
     "decay of an added group": (wrong.IgnoresAddedDecay, "groups-independent", (ADDED, Step({1: ONE})), {}),
     "small workspace": (wrong.SmallWorkspace, "order-of-parameters", (Step({0: ONE, 1: ONE}),), {"lr": 0.5}),
-    "update turned": (wrong.TurnsUpdate, "maximize-mirrors", (GO,), {"maximize": True, "weight_decay": 0.5}),
+    "update turned": (wrong.TurnsUpdate, "maximize-mirrors", (GO,), {"maximize": True, "momentum": 0.5}),
     "options read once": (wrong.ReadsOptionsOnce, "option-effect", (GO, SetOption(0, "lr", 0.5), GO), {}),
     "state loaded in another order": (
         wrong.LoadsInOrder, "save-load-continue", (Step({0: ONE, 1: INFINITE}), Reload(dictionary="foreign")), {"momentum": 0.5}
@@ -309,6 +309,7 @@ TOLD = {
 OF_TORCH = ("caller's tensors kept",)
 #: Scripts that do not fail, or that fail whoever the optimizer is.
 WRONGLY_TOLD = {
+    "state hook run twice": "calls are forgotten between the hooks of state_dict and load_state_dict",
     "loss dropped": "None is taken for the loss of any closure",
     "error swallowed": "whether the step raised is not asserted",
     "hook not run": "whether the step raised is not asserted",
@@ -325,7 +326,8 @@ def on_zoo(kind):
     fault, check, events, options = TOLD[kind]
     cls = wrong.on(wrong.RightSGD, fault)
     second = any(isinstance(e, AddGroup) for e in events) or any(1 in getattr(e, "gradients", ()) for e in events)
-    parameters = (Parameter((2, 3), "float64"), *((Parameter((4, 2), "float64"),) if second else ()))
+    values = Values("quarters", 1, high=1.0)
+    parameters = (Parameter((2, 3), values=values), *((Parameter((4, 2), values=values),) if second else ()))
     grouped = second and not any(isinstance(e, AddGroup) for e in events)
     trace = Trace("SGD", parameters, (Group((0, 1) if grouped else (0,), options),), events)
     subject = class_subject(cls, "SGD")
@@ -359,7 +361,7 @@ def finding_class(script):
 
 def test_script_of_a_finding_of_a_life_runs_alone(tmp_path):
     _, script = on_zoo("data replaced")
-    path = "import sys; sys.path[:0] = [%r]\n" % str(TESTS)
+    path = f"import sys; sys.path[:0] = [{str(TESTS)!r}]\n"
     succeeded, said = run_alone(path + script)
     assert not succeeded
     assert "AssertionError" in said
@@ -373,7 +375,8 @@ AROUND = {
     "hook": ((Hook("step_pre"), Hook("state_dict_post"), GO, Reload(), GO), -1.0),
     "schedule": ((Schedule("ExponentialLR"), GO, ScheduleStep(), GO), -0.95),
     "plateau": ((Schedule("ReduceLROnPlateau"), ScheduleStep(), ScheduleStep(), GO), -0.25),
-    "fail": ((Fail("closure"), Fail("hook"), GO, Fail("dtype"), Fail("gradient"), Step({0: ONE})), -1.0),
+    "fail": ((Fail("closure"), Fail("hook"), GO), -0.5),
+    "fail that this optimizer need not": ((GO, Fail("gradient"), Step({0: ONE})), -1.0),
     "closure": ((Step({0: ONE}, closure="tensor"), Step({0: ONE}, closure="none"), Step({0: ONE}, closure="backward")), -1.5),
     "scaling": ((Step({0: ONE}, scaling="step"), Step({0: ONE}, scaling="unscale"), Step({0: INFINITE}, scaling="step")), -1.0),
     "tensor": ((SetOption(0, "lr", Scalar(0.25)), GO), -0.25),
@@ -385,7 +388,11 @@ AROUND = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", AROUND)
+#: The player leaves out what SGD need not refuse, the script does not.
+PLAYED_OTHERWISE = pytest.mark.xfail(reason="a sparse gradient that SGD takes is no reason to fail; the script steps")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=PLAYED_OTHERWISE if "need not" in n else ()) for n in AROUND])
 def test_script_plays_the_life_around_the_steps(name):
     events, expected = AROUND[name]
     second = name == "add_group"

@@ -106,11 +106,11 @@ class MakesColumnMajor:
 
 
 class CastsParameter:
-    """Leaves a float64 parameter in float32."""
+    """Leaves a float32 parameter in float64."""
 
     def write(self, p, value):
         super().write(p, value)
-        p.data = p.data.float()
+        p.data = p.data.double()
 
 
 # Options
