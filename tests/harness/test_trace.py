@@ -385,7 +385,7 @@ GRADIENT = Gradient(Values("log", 3, 0.5, 1.0), negated=True)
 LIVELY = Trace(
     "Adam",
     (SLICED, Parameter((2, 3), "float32", "sliced", within=0), Parameter((2,)), Parameter((3,))),
-    (Group((0, 1), {"lr": Scalar(0.1), "amsgrad": True}), Group((2,), {"lr": Scalar(float("inf"))})),
+    (Group((0, 1), {"lr": Scalar(0.1), "amsgrad": True}), Group((2,), {"lr": Scalar(0.0)})),
     (
         Step({0: GRADIENT, 1: None}, closure="backward"),
         Accumulate({0: Gradient(), 1: GRADIENT}),
@@ -550,16 +550,9 @@ def _refusal(data):
 
 @pytest.mark.parametrize("path", NEW, ids=lambda path: ".".join(map(str, path)))
 def test_nonsense_in_a_new_field_is_refused(path):
-    accepted = []
-    for value in NONSENSE:
-        data = _lively_broken(path, value)
-        try:
-            Trace.from_json(data)
-        except TraceError as error:
-            assert len(str(error)) < 400
-            assert "\n" not in str(error)
-        else:
-            accepted.append(value)
+    said = [_refusal(_lively_broken(path, value)) for value in NONSENSE]
+    assert all(len(text) < 400 and "\n" not in text for text in said)
+    accepted = [value for value, text in zip(NONSENSE, said, strict=True) if not text]
     assert all(any(x is y or (x == y and type(x) is type(y)) for y in SENSE.get(path[-1], ())) for x in accepted), (
         accepted
     )
@@ -631,7 +624,7 @@ def test_nesting_of_any_depth_is_refused():
             with pytest.raises(TraceError):
                 Trace.from_json(loads(text.replace('"mixed"', opening * depth + "1" + closing * depth)))
             with pytest.raises(TraceError):
-                Trace.from_json(loads(text.replace('{"tensor": "inf"}', opening * depth + "1" + closing * depth)))
+                Trace.from_json(loads(text.replace('{"tensor": "0x0.0p+0"}', opening * depth + "1" + closing * depth)))
 
 
 @pytest.mark.parametrize("place", ["nowhere", "", "load"])
