@@ -8,9 +8,11 @@ import torch
 
 from stepcheck.harness import report, workers
 from stepcheck.harness.campaign import Campaign, Settings
+from stepcheck.harness.checks import CHECKS
 from stepcheck.harness.subjects import class_subject, resolve
 from stepcheck.harness.trace import Step
 from stepcheck.harness.verdict import Result
+from stepcheck.reference import SPECS
 
 SGD = resolve("torch:SGD[forloop]")[0]
 # Without what diverges: sparse gradients on views.
@@ -85,6 +87,21 @@ def test_a_check_that_ran_on_nothing_is_unknown():
     result = campaign(SGD, examples=1, only=("hooks-run-once",))
     assert result.tallies["hooks-run-once"].ran == 0
     assert result.verdict == "unknown"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPECS)
+def test_every_check_is_asked_in_forty_lives(name):
+    subject = resolve(f"torch:{name}[forloop]")[0]
+    result = campaign(subject, examples=40 * subject.cost)
+    assert not result.error
+    assert set(result.tallies) == set(CHECKS)
+    unasked = {c for c, t in result.tallies.items() if not t.ran}
+    declared = {note.removeprefix("unsupported: ").partition(":")[0] for note in result.notes}
+    assert unasked <= declared
+    assert all(result.tallies[c].verdict == "unsupported" for c in unasked)
+    # What has no meaning for some has one for most.
+    assert len(unasked) <= 5
 
 
 def test_a_failing_life_is_shrunk_to_what_it_needs():

@@ -168,7 +168,7 @@ def test_more_pairs_of_option_layout_and_dtype_are_covered(monkeypatch):
 
     steered = covered()
     monkeypatch.setattr(steer, "CANDIDATES", 1)
-    assert steered > 1.1 * covered()  # as many as in a third more lives
+    assert steered > 1.1 * covered()
 
 
 def test_a_campaign_covers_more(monkeypatch):

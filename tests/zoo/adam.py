@@ -236,10 +236,10 @@ class CountsInGroup(RightAdam):
     def start(self, p, group):
         return {name: torch.zeros_like(p) for name in self.buffers(group)}
 
-    def step(self, closure=None):
+    def walk(self):
         for group in self.param_groups:
             group["t"] = group.get("t", 0) + 1
-        super().step()
+        super().walk()
 
 
 class CountsAsideAdam(base.CountsAside, RightAdam):
@@ -324,13 +324,12 @@ class GrowsUnderMaximize(RightAdamW):
 class DecaysAbsent(RightAdamW):
     """Decays parameters that have no gradient."""
 
-    @torch.no_grad()
-    def step(self, closure=None):
+    def walk(self):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
                     p.copy_(self.decayed(p, group))
-        super().step()
+        super().walk()
 
 
 class DecaysTwice(RightAdamW):
@@ -353,12 +352,17 @@ class PaperAdam(torch.optim.Optimizer):
     def __init__(self, params, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
-    @torch.no_grad()
     def step(self, closure=None):
-        for group in self.param_groups:
-            for theta in group["params"]:
-                if theta.grad is not None:
-                    self.update(theta, theta.grad, self.state[theta], group)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for theta in group["params"]:
+                    if theta.grad is not None:
+                        self.update(theta, theta.grad, self.state[theta], group)
+        return loss
 
     def update(self, theta, g, state, group):
         beta1, beta2 = group["betas"]

@@ -11,8 +11,22 @@ class Zoo(torch.optim.Optimizer):
     def __init__(self, params, **defaults):
         super().__init__(params, defaults)
 
-    @torch.no_grad()
     def step(self, closure=None):
+        loss = self.evaluate(closure)
+        with torch.no_grad():
+            self.walk()
+        return loss
+
+    def evaluate(self, closure):
+        """The loss that the closure returns, which may leave gradients."""
+        if closure is None:
+            return None
+        with torch.enable_grad():
+            return closure()
+
+    # Faults override this and not step(): torch runs the hooks around step(), and around each that is overridden once more.
+    def walk(self):
+        """One step of each parameter that has a gradient."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -160,11 +174,11 @@ class SinglePrecision:
 class TakesAbsentForZero:
     """Steps parameters that have no gradient as if it were zero."""
 
-    def step(self, closure=None):
+    def walk(self):
         absent = [p for group in self.param_groups for p in group["params"] if p.grad is None]
         for p in absent:
             p.grad = torch.zeros_like(p)
-        super().step()
+        super().walk()
         for p in absent:
             p.grad = None
 
@@ -182,8 +196,8 @@ class CountsForAll:
 class CountsAbsent:
     """Counts a step for parameters that have no gradient."""
 
-    def step(self, closure=None):
-        super().step()
+    def walk(self):
+        super().walk()
         for p, state in self.state.items():
             if p.grad is None and "step" in state:
                 state["step"] += 1

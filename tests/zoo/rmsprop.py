@@ -1,5 +1,7 @@
 """RMSprop."""
 
+import torch
+
 from zoo import base
 
 
@@ -56,7 +58,8 @@ class RightRMSprop(base.Zoo):
         return (v.sqrt() + eps).reciprocal()
 
     def accumulate(self, d, state, group):
-        state["momentum_buffer"] = d + group["momentum"] * state["momentum_buffer"]
+        # A schedule may turn momentum on later than at the first step.
+        state["momentum_buffer"] = d + group["momentum"] * state.get("momentum_buffer", torch.zeros_like(d))
         return state["momentum_buffer"]
 
 
