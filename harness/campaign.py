@@ -345,6 +345,10 @@ class Campaign:
         raised = evidence.recording.raised
         if not self.subject.explicit or raised is None or raised.event is not None or raised.kind != "ValueError":
             return False
+        if evidence.trace.form != "list":
+            listed = Evidence(self.subject, replace(evidence.trace, form="list")).recording.raised
+            if listed is None or listed.event is not None:
+                return False  # it refuses the form that the groups are given in, which it must take
         self.refusals.append(raised.message)
         for tally in self.result.tallies.values():
             tally.planned += 1

@@ -19,7 +19,7 @@ from stepcheck.harness.formats import BINARY32, FORMATS
 from stepcheck.harness.judge import Deviation, Judge, Judgement
 from stepcheck.harness.memory import identical
 from stepcheck.harness.play import Player
-from stepcheck.harness.recording import Recording
+from stepcheck.harness.recording import CALLERS_GROUPS, Recording
 from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import (
     Accumulate,
@@ -280,6 +280,7 @@ def between_steps(evidence: Evidence) -> Iterator[Finding]:
             i = idle.gradients_left[0]
             yield Finding("between-steps", "gradient", idle.event, "zero_grad() leaves a gradient", i)
             return
+    yield from _breaches(evidence, "between-steps")
 
 
 @_register(
@@ -426,6 +427,16 @@ def _of_an_option(evidence: Evidence, d: Deviation) -> Finding | None:
     return None
 
 
+def _as_many_buffers(evidence: Evidence, twin: Recording, group: int) -> bool:
+    """Whether the same buffers are judged: a fault in one does not go away where the one does."""
+    pairs = [
+        (a.hyper[group], b.hyper[group])
+        for a, b in zip(evidence.recording.steps, twin.steps, strict=True)
+        if len(a.hyper) > group
+    ]
+    return all(b.present(x) == b.present(y) for x, y in pairs for b in evidence.subject.spec.buffers)
+
+
 def _taking_no_notice(evidence: Evidence, group: int, option: str) -> Recording:
     """The recording, with an option of a group at its default; or as it was at first, where it was set later."""
     default = {h.name: h.default for h in evidence.subject.spec.hyper}[option]
@@ -529,15 +540,21 @@ def refuses_invalid(evidence: Evidence) -> Iterator[Finding]:
 # Invariants that a plain comparison decides, made while the life was played ------------------------------------------------
 
 
+def _breaches(evidence: Evidence, name: str) -> Iterator[Finding]:
+    """What the player saw not to hold, the first of each cause."""
+    told = set()
+    for b in evidence.recording.breaches:
+        if b.check == name and b.cause not in told:
+            told.add(b.cause)
+            constructed = b.event is None or b.cause == CALLERS_GROUPS
+            where = "the constructor" if b.event is None or constructed else _event_name(evidence.trace, b.event)
+            yield Finding(name, b.cause, b.event, f"{where} {b.told}", b.parameter, option=b.option)
+
+
 def _invariant(name: str, question: str, without_meaning: Callable[[Subject], str] = lambda subject: "") -> None:
     @_register(name, question, lambda e: e.recording.looked[name], without_meaning)
     def find(evidence: Evidence) -> Iterator[Finding]:
-        told = set()
-        for b in evidence.recording.breaches:
-            if b.check == name and b.cause not in told:
-                told.add(b.cause)
-                where = "the constructor" if b.event is None else _event_name(evidence.trace, b.event)
-                yield Finding(name, b.cause, b.event, f"{where} {b.told}", b.parameter, option=b.option)
+        return _breaches(evidence, name)
 
 
 _invariant("storage-stays", "Do parameters stay where they are in memory, with their shape, strides and dtype?")

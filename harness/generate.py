@@ -403,7 +403,7 @@ class _Decoder:
 
 #: What a campaign's first lives contain one each, so that every check finds something to look at.
 ESSENTIALS = (
-    "reload", "hook", "fail", "scaled", "skipped", "closure", "add_group", "maximize", "zero_grad", "absent", "two parameters", "schedule",
+    "reload", "hook", "hooked reload", "fail", "scaled", "skipped", "closure", "add_group", "maximize", "zero_grad", "absent", "two parameters", "schedule",
     "set_lr", "freeze", "accumulate", "set_option",
 )  # fmt: skip
 
@@ -441,6 +441,8 @@ class _Decoding:
         number = self.draw(self.of.events)
         for n in range(number):
             what = self.draw(self.tables.events)
+            if self.essential == "hooked reload" and n in (1, 3):
+                self.events += [Hook(kind) for kind in HOOKS] if n == 1 else [Reload()]
             if n == 1 and self.essential in self.of.between:
                 what = self.essential
             if n % 2 == 0 and self.essential:

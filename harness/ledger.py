@@ -272,7 +272,12 @@ class Entry:
 
 
 def _inherits(make: Callable[..., Any], method: str) -> bool:
-    return isinstance(make, type) and getattr(make, method, None) is getattr(torch.optim.Optimizer, method)
+    """Whether a method is torch's own, or one that calls it by super()."""
+    own = getattr(make, method, None)
+    if not isinstance(make, type) or own is getattr(torch.optim.Optimizer, method):
+        return isinstance(make, type)
+    names = getattr(getattr(own, "__code__", None), "co_names", ())
+    return issubclass(make, torch.optim.Optimizer) and {"super", method} <= set(names)
 
 
 LEDGER: dict[str, Entry] = {}

@@ -8,10 +8,12 @@ import functools
 import inspect
 import math
 import random
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +38,7 @@ from stepcheck.harness.memory import (
     values_of,
 )
 from stepcheck.harness.recording import (
+    CALLERS_GROUPS,
     Breach,
     Evaluation,
     IdleRecord,
@@ -85,11 +88,14 @@ class _DeliberateError(Exception):
 class Player:
     """Plays one trace on one subject."""
 
-    def __init__(self, subject: Subject, trace: Trace) -> None:
+    def __init__(self, subject: Subject, trace: Trace, *, watching: bool = False) -> None:
         _patch_steps()
+        self.watching = watching
+        """Look at the random state after each event: it costs more than the rest, so only once it is known to change."""
         self.subject = subject
         self.trace = trace
         self.recording = Recording(trace)
+        self.defaults: dict[str, Option] = vars(subject.spec.hyper_values())
         self.groups = list(trace.groups)
         """Those that the optimizer has by now."""
         self.options: list[dict[str, Option]] = [dict(g.options) for g in trace.groups]
@@ -158,11 +164,23 @@ class Player:
                 self._live()
         except UsageError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever somebody's optimizer raises is a result
+        except Exception as error:
+            # Whatever somebody's optimizer raises is a result; what the player raises by itself is not.
+            if _is_our_own(error):
+                raise
             self.recording.raised = Raised(self.event, type(error).__name__, str(error).strip())
         self.recording.played_by, self.recording.hyper = self.playing, tuple(self.hyper)
-        self._note("random-state", _random_state() == drawn, "random state", "draws random numbers")
+        self._note_random_state(drawn)
         return self.recording
+
+    def _note_random_state(self, before: object) -> None:
+        holds = _random_state() == before
+        if not holds and not self.watching:
+            watched = Player(self.subject, self.trace, watching=True).play()
+            self.recording.breaches += [b for b in watched.breaches if b.check == "random-state"][:1]
+            self.recording.looked["random-state"] += 1
+        else:
+            self._note("random-state", holds, "random state", "draws random numbers")
 
     def _note(
         self,
@@ -179,6 +197,7 @@ class Player:
             self.recording.breaches.append(Breach(check, self.event, cause, told, parameter, option))
 
     def _live(self) -> None:
+        drawn = _random_state() if self.watching else None
         self.optimizer = self._construct(self.subject, self.options, self.trace.form)
         self.recording.initial_state = [self._state(i) for i in range(len(self.parameters))]
         self._check_options()
@@ -195,6 +214,9 @@ class Player:
             else:
                 self._idle(event, what)
             self._check_options()
+            self._check_places()
+            if self.watching and _random_state() != drawn:
+                break
             if self.due or self.calls:
                 self._note("hooks-run-once", self.calls == self.due, *self._miscounted())
                 self.calls.clear()
@@ -222,7 +244,7 @@ class Player:
         given: Iterable[Any] = iter(groups) if form == "iterator" else tuple(groups) if form == "tuple" else groups
         optimizer = subject.make(given, **shared, **subject.mode_options)
         self._built(optimizer)
-        self._unchanged("the groups given to the constructor", before, [_entries(g) for g in groups])
+        self._unchanged(CALLERS_GROUPS, before, [_entries(g) for g in groups])
         return optimizer
 
     def _complete(self, options: Mapping[str, Option]) -> dict[str, Option]:
@@ -296,7 +318,6 @@ class Player:
             for i in range(len(self.parameters))
         ]
         self.recording.steps.append(StepRecord(event, self.playing, tuple(self.hyper), lives, evaluations))
-        self._check_places()
 
     def _given(self) -> _Given:
         """The gradients of the parameters that the optimizer has, and the memory that they stand in."""
@@ -321,7 +342,7 @@ class Player:
         step = self.optimizer.step
         method = getattr(type(self.optimizer), "step", None)
         if inspect.ismethod(step) and step.__func__ is method:
-            return _takes_argument(method)
+            return bool(_takes_argument(method))
         try:
             inspect.signature(step).bind(None)
         except TypeError:
@@ -420,8 +441,11 @@ class Player:
     def _fail(self, what: Fail) -> None:
         if not self._must_fail(what):
             return
-        before = self._snapshot()
+        before, given = self._snapshot(), self._given()
         raised, ours = self._failing_step(what)
+        if not (self.subject.spec.closure and what.kind == "closure"):
+            told = f"is ended by {raised or 'nothing'} and writes to the gradients"
+            self._note("failed-step", self._gives_still(given), "gradient", told)
         if raised is None and not ours:
             # Somebody's class may take what the reference does not; the step is then nobody's to judge.
             self.begun.update(range(len(self.parameters)))
@@ -434,6 +458,12 @@ class Player:
         if raised is None:
             self._note("failed-step", False, f"swallows {what.kind}", f"swallows what its {what.kind} raises")
         self._untouched("failed-step", f"ended by {raised or 'nothing'}", before)
+
+    def _gives_still(self, before: _Given) -> bool:
+        """Whether there are the gradients that there were, and nothing in their memory has changed."""
+        now = self._given()
+        there = [g is None for g in before[0]] == [g is None for g in now[0]]
+        return there and before[1] == now[1]
 
     def _must_fail(self, what: Fail) -> bool:
         """Whether there is a reason for a step to fail."""
@@ -614,8 +644,13 @@ class Player:
 
     def _zero_grad(self, what: ZeroGrad) -> list[int]:
         """Parameters whose gradient is left."""
+        had = [p.grad is not None for p in self.parameters]
         self.optimizer.zero_grad(set_to_none=what.set_to_none)
         left = []
+        if not what.set_to_none:
+            taken = [i for i, p in enumerate(self.parameters) if had[i] and p.grad is None]
+            told = "takes the gradient away, where it should fill it with zeros"
+            self._note("between-steps", not taken, "gradient taken", told, taken[0] if taken else None)
         for i, p in enumerate(self.parameters):
             if self._knows(i) and p.grad is not None and (what.set_to_none or bool(values_of(p.grad).any())):
                 left.append(i)
@@ -675,8 +710,11 @@ class Player:
 
     def _check_options(self) -> None:
         """That each group has the options that it was given, or that were set since."""
-        for n, (group, options) in enumerate(zip(self.optimizer.param_groups, self.options, strict=True)):
-            for name, value in options.items():
+        groups = self.optimizer.param_groups
+        told = f"leaves {len(groups)} groups where there should be {len(self.options)}"
+        self._note("options-hold", len(groups) == len(self.options), "groups", told)
+        for n, (group, options) in enumerate(zip(groups, self.options, strict=False)):
+            for name, value in {**self.defaults, **options}.items():
                 if name not in group or name not in self.subject.options or value is None:
                     continue  # what is left open may be filled in
                 if group[name] is value and value == value:  # noqa: PLR0124 - the very object, as most are, and not NaN
@@ -868,6 +906,12 @@ class _Evaluator:
         return loss
 
 
+def _is_our_own(error: Exception) -> bool:
+    """Whether no frame of an exception lies outside the harness."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return all(Path(frame.filename).parent == Path(__file__).parent for frame in frames)
+
+
 @functools.cache
 def _patch_steps() -> None:
     """The first instance of a class of torch.optim patches its step, for its descendants too: let it not matter when that is."""
@@ -902,16 +946,6 @@ def _random_state() -> tuple[bytes, object, object]:
     twister = isinstance(generator, np.random.MT19937)
     state = ctypes.string_at(generator.ctypes.state_address, 625 * 4) if twister else repr(generator.state)
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), state
-
-
-@functools.lru_cache(maxsize=64)
-def _takes_argument(method: Callable[..., Any]) -> bool:
-    """Whether a method, as it stands in its class, can be called with one argument."""
-    try:
-        inspect.signature(method).bind(None, None)
-    except TypeError:
-        return False
-    return True
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,6 +14,8 @@ from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import Option, Trace
 from stepcheck.harness.validation import Attempt
 
+#: The cause of a breach: what the constructor was given.
+CALLERS_GROUPS = "the groups given to the constructor"
 #: The tensors and numbers that an optimizer keeps for one parameter.
 State = Mapping[str, Raw | float]
 

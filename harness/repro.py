@@ -19,6 +19,7 @@ from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.judge import Deviation
 from stepcheck.harness.memory import GUARD, GUARD_ELEMENTS, room, rounded, strides
 from stepcheck.harness.objectives import EXPRESSIONS
+from stepcheck.harness.recording import CALLERS_GROUPS
 from stepcheck.harness.subjects import Subject, sibling
 from stepcheck.harness.trace import (
     Accumulate,
@@ -88,11 +89,12 @@ class _Writer:
         self.told: Objective | None = None
         self.groups: list[Group] = []
         self.scaler = False
+        self.hooks: list[str] = []
         self.scheduled = [e.kind for e in trace.events if isinstance(e, Schedule)][-1:]
 
     def lines(self, *, compact: bool) -> list[str]:
         trace, finding, self.told = self.trace, self.finding, None
-        self.groups, self.scaler = list(trace.groups), False
+        self.groups, self.scaler, self.hooks = list(trace.groups), False, []
         parameters = [f"    {self._parameter(p)}," for p in trace.parameters]
         events = trace.events if finding.event is None else trace.events[: finding.event + 1]
         body = ["params = [", *parameters, "]"]
@@ -115,7 +117,7 @@ class _Writer:
             last = n == finding.event
             lines = self._event(event)
             if last:  # what is remembered is what stood before the step itself, its gradients assigned
-                place = _place(event, lines)
+                place = self._place(event, lines)
                 lines[place:place] = self._before()
             body += lines
             if last and finding.check == "completes":
@@ -239,7 +241,8 @@ class _Writer:
         if isinstance(event, Freeze):
             return [f"params[{event.parameter}].requires_grad_({not event.frozen})"]
         if isinstance(event, Hook):
-            return [f"optimizer.register_{event.kind}_hook(lambda *_: calls.append({event.kind!r}))"]
+            self.hooks.append(event.kind)
+            return [self._hook(event.kind)]
         if isinstance(event, Schedule):
             return [
                 f"schedule = {schedules.written(event.kind, [h.name for h in self.subject.spec.hyper], len(self.groups), cycle=self._cycles())}"
@@ -281,6 +284,10 @@ class _Writer:
         begins = self.subject.explicit and any(g.options.get("momentum", 0) == 0 for g in self.groups)
         return not (begins and "momentum" in self.subject.options) and not self.trace.given_sparse
 
+    @staticmethod
+    def _hook(kind: str) -> str:
+        return f"optimizer.register_{kind}_hook(lambda *_: calls.append({kind!r}))"
+
     def _step(self, event: Step) -> list[str]:
         lines = [f"params[{i}].grad = {self._gradient(i, g)}" for i, g in event.gradients.items()]
         if event.objective is not None:
@@ -317,6 +324,8 @@ class _Writer:
     def _fail(self, event: Fail) -> list[str]:
         i, kept = event.parameter, []
         step = "optimizer.step()"
+        if event.kind == "gradient" and self.subject.spec.sparse not in ("", "only"):
+            return []  # it takes both kinds
         if event.kind == "closure":
             step = "optimizer.step(lambda: 1 / 0)"
         elif event.kind == "hook":
@@ -330,20 +339,28 @@ class _Writer:
             kept = [f"params[{i}].grad = torch.ones_like(params[{i}])"]
         else:
             kept = [f"params[{i}].grad = torch.ones_like(params[{i}]).detach().to_sparse()"]
-        lines = ["try:", f"    {step}", "except Exception as error:", "    print(repr(error))"]
+        lines = ["raised = ''", "try:", f"    {step}", "except Exception as error:", "    raised = repr(error)"]
         if event.kind == "hook":
             lines.append("hook.remove()")
-        return [*kept, *lines, *([f"params[{i}].grad = None"] if kept else [])]
+        if not kept:
+            return lines
+        restored = [f"params[{i}].grad = None"]
+        restored += [f"params[{i}].grad_dtype = params[{i}].dtype"] if event.kind == "dtype" else []
+        return [f"kept = params[{i}].grad", *kept, *lines, "; ".join([*restored, f"params[{i}].grad = kept"])]
 
     def _reload(self, event: Reload) -> list[str]:
+        if event.way in ("copied", "unpickled"):
+            self.hooks = []
         if event.way == "copied":
             return ["import copy", "optimizer = copy.deepcopy(optimizer, {id(p): p for p in params})"]
         if event.way == "unpickled":
             return ["import pickle", "params, optimizer = pickle.loads(pickle.dumps((params, optimizer)))"]
         playing = sibling(self.subject, event.into, self.trace)
+        named = self.finding.check == "dicts-unchanged" and self.finding.cause == CALLERS_GROUPS
         lines = ["saved = optimizer.state_dict()"]
-        lines += self._construct(playing, self.groups, [{} for _ in self.groups], event.form)
+        lines += self._construct(playing, self.groups, [{} for _ in self.groups], event.form, named=named)
         lines += [self.subject.after] if self.subject.after else []
+        lines += [self._hook(kind) for kind in self.hooks]
         if event.into:
             flags = {k: playing.mode_options.get(k, None if k == "foreach" else False) for k in resume.FLAGS}
             lines.append(f"for g in saved['param_groups']: g.update({{k: v for k, v in {flags}.items() if k in g}})")
@@ -393,6 +410,33 @@ class _Writer:
         coalesced = ", is_coalesced=True" if sparse.coalesced else ""
         return f"torch.sparse_coo_tensor({listed}, {values}, {p.shape}{coalesced}, check_invariants=True)"
 
+    @property
+    def _saved(self) -> str:
+        """What must go through a round trip unchanged, as an expression."""
+        if self.finding.cause.startswith("option "):
+            return f"[g[{self.finding.cause.removeprefix('option ')!r}] for g in optimizer.param_groups]"
+        return "optimizer.state_dict()['state']"
+
+    @property
+    def _given(self) -> str:
+        """The caller's dictionary that must stay as it is."""
+        if self.finding.cause == CALLERS_GROUPS:
+            return "groups"
+        return "group" if "group" in self.finding.cause else "saved"
+
+    def _place(self, event: Event, lines: Sequence[str]) -> int:
+        """Where in the lines of an event what stands before it is to be remembered."""
+        check = self.finding.check
+        if isinstance(event, (Step, AddGroup)):
+            return -1
+        if isinstance(event, Fail):
+            return lines.index("try:") if "try:" in lines else 0
+        if check == "dicts-unchanged" and self.finding.cause == CALLERS_GROUPS:
+            return next((n for n, line in enumerate(lines) if line.startswith("optimizer = ")), 0)
+        # What is loaded is remembered before it is loaded, what there was before it is saved.
+        last = "optimizer.load_state_dict(saved)"
+        return lines.index(last) if last in lines and check in ("dicts-unchanged", "loaded-state-apart") else 0
+
     def _before(self) -> list[str]:
         """What has to be remembered before the event that goes wrong."""
         i, check = self.finding.parameter, self.finding.check
@@ -401,18 +445,20 @@ class _Writer:
         if check == "no-gradient":
             return [f"before, state = params[{i}].detach().clone(), str(optimizer.state[params[{i}]])"]
         if check == "save-load-continue" and self.finding.deviation is None:
-            return ["before = str(optimizer.state_dict())"]
+            return [f"before = str({self._saved})"]
         if check in ("failed-step", "skipped-step"):
             return ["before = str([(p.detach(), optimizer.state.get(p)) for p in params])"]
         if check == "storage-stays":
             return [f"before = {_PLACE.format(i)}"]
         if check == "random-state":
-            return ["before = torch.get_rng_state()"]
+            return [f"import random; before = {_RANDOM}"]
         if check == "hooks-run-once":
             return ["calls.clear()"]
         if check == "dicts-unchanged" and self.finding.event is not None:
-            return [f"before = str({'group' if 'group' in self.finding.cause else 'saved'})"]
-        if check == "between-steps" and self.finding.cause != "gradient":
+            return [f"before = str({self._given})"]
+        if check == "failed-step" and self.finding.cause == "gradient":
+            return [f"before = {_GRADIENTS}"]
+        if check == "between-steps" and self.finding.cause not in ("gradient", "gradient taken"):
             return [f"before = str([params[{i}].detach(), optimizer.state[params[{i}]]])"]
         return []
 
@@ -438,14 +484,22 @@ class _Writer:
                 f"assert state == str(optimizer.state[params[{i}]]), (state, optimizer.state[params[{i}]])",
             ]
         if check == "save-load-continue" and self.finding.deviation is None:
-            return ["after = str(optimizer.state_dict())", 'assert before == after, f"{before}\\n{after}"']
+            return [f"after = str({self._saved})", 'assert before == after, f"{before}\\n{after}"']
         if check == "between-steps" and self.finding.cause == "gradient":
-            return [f"assert params[{i}].grad is None or not params[{i}].grad.any(), params[{i}].grad"]
+            event = self.trace.events[self.finding.event or 0]
+            filled = "" if isinstance(event, ZeroGrad) and event.set_to_none else f" or not params[{i}].grad.any()"
+            return [f"assert params[{i}].grad is None{filled}, params[{i}].grad"]
+        if check == "between-steps" and self.finding.cause == "gradient taken":
+            return [f"assert params[{i}].grad is not None"]
         if check == "between-steps":
             return [
                 f"after = str([params[{i}].detach(), optimizer.state[params[{i}]]])",
                 'assert before == after, f"{before}\\n{after}"',
             ]
+        if check == "failed-step" and self.finding.cause.startswith(("swallows", "not raised")):
+            return ["assert raised, 'it does not raise'"]
+        if check == "failed-step" and self.finding.cause == "gradient":
+            return [f"assert before == {_GRADIENTS}, (before, {_GRADIENTS})"]
         if check in ("failed-step", "skipped-step"):
             return [
                 "after = str([(p.detach(), optimizer.state.get(p)) for p in params])",
@@ -456,15 +510,19 @@ class _Writer:
         if check == "storage-stays":
             return [f"assert before == {_PLACE.format(i)}, (before, {_PLACE.format(i)})"]
         if check == "random-state":
-            return ["assert torch.equal(before, torch.get_rng_state())"]
+            return [f"assert before == {_RANDOM}"]
         if check == "closure":
-            return ["assert calls == [True], calls", "assert result is None or float(result) == 0.75, result"]
+            event = self.trace.events[self.finding.event or 0]
+            if isinstance(event, Step) and event.objective is not None:
+                return ["assert points, 'the closure was not called'"]
+            nothing = isinstance(event, Step) and event.closure == "none"
+            expected = "result is None" if nothing else "result is not None and float(result) == 0.75"
+            return ["assert calls == [True], calls", f"assert {expected}, result"]
         if check == "hooks-run-once":
-            kinds = [e.kind for e in self.trace.events if isinstance(e, Hook)]
-            return [f"assert calls == {[k for k in kinds if k == self.finding.cause]}, calls"]
+            kinds = [e.kind for e in self.trace.events[: self.finding.event] if isinstance(e, Hook)]
+            return [f"assert calls.count({self.finding.cause!r}) == {kinds.count(self.finding.cause)}, calls"]
         if check == "dicts-unchanged":
-            what = "groups" if self.finding.event is None else "group" if "group" in self.finding.cause else "saved"
-            return [f"after = str({what})", 'assert before == after, f"{before}\\n{after}"']
+            return [f"after = str({self._given})", 'assert before == after, f"{before}\\n{after}"']
         if check == "loaded-state-apart":
             return [
                 "mine = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]",
@@ -516,14 +574,9 @@ class _Writer:
 _PLACE = "[getattr(params[{0}], k) for k in ('shape', 'dtype')] + [params[{0}].data_ptr(), params[{0}].stride()]"
 
 
-def _place(event: Event, lines: Sequence[str]) -> int:
-    """Where in the lines of an event what stands before it is to be remembered."""
-    if isinstance(event, (Step, AddGroup)):
-        return -1
-    if isinstance(event, Fail):
-        return next(n for n, line in enumerate(lines) if line == "try:")
-    loads = [n for n, line in enumerate(lines) if line == "optimizer.load_state_dict(saved)"]
-    return loads[0] if loads else 0
+#: Expressions: the random state, and all gradients.
+_RANDOM = "[torch.get_rng_state().tolist(), random.getstate()]"
+_GRADIENTS = "[p.grad if p.grad is None else p.grad.to_dense().tolist() for p in params]"
 
 
 def _call(callee: str, members: str, options: Mapping[str, str]) -> str:

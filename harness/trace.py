@@ -62,6 +62,9 @@ SCHEDULES = (
 #: Why a step must fail: its closure raises, a hook before it raises, or a parameter has a gradient of a kind, or of a dtype, that is
 #: not taken.
 FAILURES = ("closure", "hook", "gradient", "dtype")
+#: Where an option can be given: as a keyword; in a group's dictionary, to the constructor; in a group that is added later; in
+#: the groups of a dictionary that is loaded.
+PLACES = ("construction", "group", "add_param_group", "load_state_dict")
 
 Array = npt.NDArray[np.float64]
 
@@ -546,6 +549,9 @@ class Trace:
             return f"{spec.name} takes one group"
         if spec.closure and any(isinstance(e, Accumulate) or getattr(e, "closure", "") for e in self.events):
             return f"{spec.name} is given its gradients by an objective"
+        for e in self.events:
+            if isinstance(e, Refuse) and e.option not in ("params", *(h.name for h in spec.hyper)):
+                return f"{spec.name} has no option {e.option!r} to refuse"
         if spec.closure and any(e.scaling for e in steps):
             return "a step with gradient scaling takes no closure"
         return None
@@ -892,7 +898,8 @@ class _Reader:
 
     def _refuse(self, d: dict[str, Any], where: str, _: object) -> Refuse:
         self._only(d, {"event", "option", "kind", "value", "place", "beside"}, where)
-        option, kind, place = (self._string(d.get(k), f"{where}.{k}") for k in ("option", "kind", "place"))
+        option, kind = (self._string(d.get(k), f"{where}.{k}") for k in ("option", "kind"))
+        place = self._choice(d.get("place"), PLACES, f"{where}.place")
         value = self._option(d.get("value"), f"{where}.value")
         return Refuse(option, kind, value, place, self._options(d.get("beside"), f"{where}.beside"))
 

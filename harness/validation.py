@@ -16,12 +16,8 @@ from typing import Any
 import torch
 
 from stepcheck.harness.subjects import Subject
-from stepcheck.harness.trace import Group, Option, Parameter, Refuse, Trace, option_to_json
+from stepcheck.harness.trace import PLACES, Group, Option, Parameter, Refuse, Trace, option_to_json
 from stepcheck.reference.spec import Domain, Hyper, Spec
-
-#: Where an option can be given: as a keyword; in a group's dictionary, to the constructor; in a group that is added later; in
-#: the groups of a dictionary that is loaded.
-PLACES: tuple[str, ...] = ("construction", "group", "add_param_group", "load_state_dict")
 
 _IN_WORDS = dict(
     zip(PLACES, ("at construction", "in a group", "in add_param_group", "in load_state_dict"), strict=True)
