@@ -756,7 +756,7 @@ _ALL = " ".join(SPECS)
     inherited="load_state_dict",
 )
 def _(seen: Seen) -> bool:
-    return isinstance(seen.event, Reload) and seen.event.way not in ("copied", "unpickled")
+    return isinstance(seen.event, Reload) and seen.event.way == "memory"
 
 
 @_enter(

@@ -785,7 +785,8 @@ class Player:
         optimizer.load_state_dict(source)
         self._expect_hooks("load_state_dict_pre", "load_state_dict_post")
         self._unchanged("the state_dict given to load_state_dict()", before, resume.outline(source))
-        self._note_sharing(source, optimizer)
+        if what.way == "memory":  # else nobody but the new optimizer has the dictionary
+            self._note_sharing(source, optimizer)
         if what.dictionary == "older":
             # An older dictionary does not say which implementation it is for.
             for group in optimizer.param_groups:

@@ -373,7 +373,7 @@ class _Writer:
         elif event.dictionary == "foreign":
             lines += [
                 "groups = [{**g, 'params': [1000 - 7 * k for k in g['params']]} for g in saved['param_groups']]",
-                "saved = {'param_groups': groups, 'state': {1000 - 7 * k: v for k, v in saved['state'].items()}}",
+                "saved = {'param_groups': groups, 'state': {1000 - 7 * k: v for k, v in reversed(saved['state'].items())}}",
             ]
         lines += {
             "saved": [
@@ -415,7 +415,7 @@ class _Writer:
         """What must go through a round trip unchanged, as an expression."""
         if self.finding.cause.startswith("option "):
             return f"[g[{self.finding.cause.removeprefix('option ')!r}] for g in optimizer.param_groups]"
-        return "optimizer.state_dict()['state']"
+        return "[optimizer.state.get(p) for p in params]"
 
     @property
     def _given(self) -> str:

@@ -634,7 +634,6 @@ def test_nesting_of_any_depth_is_refused():
 
 
 @pytest.mark.parametrize("place", ["nowhere", "", "load"])
-@pytest.mark.xfail(reason="where something invalid is tried is not looked at when it is read")
 def test_a_place_that_does_not_exist_is_refused(place):
     with pytest.raises(TraceError):
         Trace.from_json(_lively_broken(_at(Refuse, "place"), place))
