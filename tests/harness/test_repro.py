@@ -49,7 +49,7 @@ KNOWN = {
     "bfloat16 of the fused kernel": ("SGD[fused]", "bfloat16", "agreement", 60, "fused=True"),
     "memory beside a strided parameter": ("SGD[fused]", "float32", "memory-beside", 60, "memory[~own]"),
     "conjugated gradient": ("Adam[forloop]", "complex64", "completes", 60, ".conj()"),
-    "conjugated gradient in zero_grad": ("SGD[foreach]", "complex64", "completes", 100, "zero_grad"),
+    "conjugated gradient of foreach": ("SGD[foreach]", "complex64", "completes", 100, ".conj()"),
     "coalesced gradient of an offset view": ("SGD[forloop]", "float32", "agreement", 200, "is_coalesced=True"),
     "average that shares memory": ("Muon[forloop]", "bfloat16", "agreement", 12, "nesterov=False"),
     "transposed parameter": ("LBFGS[forloop]", "float32", "completes", 40, "optimizer.step(closure)"),
