@@ -81,6 +81,13 @@ _Given = tuple[list[Raw | SparseRaw | None], list[bytes | None]]
 _Snapshot = list[tuple[Raw, State]]
 
 
+_SEED = 0x73746570636865
+
+
+class _EndOfLifeError(Exception):
+    """A life cannot go on, and why is noted."""
+
+
 class _DeliberateError(Exception):
     """What a closure or a hook of the life raises."""
 
@@ -156,6 +163,8 @@ class Player:
         Raises:
             UsageError: what the subject's constructor returned is no optimizer.
         """
+        kept = torch.get_rng_state()
+        torch.manual_seed(_SEED)  # of all seeds, one that nobody else would choose
         drawn = _random_state()
         try:
             # What a subject warns of is not judged, nor shown a thousand times.
@@ -164,6 +173,8 @@ class Player:
                 self._live()
         except UsageError:
             raise
+        except _EndOfLifeError:
+            pass
         except Exception as error:
             # Whatever somebody's optimizer raises is a result; what the player raises by itself is not.
             if _is_our_own(error):
@@ -171,6 +182,7 @@ class Player:
             self.recording.raised = Raised(self.event, type(error).__name__, str(error).strip())
         self.recording.played_by, self.recording.hyper = self.playing, tuple(self.hyper)
         self._note_random_state(drawn)
+        torch.set_rng_state(kept)
         return self.recording
 
     def _note_random_state(self, before: object) -> None:
@@ -334,6 +346,8 @@ class Player:
                 what = next(name for name, a, b in zip(_PLACE, was, now, strict=True) if a != b)
                 self._note("storage-stays", False, what, f"changes the {what} of a parameter", i)
                 self.places[i] = now
+                if what in ("shape", "dtype"):  # no gradient of this life fits it any more
+                    raise _EndOfLifeError
         self.recording.looked["storage-stays"] += 1
 
     # Closures
@@ -713,7 +727,9 @@ class Player:
         groups = self.optimizer.param_groups
         told = f"leaves {len(groups)} groups where there should be {len(self.options)}"
         self._note("options-hold", len(groups) == len(self.options), "groups", told)
-        for n, (group, options) in enumerate(zip(groups, self.options, strict=False)):
+        if len(groups) != len(self.options):
+            raise _EndOfLifeError
+        for n, (group, options) in enumerate(zip(groups, self.options, strict=True)):
             for name, value in {**self.defaults, **options}.items():
                 if name not in group or name not in self.subject.options or value is None:
                     continue  # what is left open may be filled in
@@ -933,11 +949,11 @@ def _entries(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 #: What :func:`_place` tells.
-_PLACE = ("address", "shape", "strides", "dtype")
+_PLACE = ("dtype", "shape", "strides", "address")
 
 
 def _place(p: torch.Tensor) -> tuple[Any, ...]:
-    return p.data_ptr(), p.shape, p.stride(), p.dtype
+    return p.dtype, p.shape, p.stride(), p.data_ptr()
 
 
 def _random_state() -> tuple[bytes, object, object]:

@@ -540,8 +540,13 @@ class Trace:
         return None
 
     def _problem_of_events(self, spec: Spec) -> str | None:
-        if len(self.group_of) < len(self.parameters):
-            return "each parameter must stand in a group"
+        if not self.groups or len(self.group_of) < len(self.parameters):
+            return "there must be a group at first, and each parameter must stand in one"
+        groups = len(self.groups)
+        for e in self.events:
+            groups += isinstance(e, AddGroup)
+            if isinstance(e, SetOption) and e.group >= groups:
+                return "an option is set in a group that is not there yet"
         steps = [e for e in self.events if isinstance(e, Step)]
         if any((e.objective is not None) != spec.closure for e in steps):
             return f"{spec.name} takes steps {'with' if spec.closure else 'without'} an objective"

@@ -851,7 +851,6 @@ def test_drawn_numbers_are_noticed_and_the_states_are_looked_at_once():
     assert recording.looked["random-state"] == 1
 
 
-@pytest.mark.xfail(reason="a generator that was seeded with the same number before is found as it was")
 def test_reseeding_is_noticed_whatever_the_state_was():
     class Reseeds(torch.optim.SGD):
         def step(self, closure=None):

@@ -725,7 +725,7 @@ FAULTS = {
         ClipsBeforeHook: ("gradient-unwritten",),
         IgnoresFoundInf: ("skipped-step",),
         AddsWithFirstOptions: ("options-hold",),
-        AddsNothing: ("completes",),
+        AddsNothing: ("options-hold",),
         ResetsStateOnAdd: ("between-steps",),
         LastOptionsForAll: ("groups-independent",),
         IgnoresAddedMomentum: ("groups-independent",),
