@@ -286,7 +286,8 @@ LEDGER: dict[str, Entry] = {}
 def explanation(evidence: Evidence, finding: Finding) -> Entry | None:
     """The entry that explains a finding, if there is one."""
     seen = Seen(evidence, finding)
-    return next((entry for entry in LEDGER.values() if entry.explanation_of(seen)), None)
+    with np.errstate(all="ignore"):
+        return next((entry for entry in LEDGER.values() if entry.explanation_of(seen)), None)
 
 
 def _enter(

@@ -168,7 +168,7 @@ class Player:
         drawn = _random_state()
         try:
             # What a subject warns of is not judged, nor shown a thousand times.
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 self._live()
         except UsageError:
