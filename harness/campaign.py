@@ -35,6 +35,8 @@ TRACE_SECONDS = 20.0
 HANGS = "hangs"
 #: The check that is asked of a matrix, not of random lives.
 VALIDATION = "refuses-invalid"
+#: Lives with one deviation in which an invariant is looked for that explains it.
+_TRIED = 4
 #: Subjects that cost more than this are given few lives, of the plainest kinds.
 _COSTLY = 9
 
@@ -275,7 +277,8 @@ class Campaign:
         self.about_to_play(trace)
         try:
             with _time_limit(limit):
-                evidence = Evidence(self.subject, trace, self.settings.checks, ledger.explanation, self.result.clocks)
+                asked, clocks = self.settings.checks, self.result.clocks
+                evidence = Evidence(self.subject, trace, asked, ledger.explanation, self._settled(), clocks)
         except _Hang:
             self.hung = True
             summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
@@ -324,7 +327,11 @@ class Campaign:
     def _sort_row_major(self, evidence: Evidence, explained: set[str]) -> bool:
         """Whether it is wrong in row-major memory as well: then strides are not the cause, and it is told without them."""
         plain = Evidence(
-            self.subject, evidence.trace.row_major(), self.settings.checks, ledger.explanation, self.result.clocks
+            self.subject,
+            evidence.trace.row_major(),
+            self.settings.checks,
+            ledger.explanation,
+            clocks=self.result.clocks,
         )
         if plain.trace == evidence.trace or not plain.judgement.deviations:
             return False
@@ -332,6 +339,11 @@ class Campaign:
             if check in EXPLAINED_BY:
                 self._sort(check, plain, explained)
         return True
+
+    def _settled(self) -> frozenset[str]:
+        """Deviations seen in several lives that no broken invariant explained: to look for one costs more than the life itself."""
+        agreement = ((cause, s.count) for (check, cause), s in self.suspects.items() if check == "agreement")
+        return frozenset(cause for cause, count in agreement if count >= _TRIED)
 
     def _patience(self) -> float:
         """Seconds for one life. Near the end of the campaign's time a tenth is enough; not where a life takes long to compile."""

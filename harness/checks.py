@@ -74,6 +74,7 @@ class Evidence:
     Args:
         asked: the checks that are asked; what one of them explains, another need not report.
         known: whether a finding has an explanation already.
+        settled: causes of deviations that no broken invariant has explained in several lives: in this one none is tried.
         clocks: where the seconds of playing and judging are added up, those of other lives that are tried to explain this one
             included.
     """
@@ -84,8 +85,10 @@ class Evidence:
         trace: Trace,
         asked: Collection[str] = (),
         known: Callable[[Evidence, Finding], object] = lambda evidence, finding: None,
+        settled: Collection[str] = (),
         clocks: Clocks | None = None,
     ) -> None:
+        self.settled = settled
         self.subject = subject
         self.trace = trace
         self.known = known
@@ -111,7 +114,8 @@ class Evidence:
         # Strided memory is an explanation of its own.
         if first.event is None or _strided(self.trace, first.event, first.parameter):
             return None
-        if any(self.known(self, finding) for finding in _deviating(self)):
+        deviating = list(_deviating(self))
+        if deviating[0].cause in self.settled or any(self.known(self, finding) for finding in deviating):
             return None
         for name, explain in _EXPLANATIONS.items():
             finding = explain(self, self.judgement.deviations[0]) if name in self.asked else None
