@@ -709,7 +709,7 @@ class _Gauge(Judge):
         if np.iscomplexobj(item.life.value):
             shape = (*shape, 2)
         given = self._given(item, element)
-        options = {k: v for k, v in vars(self._hyper(item)).items() if v is not None}
+        options = {k: v for k, v in vars(self._hyper(item)).items() if v is not None and k != "tensors"}
         inputs = _hexadecimal(given, 0) if self.spec.elementwise else {"trace": self.trace.to_json()}
         index = tuple(int(i) for i in np.unravel_index(element, shape)) if shape else ()
         return Witness(

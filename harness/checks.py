@@ -383,7 +383,7 @@ def _of_another_group(evidence: Evidence, d: Deviation) -> Finding | None:
         alone = replace(alone, groups=(added.group,), events=tuple(e for e in alone.events if e is not added))
     if not evidence.conforms_as(alone):
         return None
-    return _accounted("groups-independent", d.field, f"beside another group, but not alone, in group {own}", d)
+    return _accounted("groups-independent", "deviation", f"beside another group, but not alone, in group {own}", d)
 
 
 @_explains("order-of-parameters")
@@ -394,7 +394,7 @@ def _of_the_order(evidence: Evidence, d: Deviation) -> Finding | None:
     twin = replace(trace, groups=tuple(replace(g, parameters=g.parameters[::-1]) for g in trace.groups))
     if not evidence.conforms_as(twin):
         return None
-    return _accounted("order-of-parameters", d.field, "in this order of parameters, but not in reverse,", d)
+    return _accounted("order-of-parameters", "deviation", "in this order of parameters, but not in reverse,", d)
 
 
 @_explains("maximize-mirrors")
@@ -406,7 +406,7 @@ def _of_maximize(evidence: Evidence, d: Deviation) -> Finding | None:
     twin = replace(mirrored, groups=tuple(map(_flipped, groups)), events=tuple(map(_flipped_event, mirrored.events)))
     if not evidence.conforms_as(twin):
         return None
-    return _accounted("maximize-mirrors", d.field, "with maximize, but not without and the gradient turned,", d)
+    return _accounted("maximize-mirrors", "deviation", "with maximize, but not without and the gradient turned,", d)
 
 
 def _flipped(group: Group) -> Group:
