@@ -203,13 +203,19 @@ class Campaign:
         tally.planned = len(judged)
         if VALIDATION in self.meaningless:
             return
-        explained: set[str] = set()
         for cell, outcome in judged.items():
             tally.ran += not outcome.control_failed
             tally.looked += not outcome.control_failed
             if not outcome.declared or outcome.changed:
                 evidence = Evidence(self.subject, validation.life(self.subject, cell), known=ledger.explanation)
+                explained: set[str] = set()
                 self._sort(VALIDATION, evidence, explained)
+                self._count_known(explained)
+
+    def _count_known(self, explained: Collection[str]) -> None:
+        """One more life of what the ledger explains."""
+        for entry in explained:
+            self.result.known_lives[entry] = self.result.known_lives.get(entry, 0) + 1
 
     def _declare_unasked(self) -> None:
         """A subject whose lives are few because they cost much is not asked everything, and says so."""
@@ -302,8 +308,7 @@ class Campaign:
             tally.looked += looked
             if looked:
                 self._sort(name, evidence, explained)
-        for entry in explained:
-            result.known_lives[entry] = result.known_lives.get(entry, 0) + 1
+        self._count_known(explained)
         if "agreement" in result.tallies:
             self._count(evidence)
         self.progress(result.traces, self.settings.examples or 0)

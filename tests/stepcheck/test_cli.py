@@ -94,8 +94,10 @@ def test_a_conforming_subject_exits_0_and_fills_the_json(folder):
     assert (subject["subject"], subject["like"], subject["verdict"]) == ("torch:Adam[forloop]", "Adam", "pass")
     for check in subject["checks"]:
         assert set(check) == {"check", "verdict", "planned", "ran", "unsupported", "worst_ratio", "divergences"}
-        assert (check["verdict"], check["planned"]) == ("pass", 60)
-        assert 0 < check["ran"] <= 60
+        assert check["verdict"] == "pass"
+        # What is invalid is a matrix of its own, however many lives there are.
+        assert check["planned"] == 60 or check["check"] == "refuses-invalid"
+        assert 0 < check["ran"] <= check["planned"]
     worst = {c["check"]: c["worst_ratio"] for c in subject["checks"]}
     assert 0.3 < worst["agreement"] <= 1
 
