@@ -101,6 +101,10 @@ def _note(kept: dict[tuple[str, str], _Suspect], key: tuple[str, str], finding: 
         kept[key] = _Suspect(finding, trace)
 
 
+def _raise_worst(tally: Tally, *ratios: float) -> None:
+    tally.worst_ratio = max((r for r in (tally.worst_ratio, *ratios) if r is not None), default=None)
+
+
 class Campaign:
     """One subject's campaign.
 
@@ -327,6 +331,8 @@ class Campaign:
                 return
             elif not unexplained:
                 unexplained = True
+                if finding.ratio is not None:
+                    _raise_worst(self.result.tallies[check], finding.ratio)
                 _note(self.suspects, (finding.check, finding.cause), finding, evidence.trace)
 
     def _sort_row_major(self, evidence: Evidence, explained: set[str]) -> bool:
@@ -384,10 +390,8 @@ class Campaign:
             self.result.fields[name] = (before[0] + elements, before[1] + undetermined)
         for name, ratio in judgement.worst.items():
             self.result.worst[name] = max(self.result.worst.get(name, 0.0), ratio)
-        worst = [*judgement.worst.values(), *(d.ratio for d in judgement.deviations)]
-        tally = self.result.tallies["agreement"]
-        if worst:
-            tally.worst_ratio = max(tally.worst_ratio or 0.0, *worst)
+        # What deviates is counted where it is sorted: what is known is no use of the budget.
+        _raise_worst(self.result.tallies["agreement"], *judgement.worst.values())
 
     def _shrink_new(self) -> None:
         """At the end of each batch, so that whoever interrupts a long campaign keeps what it found."""

@@ -214,7 +214,7 @@ def test_too_few_examples_to_ask_every_check_is_unknown(folder):
 
 
 def test_the_same_command_twice_says_the_same(folder):
-    command = ("check", "torch:SGD[fused]", "--examples", "60", "--seed", "2", "--json")
+    command = ("check", "torch:AdamW[fused]", "--examples", "60", "--seed", "2", "--json")
     said = [run(folder, *command, name).returncode for name in ("a.json", "b.json")]
     first, second = (json.loads((folder / name).read_text()) for name in ("a.json", "b.json"))
     assert said == [0, 0]
