@@ -425,10 +425,14 @@ def _adds_in_place(seen: Seen, group: int) -> bool:
     "foreach-nesterov-writes-gradient",
     "with nesterov and neither weight_decay nor maximize, the momentum is added to p.grad itself",
     "SGD",
-    "gradient-unwritten",
+    "gradient-unwritten failed-step",
     "foreach",
 )
 def _(seen: Seen) -> bool:
+    if seen.finding.check == "failed-step":  # the gradients of groups before the one that makes it fail
+        return seen.finding.cause == "gradient" and any(
+            _adds_in_place(seen, n) for n in range(len(seen.trace.all_groups))
+        )
     return _adds_in_place(seen, seen.group_of(seen.index))
 
 
@@ -513,6 +517,8 @@ def _(seen: Seen) -> bool:
     "agreement groups-independent option-effect skipped-step failed-step",
 )
 def _(seen: Seen) -> bool:
+    if seen.finding.parameter is None:
+        return False
     if seen.finding.check in ("skipped-step", "failed-step"):  # a state was begun, rightly, with the wrong sum
         return seen.finding.cause == "sum" and seen.options(seen.group_of(seen.index)).initial_accumulator_value != 0
     own = _in_dtype(seen.options(seen.group_of(seen.index)).initial_accumulator_value, seen.dtype)
@@ -836,9 +842,9 @@ def _(seen: Seen) -> bool:
 
 
 def _other_parameters(seen: Seen) -> bool:
-    return (
-        isinstance(seen.event, Fail) and seen.event.kind in ("gradient", "dtype") and seen.index != seen.event.parameter
-    )
+    concerned, event = seen.finding.parameter, seen.event
+    refused = isinstance(event, Fail) and event.kind in ("gradient", "dtype")
+    return refused and concerned is not None and concerned != getattr(event, "parameter", None)
 
 
 @_enter(
@@ -858,7 +864,8 @@ def _(seen: Seen) -> bool:
     "failed-step",
 )
 def _(seen: Seen) -> bool:
-    return isinstance(seen.event, Fail) and seen.event.kind == "dtype" and seen.index == seen.event.parameter
+    event = seen.event
+    return isinstance(event, Fail) and event.kind == "dtype" and seen.finding.parameter == event.parameter
 
 
 @_enter(

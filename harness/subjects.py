@@ -356,8 +356,8 @@ def _can_play(subject: Subject, trace: Trace) -> bool:
 
 
 #: Where the compiled code of these rounds to a narrow format is not known: Adafactor reads norms into Python numbers half-way, Muon
-#: multiplies matrices.
-_COMPILED_WIDE = ("Adafactor", "Muon")
+#: multiplies matrices, Rprop writes its factors into a tensor.
+_COMPILED_WIDE = ("Adafactor", "Muon", "Rprop")
 
 
 def _torch_dtypes(spec: Spec, keywords: Mapping[str, bool], mode: str) -> tuple[str, ...]:
