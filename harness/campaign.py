@@ -148,6 +148,8 @@ class Campaign:
             c: why for c in settings.checks if (why := CHECKS[c].without_meaning(subject)) and not self._insists_on(c)
         }
         self.hung = False
+        self.lacks: set[str] = set()
+        """Abilities that the subject turned out not to have."""
         self.validated: list[str] = []
         """What became of everything invalid, in words."""
 
@@ -198,7 +200,12 @@ class Campaign:
         """Try everything invalid; what is accepted that should be refused is a life of its own."""
         if VALIDATION not in self.result.tallies or self.subject.cost > _COSTLY:
             return
-        tally, matrix = self.result.tallies[VALIDATION], validation.matrix(self.subject)
+        try:
+            with _time_limit(patience(self.subject)):
+                tally, matrix = self.result.tallies[VALIDATION], validation.matrix(self.subject)
+        except _Hang:
+            told = f"to try what is invalid takes the subject longer than {patience(self.subject):.0f} s"
+            raise TimeoutError(f"{told}: a constructor that does not end") from None
         if self.subject.explicit or self.subject.mode == "forloop":
             self.result.validation = validation.table(matrix)
         if self.subject.explicit:
@@ -222,7 +229,12 @@ class Campaign:
             self.result.known_lives[entry] = self.result.known_lives.get(entry, 0) + 1
 
     def _declare_unasked(self) -> None:
-        """A subject whose lives are few because they cost much is not asked everything, and says so."""
+        """What was not asked because the subject has no such thing, or because its lives are few for their cost, is said."""
+        for tally in self.result.tallies.values():
+            needs = CHECKS[tally.check].needs
+            if tally.verdict == "unknown" and needs and needs <= self.lacks:
+                tally.unsupported = tally.planned
+                self.result.notes.append(f"unsupported: {tally.check}: it takes no {' and no '.join(sorted(needs))}")
         unasked = [t for t in self.result.tallies.values() if t.verdict == "unknown"]
         if self.subject.cost > _COSTLY and unasked:
             for tally in unasked:
@@ -296,6 +308,7 @@ class Campaign:
             result.tallies[name].ran += 1
             _note(self.suspects, (name, HANGS), Finding(name, HANGS, None, summary), trace)
             return
+        self.lacks |= evidence.recording.lacks
         if self._refused(evidence):
             return
         explained: set[str] = set()

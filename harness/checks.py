@@ -127,7 +127,7 @@ class Evidence:
         """Whether a finding comes after a step that left a state half changed where it should have done nothing."""
         broken = [b.event for b in self.recording.breaches if b.check in _ABOUT_NOTHING_DONE]
         first = min((e for e in (*broken, self.recording.mixed) if e is not None), default=None)
-        return first is not None and (finding.event or -1) > first
+        return first is not None and finding.event is not None and finding.event > first
 
     def conforms_as(self, twin: Trace, subject: Subject | None = None) -> bool:
         """Whether the subject, or another, agrees with the reference in another life."""
@@ -149,6 +149,7 @@ class Check:
         looks_at: how many things in a recording the question applies to; 0 means that it was not asked.
         find: yields what is wrong.
         without_meaning: why it cannot be asked of a subject, or nothing.
+        needs: abilities, of which a subject must have one for it to be asked: ``hooks``, ``closures``, ``scaling``.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Check:
     looks_at: Callable[[Evidence], int]
     find: Callable[[Evidence], Iterator[Finding]]
     without_meaning: Callable[[Subject], str] = lambda subject: ""
+    needs: frozenset[str] = frozenset()
 
 
 CHECKS: dict[str, Check] = {}
@@ -173,12 +175,13 @@ def _register(
     question: str,
     looks_at: Callable[[Evidence], int],
     without_meaning: Callable[[Subject], str] = lambda subject: "",
+    needs: str = "",
 ) -> Callable[[Callable[[Evidence], Iterator[Finding]]], Callable[[Evidence], Iterator[Finding]]]:
     def decorate(find: Callable[[Evidence], Iterator[Finding]]) -> Callable[[Evidence], Iterator[Finding]]:
         def found(evidence: Evidence) -> Iterator[Finding]:
             return (f for f in find(evidence) if not evidence.is_consequence(f))
 
-        CHECKS[name] = Check(name, question, looks_at, found, without_meaning)
+        CHECKS[name] = Check(name, question, looks_at, found, without_meaning, frozenset(needs.split()))
         return find
 
     return decorate
@@ -424,14 +427,14 @@ def _of_an_option(evidence: Evidence, d: Deviation) -> Finding | None:
     own = trace.group_of[d.parameter]
     later = {e.option for e in trace.events if isinstance(e, SetOption) and e.group == own}
     for name in (*trace.all_groups[own].options, *later):
-        recording = _taking_no_notice(evidence, own, name)
-        if not Judge(evidence.subject, recording, evidence.clocks).judge().deviations:
+        twin = _taking_no_notice(evidence, own, name)
+        if _same_buffers(evidence, twin, own) and not Judge(evidence.subject, twin, evidence.clocks).judge().deviations:
             value = getattr(evidence.recording.steps[-1].hyper[own], name)
             return _accounted("option-effect", name, f"as if {name}={value!r} of group {own} had not been set,", d)
     return None
 
 
-def _as_many_buffers(evidence: Evidence, twin: Recording, group: int) -> bool:
+def _same_buffers(evidence: Evidence, twin: Recording, group: int) -> bool:
     """Whether the same buffers are judged: a fault in one does not go away where the one does."""
     pairs = [
         (a.hyper[group], b.hyper[group])
@@ -508,9 +511,7 @@ def option_effect(evidence: Evidence) -> Iterator[Finding]:
 
 def _validates_as_it_likes(subject: Subject) -> str:
     if subject.explicit:
-        return (
-            "whether somebody's class validates is theirs to say, unless it is asked for with --only; it is told below"
-        )
+        return "whether somebody's class validates is theirs to say; to have it judged, ask for refuses-invalid alone"
     return "it validates as its class does in every mode" if subject.cost > 9 else ""
 
 
@@ -555,8 +556,10 @@ def _breaches(evidence: Evidence, name: str) -> Iterator[Finding]:
             yield Finding(name, b.cause, b.event, f"{where} {b.told}", b.parameter, option=b.option)
 
 
-def _invariant(name: str, question: str, without_meaning: Callable[[Subject], str] = lambda subject: "") -> None:
-    @_register(name, question, lambda e: e.recording.looked[name], without_meaning)
+def _invariant(
+    name: str, question: str, without_meaning: Callable[[Subject], str] = lambda subject: "", needs: str = ""
+) -> None:
+    @_register(name, question, lambda e: e.recording.looked[name], without_meaning, needs)
     def find(evidence: Evidence) -> Iterator[Finding]:
         return _breaches(evidence, name)
 
@@ -566,13 +569,18 @@ _invariant(
     "options-hold",
     "Does each group keep the options that it was given, or that were set since, by hand or by a schedule?",
 )
-_invariant("closure", "Is a closure called with gradients enabled, as often as specified, and its loss returned?")
-_invariant("hooks-run-once", "Is each registered hook run once, when its turn comes?")
-_invariant("failed-step", "Does a step that fails raise, and change nothing?")
+_invariant(
+    "closure",
+    "Is a closure called with gradients enabled, as often as specified, and its loss returned?",
+    needs="closures",
+)
+_invariant("hooks-run-once", "Is each registered hook run once, when its turn comes?", needs="hooks")
+_invariant("failed-step", "Does a step that fails raise, and change nothing?", needs="closures hooks")
 _invariant(
     "skipped-step",
     "Does a step that gradient scaling skips change nothing?",
     lambda subject: "gradient scaling takes no closure" if subject.spec.closure else "",
+    needs="scaling",
 )
 _invariant("dicts-unchanged", "Are the dictionaries that a caller gives left as they are?")
 _invariant("loaded-state-apart", "Does the state that is loaded share no memory with its source?")

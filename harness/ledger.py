@@ -43,6 +43,7 @@ from stepcheck.harness.trace import (
     Step,
     Trace,
     is_complex,
+    keywords,
     plain,
 )
 from stepcheck.reference import SPECS
@@ -722,9 +723,10 @@ def _(seen: Seen) -> bool:
     return changed and seen.message.startswith("IndexError: list ")
 
 
-def _of_the_group(seen: Seen) -> bool:
-    """Whether the options in question stood in the dictionary of the group, not among the constructor's keywords."""
-    return seen.trace.form in ("dicts", "mixed")
+def _given_in_the_group(seen: Seen, *names: str) -> bool:
+    """Whether one of these options stood in the dictionary of the group, not among the constructor's keywords."""
+    groups = [g.options for g in seen.trace.groups]
+    return any(n in groups[0] and n not in keywords(groups, seen.trace.form) for n in names)
 
 
 @_enter(
@@ -736,7 +738,7 @@ def _of_the_group(seen: Seen) -> bool:
 def _(seen: Seen) -> bool:
     told = re.match(r"TypeError: (unsupported operand|'>=' not supported).*NoneType", seen.message)
     shown = told is not None or seen.finding.check != "completes"
-    return _of_the_group(seen) and seen.options(0).max_eval is None and shown
+    return _given_in_the_group(seen, "max_iter", "max_eval") and seen.options(0).max_eval is None and shown
 
 
 @_enter(
@@ -827,7 +829,9 @@ def _went_through_a_copy(seen: Seen) -> bool:
     inherited="__getstate__",
 )
 def _(seen: Seen) -> bool:
-    return seen.message.startswith("AttributeError: ") and _went_through_a_copy(seen)
+    # Of torch's own classes, LBFGS alone sets others.
+    others = seen.evidence.subject.explicit or seen.evidence.subject.spec.name == "LBFGS"
+    return others and seen.message.startswith("AttributeError: ") and _went_through_a_copy(seen)
 
 
 @_enter(
@@ -841,12 +845,6 @@ def _(seen: Seen) -> bool:
     return "Attempting to unscale FP16 gradients" in seen.message and _went_through_a_copy(seen)
 
 
-def _other_parameters(seen: Seen) -> bool:
-    concerned, event = seen.finding.parameter, seen.event
-    refused = isinstance(event, Fail) and event.kind in ("gradient", "dtype")
-    return refused and concerned is not None and concerned != getattr(event, "parameter", None)
-
-
 @_enter(
     "parameters-before-a-refused-gradient-are-stepped",
     "a gradient is looked at when its turn comes: groups and parameters before it have been stepped when it is refused",
@@ -854,7 +852,11 @@ def _other_parameters(seen: Seen) -> bool:
     "failed-step",
 )
 def _(seen: Seen) -> bool:
-    return _other_parameters(seen)
+    concerned, event, of = seen.finding.parameter, seen.event, seen.trace.group_of
+    if not isinstance(event, Fail) or event.kind not in ("gradient", "dtype") or concerned in (None, event.parameter):
+        return False
+    # Of one group, foreach takes the dtypes in an order of its own.
+    return of[concerned] <= of[event.parameter]
 
 
 @_enter(
@@ -920,7 +922,17 @@ def _(seen: Seen) -> bool:
     "refuses-invalid",
 )
 def _(seen: Seen) -> bool:
-    return isinstance(seen.event, Refuse) and seen.event.place == "construction" and seen.event.kind == "inf"
+    e = seen.event
+    if not isinstance(e, Refuse) or e.place != "construction" or e.kind != "inf":
+        return False
+    hyper = next(h for h in seen.evidence.subject.spec.hyper if h.name == e.option)
+    entries = e.value if isinstance(e.value, tuple) else (e.value,)
+    # Only where the domain has no end on that side.
+    return all(
+        (domain.high if x > 0 else domain.low) == x
+        for x, domain in zip(entries, hyper.entry_domains(), strict=True)
+        if isinstance(x, float) and math.isinf(x)
+    )
 
 
 @_enter(
@@ -946,22 +958,28 @@ def _(seen: Seen) -> bool:
     return isinstance(seen.event, Refuse) and seen.event.kind == "wrong length"
 
 
-#: Options that a constructor does not look at, or at one end of the domain alone.
+#: Options that a constructor does not look at.
 _UNCHECKED = {
-    "ASGD": ("lambd", "alpha", "t0"), "RMSprop": ("alpha",), "Rprop": ("step_sizes", "etas"), "Muon": ("eps", "ns_steps", "ns_coefficients"),
-    "LBFGS": ("max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size", "line_search_fn", "lr"),
+    "ASGD": ("lambd", "alpha", "t0"), "Rprop": ("step_sizes",), "Muon": ("eps", "ns_steps", "ns_coefficients"),
+    "LBFGS": ("max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size", "line_search_fn"),
 }  # fmt: skip
+#: Options of which it overlooks one kind of fault.
+_HALF_CHECKED = {("RMSprop", "alpha"): ("too large", "inf"), ("LBFGS", "lr"): ("conflict",)}
 
 
 @_enter(
     "options-that-are-not-looked-at",
-    "some options are not validated at all: "
-    + "; ".join(f"{who}: {', '.join(names)}" for who, names in _UNCHECKED.items()),
-    " ".join(_UNCHECKED),
+    "some options are not looked at: "
+    + "; ".join(f"{who}: {', '.join(names)}" for who, names in _UNCHECKED.items())
+    + "; RMSprop: alpha from 1 on; LBFGS: lr=0 with strong_wolfe",
+    " ".join((*_UNCHECKED, "RMSprop")),
     "refuses-invalid",
 )
 def _(seen: Seen) -> bool:
-    return isinstance(seen.event, Refuse) and seen.event.option in _UNCHECKED[seen.evidence.subject.spec.name]
+    e, name = seen.event, seen.evidence.subject.spec.name
+    if not isinstance(e, Refuse) or e.place != "construction":
+        return False
+    return e.option in _UNCHECKED.get(name, ()) or e.kind in _HALF_CHECKED.get((name, e.option), ())
 
 
 # torch.compile ----------------------------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ _Given = tuple[list[Raw | SparseRaw | None], list[bytes | None]]
 _Snapshot = list[tuple[Raw, State]]
 
 
+#: Of all seeds one that nobody else would choose: who sets the generator to one of their own is noticed.
 _SEED = 0x73746570636865
 
 
@@ -164,7 +165,14 @@ class Player:
             UsageError: what the subject's constructor returned is no optimizer.
         """
         kept = torch.get_rng_state()
-        torch.manual_seed(_SEED)  # of all seeds, one that nobody else would choose
+        torch.default_generator.manual_seed(_SEED)
+        try:
+            self._play()
+        finally:
+            torch.set_rng_state(kept)
+        return self.recording
+
+    def _play(self) -> None:
         drawn = _random_state()
         try:
             # What a subject warns of is not judged, nor shown a thousand times.
@@ -182,8 +190,6 @@ class Player:
             self.recording.raised = Raised(self.event, type(error).__name__, str(error).strip())
         self.recording.played_by, self.recording.hyper = self.playing, tuple(self.hyper)
         self._note_random_state(drawn)
-        torch.set_rng_state(kept)
-        return self.recording
 
     def _note_random_state(self, before: object) -> None:
         holds = _random_state() == before
@@ -237,8 +243,7 @@ class Player:
     # Construction
 
     def _construct(self, subject: Subject, options: Sequence[Mapping[str, Option]], form: str) -> Any:
-        if subject.explicit:
-            options = [self._complete(o) for o in options]
+        options = [subject.complete(o) for o in options]
         groups = [self._group_as_given(g.parameters, o, form) for g, o in zip(self.groups, options, strict=True)]
         self.keywords = keywords(options, form)
         shared = {k: groups[0][k] for k in options[0] if k in self.keywords}
@@ -258,11 +263,6 @@ class Player:
         self._built(optimizer)
         self._unchanged(CALLERS_GROUPS, before, [_entries(g) for g in groups])
         return optimizer
-
-    def _complete(self, options: Mapping[str, Option]) -> dict[str, Option]:
-        """All options that the subject has: its own defaults may rightly differ."""
-        complete = {**vars(self.subject.spec.hyper_values()), **options}
-        return {k: v for k, v in complete.items() if k in self.subject.options}
 
     def _built(self, optimizer: Any) -> None:
         self.recording.built = type(optimizer)
@@ -684,9 +684,8 @@ class Player:
 
     def _add_group(self, what: AddGroup) -> None:
         # What the constructor was given for all groups would hold for this one too, unless it is told otherwise.
-        default = vars(self.subject.spec.hyper_values())
-        options = {**{k: default[k] for k in self.keywords}, **what.group.options}
-        options = self._complete(options) if self.subject.explicit else options
+        options = {**{k: self.defaults[k] for k in self.keywords}, **what.group.options}
+        options = self.subject.complete(options)
         named = any("param_names" in g for g in self.optimizer.param_groups)
         group = self._group_as_given(what.group.parameters, options, "named" if named else "list")
         before = _entries(group)
@@ -699,11 +698,11 @@ class Player:
             self.recording.initial_state[i] = self._state(i)
         self.schedule = None  # a schedule knows the groups of its beginning alone
         if self.rehearsal is not None:
-            self.rehearsal.add(with_defaults(what.group.options, self.subject))
+            self.rehearsal.add({**self.defaults, **what.group.options})
 
     def _attach(self, kind: str) -> None:
         if self.rehearsal is None:
-            complete = [with_defaults(o, self.subject) for o in self.options]
+            complete = [{**self.defaults, **o} for o in self.options]
             self.rehearsal = schedules.Rehearsal(complete, cycle=self._may_cycle_momentum())
         self.kind_of_schedule = kind
         self.rehearsal.attach(kind)
@@ -835,9 +834,8 @@ class Player:
         return self.latest or [(copy(p), self._state(i)) for i, p in enumerate(self.parameters)]
 
     def _options(self) -> list[dict[str, Any]]:
-        default = vars(self.subject.spec.hyper_values())
         names = self.subject.options
-        return [{k: as_option(g.get(k, default[k])) for k in names} for g in self.optimizer.param_groups]
+        return [{k: as_option(g.get(k, self.defaults[k])) for k in names} for g in self.optimizer.param_groups]
 
     def _state(self, index: int) -> dict[str, Raw | float]:
         """Copies of the tensors and numbers that the optimizer keeps for one parameter."""
@@ -934,11 +932,6 @@ def _patch_steps() -> None:
     """The first instance of a class of torch.optim patches its step, for its descendants too: let it not matter when that is."""
     for name in SPECS:
         getattr(torch.optim, name)([torch.zeros(1, 1, requires_grad=True)])
-
-
-def with_defaults(options: Mapping[str, Option], subject: Subject) -> dict[str, Option]:
-    """All options of a group, those that were not given at their defaults."""
-    return {**vars(subject.spec.hyper_values()), **options}
 
 
 def _entries(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -178,9 +178,7 @@ class _Writer:
         named: bool = False,
     ) -> list[str]:
         """The statements that construct the optimizer; ``named``, the groups get a name first."""
-        if subject.explicit:
-            complete = vars(subject.spec.hyper_values())
-            options = [{k: v for k, v in {**complete, **o}.items() if k in subject.options} for o in options]
+        options = [subject.complete(o) for o in options]
         common = keywords(options, form)
         shared = _literals({k: v for k, v in options[0].items() if k in common})
         given = [
@@ -254,27 +252,25 @@ class _Writer:
 
     def _refuse(self, event: Refuse) -> list[str]:
         """A call that must raise."""
-        given = {**event.beside, event.option: event.value}
-        if self.subject.explicit:
-            given = {
-                k: v
-                for k, v in {**vars(self.subject.spec.hyper_values()), **given}.items()
-                if k in self.subject.options
-            }
-        if event.option == "params":
-            return [f"raise AssertionError('{event.kind} parameters ({event.value}) are accepted: {event.place}')"]
-        flags = _literals(self.subject.mode_options)
-        call = _call(self.subject.callee, "params", {**_literals(given), **flags})
+        about_parameters = event.option == "params"
+        given = dict(event.beside) if about_parameters else {**event.beside, event.option: event.value}
+        options, flags = _literals(self.subject.complete(given)), _literals(self.subject.mode_options)
+        # Wrong parameters are pictured in Python: lists of p, of q, and of what is made of them.
+        pictured = str(event.value) if about_parameters else "params"
         if event.place == "group":
-            call = _call(self.subject.callee, f"[{_dictionary('params', _literals(given))}]", flags)
+            parts = pictured.split(", [") if about_parameters else [pictured]
+            members = [part if part.startswith("[") or not about_parameters else f"[{part}" for part in parts]
+            call = _call(self.subject.callee, f"[{', '.join(_dictionary(m, options) for m in members)}]", flags)
         elif event.place == "add_param_group":
-            call = (
-                f"optimizer.add_param_group({_dictionary('[torch.zeros(2, 3, requires_grad=True)]', _literals(given))})"
-            )
+            added = f"[{pictured.rpartition('[')[2]}" if about_parameters else "[q]"
+            call = f"optimizer.add_param_group({_dictionary(added, options)})"
+        else:
+            call = _call(self.subject.callee, pictured, {**options, **flags})
         return [
+            "p, q = params[0], torch.zeros(2, 3, requires_grad=True)",
+            "accepted = True",
             "try:",
             f"    {call}",
-            "    accepted = True",
             "except Exception as error:",
             "    accepted = print(repr(error))",
         ]

@@ -240,6 +240,13 @@ class Subject:
     mode: str = ""
     tensor_lr: bool = False
 
+    def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options to pass: where its own defaults may rightly differ from the Spec's, all that it has."""
+        if not self.explicit:
+            return dict(options)
+        whole = {**vars(self.spec.hyper_values()), **options}
+        return {k: v for k, v in whole.items() if k in self.options}
+
     @property
     def missing_options(self) -> tuple[str, ...]:
         """Hyperparameters of the Spec that the subject does not have."""

@@ -305,11 +305,11 @@ def _prepare(subject: Subject, cell: Cell) -> tuple[Any, Callable[[], object]]:
         return None, lambda: _make(subject, members, given)
     if cell.place == "group":
         # Further parameters stand in a group of their own.
-        groups = [{"params": members, **_complete(subject, given)} for members in ([p], more) if members]
+        groups = [{"params": members, **subject.complete(given)} for members in ([p], more) if members]
         return None, lambda: _make(subject, groups, {})
     optimizer = _make(subject, [p], {})
     if cell.place == "add_param_group":
-        group = {"params": more, **_complete(subject, given)}
+        group = {"params": more, **subject.complete(given)}
         return optimizer, lambda: optimizer.add_param_group(group)
     saved = optimizer.state_dict()
     loaded = {**saved, "param_groups": [{**g, **given} for g in saved["param_groups"]]}
@@ -330,15 +330,8 @@ def _more_parameters(cell: Cell, p: torch.Tensor) -> list[Any]:
     return wrong.get(cell.kind, [_leaf()])
 
 
-def _complete(subject: Subject, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options to pass, the Spec's defaults included where the subject's own may differ."""
-    if not subject.explicit:
-        return dict(given)
-    return {k: v for k, v in vars(subject.spec.hyper_values()).items() if k in subject.options} | dict(given)
-
-
 def _make(subject: Subject, members: list[Any], given: Mapping[str, Any]) -> Any:
-    return subject.make(members, **_complete(subject, given), **subject.mode_options)
+    return subject.make(members, **subject.complete(given), **subject.mode_options)
 
 
 _Groups = list[tuple[list[int], dict[str, str]]]
