@@ -179,3 +179,57 @@ def test_an_error_of_the_harness_is_unknown_and_never_green(monkeypatch):
     result = campaign(SGD, examples=5)
     assert result.verdict == "unknown"
     assert "ZeroDivisionError" in result.error
+
+
+class Bare:
+    """Right, and no descendant of torch's class: it has no hooks, and its step takes no closure."""
+
+    def __init__(self, params, lr=1e-3):
+        groups = list(params)
+        groups = groups if isinstance(groups[0], dict) else [{"params": groups}]
+        self.param_groups = [{"lr": lr, **g, "params": list(g["params"])} for g in groups]
+        self.state = {}
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(group["lr"] * p.grad)
+
+    def zero_grad(self, set_to_none=True):
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            p.grad = None if set_to_none else p.grad.zero_()
+
+    def add_param_group(self, group):
+        self.param_groups.append(dict(group))
+
+    def state_dict(self):
+        return {"lr": [group["lr"] for group in self.param_groups]}
+
+    def load_state_dict(self, saved):
+        for group, lr in zip(self.param_groups, saved["lr"], strict=True):
+            group["lr"] = lr
+
+
+def test_what_a_class_does_not_have_is_unsupported_and_not_unknown():
+    result = campaign(class_subject(Bare, "SGD"), examples=60)
+    assert (result.verdict, result.error, result.divergences) == ("pass", "", [])
+    lacking = {"closure", "hooks-run-once", "failed-step", "skipped-step"}
+    assert {c for c, t in result.tallies.items() if t.verdict == "unsupported"} >= lacking
+    told = [note for note in result.notes if note.startswith("unsupported: ")]
+    assert all(any(check in note for note in told) for check in lacking)
+
+
+class EndlessConstructor(torch.optim.SGD):
+    def __init__(self, params, lr=1e-3):
+        while lr != lr:  # noqa: PLR0124 - it never ends for NaN
+            time.sleep(0.01)
+        super().__init__(params, lr)
+
+
+def test_a_constructor_that_does_not_end_is_unknown_and_no_endless_run(monkeypatch):
+    monkeypatch.setattr("stepcheck.harness.campaign.TRACE_SECONDS", 1.0)
+    result = campaign(class_subject(EndlessConstructor, "SGD"), examples=5)
+    assert result.verdict == "unknown"
+    assert "does not end" in result.error

@@ -1,6 +1,7 @@
 """The ledger explains the behaviours that it names, and nothing beside them."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from stepcheck.harness.checks import Evidence, Finding
 from stepcheck.harness.judge import Deviation
 from stepcheck.harness.ledger import LEDGER, Entry, explanation
 from stepcheck.harness.subjects import class_subject, resolve, torch_subject
-from stepcheck.harness.trace import Gradient, Group, Parameter, Reload, Step, Trace, Values
+from stepcheck.harness.trace import Gradient, Group, Parameter, Refuse, Reload, Step, Trace, Values
 
 QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)
 
@@ -257,3 +258,28 @@ def test_one_cause_in_two_fields_is_told_once():
     causes = [d.cause for d in result.divergences]
     assert len([c for c in causes if c in ("parameter", "exp_avg")]) == 1, causes
     assert any("also: " in line for d in result.divergences for line in d.life)
+
+
+def accepting(name, option, kind, value):
+    """What the ledger says of a constructor of torch that accepts something: it is told so, whatever it does."""
+    subject = torch_subject(name, "forloop")
+    trace = life(name, Parameter((2, 3)), events=(Refuse(option, kind, value, "construction"),))
+    finding = Finding("refuses-invalid", f"{option} {kind}", 0, "")
+    return ledger.explanation(Evidence(subject, trace), finding)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "kind", "value", "entry"),
+    [
+        ("RMSprop", "alpha", "too large", 2.0, "options-that-are-not-looked-at"),
+        ("RMSprop", "alpha", "negative", -1.0, None),
+        ("Adam", "lr", "inf", math.inf, "infinite-options-are-accepted"),
+        ("Adam", "betas", "inf", (math.inf, 0.999), None),
+        ("Adam", "lr", "nan", math.nan, None),
+        ("LBFGS", "lr", "negative", -1.0, None),
+        ("LBFGS", "max_iter", "negative", -1, "options-that-are-not-looked-at"),
+    ],
+)
+def test_an_entry_about_validation_explains_its_own_options_alone(name, option, kind, value, entry):
+    found = accepting(name, option, kind, value)
+    assert (found and found.name) == entry

@@ -10,7 +10,7 @@ import torch
 from stepcheck.harness import schedules
 from stepcheck.harness.memory import GUARD, GUARD_ELEMENTS, room, strides
 from stepcheck.harness.play import Player
-from stepcheck.harness.subjects import class_subject, resolve
+from stepcheck.harness.subjects import UsageError, class_subject, resolve
 from stepcheck.harness.trace import (
     CLOSURES,
     FORMS,
@@ -870,3 +870,17 @@ def test_option_that_was_not_given_holds_as_well():
 
     recording = Player(replace(SGD, make=Decays), life(Step({0: ONES}))).play()
     assert [b.check for b in recording.breaches] == ["options-hold"]
+
+
+def test_the_generator_is_put_back_whatever_happens():
+    class NoOptimizer:
+        def __init__(self, params, lr=1e-3):
+            torch.rand(3)
+
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    with pytest.raises(UsageError):
+        Player(class_subject(NoOptimizer, "SGD", "here:NoOptimizer"), life(Step({0: ONES}))).play()
+    assert torch.equal(torch.get_rng_state(), before)
+    Player(SGD, life(Step({0: ONES}))).play()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -421,6 +421,21 @@ def test_a_dictionary_that_went_a_long_way_is_nobody_s_to_share_memory_with(way)
     assert not found(sgd.RightSGD, "loaded-state-apart", step, Reload(way), momentum=0.5)
 
 
+class TurnsBuffer(sgd.RightSGD):
+    """Steps rightly, and stores its buffer turned."""
+
+    def walk(self):
+        super().walk()
+        for state in self.state.values():
+            state["momentum_buffer"].neg_()
+
+
+def test_a_fault_in_a_buffer_is_not_told_of_the_option_that_has_it():
+    # With momentum at its default there is no such buffer, and nothing wrong with it.
+    assert found(TurnsBuffer, "agreement", Step({0: ONE}), momentum=0.5)
+    assert not found(TurnsBuffer, "option-effect", Step({0: ONE}), momentum=0.5)
+
+
 class CallsBase(sgd.RightSGD):
     """Right: does nothing of its own where it overrides."""
 
