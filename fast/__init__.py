@@ -1,1 +1,32 @@
-"""Drop-in ``torch.optim`` classes over batched kernels, one for each of its optimizers."""
+"""Drop-in classes for ``torch.optim`` over batched kernels, one for each of its optimizers.
+
+>>> from stepcheck.fast import AdamW  # instead of torch.optim
+
+A rule (:mod:`.rules`) says what happens to one element, in Python; :mod:`.kernels` writes the loops round it, :mod:`.native` compiles,
+keeps, loads and runs them; :mod:`.engine` makes tables of parameters, gradients and state, and runs one kernel over all of them;
+:mod:`.optimizer` is what the classes share. Numba is imported when a kernel has to be compiled, which is once on a machine.
+
+What the kernels do not take is stepped by torch's own code; ``optimizer.engine`` says who steps each group, and why.
+"""
+
+from __future__ import annotations
+
+from stepcheck.fast.classes import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    RAdam,
+    RMSprop,
+    Rprop,
+    SparseAdam,
+)
+from stepcheck.fast.engine import Served
+
+__all__ = [
+    "ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "Served", "SparseAdam",
+]  # fmt: skip

@@ -1,0 +1,425 @@
+"""The CPU engine: from the parameters of an optimizer to the tables of a few launches, and from step to step.
+
+A :class:`Plan` is made when something changed that the tables depend on: which parameters have gradients, of which layout, where
+parameters and state are. As long as nothing did, a step reads the options of the groups and the addresses of the gradients, and runs one
+launch for each :class:`.kernels.Layout`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stepcheck.fast import kernels, native
+from stepcheck.fast.kernels import Layout
+from stepcheck.fast.rules import ENTRIES, Rule, option
+from stepcheck.fast.tensors import Addresses, Looks, Words
+
+#: Elements of a chunk at most: a few streams of as many fit into a second-level cache.
+CHUNK = 1 << 13
+#: Elements that a thread takes at a time, about.
+BATCH = 1 << 15
+#: Elements from which on more threads than one take part: waking one costs some microseconds.
+SPREAD = 1 << 15
+
+#: The real format that a dtype is stored in; a complex element is two of them.
+REAL: dict[torch.dtype, str] = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.complex64: "float32",
+    torch.complex128: "float64",
+}
+SIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+Group = dict[str, Any]
+State = dict[str, Any]
+Floats = npt.NDArray[np.float64]
+
+
+class Served(NamedTuple):
+    """Who steps the parameters of a group, and why."""
+
+    engine: str
+    reason: str
+
+
+#: Options that only torch's own code can honour.
+_TORCH_ALONE = {
+    "differentiable": "differentiable=True: the step is to be part of an autograd graph",
+    "capturable": "capturable=True: made for graphs of other devices; torch decides whether it takes it on the CPU",
+}
+
+
+def refusal(rule: Rule, group: Group, state: Mapping[torch.Tensor, State]) -> str:
+    """Why kernels do not step this group, or nothing."""
+    for name, reason in _TORCH_ALONE.items():
+        if group.get(name):
+            return reason
+    for p in group["params"]:
+        reason = exotic(p) or _foreign(rule, group, p, state.get(p, {}))
+        if reason:
+            return reason
+    return ""
+
+
+def _foreign(rule: Rule, group: Group, p: torch.Tensor, state: State) -> str:
+    """Why kernels do not read this state, or nothing."""
+    for name in rule.present(group):
+        buffer = state.get(name)
+        if buffer is None:
+            continue
+        if not isinstance(buffer, torch.Tensor) or buffer.layout is not torch.strided or buffer.device != p.device:
+            return f"{name} in the state is no dense tensor beside its parameter"
+        if buffer.dtype != p.dtype or buffer.shape != p.shape:
+            return f"{name} in the state is {tuple(buffer.shape)} of {buffer.dtype}, its parameter {tuple(p.shape)} of {p.dtype}"
+        if overlaps(buffer):
+            return f"elements of {name} in the state share memory"
+    return ""
+
+
+def exotic(p: torch.Tensor) -> str:
+    """Why kernels do not write this parameter, or nothing."""
+    if type(p) not in (torch.Tensor, torch.nn.Parameter):
+        return f"a parameter is a {type(p).__name__}, whose memory is its own business"
+    if p.device.type != "cpu":
+        return f"a parameter is on {p.device}"
+    if p.layout is not torch.strided:
+        return f"a parameter has the layout {p.layout}"
+    if p.dtype not in REAL:
+        return f"a parameter is of {p.dtype}"
+    if p.is_conj() or p.is_neg():
+        return "a parameter is a lazy conjugate or negative of another tensor"
+    return "elements of a parameter share memory" if overlaps(p) else ""
+
+
+def overlaps(tensor: torch.Tensor) -> bool:
+    """Whether elements share memory, as those of an expanded tensor do."""
+    dims = sorted((s, n) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
+    reach = 0
+    for stride, n in dims:
+        if stride <= reach:
+            return tensor.numel() > 0
+        reach += stride * (n - 1)
+    return False
+
+
+# --- One launch
+
+
+@dataclass
+class Member:
+    """A parameter in a launch: its tensors in the order of the streams, its counters, its group."""
+
+    tensors: Sequence[torch.Tensor]
+    counters: Sequence[torch.Tensor]
+    group: int
+    fresh: bool = False
+    #: Of a sparse gradient: the elements that it names, as offsets in bytes for each stream, and the layout of what follows.
+    named: _Walk | None = None
+
+
+class _Walk(NamedTuple):
+    """Runs of elements of one length: where they start in each stream, and how far apart their elements are, in bytes."""
+
+    length: int
+    distances: tuple[int, ...]
+    starts: Words  # (runs, streams)
+
+
+def walk(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> _Walk:
+    """The fewest runs that pass all elements of tensors of one shape, given the strides of each, all in bytes."""
+    dims = [(n, s) for n, *s in zip(shape, *strides, strict=True) if n != 1]
+    if any(n == 0 for n, _ in dims):
+        return _Walk(0, tuple(0 for _ in strides), np.zeros((0, len(strides)), np.int64))
+    # As the first stream, the parameter, lies in memory; then neighbours that continue each other become one.
+    dims.sort(key=lambda dim: -abs(dim[1][0]))
+    merged: list[tuple[int, list[int]]] = []
+    for n, s in dims:
+        if merged and all(outer == inner * n for outer, inner in zip(merged[-1][1], s, strict=True)):
+            merged[-1] = (merged[-1][0] * n, s)
+        else:
+            merged.append((n, s))
+    length, distances = merged.pop() if merged else (1, [0] * len(strides))
+    starts = np.zeros((1, len(strides)), np.int64)
+    for n, s in merged:
+        steps = np.arange(n, dtype=np.int64)[:, None] * np.array(s, np.int64)
+        starts = (starts[:, None] + steps[None]).reshape(-1, len(strides))
+    return _Walk(length, tuple(distances), starts)
+
+
+def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Strides in bytes, of real elements: a complex tensor has a further dimension of two."""
+    size = tensor.element_size()
+    inner = (size // 2,) if tensor.is_complex() else ()
+    return (*(s * size for s in tensor.stride()), *inner)
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    return (*tensor.shape, *((2,) if tensor.is_complex() else ()))
+
+
+def _pieces(row: int, way: _Walk, streams: int) -> Words:
+    """The chunks of a parameter: its runs, cut to length."""
+    if not way.length or not len(way.starts):
+        return np.zeros((0, Layout.OFFSETS + streams), np.int64)
+    first = np.arange(0, way.length, CHUNK, dtype=np.int64)
+    counts = np.minimum(CHUNK, way.length - first)
+    offsets = way.starts[:, None] + (first[:, None] * np.array(way.distances, np.int64))[None]
+    table = np.empty((len(way.starts) * len(first), Layout.OFFSETS + streams), np.int64)
+    table[:, Layout.ROW] = row
+    table[:, Layout.COUNT] = np.tile(counts, len(way.starts))
+    table[:, Layout.OFFSETS :] = offsets.reshape(-1, streams)
+    return table
+
+
+class Launch:
+    """The tables of one launch, and the kernels that it runs.
+
+    Nothing is allocated when it is run. It holds the tensors of parameters and state, not the gradients: those belong to the
+    caller, who may free them.
+    """
+
+    def __init__(self, layout: Layout, members: Sequence[Member], options: Floats) -> None:
+        self.layout = layout
+        self._prepare, self._step = kernels.prepare_kernel(layout), kernels.step_kernel(layout)
+        size, streams = SIZE[layout.dtype], len(layout.streams)
+        self.rows: Words = np.zeros((len(members), layout.row_words), np.int64)
+        self.scalars = np.zeros((len(members), len(layout.scalars)), np.float64)
+        chunks = []
+        for r, (member, row) in enumerate(zip(members, self.rows, strict=True)):
+            way = member.named or walk(_shape(member.tensors[0]), [_strides(t) for t in member.tensors])
+            row[Layout.STRIDED] = way.length > 1 and any(d != size for d in way.distances)
+            row[Layout.GROUP], row[Layout.FRESH] = member.group, member.fresh
+            row[layout.address(0) : layout.distance(0)] = [t.data_ptr() for t in member.tensors]
+            row[layout.distance(0) : layout.counter(0)] = way.distances
+            for n, counter in enumerate(member.counters):
+                row[layout.counter(n)] = counter.data_ptr()
+                row[layout.counter(n) + 1] = counter.dtype is torch.float64
+            chunks.append(_pieces(r, way, streams))
+        self._chunks = np.ascontiguousarray(np.concatenate(chunks)) if chunks else np.zeros((0, 0), np.int64)
+        counts = self._chunks[:, Layout.COUNT] if len(self._chunks) else np.zeros(0, np.int64)
+        self.elements = int(counts.sum())
+        self._batches = _batches(counts)
+        self._words: Words = np.zeros(kernels.WORDS, np.int64)
+        self._words[kernels.BATCHES] = len(self._batches) - 1
+        self._words[kernels.BATCH_TABLE] = self._batches.ctypes.data
+        self._words[kernels.CHUNK_TABLE] = self._chunks.ctypes.data
+        self._words[kernels.ROW_TABLE] = self.rows.ctypes.data
+        self._words[kernels.SCALAR_TABLE] = self.scalars.ctypes.data
+        self._words[kernels.ROWS] = len(members)
+        self._words[kernels.OPTION_TABLE] = options.ctypes.data
+        self._at = self._words.ctypes.data
+        self._kept = (self._batches, options, [t for m in members for t in (m.tensors[0], *m.tensors[2:], *m.counters)])
+        self.gradients = self.rows[:, layout.address(1)]
+
+    def run(self) -> None:
+        """One step of all its parameters."""
+        self._words[kernels.NEXT] = 0
+        self._prepare.run(self._at)
+        threads = min(torch.get_num_threads(), len(self._batches) - 1) if self.elements >= SPREAD else 1
+        native.run(self._step, self._at, threads)
+
+
+def _batches(counts: Words) -> Words:
+    """Where each batch of chunks begins, and the end of the last."""
+    if not len(counts):
+        return np.zeros(1, np.int64)
+    before = np.cumsum(counts) - counts
+    first = np.flatnonzero(np.diff(before // BATCH, prepend=-1))
+    return np.append(first, len(counts)).astype(np.int64)
+
+
+# --- All launches of a step
+
+
+class Plan:
+    """What a step of some groups by one rule consists of.
+
+    Args:
+        rule: of the optimizer.
+        groups: those that the kernels serve.
+        state: the optimizer's; what a parameter with a gradient lacks in it is made here.
+        unscale: whether gradients are to be multiplied by a number first, and left so.
+    """
+
+    def __init__(self, rule: Rule, groups: list[Group], state: dict[torch.Tensor, State], *, unscale: bool) -> None:
+        self.unscale = unscale
+        self._rule, self._groups, self._state = rule, groups, state
+        self._parameters = [p for group in groups for p in group["params"]]
+        self._option_names = tuple(o for o in rule.options if o != "fresh")
+        self._options = np.zeros((len(groups), len(self._option_names) + unscale), np.float64)
+        self._readers = [_reader(rule, group) for group in groups]
+        self._values: list[Any] = [None] * len(groups)
+        self._present = [rule.present(group) for group in groups]
+        self._read_options()
+
+        self._idle: list[torch.Tensor] = []
+        self._odd: list[tuple[torch.Tensor, int]] = []
+        self._active: list[torch.Tensor] = []
+        plain: dict[Layout, list[tuple[torch.Tensor, int]]] = {}
+        for n, group in enumerate(groups):
+            for p in group["params"]:
+                if p.grad is None:
+                    self._idle.append(p)
+                elif _is_odd(p.grad):
+                    self._odd.append((p, n))
+                else:
+                    plain.setdefault(self._layout(p, n), []).append((p, n))
+        self._launches: list[tuple[Launch, slice]] = []
+        for layout, parameters in plain.items():
+            members = [self._member(layout, p, n, p.grad) for p, n in parameters]
+            part = slice(len(self._active), len(self._active) + len(members))
+            self._active += [p for p, _ in parameters]
+            self._launches.append((Launch(layout, members, self._options), part))
+        self._gradients = Looks([p.grad for p in self._active if p.grad is not None])
+        self._gradient_addresses = Addresses(len(self._active))
+        self._remember_state()
+
+    # What must not have changed
+
+    def _remember_state(self) -> None:
+        """Which tensors of parameters and state the tables point to, under which keys, and where they are."""
+        self._states = list(self._state.values())
+        self._held: list[torch.Tensor] = list(self._active)
+        self._keyed: list[tuple[str, list[State], list[torch.Tensor]]] = []
+        for launch, part in self._launches:
+            states = [self._state[p] for p in self._active[part]]
+            for key in (*self._rule.counters, *launch.layout.buffers):
+                tensors = [state[key] for state in states]
+                self._keyed.append((key, states, tensors))
+                self._held += tensors
+        self._held_addresses = Addresses(len(self._held))
+        self._expected = self._held_addresses.read(self._held).copy()
+
+    def holds(self, groups: list[Group]) -> bool:
+        """Whether all that the tables depend on is as it was. Reads the options of the groups on the way."""
+        same = operator.is_
+        if len(groups) != len(self._groups) or not all(map(same, groups, self._groups)):
+            return False
+        parameters = [p for group in groups for p in group["params"]]
+        if len(parameters) != len(self._parameters) or not all(map(same, parameters, self._parameters)):
+            return False
+        if any(p.grad is not None for p in self._idle) or any(p.grad is None or not _is_odd(p.grad) for p, _ in self._odd):
+            return False
+        if len(self._state) != len(self._states) or not all(map(same, self._state.values(), self._states)):
+            return False
+        try:
+            found = all(all(map(same, map(operator.itemgetter(k), states), held)) for k, states, held in self._keyed)
+        except KeyError:
+            return False
+        return (
+            found
+            and self._gradients.same([p.grad for p in self._active])
+            and np.array_equal(self._held_addresses.read(self._held), self._expected)
+            and self._read_options()
+        )
+
+    def _read_options(self) -> bool:
+        """Fill the table of options; whether they still ask for the same kernels."""
+        for n, (group, read) in enumerate(zip(self._groups, self._readers, strict=True)):
+            values = read(group)
+            if values != self._values[n] or isinstance(group.get("lr"), torch.Tensor):
+                if self._rule.present(group) != self._present[n] or any(group.get(name) for name in _TORCH_ALONE):
+                    return False
+                self._options[n, : len(self._option_names)] = [option(group, name) for name in self._option_names]
+                self._values[n] = values
+        return True
+
+    # Making it
+
+    def _layout(self, p: torch.Tensor, n: int, *, unscale: bool | None = None) -> Layout:
+        return Layout(self._rule, REAL[p.dtype], self._present[n], self.unscale if unscale is None else unscale)
+
+    def _member(self, layout: Layout, p: torch.Tensor, n: int, gradient: Any) -> Member:
+        group, state = self._groups[n], self._state[p]
+        fresh = any(state.get(name) is None for name in layout.buffers)
+        for name in layout.buffers:
+            if state.get(name) is None:
+                state[name] = full_like(p, self._rule.buffers[name].initial(group))
+        for name, initial in self._rule.counters.items():
+            if not isinstance(state.get(name), torch.Tensor):
+                state[name] = counter(state.get(name, initial(group)))
+        buffers = [state[name] for name in layout.buffers]
+        return Member((p, gradient, *buffers), [state[name] for name in self._rule.counters], n, fresh=fresh)
+
+    # Running it
+
+    def step(self, scale: float) -> None:
+        """Step all parameters that have gradients; those are multiplied by ``scale`` first if the plan unscales."""
+        if self.unscale:
+            self._options[:, -1] = scale
+        if self._active:
+            addresses = self._gradient_addresses.read([p.grad for p in self._active])  # type: ignore[misc]
+            for launch, part in self._launches:
+                launch.gradients[:] = addresses[part]
+                launch.run()
+        if self._odd:
+            self._step_odd(scale)
+        torch.autograd.graph.increment_version(self._active)
+
+    def _step_odd(self, scale: float) -> None:
+        """The gradients that have to be made something else first: sparse ones, and lazy conjugates and negatives."""
+        launches: dict[Layout, list[Member]] = {}
+        options = np.ascontiguousarray(self._options[:, : len(self._option_names)])
+        for p, n in self._odd:
+            gradient = p.grad
+            assert gradient is not None
+            if self.unscale:
+                (gradient._values() if gradient.is_sparse else gradient).mul_(scale)  # noqa: SLF001 - as GradScaler does
+            layout = self._layout(p, n, unscale=False)
+            if gradient.is_sparse:
+                gradient = gradient.coalesce()
+                member = self._member(layout, p, n, gradient._values())  # noqa: SLF001 - with no autograd to go through
+                member.named = _named(member, gradient)
+            else:
+                member = self._member(layout, p, n, gradient.resolve_conj().resolve_neg())
+            launches.setdefault(layout, []).append(member)
+        for layout, members in launches.items():
+            Launch(layout, members, options).run()
+        torch.autograd.graph.increment_version([p for p, _ in self._odd])
+
+
+def _is_odd(gradient: torch.Tensor) -> bool:
+    return gradient.is_sparse or gradient.is_conj() or gradient.is_neg()
+
+
+def _reader(rule: Rule, group: Group) -> Any:
+    """A function of the group: the values of all options that the tables depend on."""
+    read = {ENTRIES.get(name, (name, 0))[0] for name in rule.options}
+    keys = sorted(key for key in (read | set(_TORCH_ALONE) | {"momentum", "amsgrad", "centered"}) if key in group)
+    return operator.itemgetter(*keys)
+
+
+def full_like(p: torch.Tensor, value: float) -> torch.Tensor:
+    """A tensor like ``p``, with this value in its elements; in both parts of complex ones."""
+    made = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
+    if value != 0:
+        made.fill_(complex(value, value) if p.is_complex() else value)
+    return made.detach()
+
+
+def counter(value: float) -> torch.Tensor:
+    """A number of the state, as torch keeps it: float32, or float64 where that is torch's default dtype."""
+    wide = torch.get_default_dtype() is torch.float64
+    return torch.tensor(float(value), dtype=torch.float64 if wide else torch.float32)
+
+
+def _named(member: Member, gradient: torch.Tensor) -> _Walk:
+    """The runs of elements that a coalesced sparse gradient names: in the parameter, the values and the buffers."""
+    p, values, *buffers = member.tensors
+    depth = gradient.sparse_dim()
+    indices = gradient._indices().numpy()  # noqa: SLF001
+    whole = [_strides(t) for t in (p, *buffers)]
+    inner = [strides[depth:] for strides in whole]
+    way = walk(_shape(p)[depth:], [inner[0], _strides(values)[1:], *inner[1:]])
+    found = [indices.T @ np.array(strides[:depth], np.int64) for strides in whole]
+    each = np.arange(indices.shape[1], dtype=np.int64) * _strides(values)[0]
+    starts = np.stack([found[0], each, *found[1:]], axis=1)
+    return way._replace(starts=(starts[:, None] + way.starts[None]).reshape(-1, len(member.tensors)))

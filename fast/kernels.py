@@ -1,0 +1,227 @@
+"""From rules to the source of kernels: the loops around them.
+
+One launch steps any number of parameters of one dtype. It is described by tables of 64-bit integers and floats (:class:`Layout`):
+
+- a *row* for each parameter: where its streams (parameter, gradient, buffers) begin, the distance in bytes from one element to the
+  next in each, where its counters are, which group it is in;
+- a *chunk* for each run of elements: its row, how many elements, and how far from the beginning of each stream it starts;
+- a *batch* for each few chunks: what a thread takes at a time.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from dataclasses import dataclass
+
+from stepcheck.fast.native import Kernel, kernel
+from stepcheck.fast.rules import Rule
+
+#: What is computed in, by what is stored.
+COMPUTED = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
+
+# What the words of a launch are; each is 64 bits.
+NEXT, BATCHES, BATCH_TABLE, CHUNK_TABLE, ROW_TABLE, SCALAR_TABLE, ROWS, OPTION_TABLE, WORDS = range(9)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which kernel, and so which columns the tables of a launch have.
+
+    Attributes:
+        rule: what is done to each element.
+        dtype: what the streams are stored in, a real format.
+        buffers: those of the rule's that are present.
+        unscales: gradients are multiplied by the scalar ``unscale`` first, and written back.
+    """
+
+    rule: Rule
+    dtype: str
+    buffers: tuple[str, ...]
+    unscales: bool = False
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return ("p", "g", *self.buffers)
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        return (*(("unscale",) if self.unscales else ()), *self.rule.scalars)
+
+    # Columns of a row: is it strided, its group, is it fresh, then addresses and distances of streams, addresses of counters and
+    # whether they are wide.
+    STRIDED, GROUP, FRESH, FIRST = range(4)
+
+    def address(self, stream: int) -> int:
+        return self.FIRST + stream
+
+    def distance(self, stream: int) -> int:
+        return self.FIRST + len(self.streams) + stream
+
+    def counter(self, n: int) -> int:
+        return self.FIRST + 2 * len(self.streams) + 2 * n
+
+    @property
+    def row_words(self) -> int:
+        return self.counter(len(self.rule.counters))
+
+    # Columns of a chunk.
+    ROW, COUNT, OFFSETS = range(3)
+
+    @property
+    def chunk_words(self) -> int:
+        return self.OFFSETS + len(self.streams)
+
+    @property
+    def bytes_per_element(self) -> int:
+        """Memory traffic of one element: each stream is read, and all but the gradient written, unless it is unscaled."""
+        size = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[self.dtype]
+        return size * (2 * len(self.streams) - (0 if self.unscales else 1))
+
+
+class _Typed(ast.NodeTransformer):
+    """Gives the numbers in a rule the type that it computes in; numba would take them for float64."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:  # noqa: N802 - the name that ast calls
+        return ast.Call(ast.Name("real", ast.Load()), [ast.Constant(float(node.value))], [])  # type: ignore[arg-type]
+
+
+def _function(function: object, name: str, *, typed: bool) -> str:
+    """The source of a rule's function under another name."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
+    tree = _Typed().visit(tree) if typed else tree
+    definition = tree.body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    definition.name = name
+    return "@register_jitable\n" + ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+
+
+def _lines(lines: list[str], depth: int) -> str:
+    return textwrap.indent("\n".join(lines), "    " * depth)
+
+
+@functools.cache
+def step_kernel(layout: Layout) -> Kernel:
+    """Steps the elements of a launch."""
+    return kernel(step_source(layout))
+
+
+@functools.cache
+def prepare_kernel(layout: Layout) -> Kernel:
+    """Counts the steps of the parameters of a launch and makes their scalars."""
+    return kernel(prepare_source(layout))
+
+
+def step_source(layout: Layout) -> str:
+    """The source of :func:`step_kernel`."""
+    rule, streams, scalars = layout.rule, layout.streams, layout.scalars
+    written = [s for s in streams if s != "g" or layout.unscales]
+    makers = [f"load_{s} = loader({layout.dtype!r}, {s!r}, {streams!r})" for s in streams]
+    makers += [f"store_{s} = storer({layout.dtype!r}, {s!r}, {streams!r})" for s in written]
+    given = ", ".join(("p", "g", *(b if b in layout.buffers else "real(0.0)" for b in rule.buffers), *rule.scalars))
+    made = ", ".join(("p", *(b if b in layout.buffers else "_" for b in rule.buffers)))
+
+    def body(at: str) -> list[str]:
+        lines = [f"{s} = load_{s}({at.format(s=s)})" for s in streams]
+        lines += ["g = unscale * g", f"store_g({at.format(s='g')}, g)"] if layout.unscales else []
+        lines += [f"{made}{',' if ',' not in made else ''} = update({given})"]
+        return lines + [f"store_{s}({at.format(s=s)}, real({s}))" for s in written if s != "g"]
+
+    names = ", ".join(("n", *(f"a_{s}" for s in streams), *scalars))
+    distances = ", ".join(f"d_{s}" for s in streams)
+    chunk = ["row = rows + load_int64(chunk, 0) * ROW", "n = load_int64(chunk, 1)"]
+    chunk += [
+        f"a_{s} = load_int64(row, {layout.address(i)}) + load_int64(chunk, {layout.OFFSETS + i})"
+        for i, s in enumerate(streams)
+    ]
+    chunk += [f"scalar = scalars + load_int64(chunk, 0) * {8 * len(scalars)}"]
+    chunk += [f"{name} = real(load_float64(scalar, {i}))" for i, name in enumerate(scalars)]
+    strided = [f"d_{s} = load_int64(row, {layout.distance(i)})" for i, s in enumerate(streams)]
+    return f"""
+real = {COMPUTED[layout.dtype]}
+ROW = {8 * layout.row_words}
+{chr(10).join(makers)}
+
+{_function(rule.update, "update", typed=True)}
+
+@njit(**OPTIONS)
+def dense({names}):
+    for i in range(n):
+{_lines(body("a_{s}, i"), 2)}
+
+@njit(**OPTIONS)
+def strided({names}, {distances}):
+    for i in range(n):
+{_lines(body("a_{s} + i * d_{s}, 0"), 2)}
+
+def kernel(launch):
+    batches, table = load_int64(launch, {BATCHES}), load_int64(launch, {BATCH_TABLE})
+    chunks, rows = load_int64(launch, {CHUNK_TABLE}), load_int64(launch, {ROW_TABLE})
+    scalars = load_int64(launch, {SCALAR_TABLE})
+    while True:
+        batch = next_number(launch)
+        if batch >= batches:
+            break
+        for c in range(load_int64(table, batch), load_int64(table, batch + 1)):
+            chunk = chunks + c * {8 * layout.chunk_words}
+{_lines(chunk, 3)}
+            if load_int64(row, {layout.STRIDED}) == 0:
+                dense({names})
+            else:
+{_lines(strided, 4)}
+                strided({names}, {distances})
+"""
+
+
+def prepare_source(layout: Layout) -> str:
+    """The source of :func:`prepare_kernel`."""
+    rule, scalars = layout.rule, layout.rule.scalars
+    counters, options = tuple(rule.counters), rule.options
+    shift = len(layout.scalars) - len(scalars)
+    read, same, write = [], ["group == last_group", "fresh == last_fresh"], []
+    for n, name in enumerate(counters):
+        column = layout.counter(n)
+        read += [
+            f"at_{name} = load_int64(row, {column})",
+            f"wide_{name} = load_int64(row, {column + 1})",
+            f"{name} = load_float64(at_{name}, 0) if wide_{name} != 0 else float64(load_float32(at_{name}, 0))",
+        ]
+        same += [f"{name} == last_{name}"]
+        write += [
+            f"if wide_{name} != 0:",
+            f"    store_float64(at_{name}, 0, next_{name})",
+            "else:",
+            f"    store_float32(at_{name}, 0, float32(next_{name}))",
+        ]
+    given = ", ".join((*counters, *(("float64(fresh)") if o == "fresh" else f"o_{o}" for o in options)))
+    made = ", ".join((*(f"next_{c}" for c in counters), *(f"s_{s}" for s in scalars)))
+    plain = [o for o in options if o != "fresh"]
+    load = [f"o_{o} = load_float64(options, group * {len(plain) + shift} + {i})" for i, o in enumerate(plain)]
+    keep = [f"last_{name} = {name}" for name in (*counters, "group", "fresh")]
+    start = [*(f"last_{c} = 0.0" for c in counters), *(f"{n} = 0.0" for n in made.split(", "))]
+    put = [f"store_float64(scalar, {i + shift}, s_{s})" for i, s in enumerate(scalars)]
+    if layout.unscales:
+        put += [f"store_float64(scalar, 0, load_float64(options, group * {len(plain) + 1} + {len(plain)}))"]
+    return f"""
+{_function(rule.prepare, "prepare", typed=False)}
+
+def kernel(launch):
+    rows, scalars = load_int64(launch, {ROW_TABLE}), load_int64(launch, {SCALAR_TABLE})
+    options = load_int64(launch, {OPTION_TABLE})
+    last_group = last_fresh = -1
+{_lines(start, 1)}
+    for r in range(load_int64(launch, {ROWS})):
+        row = rows + r * {8 * layout.row_words}
+        scalar = scalars + r * {8 * len(layout.scalars)}
+        group, fresh = load_int64(row, {layout.GROUP}), load_int64(row, {layout.FRESH})
+{_lines(read, 2)}
+        if not ({" and ".join(same)}):
+{_lines(load, 3)}
+            {made}{"," if "," not in made else ""} = prepare({given})
+{_lines(keep, 3)}
+{_lines(write, 2)}
+{_lines(put, 2)}
+        store_int64(row, {layout.FRESH}, 0)
+"""

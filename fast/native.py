@@ -1,0 +1,230 @@
+"""Machine code: compiled by numba once, kept on disk as object files, loaded by LLVM, and run on torch's own threads.
+
+Numba compiles; it is imported only when something has to be. What it made is kept as an object file under a name that says all that
+it depends on, so a later process reads it back through llvmlite, which is imported in a tenth of the time. A kernel is a
+function of one address, ``void kernel(int64_t *launch)``, that asks ``launch[0]`` for the next batch until none is left: any number of
+threads may run it side by side on one launch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: In an object file and in memory, the name of what it exports.
+SYMBOL = "stepcheck_kernel"
+#: Contraction of a product and a sum into one rounding is allowed, reassociation is not: it would change what is computed.
+OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "_nrt": False}
+
+#: What kernels may call: functions of the C library, which is in every process.
+LIBRARY = {"pow", "memset", "memcpy"}
+
+_lock = threading.RLock()
+
+
+def cache_folder() -> Path:
+    """Where object files are kept: ``STEPCHECK_CACHE_DIR``, or the user's cache folder."""
+    import platformdirs
+
+    chosen = os.environ.get("STEPCHECK_CACHE_DIR")
+    return Path(chosen) if chosen else platformdirs.user_cache_path("stepcheck") / "kernels"
+
+
+@functools.cache
+def _machine() -> tuple[str, str, str]:
+    """The triple, the processor and its features, as LLVM names them."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    features = llvm.get_host_cpu_features().flatten()
+    return llvm.get_process_triple(), llvm.get_host_cpu_name(), features
+
+
+@functools.cache
+def _engine() -> Any:
+    """What object files are loaded into; they stay for the life of the process."""
+    import llvmlite.binding as llvm
+
+    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+
+
+def _target_machine() -> Any:
+    import llvmlite.binding as llvm
+
+    triple, cpu, features = _machine()
+    target = llvm.Target.from_triple(triple)
+    return target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
+
+
+class Kernel:
+    """Machine code of one function ``(launch: int64) -> void``.
+
+    Attributes:
+        address: of the function, for whoever calls it from elsewhere.
+        run: calls it, without the GIL.
+        run_held: the same, keeping the GIL.
+    """
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+        self.run: Callable[[int], None] = ctypes.CFUNCTYPE(None, ctypes.c_int64)(address)
+        self.run_held: Callable[[int], None] = ctypes.PYFUNCTYPE(None, ctypes.c_int64)(address)
+
+
+_kernels: dict[str, Kernel] = {}
+
+
+def kernel(source: str) -> Kernel:
+    """The function ``kernel(launch)`` that ``source`` defines, in the Python that numba compiles, with :mod:`.intrinsics` at hand.
+
+    From memory, from disk or compiled, in this order.
+    """
+    found = _kernels.get(source)
+    if found is None:
+        with _lock:
+            found = _kernels.get(source)
+            if found is None:
+                found = _kernels[source] = _load(source)
+    return found
+
+
+def _load(source: str) -> Kernel:
+    import llvmlite.binding as llvm
+
+    path = cache_folder() / f"{_digest(source)}.o"
+    try:
+        machine_code = path.read_bytes()
+    except OSError:
+        machine_code = _compile(source)
+        _keep(path, machine_code)
+    # The symbol of each is its own, so that all can live in one engine.
+    engine = _engine()
+    engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
+    engine.finalize_object()
+    return Kernel(engine.get_function_address(_symbol(source)))
+
+
+def _digest(source: str) -> str:
+    """A name for all that machine code depends on."""
+    intrinsics = (Path(__file__).parent / "intrinsics.py").read_text(encoding="utf-8")
+    parts = (source, intrinsics, repr(OPTIONS), *_machine(), version("numba"), version("llvmlite"), sys.version)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _symbol(source: str) -> str:
+    return f"{SYMBOL}_{hashlib.sha256(source.encode()).hexdigest()[:32]}"
+
+
+def _compile(source: str) -> bytes:
+    import llvmlite.binding as llvm
+    import numba
+
+    from stepcheck.fast import intrinsics
+
+    namespace: dict[str, Any] = {**vars(intrinsics), "OPTIONS": OPTIONS}
+    exec(compile(source, "<kernel>", "exec"), namespace)  # noqa: S102 - source is made of this package's own rules
+    compiled = numba.cfunc(numba.void(numba.int64), **OPTIONS)(namespace["kernel"])
+    module = llvm.parse_assembly(_exported(compiled.inspect_llvm(), compiled._wrapper_name, _symbol(source)))  # noqa: SLF001
+    # All else is its own: objects that are loaded side by side must not find each other's functions.
+    for value in (*module.functions, *module.global_variables):
+        if not value.is_declaration and value.name != _symbol(source):
+            value.linkage = "internal"
+    declared = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
+    foreign = declared & set(re.findall(r"call [^@\n]*@([\w.]+)\(", str(module))) - LIBRARY
+    assert not foreign, f"a kernel calls {foreign}"
+    machine_code: bytes = _target_machine().emit_object(module)
+    return machine_code
+
+
+def _exported(assembly: str, wrapper: str, symbol: str) -> str:
+    """Numba's assembly with another function to call from C: its own would tell Python of exceptions, and kernels raise none."""
+    native = re.search(r"define [^\n]*i32 (@[^\s(]*kernel[^\s(]*)\(ptr[^\n]*, ptr[^\n]*, i64 [^\n]*\)", assembly)
+    assert native is not None
+    without = re.sub(rf"\ndefine [^\n]*@\"?{re.escape(wrapper)}\"?\(.*?\n}}\n", "\n", assembly, flags=re.DOTALL)
+    return f"""{without}
+define void @{symbol}(i64 %launch) {{
+  %result = alloca ptr
+  %raised = alloca ptr
+  %status = call i32 {native.group(1)}(ptr %result, ptr %raised, i64 %launch)
+  ret void
+}}
+"""
+
+
+def _keep(path: Path, machine_code: bytes) -> None:
+    """Keep it on disk, whole or not at all; where that cannot be, the next process compiles anew."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(machine_code)
+        Path(file.name).replace(path)
+    except OSError:
+        return
+
+
+# --- Threads
+
+
+class _Threads:
+    """Runs a kernel on several threads at once: on those of torch, or, where they cannot be had, on some of its own."""
+
+    def __init__(self) -> None:
+        self._parallel: Callable[..., Any] | None = _openmp()
+        self._own: ThreadPoolExecutor | None = None
+
+    def run(self, kernel: Kernel, launch: int, count: int) -> None:
+        if self._parallel is not None:
+            self._parallel(kernel.address, launch, count, 0)
+            return
+        if self._own is None:
+            self._own = ThreadPoolExecutor(max(1, torch.get_num_threads() - 1), "stepcheck")
+        others = [self._own.submit(kernel.run, launch) for _ in range(count - 1)]
+        kernel.run(launch)
+        wait(others)
+
+    def forked(self) -> None:
+        """In a new process none of the threads exist; GNU's OpenMP would wait for them for ever."""
+        self._parallel = self._own = None
+
+
+def _openmp() -> Callable[..., Any] | None:
+    """``GOMP_parallel`` of the OpenMP library that torch has loaded, which torch's own operations run on."""
+    if sys.platform != "linux" or not torch.backends.openmp.is_available():
+        return None
+    folder = Path(torch.__file__).parent / "lib"
+    for path in sorted([*folder.glob("libgomp*"), *folder.parent.parent.glob("torch.libs/libgomp*")]):
+        function = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
+        if function is not None:
+            function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint, ctypes.c_uint]
+            function.restype = None
+            return function  # type: ignore[no-any-return]
+    return None
+
+
+@functools.cache
+def _threads() -> _Threads:
+    threads = _Threads()
+    os.register_at_fork(after_in_child=threads.forked)
+    return threads
+
+
+def run(kernel: Kernel, launch: int, threads: int) -> None:
+    """Run ``kernel`` on the launch at this address, on so many threads at most."""
+    if threads > 1:
+        _threads().run(kernel, launch, threads)
+    else:
+        kernel.run(launch)

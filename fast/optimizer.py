@@ -1,0 +1,256 @@
+"""What all fast optimizers share: they are the classes of ``torch.optim`` with another step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch.autograd import profiler
+from torch.optim import optimizer as base
+from torch.optim.optimizer import Optimizer
+
+from stepcheck.fast.engine import Group, Plan, Served, refusal
+from stepcheck.fast.limits import problem
+from stepcheck.fast.rules import Rule
+
+Closure = Callable[[], Any]
+
+
+class Fast(Optimizer):
+    """The part of a fast optimizer that is the same for all; it stands before the class of ``torch.optim``.
+
+    Beyond speed it departs from ``torch.optim`` where that is wrong: options are validated in groups as they are in the constructor;
+    gradients are looked at before anything is stepped, so that one that is refused leaves all as it was; what is loaded, and the
+    dictionaries that describe groups, are copied; copies go on as the original does; hooks run once for each step, however many
+    classes call ``super().step()``.
+    """
+
+    #: Keys of the state that hold numbers, which are loaded in the dtype that they have.
+    _numbers: ClassVar[tuple[str, ...]] = ("step",)
+    #: What a sparse gradient means to it; empty: it is refused.
+    _sparse: ClassVar[str] = ""
+    _stepping = False
+    #: ``GradScaler`` then leaves it to the step to undo the scaling.
+    _step_supports_amp_scaling = True
+
+    @classmethod
+    def _torch(cls) -> type[Optimizer]:
+        """The class of ``torch.optim`` that this one replaces."""
+        return next(c for c in cls.__mro__ if c.__module__.startswith("torch.optim"))
+
+    # Who does it
+
+    @property
+    def engine(self) -> tuple[Served, ...]:
+        """Who steps each group, by its place in ``param_groups``: ``numba``, or ``torch`` with the reason."""
+        return tuple(self._served(group) for group in self.param_groups)
+
+    def _served(self, group: Group) -> Served:
+        raise NotImplementedError
+
+    # Groups
+
+    def add_param_group(self, param_group: Group) -> None:
+        """As ``torch.optim``, with a copy of the dictionary, and its options validated.
+
+        Raises:
+            ValueError: an option is not one that the constructor would take.
+        """
+        group = dict(param_group)
+        given = {k: v for k, v in group.items() if k != "params"}
+        wrong = problem(self._torch().__name__, {**self.defaults, **given})
+        if wrong:
+            raise ValueError(wrong)
+        super().add_param_group(group)
+        # One tensor for several groups would make a schedule of the one a schedule of all.
+        added, others = self.param_groups[-1], self.param_groups[:-1]
+        for key, value in added.items():
+            if isinstance(value, torch.Tensor) and any(value is other.get(key) for other in others):
+                added[key] = value.clone()
+
+    # State
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As ``torch.optim``, with memory of its own, and numbers kept for a parameter in the dtype that they have."""
+        handle = self.register_load_state_dict_pre_hook(_shielded)  # runs after the caller's
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for of_parameter in state.get("state", {}).values():
+            for key, value in of_parameter.items() if isinstance(of_parameter, dict) else ():
+                if isinstance(value, _Shield):
+                    of_parameter[key] = value.tensor
+        super().__setstate__(state)
+
+    # The step
+
+    def step(self, closure: Closure | None = None) -> Any:
+        """One step of all parameters that have gradients.
+
+        Args:
+            closure: evaluated first, with gradients enabled; it returns the loss.
+
+        Returns:
+            What the closure returned, or ``None``.
+
+        Raises:
+            RuntimeError: a gradient is sparse where none is taken, dense where only sparse ones are, or not of its parameter's
+                dtype. Nothing is changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None or not found_inf.item():
+            self._update(getattr(self, "grad_scale", None))
+        return loss
+
+    def _update(self, grad_scale: torch.Tensor | None) -> None:
+        """Step all groups; ``grad_scale`` is what the gradients were multiplied by, if they were."""
+        raise NotImplementedError
+
+    def _check_gradients(self) -> None:
+        """Refuse what cannot be taken before anything is stepped."""
+        name = self._torch().__name__
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            g = p.grad
+            if g.is_sparse and not self._sparse:
+                raise RuntimeError(f"{name} does not support sparse gradients")
+            if not g.is_sparse and self._sparse == "only":
+                raise RuntimeError(f"{name} does not support dense gradients, please consider Adam instead")
+            if g.dtype != p.dtype:
+                raise RuntimeError(f"{name}: a gradient of {g.dtype} for a parameter of {p.dtype}")
+
+    def _step_by_torch(self, groups: list[Group], grad_scale: torch.Tensor | None) -> None:
+        """Step these groups by torch's own code, which finds the gradients unscaled."""
+        if grad_scale is not None:
+            factor = 1.0 / grad_scale.item()
+            for p in (p for group in groups for p in group["params"] if p.grad is not None):
+                p.grad.mul_(factor)
+        step = self._torch().step
+        step = step.__wrapped__ if getattr(step, "hooked", False) else step
+        whole, self.param_groups, self.grad_scale = self.param_groups, groups, None
+        try:
+            step(self)
+        finally:
+            self.param_groups, self.grad_scale = whole, grad_scale
+
+    def _patch_step_function(self) -> None:
+        # torch's own looks for a profiler at the cost of a hundred small parameters, and wraps each class of a family anew.
+        self._zero_grad_profile_name = f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"
+        cls = type(self)
+        if not getattr(cls.step, "hooked", False):
+            cls.step = _hooked(cls.step)  # type: ignore[method-assign]
+
+
+def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """``step`` with the hooks before and after it, once for each step."""
+
+    @functools.wraps(step)
+    def wrapper(self: Fast, *args: Any, **kwargs: Any) -> Any:
+        if self._stepping:
+            return step(self, *args, **kwargs)
+        self._stepping = True
+        try:
+            if profiler._is_profiler_enabled:
+                with profiler.record_function(f"Optimizer.step#{type(self).__name__}.step"):
+                    return _with_hooks(step, self, args, kwargs)
+            return _with_hooks(step, self, args, kwargs)
+        finally:
+            self._stepping = False
+
+    wrapper.hooked = True  # type: ignore[attr-defined] - where torch looks for it
+    return wrapper
+
+
+def _with_hooks(step: Callable[..., Any], self: Fast, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    given = (self, *args)
+    for hook in chain(base._global_optimizer_pre_hooks.values(), self._optimizer_step_pre_hooks.values()):
+        result = hook(self, given, kwargs)
+        if result is None:
+            continue
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise RuntimeError(f"a hook before step() must return None or (args, kwargs), got {result!r}")
+        given, kwargs = result
+    out = step(*given, **kwargs)
+    self._optimizer_step_code()
+    for hook in chain(self._optimizer_step_post_hooks.values(), base._global_optimizer_post_hooks.values()):
+        hook(self, given, kwargs)
+    return out
+
+
+class _Shield:
+    """A tensor that ``torch.optim`` does not see when it casts what it loads."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def _shielded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A dictionary to load, with tensors of its own, those of them that are numbers out of sight."""
+    assert isinstance(optimizer, Fast)
+    numbers = optimizer._numbers
+
+    def own(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.clone()
+        return type(value)(map(own, value)) if isinstance(value, list | tuple) else value
+
+    def of_parameter(state: Any) -> Any:
+        if not isinstance(state, dict):
+            return own(state)
+        clones = {key: own(value) for key, value in state.items()}
+        return {k: _Shield(v) if k in numbers and isinstance(v, torch.Tensor) else v for k, v in clones.items()}
+
+    return {**state_dict, "state": {i: of_parameter(state) for i, state in state_dict["state"].items()}}
+
+
+class ByRule(Fast):
+    """A fast optimizer whose step is a rule."""
+
+    rule: ClassVar[Rule]
+    _plan: Plan | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "rule" in cls.__dict__:
+            cls._numbers, cls._sparse = tuple(cls.rule.counters), cls.rule.sparse
+
+    def _served(self, group: Group) -> Served:
+        reason = refusal(self.rule, group, self.state)
+        return Served("torch", reason) if reason else Served("numba", "")
+
+    def _check_gradients(self) -> None:
+        super()._check_gradients()
+        for group in self.param_groups:
+            reason = self.rule.dense_alone(group) if self.rule.sparse else ""
+            if reason and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
+                raise RuntimeError(f"{self._torch().__name__} takes no sparse gradients with these options: {reason}")
+
+    def _update(self, grad_scale: torch.Tensor | None) -> None:
+        plan, unscale = self._plan, grad_scale is not None
+        if plan is not None and plan.unscale is unscale and plan.holds(self.param_groups):
+            plan.step(1.0 if grad_scale is None else 1.0 / grad_scale.item())
+        else:
+            self._step_anew(grad_scale)
+
+    @torch.no_grad()
+    def _step_anew(self, grad_scale: torch.Tensor | None) -> None:
+        """A step that looks at everything first, and remembers what it found if kernels serve all of it."""
+        self._check_gradients()
+        engines = [served.engine for served in self.engine]
+        own, left = ([g for g, e in zip(self.param_groups, engines, strict=True) if e == name] for name in ("numba", "torch"))
+        self._plan = None
+        plan = Plan(self.rule, own, self.state, unscale=grad_scale is not None)
+        plan.step(1.0 if grad_scale is None else 1.0 / grad_scale.item())
+        if left:
+            self._step_by_torch(left, grad_scale)
+        else:
+            self._plan = plan

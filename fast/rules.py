@@ -1,0 +1,446 @@
+"""One rule per elementwise optimizer, from which its kernels are made.
+
+A rule is two pure functions of numbers, in restricted Python: arithmetic, comparisons, ``a if c else b`` and the functions of
+:data:`FUNCTIONS`; no loops, no containers, no side effects.
+
+- ``prepare`` runs once for each parameter, in float64: from the numbers kept for the parameter (``step``) and the options of its
+  group it makes the numbers after the step, and the scalars that every element needs.
+- ``update`` runs for each element, in float32 for parameters of float16, bfloat16 and float32 and in float64 for float64: from
+  parameter, gradient, buffers and scalars it makes the parameter and the buffers after the step.
+
+The names of their arguments say where the values come from: a counter or a buffer has the key that it has in
+``optimizer.state[p]``, an option the name that it has in the group (``beta1`` is the first of ``betas``); scalars are what
+``prepare`` returns after the counters, in the order in which ``update`` takes them. ``fresh`` is 1 at the first step of a
+parameter and 0 ever after. A buffer that the options do without is 0, and what is returned for it is dropped.
+
+A complex parameter is twice as many real elements. The formulas are those that the documentation of ``torch.optim`` states, and
+the papers that it cites; where code and documentation of ``torch.optim`` differ, a comment says which is followed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+#: What a rule may call, beside arithmetic. Each back end has its own of each; these are for running a rule as it stands.
+FUNCTIONS: dict[str, Callable[..., float]] = {
+    "sqrt": math.sqrt,
+    "absolute": abs,
+    # NaN if either is NaN, as torch.maximum.
+    "maximum": lambda a, b: a if a > b or a != a else b,  # noqa: PLR0124
+    "minimum": lambda a, b: a if a < b or a != a else b,  # noqa: PLR0124
+    "rounded": lambda x: x,  # to float32, which counters are kept in
+}
+sqrt, absolute, maximum, minimum, rounded = FUNCTIONS.values()
+
+Options = Mapping[str, Any]
+#: Options with several entries: which group option they are in, and where.
+ENTRIES: dict[str, tuple[str, int]] = {
+    "beta1": ("betas", 0),
+    "beta2": ("betas", 1),
+    "shrink": ("etas", 0),
+    "grow": ("etas", 1),
+    "smallest": ("step_sizes", 0),
+    "largest": ("step_sizes", 1),
+}
+
+
+def option(group: Options, name: str) -> float:
+    """The number that a rule reads under ``name``; of a tensor, its value. An option that the class does not have is 0."""
+    key, entry = ENTRIES.get(name, (name, None))
+    value = group.get(key, 0.0)
+    return float(value if entry is None else value[entry])
+
+
+def _zero(_: Options) -> float:
+    return 0.0
+
+
+def _always(_: Options) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor of the state, of the shape and dtype of its parameter: the first value of its elements, and who has it."""
+
+    initial: Callable[[Options], float] = _zero
+    present: Callable[[Options], bool] = _always
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """What one step of one optimizer does to one parameter.
+
+    Attributes:
+        name: of the rule; with a dtype and the buffers present it names a kernel.
+        prepare: ``(counters..., options...) -> (counters..., scalars...)``.
+        update: ``(p, g, buffers..., scalars...) -> (p, buffers...)``.
+        counters: keys of the state that hold one number for the parameter, with its first value.
+        buffers: keys of the state that hold a tensor.
+        sparse: what a sparse gradient means: ``"lazy"``, the elements that it names are stepped; ``"only"``, and no other gradient
+            is taken; empty, it is refused.
+        dense_alone: why these options refuse sparse gradients, or nothing.
+    """
+
+    name: str
+    prepare: Callable[..., tuple[float, ...]]
+    update: Callable[..., tuple[float, ...]]
+    counters: Mapping[str, Callable[[Options], float]] = field(default_factory=dict)
+    buffers: Mapping[str, Buffer] = field(default_factory=dict)
+    sparse: str = ""
+    dense_alone: Callable[[Options], str] = lambda _: ""
+
+    @cached_property
+    def options(self) -> tuple[str, ...]:
+        """What ``prepare`` reads of a group, in order; ``fresh`` among them."""
+        return tuple(inspect.signature(self.prepare).parameters)[len(self.counters) :]
+
+    @cached_property
+    def scalars(self) -> tuple[str, ...]:
+        """What ``update`` is given beside what is in memory, in order."""
+        return tuple(inspect.signature(self.update).parameters)[2 + len(self.buffers) :]
+
+    def present(self, group: Options) -> tuple[str, ...]:
+        """The buffers that a parameter with these options has."""
+        return tuple(name for name, buffer in self.buffers.items() if buffer.present(group))
+
+
+_STEP: dict[str, Callable[[Options], float]] = {"step": _zero}
+
+
+# --- SGD: Sutskever et al., 2013, as torch.optim.SGD states it. The first step sets the buffer to the gradient, undampened.
+
+
+def _prepare_sgd(lr, momentum, dampening, weight_decay, nesterov, maximize, fresh):
+    weight = 1.0 if fresh != 0 else 1.0 - dampening
+    return 1.0 - 2.0 * maximize, weight_decay, momentum, weight, nesterov, lr, fresh
+
+
+def _sgd(p, g, momentum_buffer, sign, weight_decay, momentum, weight, nesterov, lr, fresh):
+    g = sign * g
+    g = g + weight_decay * p if weight_decay != 0 else g
+    momentum_buffer = g if fresh != 0 else momentum * momentum_buffer + weight * g
+    ahead = g + momentum * momentum_buffer if nesterov != 0 else momentum_buffer
+    return p - lr * (ahead if momentum != 0 else g), momentum_buffer
+
+
+def _sgd_dense_alone(group: Options) -> str:
+    if group["weight_decay"] != 0:
+        return "weight_decay reads every element"
+    return "momentum moves every element" if group["momentum"] != 0 else ""
+
+
+SGD = Rule(
+    "sgd",
+    _prepare_sgd,
+    _sgd,
+    buffers={"momentum_buffer": Buffer(present=lambda group: group["momentum"] != 0)},
+    sparse="lazy",
+    dense_alone=_sgd_dense_alone,
+)
+
+
+# --- ASGD: Polyak and Juditsky, 1992, with the schedule of Xu, 2011. A step uses the eta and mu that the one before left.
+
+
+def _prepare_asgd(step, eta, mu, lr, lambd, alpha, t0, weight_decay, maximize):
+    after = step + 1.0
+    next_eta = lr / (1.0 + lambd * lr * after) ** alpha
+    next_mu = 1.0 / maximum(1.0, after - t0)
+    return after, next_eta, next_mu, 1.0 - 2.0 * maximize, weight_decay, 1.0 - lambd * eta, eta, 1.0 - mu, mu
+
+
+def _asgd(p, g, ax, sign, weight_decay, decay, eta, keep, mu):
+    g = sign * g
+    g = g + weight_decay * p if weight_decay != 0 else g
+    p = decay * p - eta * g
+    return p, keep * ax + mu * p
+
+
+ASGD = Rule(
+    "asgd",
+    _prepare_asgd,
+    _asgd,
+    counters={**_STEP, "eta": lambda group: option(group, "lr"), "mu": lambda _: 1.0},
+    buffers={"ax": Buffer()},
+)
+
+
+# --- Adadelta: Zeiler, 2012, algorithm 1; eps stands inside both roots.
+
+
+def _prepare_adadelta(step, lr, rho, eps, weight_decay, maximize):
+    return step + 1.0, 1.0 - 2.0 * maximize, weight_decay, rho, 1.0 - rho, eps, lr
+
+
+def _adadelta(p, g, square_avg, acc_delta, sign, weight_decay, rho, weight, eps, lr):
+    g = sign * g
+    g = g + weight_decay * p if weight_decay != 0 else g
+    square_avg = rho * square_avg + weight * g * g
+    delta = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * g
+    return p - lr * delta, square_avg, rho * acc_delta + weight * delta * delta
+
+
+ADADELTA = Rule(
+    "adadelta", _prepare_adadelta, _adadelta, counters=_STEP, buffers={"square_avg": Buffer(), "acc_delta": Buffer()}
+)
+
+
+# --- Adagrad: Duchi, Hazan, Singer, 2011; eps stands outside the root.
+
+
+def _prepare_adagrad(step, lr, lr_decay, weight_decay, eps, maximize):
+    return step + 1.0, 1.0 - 2.0 * maximize, weight_decay, eps, lr / (1.0 + step * lr_decay)
+
+
+def _adagrad(p, g, sum, sign, weight_decay, eps, lr):  # noqa: A002 - the key that torch gives the buffer
+    g = sign * g
+    g = g + weight_decay * p if weight_decay != 0 else g
+    sum = sum + g * g  # noqa: A001
+    return p - lr * g / (sqrt(sum) + eps), sum
+
+
+ADAGRAD = Rule(
+    "adagrad",
+    _prepare_adagrad,
+    _adagrad,
+    counters=_STEP,
+    buffers={"sum": Buffer(initial=lambda group: option(group, "initial_accumulator_value"))},
+    sparse="lazy",
+    dense_alone=lambda group: "weight_decay reads every element" if group["weight_decay"] != 0 else "",
+)
+
+
+# --- Adam and AdamW: Kingma and Ba, 2015, algorithm 1; Loshchilov and Hutter, 2019; AMSGrad of Reddi et al., 2018, its maximum
+# taken before the bias correction.
+
+
+def _prepare_adam(step, lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, amsgrad, maximize):
+    after = step + 1.0
+    coupled = 0.0 if decoupled_weight_decay != 0 else weight_decay
+    decay = 1.0 - lr * weight_decay if decoupled_weight_decay != 0 else 1.0
+    correction = sqrt(1.0 - beta2**after)
+    step_size = lr / (1.0 - beta1**after)
+    return (after, 1.0 - 2.0 * maximize, coupled, decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, amsgrad, step_size, correction)
+
+
+def _adam(
+    p, g, exp_avg, exp_avg_sq, max_exp_avg_sq,
+    sign, weight_decay, decay, beta1, weight1, beta2, weight2, eps, amsgrad, step_size, correction,
+):  # fmt: skip
+    g = sign * g
+    g = g + weight_decay * p if weight_decay != 0 else g
+    exp_avg = beta1 * exp_avg + weight1 * g
+    exp_avg_sq = beta2 * exp_avg_sq + weight2 * g * g
+    max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq)
+    root = sqrt(max_exp_avg_sq if amsgrad != 0 else exp_avg_sq)
+    p = decay * p - step_size * exp_avg / (root / correction + eps)
+    return p, exp_avg, exp_avg_sq, max_exp_avg_sq
+
+
+ADAM = Rule(
+    "adam",
+    _prepare_adam,
+    _adam,
+    counters=_STEP,
+    buffers={
+        "exp_avg": Buffer(),
+        "exp_avg_sq": Buffer(),
+        "max_exp_avg_sq": Buffer(present=lambda group: bool(group["amsgrad"])),
+    },
+)
+
+
+# --- Adamax: Kingma and Ba, 2015, algorithm 2; eps is added to |g|, inside the maximum.
+
+
+def _prepare_adamax(step, lr, beta1, beta2, eps, weight_decay, maximize):
+    after = step + 1.0
+    return after, 1.0 - 2.0 * maximize, weight_decay, beta1, 1.0 - beta1, beta2, eps, lr / (1.0 - beta1**after)
+
+
+def _adamax(p, g, exp_avg, exp_inf, sign, weight_decay, beta1, weight1, beta2, eps, step_size):
+    g = sign * g
+    g = g + weight_decay * p if weight_decay != 0 else g
+    exp_avg = beta1 * exp_avg + weight1 * g
+    exp_inf = maximum(beta2 * exp_inf, absolute(g) + eps)
+    return p - step_size * exp_avg / exp_inf, exp_avg, exp_inf
+
+
+ADAMAX = Rule("adamax", _prepare_adamax, _adamax, counters=_STEP, buffers={"exp_avg": Buffer(), "exp_inf": Buffer()})
+
+
+# --- NAdam: Dozat, 2016; the schedule of the momentum enters its bias correction alone.
+
+
+def _prepare_nadam(
+    step, mu_product, lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize
+):
+    after = step + 1.0
+    coupled = 0.0 if decoupled_weight_decay != 0 else weight_decay
+    decay = 1.0 - lr * weight_decay if decoupled_weight_decay != 0 else 1.0
+    mu = beta1 * (1.0 - 0.5 * 0.96 ** (after * momentum_decay))
+    mu_next = beta1 * (1.0 - 0.5 * 0.96 ** ((after + 1.0) * momentum_decay))
+    product = rounded(mu_product * mu)
+    of_gradient = lr * (1.0 - mu) / (1.0 - product)
+    of_average = lr * mu_next / (1.0 - product * mu_next)
+    return (
+        after, product, 1.0 - 2.0 * maximize, coupled, decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps,
+        of_gradient, of_average, sqrt(1.0 - beta2**after),
+    )  # fmt: skip
+
+
+def _nadam(
+    p, g, exp_avg, exp_avg_sq,
+    sign, weight_decay, decay, beta1, weight1, beta2, weight2, eps, of_gradient, of_average, correction,
+):  # fmt: skip
+    g = sign * g
+    g = g + weight_decay * p if weight_decay != 0 else g
+    exp_avg = beta1 * exp_avg + weight1 * g
+    exp_avg_sq = beta2 * exp_avg_sq + weight2 * g * g
+    denom = sqrt(exp_avg_sq) / correction + eps
+    p = decay * p - of_gradient * g / denom - of_average * exp_avg / denom
+    return p, exp_avg, exp_avg_sq
+
+
+NADAM = Rule(
+    "nadam",
+    _prepare_nadam,
+    _nadam,
+    counters={**_STEP, "mu_product": lambda _: 1.0},
+    buffers={"exp_avg": Buffer(), "exp_avg_sq": Buffer()},
+)
+
+
+# --- RAdam: Liu et al., 2020; rectified from rho > 5 on, as in the authors' program; eps is added before the bias correction.
+
+
+def _prepare_radam(step, lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize):
+    after = step + 1.0
+    coupled = 0.0 if decoupled_weight_decay != 0 else weight_decay
+    decay = 1.0 - lr * weight_decay if decoupled_weight_decay != 0 else 1.0
+    correction = 1.0 - beta2**after
+    rho_inf = 2.0 / (1.0 - beta2) - 1.0
+    rho = rho_inf - 2.0 * after * beta2**after / correction
+    rectified = 1.0 if rho > 5.0 else 0.0
+    rho = rho if rho > 5.0 else 6.0
+    ratio = sqrt((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)) * sqrt(correction)
+    step_size = lr / (1.0 - beta1**after)
+    scale = ratio * step_size if rectified != 0 else step_size
+    return after, 1.0 - 2.0 * maximize, coupled, decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, rectified, scale
+
+
+def _radam(
+    p, g, exp_avg, exp_avg_sq,
+    sign, weight_decay, decay, beta1, weight1, beta2, weight2, eps, rectified, scale,
+):  # fmt: skip
+    g = sign * g
+    g = g + weight_decay * p if weight_decay != 0 else g
+    exp_avg = beta1 * exp_avg + weight1 * g
+    exp_avg_sq = beta2 * exp_avg_sq + weight2 * g * g
+    denom = sqrt(exp_avg_sq) + eps if rectified != 0 else 1.0
+    return decay * p - scale * exp_avg / denom, exp_avg, exp_avg_sq
+
+
+RADAM = Rule(
+    "radam", _prepare_radam, _radam, counters=_STEP, buffers={"exp_avg": Buffer(), "exp_avg_sq": Buffer()}
+)
+
+
+# --- RMSprop: Hinton's lecture, centered as in Graves, 2013; eps stands outside the root.
+
+
+def _prepare_rmsprop(step, lr, alpha, eps, weight_decay, momentum, centered, maximize):
+    return step + 1.0, 1.0 - 2.0 * maximize, weight_decay, alpha, 1.0 - alpha, eps, momentum, centered, lr
+
+
+def _rmsprop(
+    p, g, square_avg, grad_avg, momentum_buffer, sign, weight_decay, alpha, weight, eps, momentum, centered, lr
+):
+    g = sign * g
+    g = g + weight_decay * p if weight_decay != 0 else g
+    square_avg = alpha * square_avg + weight * g * g
+    grad_avg = alpha * grad_avg + weight * g
+    variance = square_avg - grad_avg * grad_avg if centered != 0 else square_avg
+    denom = sqrt(variance) + eps
+    momentum_buffer = momentum * momentum_buffer + g / denom
+    p = p - lr * momentum_buffer if momentum != 0 else p - lr * g / denom
+    return p, square_avg, grad_avg, momentum_buffer
+
+
+RMSPROP = Rule(
+    "rmsprop",
+    _prepare_rmsprop,
+    _rmsprop,
+    counters=_STEP,
+    buffers={
+        "square_avg": Buffer(),
+        "grad_avg": Buffer(present=lambda group: bool(group["centered"])),
+        "momentum_buffer": Buffer(present=lambda group: group["momentum"] != 0),
+    },
+)
+
+
+# --- Rprop: iRprop- of Igel and Hüsken, 2000. What has no sign, NaN, is taken as 0.
+
+
+def _prepare_rprop(step, shrink, grow, smallest, largest, maximize):
+    return step + 1.0, 1.0 - 2.0 * maximize, shrink, grow, smallest, largest
+
+
+def _rprop(p, g, prev, step_size, sign, shrink, grow, smallest, largest):
+    g = sign * g
+    product = g * prev
+    factor = grow if product > 0 else 1.0
+    factor = shrink if product < 0 else factor
+    step_size = minimum(maximum(step_size * factor, smallest), largest)
+    g = 0.0 if product < 0 else g
+    move = step_size if g > 0 else 0.0
+    move = -step_size if g < 0 else move
+    return p - move, g, step_size
+
+
+RPROP = Rule(
+    "rprop",
+    _prepare_rprop,
+    _rprop,
+    counters=_STEP,
+    buffers={"prev": Buffer(), "step_size": Buffer(initial=lambda group: option(group, "lr"))},
+)
+
+
+# --- SparseAdam: Kingma and Ba, 2015, the variant at the end of section 2: eps is added before the bias correction.
+
+
+def _prepare_sparse_adam(step, lr, beta1, beta2, eps, maximize):
+    after = step + 1.0
+    step_size = lr * sqrt(1.0 - beta2**after) / (1.0 - beta1**after)
+    return after, 1.0 - 2.0 * maximize, beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, step_size
+
+
+def _sparse_adam(p, g, exp_avg, exp_avg_sq, sign, beta1, weight1, beta2, weight2, eps, step_size):
+    g = sign * g
+    exp_avg = beta1 * exp_avg + weight1 * g
+    exp_avg_sq = beta2 * exp_avg_sq + weight2 * g * g
+    return p - step_size * exp_avg / (sqrt(exp_avg_sq) + eps), exp_avg, exp_avg_sq
+
+
+SPARSE_ADAM = Rule(
+    "sparse_adam",
+    _prepare_sparse_adam,
+    _sparse_adam,
+    counters=_STEP,
+    buffers={"exp_avg": Buffer(), "exp_avg_sq": Buffer()},
+    sparse="only",
+)
+
+
+RULES: dict[str, Rule] = {
+    "SGD": SGD, "ASGD": ASGD, "Adadelta": ADADELTA, "Adagrad": ADAGRAD, "Adam": ADAM, "AdamW": ADAM, "Adamax": ADAMAX,
+    "NAdam": NADAM, "RAdam": RADAM, "RMSprop": RMSPROP, "Rprop": RPROP, "SparseAdam": SPARSE_ADAM,
+}  # fmt: skip
