@@ -19,7 +19,7 @@ import torch
 from stepcheck.fast import kernels, native
 from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import ENTRIES, Rule, option
-from stepcheck.fast.tensors import Addresses, Looks, Words
+from stepcheck.fast.tensors import Addresses, Entries, Items, Looks, Words
 
 #: Elements of a chunk at most: a few streams of as many fit into a second-level cache.
 CHUNK = 1 << 13
@@ -252,7 +252,6 @@ class Plan:
     def __init__(self, rule: Rule, groups: list[Group], state: dict[torch.Tensor, State], *, unscale: bool) -> None:
         self.unscale = unscale
         self._rule, self._groups, self._state = rule, groups, state
-        self._parameters = [p for group in groups for p in group["params"]]
         self._option_names = tuple(o for o in rule.options if o != "fresh")
         self._options = np.zeros((len(groups), len(self._option_names) + unscale), np.float64)
         self._readers = [_reader(rule, group) for group in groups]
@@ -286,40 +285,46 @@ class Plan:
 
     def _remember_state(self) -> None:
         """Which tensors of parameters and state the tables point to, under which keys, and where they are."""
-        self._states = list(self._state.values())
+        self._parameters = [Items(group["params"]) for group in self._groups]
+        self._states = Items(list(self._state.values()))
         self._held: list[torch.Tensor] = list(self._active)
-        self._keyed: list[tuple[str, list[State], list[torch.Tensor]]] = []
+        entries: list[tuple[State, str, torch.Tensor]] = []
         for launch, part in self._launches:
-            states = [self._state[p] for p in self._active[part]]
-            for key in (*self._rule.counters, *launch.layout.buffers):
-                tensors = [state[key] for state in states]
-                self._keyed.append((key, states, tensors))
-                self._held += tensors
+            for state in (self._state[p] for p in self._active[part]):
+                entries += [(state, key, state[key]) for key in (*self._rule.counters, *launch.layout.buffers)]
+        self._held += [tensor for *_, tensor in entries]
+        self._entries = Entries(entries)
         self._held_addresses = Addresses(len(self._held))
         self._expected = self._held_addresses.read(self._held).copy()
 
     def holds(self, groups: list[Group]) -> bool:
-        """Whether all that the tables depend on is as it was. Reads the options of the groups on the way."""
-        same = operator.is_
-        if len(groups) != len(self._groups) or not all(map(same, groups, self._groups)):
+        """Whether all that the tables depend on is as it was. Takes note of options and gradients on the way."""
+        if len(groups) != len(self._groups) or not all(map(operator.is_, groups, self._groups)):
             return False
-        parameters = [p for group in groups for p in group["params"]]
-        if len(parameters) != len(self._parameters) or not all(map(same, parameters, self._parameters)):
+        if not all(items.same(group["params"]) for items, group in zip(self._parameters, groups, strict=True)):
             return False
-        if any(p.grad is not None for p in self._idle) or any(p.grad is None or not _is_odd(p.grad) for p, _ in self._odd):
+        if self._idle and any(p.grad is not None for p in self._idle):
             return False
-        if len(self._state) != len(self._states) or not all(map(same, self._state.values(), self._states)):
+        if self._odd and any(p.grad is None or not _is_odd(p.grad) for p, _ in self._odd):
             return False
-        try:
-            found = all(all(map(same, map(operator.itemgetter(k), states), held)) for k, states, held in self._keyed)
-        except KeyError:
-            return False
-        return (
-            found
-            and self._gradients.same([p.grad for p in self._active])
+        gradients = [p.grad for p in self._active]
+        if not (
+            self._gradients.same(gradients)
+            and self._states.same(list(self._state.values()))
+            and self._entries.same()
             and np.array_equal(self._held_addresses.read(self._held), self._expected)
             and self._read_options()
-        )
+        ):
+            return False
+        self._look(gradients)
+        return True
+
+    def _look(self, gradients: list[Any]) -> None:
+        """Where the gradients are now."""
+        if gradients:
+            addresses = self._gradient_addresses.read(gradients)
+            for launch, part in self._launches:
+                launch.gradients[:] = addresses[part]
 
     def _read_options(self) -> bool:
         """Fill the table of options; whether they still ask for the same kernels."""
@@ -352,17 +357,14 @@ class Plan:
     # Running it
 
     def step(self, scale: float) -> None:
-        """Step all parameters that have gradients; those are multiplied by ``scale`` first if the plan unscales."""
+        """Step all parameters that had gradients when last looked; those are multiplied by ``scale`` first if the plan unscales."""
         if self.unscale:
             self._options[:, -1] = scale
-        if self._active:
-            addresses = self._gradient_addresses.read([p.grad for p in self._active])  # type: ignore[misc]
-            for launch, part in self._launches:
-                launch.gradients[:] = addresses[part]
-                launch.run()
+        for launch, _ in self._launches:
+            launch.run()
+        torch.autograd.graph.increment_version(self._active)  # as an operation of torch would: it invalidates older graphs
         if self._odd:
             self._step_odd(scale)
-        torch.autograd.graph.increment_version(self._active)
 
     def _step_odd(self, scale: float) -> None:
         """The gradients that have to be made something else first: sparse ones, and lazy conjugates and negatives."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import operator
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stepcheck.fast.native import Kernel, kernel
+from stepcheck.fast.native import kernel
 
 Words = npt.NDArray[np.int64]
 
+#: What the three kernels below call: of Python's C API, which borrows what it returns, and of torch.
 _ADDRESSES = """
 def kernel(launch):
     tensors, count, out = load_int64(launch, 0), load_int64(launch, 1), load_int64(launch, 2)
@@ -27,17 +30,37 @@ def kernel(launch):
     for i in range(count):
         store_int64(out, i, call(pointer, call(item, tensors, i), 0))
 """
+_SAME_ITEMS = """
+def kernel(launch):
+    objects, count, expected = load_int64(launch, 0), load_int64(launch, 1), load_int64(launch, 2)
+    item, same = load_int64(launch, 3), 1
+    for i in range(count):
+        if call(item, objects, i) != load_int64(expected, i):
+            same = 0
+    store_int64(launch, 4, same)
+"""
+_SAME_ENTRIES = """
+def kernel(launch):
+    table, count, item, same = load_int64(launch, 0), load_int64(launch, 1), load_int64(launch, 2), 1
+    for i in range(count):
+        row = table + 24 * i
+        if call(item, load_int64(row, 0), load_int64(row, 1)) != load_int64(row, 2):
+            same = 0
+    store_int64(launch, 3, same)
+"""
 
 
 @functools.cache
-def _natively() -> tuple[Kernel, int, int] | None:
+def _native_functions() -> tuple[int, int, int] | None:
+    """Where ``PyList_GetItem``, ``PyDict_GetItem`` and torch's function for a tensor's address are, or nothing."""
     guards = getattr(torch._C._dynamo, "guards", None)  # noqa: SLF001 - see above
     pointer = getattr(guards, "_torchinductor_pyobject_tensor_data_ptr", None)
-    if not isinstance(pointer, int):
+    held = getattr(sys, "_is_gil_enabled", lambda: True)()
+    if not isinstance(pointer, int) or not held or sys.implementation.name != "cpython":
         return None
-    item = ctypes.cast(ctypes.pythonapi.PyList_GetItem, ctypes.c_void_p).value
-    assert item is not None
-    return kernel(_ADDRESSES), item, pointer
+    of_list, of_dict = ctypes.pythonapi.PyList_GetItem, ctypes.pythonapi.PyDict_GetItem
+    places = [ctypes.cast(function, ctypes.c_void_p).value for function in (of_list, of_dict)]
+    return (places[0] or 0, places[1] or 0, pointer)
 
 
 class Addresses:
@@ -45,23 +68,67 @@ class Addresses:
 
     def __init__(self, count: int) -> None:
         self.values: Words = np.zeros(count, np.int64)
-        natively = _natively()
-        if natively is None:
-            self._kernel = None
-            return
-        self._kernel, item, pointer = natively
-        self._launch: Words = np.array([0, count, self.values.ctypes.data, item, pointer], np.int64)
-        self._at = self._launch.ctypes.data
+        self._functions = _native_functions()
+        if self._functions is not None:
+            item, _, pointer = self._functions
+            self._kernel = kernel(_ADDRESSES)
+            self._launch: Words = np.array([0, count, self.values.ctypes.data, item, pointer], np.int64)
+            self._at = self._launch.ctypes.data
 
     def read(self, tensors: list[torch.Tensor]) -> Words:
         """Of these tensors, as many as were announced; the array is overwritten by the next call."""
-        if self._kernel is None:
+        if self._functions is None:
             self.values[:] = [t.data_ptr() for t in tensors]
         else:
             # The list, and what it holds, live until this returns; the GIL is kept, so nobody else changes it.
             self._launch[0] = id(tensors)
             self._kernel.run_held(self._at)
         return self.values
+
+
+class Items:
+    """The very objects that a list held; they live as long as this."""
+
+    def __init__(self, objects: Sequence[Any]) -> None:
+        self._objects = list(objects)
+        self._functions = _native_functions()
+        if self._functions is not None:
+            self._ids: Words = np.array([id(o) for o in self._objects], np.int64)
+            self._kernel = kernel(_SAME_ITEMS)
+            words = [0, len(self._ids), self._ids.ctypes.data, self._functions[0], 0]
+            self._launch: Words = np.array(words, np.int64)
+            self._at = self._launch.ctypes.data
+
+    def same(self, objects: list[Any]) -> bool:
+        """Whether a list holds those, in that order, and no others."""
+        if len(objects) != len(self._objects):
+            return False
+        if self._functions is None:
+            return all(map(operator.is_, objects, self._objects))
+        self._launch[0] = id(objects)
+        self._kernel.run_held(self._at)
+        return bool(self._launch[4])
+
+
+class Entries:
+    """The very objects that dictionaries held under some keys; they, and the dictionaries, live as long as this."""
+
+    def __init__(self, entries: Sequence[tuple[dict[str, Any], str, Any]]) -> None:
+        self._entries = list(entries)
+        self._functions = _native_functions()
+        if self._functions is not None:
+            self._table: Words = np.array([[id(d), id(k), id(v)] for d, k, v in self._entries], np.int64).reshape(-1, 3)
+            self._kernel = kernel(_SAME_ENTRIES)
+            words = [self._table.ctypes.data, len(self._table), self._functions[1], 0]
+            self._launch: Words = np.array(words, np.int64)
+            self._at = self._launch.ctypes.data
+
+    def same(self) -> bool:
+        """Whether they hold the same ones still."""
+        if self._functions is None:
+            return all(d.get(k) is v for d, k, v in self._entries)
+        self._kernel.run_held(self._at)
+        return bool(self._launch[3])
 
 
 def _looks(tensor: torch.Tensor) -> tuple[Any, ...]:

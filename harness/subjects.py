@@ -196,6 +196,17 @@ _FLOATING = ("float32", "float64", "bfloat16", "float16")
 _COMPLEX = ("complex64", "complex128")
 
 
+_FAST = Profile(
+    reason=(
+        "stepcheck.fast evaluates the formula as it is written, one element at a time: in float64 for float64 and in float32 for"
+        " all else, rounding what it stores; division and square root are the processor's, products and sums may be contracted"
+        " (fewer roundings); scalars are formed in float64 and rounded once"
+    ),
+    narrow="once",
+)
+FAST_PROFILES: dict[str, Profile] = {}
+
+
 @dataclass(frozen=True)
 class Subject:
     """Something that can play a trace.
@@ -262,7 +273,7 @@ MODES: dict[str, dict[str, bool]] = {
     "differentiable": {"differentiable": True},
     "compiled": {},
 }
-FAMILIES = ("torch",)
+FAMILIES = ("torch", "fast")
 #: torch.compile leaves their step to the interpreter (sparse tensors, a closure): there is nothing to check.
 _NEVER_COMPILED = ("SparseAdam", "LBFGS")
 
@@ -328,6 +339,27 @@ def torch_subject(name: str, mode: str) -> Subject:
         unsupported=unsupported,
         mode=mode,
         tensor_lr=_takes_tensor_lr(spec, cls, keywords, mode) and not unsupported,
+    )
+
+
+@functools.cache
+def fast_subject(name: str) -> Subject:
+    """``stepcheck.fast.<name>``."""
+    from stepcheck import fast
+
+    spec = SPECS[name]
+    return Subject(
+        name=f"fast:{name}",
+        spec=spec,
+        make=getattr(fast, name),
+        profile=FAST_PROFILES.get(name, _FAST),
+        options=frozenset(h.name for h in spec.hyper),
+        explicit=False,
+        callee=name,
+        imports=f"from stepcheck.fast import {name}",
+        dtypes=_torch_dtypes(spec, {}, ""),
+        cost=2 if spec.closure or spec.products else 1,
+        tensor_lr=True,
     )
 
 
@@ -440,15 +472,17 @@ def resolve(text: str, like: str | None = None) -> list[Subject]:
     """The subjects that a word on the command line means.
 
     Args:
-        text: ``torch``, ``torch:Adam``, ``torch:Adam[foreach]`` or ``package.module:ClassOrFactory``.
-        like: the reference that a class is held to; for ``torch`` the name says it.
+        text: ``torch``, ``torch:Adam``, ``torch:Adam[foreach]``, ``fast``, ``fast:Adam`` or ``package.module:ClassOrFactory``.
+        like: the reference that a class is held to; for ``torch`` and ``fast`` the name says it.
 
     Raises:
         UsageError: no such subject.
     """
     family, _, rest = text.partition(":")
-    if family in FAMILIES:
+    if family == "torch":
         return _resolve_torch(text, rest)
+    if family == "fast":
+        return _resolve_fast(text, rest)
     if not rest:
         raise UsageError(
             f"unknown subject {text!r}; known: {', '.join(FAMILIES)}, torch:NAME[MODE], or package.module:Class with --like"
@@ -471,6 +505,18 @@ def _resolve_torch(text: str, rest: str) -> list[Subject]:
     if mode not in TORCH_MODES[name] or not rest.endswith("]"):
         raise UsageError(f"{text!r}: torch.optim.{name} has the modes {', '.join(TORCH_MODES[name])}")
     return [torch_subject(name, mode)]
+
+
+def _resolve_fast(text: str, rest: str) -> list[Subject]:
+    if not rest:
+        if text != "fast":
+            raise UsageError(f"{text!r}: name an optimizer after the colon (one of {', '.join(SPECS)})")
+        return [fast_subject(name) for name in SPECS]
+    name, bracket, _ = rest.partition("[")
+    _spec(name)
+    if bracket:
+        raise UsageError(f"{text!r}: fast:{name} has no modes")
+    return [fast_subject(name)]
 
 
 def _spec(name: str) -> Spec:
