@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,13 +189,13 @@ class Launch:
     def __init__(self, layout: Layout, members: Sequence[Member], options: Floats) -> None:
         self.layout = layout
         self._prepare, self._step = kernels.prepare_kernel(layout), kernels.step_kernel(layout)
-        size, streams = SIZE[layout.dtype], len(layout.streams)
+        sizes, streams = tuple(SIZE[layout.stored(s)] for s in layout.streams), len(layout.streams)
         self.rows: Words = np.zeros((len(members), layout.row_words), np.int64)
         self.scalars = np.zeros((len(members), len(layout.scalars)), np.float64)
         chunks = []
         for r, (member, row) in enumerate(zip(members, self.rows, strict=True)):
             way = member.named or walk(_shape(member.tensors[0]), [_strides(t) for t in member.tensors])
-            row[Layout.STRIDED] = way.length > 1 and any(d != size for d in way.distances)
+            row[Layout.STRIDED] = way.length > 1 and way.distances != sizes
             row[Layout.GROUP], row[Layout.FRESH] = member.group, member.fresh
             row[layout.address(0) : layout.distance(0)] = [t.data_ptr() for t in member.tensors]
             row[layout.distance(0) : layout.counter(0)] = way.distances
@@ -278,6 +278,7 @@ class Plan:
             self._active += [p for p, _ in parameters]
             self._launches.append((Launch(layout, members, self._options), part))
         self._gradients = Looks([p.grad for p in self._active if p.grad is not None])
+        self._oddities = [(p.grad.layout, p.dtype) for p, _ in self._odd if p.grad is not None]
         self._gradient_addresses = Addresses(len(self._active))
         self._remember_state()
 
@@ -305,7 +306,7 @@ class Plan:
             return False
         if self._idle and any(p.grad is not None for p in self._idle):
             return False
-        if self._odd and any(p.grad is None or not _is_odd(p.grad) for p, _ in self._odd):
+        if self._odd and any(p.grad is None or not _as_odd(p.grad, was) for (p, _), was in zip(self._odd, self._oddities, strict=True)):
             return False
         gradients = [p.grad for p in self._active]
         if not (
@@ -330,17 +331,18 @@ class Plan:
         """Fill the table of options; whether they still ask for the same kernels."""
         for n, (group, read) in enumerate(zip(self._groups, self._readers, strict=True)):
             values = read(group)
-            if values != self._values[n] or isinstance(group.get("lr"), torch.Tensor):
+            if self._values[n] is None or values != self._values[n]:
                 if self._rule.present(group) != self._present[n] or any(group.get(name) for name in _TORCH_ALONE):
                     return False
                 self._options[n, : len(self._option_names)] = [option(group, name) for name in self._option_names]
-                self._values[n] = values
+                # What is inside a tensor can change without the tensor.
+                self._values[n] = None if any(isinstance(v, torch.Tensor) for v in values) else values
         return True
 
     # Making it
 
-    def _layout(self, p: torch.Tensor, n: int, *, unscale: bool | None = None) -> Layout:
-        return Layout(self._rule, REAL[p.dtype], self._present[n], self.unscale if unscale is None else unscale)
+    def _layout(self, p: torch.Tensor, n: int) -> Layout:
+        return Layout(self._rule, REAL[p.dtype], self._present[n], self.unscale)
 
     def _member(self, layout: Layout, p: torch.Tensor, n: int, gradient: Any) -> Member:
         group, state = self._groups[n], self._state[p]
@@ -353,6 +355,11 @@ class Plan:
                 state[name] = counter(state.get(name, initial(group)))
         buffers = [state[name] for name in layout.buffers]
         return Member((p, gradient, *buffers), [state[name] for name in self._rule.counters], n, fresh=fresh)
+
+    def _count_in_whole_numbers(self) -> None:
+        """Put the counters back as the numbers that they are in the state of this rule."""
+        for state in (self._state[p] for p, _ in self._odd):
+            state.update({name: int(state[name]) for name in self._rule.counters})
 
     # Running it
 
@@ -375,8 +382,11 @@ class Plan:
             assert gradient is not None
             if self.unscale:
                 (gradient._values() if gradient.is_sparse else gradient).mul_(scale)  # noqa: SLF001 - as GradScaler does
-            layout = self._layout(p, n, unscale=False)
+            layout = replace(self._layout(p, n), unscales=False)
             if gradient.is_sparse:
+                if SIZE[layout.dtype] < SIZE["float32"] and not gradient.is_coalesced():
+                    # Entries of one element are added up, and that must not round to the narrow format.
+                    gradient, layout = gradient.to(torch.float32), replace(layout, gradient="float32")
                 gradient = gradient.coalesce()
                 member = self._member(layout, p, n, gradient._values())  # noqa: SLF001 - with no autograd to go through
                 member.named = _named(member, gradient)
@@ -385,11 +395,17 @@ class Plan:
             launches.setdefault(layout, []).append(member)
         for layout, members in launches.items():
             Launch(layout, members, options).run()
+        if self._rule.whole:
+            self._count_in_whole_numbers()
         torch.autograd.graph.increment_version([p for p, _ in self._odd])
 
 
 def _is_odd(gradient: torch.Tensor) -> bool:
     return gradient.is_sparse or gradient.is_conj() or gradient.is_neg()
+
+
+def _as_odd(gradient: torch.Tensor, was: tuple[torch.layout, torch.dtype]) -> bool:
+    return _is_odd(gradient) and (gradient.layout, gradient.dtype) == was
 
 
 def _reader(rule: Rule, group: Group) -> Any:

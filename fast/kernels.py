@@ -35,12 +35,18 @@ class Layout:
         dtype: what the streams are stored in, a real format.
         buffers: those of the rule's that are present.
         unscales: gradients are multiplied by the scalar ``unscale`` first, and written back.
+        gradient: what the gradient is stored in, if not in the same.
     """
 
     rule: Rule
     dtype: str
     buffers: tuple[str, ...]
     unscales: bool = False
+    gradient: str = ""
+
+    def stored(self, stream: str) -> str:
+        """What a stream is stored in."""
+        return self.gradient or self.dtype if stream == "g" else self.dtype
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -118,7 +124,7 @@ def step_source(layout: Layout) -> str:
     """The source of :func:`step_kernel`."""
     rule, streams, scalars = layout.rule, layout.streams, layout.scalars
     written = [s for s in streams if s != "g" or layout.unscales]
-    makers = [f"load_{s} = loader({layout.dtype!r}, {s!r}, {streams!r})" for s in streams]
+    makers = [f"load_{s} = loader({layout.stored(s)!r}, {s!r}, {streams!r})" for s in streams]
     makers += [f"store_{s} = storer({layout.dtype!r}, {s!r}, {streams!r})" for s in written]
     given = ", ".join(("p", "g", *(b if b in layout.buffers else "real(0.0)" for b in rule.buffers), *rule.scalars))
     made = ", ".join(("p", *(b if b in layout.buffers else "_" for b in rule.buffers)))

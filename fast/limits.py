@@ -55,6 +55,7 @@ Limits = Mapping[str, "Limit | tuple[Limit, ...]"]
 
 NOT_NEGATIVE = Limit()
 _BELOW_ONE = Limit(high=1.0)
+_UP_TO_ONE = Limit(high=1.0, high_included=True)
 _BETAS = (_BELOW_ONE, _BELOW_ONE)
 _ADAM: Limits = {"lr": NOT_NEGATIVE, "betas": _BETAS, "eps": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE}
 
@@ -69,7 +70,7 @@ LIMITS: dict[str, Limits] = {
     "ASGD": dict.fromkeys(("lr", "lambd", "alpha", "t0", "weight_decay"), NOT_NEGATIVE),
     "Adadelta": {
         "lr": NOT_NEGATIVE,
-        "rho": Limit(high=1.0, high_included=True),
+        "rho": _UP_TO_ONE,
         "eps": NOT_NEGATIVE,
         "weight_decay": NOT_NEGATIVE,
     },
@@ -79,7 +80,7 @@ LIMITS: dict[str, Limits] = {
     "Adamax": _ADAM,
     "NAdam": {**_ADAM, "momentum_decay": NOT_NEGATIVE},
     "RAdam": _ADAM,
-    "RMSprop": {**dict.fromkeys(("lr", "eps", "weight_decay", "momentum"), NOT_NEGATIVE), "alpha": _BELOW_ONE},
+    "RMSprop": {**dict.fromkeys(("lr", "eps", "weight_decay", "momentum"), NOT_NEGATIVE), "alpha": _UP_TO_ONE},
     "Rprop": {
         "lr": NOT_NEGATIVE,
         "etas": (Limit(high=1.0, low_included=False), Limit(low=1.0, low_included=False)),

@@ -85,6 +85,7 @@ class Rule:
         sparse: what a sparse gradient means: ``"lazy"``, the elements that it names are stepped; ``"only"``, and no other gradient
             is taken; empty, it is refused.
         dense_alone: why these options refuse sparse gradients, or nothing.
+        whole: the counters are Python's whole numbers in the state, as those of ``torch.optim.SparseAdam``; tensors otherwise.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Rule:
     buffers: Mapping[str, Buffer] = field(default_factory=dict)
     sparse: str = ""
     dense_alone: Callable[[Options], str] = lambda _: ""
+    whole: bool = False
 
     @cached_property
     def options(self) -> tuple[str, ...]:
@@ -437,6 +439,7 @@ SPARSE_ADAM = Rule(
     counters=_STEP,
     buffers={"exp_avg": Buffer(), "exp_avg_sq": Buffer()},
     sparse="only",
+    whole=True,
 )
 
 

@@ -204,7 +204,9 @@ _FAST = Profile(
     ),
     narrow="once",
 )
-FAST_PROFILES: dict[str, Profile] = {}
+FAST_PROFILES: dict[str, Profile] = {
+    "RAdam": _also(_FAST, "it folds all scalars into one", "folded", "written"),
+}
 
 
 @dataclass(frozen=True)

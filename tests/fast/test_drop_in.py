@@ -1,0 +1,464 @@
+"""With one word changed, a program does what it did."""
+
+import copy
+import inspect
+import pickle
+import threading
+import warnings
+
+import pytest
+import torch
+
+from stepcheck import fast
+from stepcheck.fast.optimizer import ByRule
+
+BY_RULE = [name for name in fast.__all__ if isinstance(getattr(fast, name), type) and issubclass(getattr(fast, name), ByRule)]
+DENSE = [name for name in BY_RULE if name != "SparseAdam"]
+#: Options that change which kernel runs or which branch it takes; each class is tried with those that it has.
+OPTIONS = [
+    {},
+    {"weight_decay": 0.1},
+    {"maximize": True},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "dampening": 0.5},
+    {"momentum": 0.9, "nesterov": True},
+    {"centered": True, "momentum": 0.5},
+    {"amsgrad": True},
+    {"decoupled_weight_decay": True, "weight_decay": 0.1},
+    {"lr_decay": 0.1, "initial_accumulator_value": 0.5},
+    {"t0": 1.0, "lambd": 0.1},
+]
+CASES = [
+    (name, options)
+    for name in DENSE
+    for options in OPTIONS
+    if set(options) <= set(inspect.signature(getattr(torch.optim, name)).parameters)
+]
+#: Both sides round: a few units in the last place of numbers of about 1, over a few steps.
+CLOSE = {torch.float64: 1e-13, torch.float32: 5e-6, torch.complex64: 5e-6}
+
+
+def shapes(dtype):
+    """Parameters of all sorts: a matrix, its transpose, channels last, none, one, many elements."""
+    torch.manual_seed(0)
+    made = [torch.randn(3, 5, dtype=dtype), torch.randn(4, 7, dtype=dtype).t(), torch.randn(70_000, dtype=dtype)]
+    made += [torch.randn((), dtype=dtype), torch.randn(0, 3, dtype=dtype), torch.randn(40, 6, dtype=dtype)[:, ::2]]
+    return [*made, torch.randn(2, 3, 4, 5, dtype=dtype).contiguous(memory_format=torch.channels_last)]
+
+
+def parameters(dtype=torch.float64):
+    return [torch.empty_strided(t.shape, t.stride(), dtype=dtype).copy_(t).requires_grad_() for t in shapes(dtype)]
+
+
+def give_gradients(params, seed):
+    """The same values each time, in layouts that need not be those of the parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    for i, p in enumerate(params):
+        g = torch.randn(p.shape, dtype=p.dtype, generator=generator)
+        if i == 0 and p.dim() == 2:
+            g = g[:1].expand(p.shape)
+        p.grad = g
+
+
+def apart(these, those):
+    return max(float((a - b).detach().abs().max()) for a, b in zip(these, those, strict=True) if a.numel())
+
+
+def run(optimizer, params, steps, first=0):
+    for step in range(first, first + steps):
+        give_gradients(params, step)
+        optimizer.step()
+
+
+def pair(name, dtype=torch.float64, **options):
+    """The optimizer of torch and ours, with parameters of their own."""
+    ours, theirs = parameters(dtype), parameters(dtype)
+    if "nesterov" in options or "momentum" in options:
+        options = {"lr": 0.01, **options}
+    return (getattr(fast, name)(ours, **options), ours), (getattr(torch.optim, name)(theirs, **options), theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_it_does_what_torch_does(name, options, dtype):
+    (ours, params), (theirs, others) = pair(name, dtype, **options)
+    run(ours, params, 4)
+    run(theirs, others, 4)
+    # NAdam keeps a product in float32 that torch multiplies in float32, and stepcheck rounds once.
+    bound = 1e-8 if name == "NAdam" and dtype is torch.float64 else CLOSE[dtype]
+    assert apart(params, others) < bound
+    assert all(served == ("numba", "") for served in ours.engine)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", DENSE)
+def test_narrow_parameters_are_computed_in_float32_and_rounded_once(name, dtype):
+    narrow, wide = torch.linspace(-2, 2, 1001, dtype=dtype).requires_grad_(), None
+    wide = narrow.detach().float().requires_grad_()
+    narrow.grad = torch.linspace(1, -3, 1001).to(dtype)
+    wide.grad = narrow.grad.float()
+    for p in (narrow, wide):
+        getattr(fast, name)([p], lr=2**-7).step()  # Rprop's first step size, which is state, is exact in each
+    assert torch.equal(narrow, wide.to(dtype))
+
+
+@pytest.mark.parametrize("name", BY_RULE)
+def test_state_has_the_keys_and_dtypes_of_torch(name):
+    states = []
+    for cls in (getattr(fast, name), getattr(torch.optim, name)):
+        p = torch.ones(4, 3, dtype=torch.bfloat16, requires_grad=True)
+        p.grad = torch.ones(4, 3, dtype=torch.bfloat16)
+        p.grad = p.grad.to_sparse(1) if name == "SparseAdam" else p.grad
+        optimizer = cls([p], **({"momentum": 0.9, "lr": 0.1} if name in ("SGD", "RMSprop") else {}))
+        optimizer.step()
+        kinds = {k: (v.dtype, v.shape) if isinstance(v, torch.Tensor) else type(v) for k, v in optimizer.state[p].items()}
+        states.append((kinds, list(optimizer.state_dict()["param_groups"][0])))
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_a_state_goes_on_in_torch_and_back(name, options):
+    (ours, params), (theirs, others) = pair(name, **options)
+    run(ours, params, 2)
+    run(theirs, others, 2)
+    there, back = getattr(torch.optim, name)(params, lr=0.5), getattr(fast, name)(others, lr=0.5)
+    there.load_state_dict(ours.state_dict())
+    back.load_state_dict(theirs.state_dict())
+    run(there, params, 2, 2)
+    run(back, others, 2, 2)
+    assert apart(params, others) < (1e-8 if name == "NAdam" else 1e-13)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copied", "unpickled"])
+@pytest.mark.parametrize("name", DENSE)
+def test_a_copy_goes_on_as_the_original_does(name, way):
+    p = torch.linspace(-1, 1, 9, dtype=torch.float64).requires_grad_()
+    optimizer = getattr(fast, name)([p], lr=0.1)
+    run(optimizer, [p], 2)
+    (q,), other = way(([p], optimizer))
+    run(optimizer, [p], 2, 2)
+    run(other, [q], 2, 2)
+    assert torch.equal(p, q)
+    assert p.data_ptr() != q.data_ptr()
+
+
+def test_what_is_loaded_is_copied():
+    source, params = fast.Adam(parameters(torch.float32)), parameters(torch.float32)
+    run(source, source.param_groups[0]["params"], 1)
+    loaded = fast.Adam(params)
+    loaded.load_state_dict(source.state_dict())
+    before = [source.state[p]["exp_avg"].clone() for p in source.param_groups[0]["params"]]
+    run(loaded, params, 1, 1)
+    assert all(torch.equal(b, source.state[p]["exp_avg"]) for b, p in zip(before, source.param_groups[0]["params"], strict=True))
+
+
+def test_numbers_are_loaded_in_the_dtype_that_they_have():
+    p = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
+    p.grad = torch.ones(3, dtype=torch.bfloat16)
+    source = fast.NAdam([p])
+    source.step()
+    loaded = fast.NAdam([p])
+    loaded.load_state_dict(source.state_dict())
+    assert loaded.state[p]["mu_product"].dtype is torch.float32
+    assert torch.equal(loaded.state[p]["mu_product"], source.state[p]["mu_product"])
+
+
+# --- What happens between steps
+
+
+def moved_parameter(optimizer, p):
+    p.data = p.data.clone()
+
+
+def transposed_parameter(optimizer, p):
+    p.data = p.data.t().contiguous().t()
+
+
+def other_state(optimizer, p):
+    optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg"] + 1
+
+
+def other_dictionary(optimizer, p):
+    optimizer.state[p] = {k: v + 1 for k, v in optimizer.state[p].items()}
+
+
+def moved_state(optimizer, p):
+    optimizer.state[p]["exp_avg_sq"].data = optimizer.state[p]["exp_avg_sq"].data * 2
+
+
+def no_state(optimizer, p):
+    del optimizer.state[p]
+
+
+def other_options(optimizer, p):
+    optimizer.param_groups[0]["lr"] *= 0.5
+    optimizer.param_groups[0]["betas"] = (0.5, 0.75)
+
+
+def other_kernel(optimizer, p):
+    optimizer.param_groups[0]["amsgrad"] = True
+
+
+def fewer_parameters(optimizer, p):
+    optimizer.param_groups[0]["params"].pop()
+
+
+def further_group(optimizer, p):
+    if len(optimizer.param_groups) == 1:
+        further = torch.linspace(0, 1, 7, dtype=p.dtype).requires_grad_()
+        optimizer.add_param_group({"params": [further], "lr": 0.5})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        moved_parameter, transposed_parameter, other_state, other_dictionary, moved_state, no_state, other_options, other_kernel,
+        fewer_parameters, further_group,
+    ],
+)  # fmt: skip
+def test_a_change_between_steps_is_seen(change):
+    def live(cls):
+        torch.manual_seed(0)
+        params = [torch.randn(4, 6, dtype=torch.float64).requires_grad_() for _ in range(3)]
+        optimizer = cls(params, lr=0.1)
+        run(optimizer, params, 3)
+        change(optimizer, params[0])
+        whole = [p for group in optimizer.param_groups for p in group["params"]]
+        run(optimizer, whole, 2, 3)
+        return [*params, *whole]
+
+    # torch's own, operation by operation, has no maximum for amsgrad that was turned on later.
+    if change is other_kernel:
+        assert live(fast.Adam)
+        return
+    assert apart(live(fast.Adam), live(torch.optim.Adam)) < 1e-13
+
+
+def test_gradients_come_and_go():
+    def live(cls):
+        torch.manual_seed(0)
+        params = [torch.randn(5, dtype=torch.float64).requires_grad_() for _ in range(4)]
+        optimizer = cls(params, lr=0.1)
+        for step in range(8):
+            give_gradients(params, step)
+            for i, p in enumerate(params):
+                if (step >> i) & 1:
+                    p.grad = None
+            optimizer.step()
+        return params, [float(optimizer.state[p]["step"]) for p in params]
+
+    (ours, counted), (theirs, expected) = live(fast.Adam), live(torch.optim.Adam)
+    assert apart(ours, theirs) < 1e-13
+    assert counted == expected == [4, 4, 4, 8]
+
+
+def test_a_schedule_and_a_tensor_lr():
+    def live(cls, lr):
+        p = torch.linspace(-1, 1, 9, dtype=torch.float64).requires_grad_()
+        optimizer = cls([p], lr=lr)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for step in range(4):
+            give_gradients([p], step)
+            optimizer.step()
+            schedule.step()
+        return p
+
+    expected = live(torch.optim.SGD, 0.5)
+    assert torch.equal(live(fast.SGD, 0.5), expected)
+    assert torch.equal(live(fast.SGD, torch.tensor(0.5)), expected)
+
+
+# --- Gradient scaling
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", DENSE)
+def test_gradient_scaling_is_undone_inside_the_step(name, dtype):
+    def live(scaled):
+        p = torch.linspace(-1, 1, 64).to(dtype).requires_grad_()
+        optimizer = getattr(fast, name)([p], lr=0.125)
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=scaled)
+        for step in range(3):
+            loss = (p * torch.linspace(1, 2, 64).to(dtype) * (step + 1)).sum()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            seen = p.grad.clone()
+            optimizer.zero_grad()
+        return p, seen
+
+    (scaled, gradient), (plain, expected) = live(True), live(False)
+    assert torch.equal(scaled, plain)
+    assert torch.equal(gradient, expected)  # and p.grad is left unscaled, as torch leaves it
+
+
+def test_a_step_with_infinite_gradients_is_skipped():
+    p = torch.ones(3, requires_grad=True)
+    optimizer, scaler = fast.SGD([p], lr=0.1, momentum=0.9), torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale((p * torch.tensor([1.0, float("inf"), 1.0])).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(p, torch.ones(3))
+    assert not optimizer.state[p]
+    assert scaler.get_scale() == 1.0
+
+
+# --- Where torch is wrong
+
+
+def test_a_gradient_that_is_refused_leaves_all_as_it_was():
+    params = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    optimizer = fast.AdamW([{"params": [p]} for p in params])
+    params[0].grad, params[1].grad = torch.ones(3), torch.ones(3).to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+    assert all(torch.equal(p, torch.ones(3)) for p in params)
+    assert not any(optimizer.state.values())
+
+
+def test_groups_are_validated_and_stay_the_caller_s():
+    p, group = torch.ones(2, requires_grad=True), {"params": [torch.ones(1, requires_grad=True)], "lr": -1.0}
+    optimizer = fast.SGD([p], lr=0.1)
+    with pytest.raises(ValueError, match=r"SGD: lr must be a finite number in \[0, inf\), got -1.0"):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+    group["lr"] = 1.0
+    optimizer.add_param_group(group)
+    assert set(group) == {"params", "lr"}
+
+
+def test_nesterov_looks_at_the_momentum_of_each_group():
+    p = torch.ones(2, requires_grad=True)
+    optimizer = fast.SGD([{"params": [p], "momentum": 0.9}], lr=0.1, nesterov=True)
+    assert optimizer.param_groups[0]["nesterov"] is True
+    assert optimizer.defaults["nesterov"] is True
+    with pytest.raises(ValueError, match="nesterov needs momentum above 0"):
+        fast.SGD([p], lr=0.1, nesterov=True)
+
+
+def test_each_group_has_its_own_initial_accumulator_and_tensor_lr():
+    p, q = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    lr = torch.tensor(0.1)
+    optimizer = fast.Adagrad([{"params": [p]}, {"params": [q], "initial_accumulator_value": 2.0}], lr=lr)
+    assert [optimizer.state[t]["sum"][0].item() for t in (p, q)] == [0.0, 2.0]
+    optimizer.param_groups[0]["lr"].fill_(0.5)
+    assert optimizer.param_groups[1]["lr"] == torch.tensor(0.1)
+
+
+def test_hooks_run_once_however_many_classes_there_are():
+    class Derived(fast.Adam):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    p = torch.ones(2, requires_grad=True)
+    p.grad, seen = torch.ones(2), []
+    fast.Adam([p])  # patches its class
+    optimizer = Derived([p])
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    optimizer.step()
+    assert seen == ["before", "after"]
+
+
+def test_a_graph_older_than_the_step_is_refused():
+    p = torch.ones(3, requires_grad=True)
+    loss = (p * p).sum()
+    p.grad = torch.ones(3)
+    fast.SGD([p], lr=0.1).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# --- Who does it
+
+
+class Tagged(torch.Tensor):
+    """A tensor of a class of its own."""
+
+
+@pytest.mark.parametrize(
+    ("options", "made", "reason"),
+    [
+        ({"differentiable": True}, lambda: torch.ones(2), "differentiable=True"),
+        ({}, lambda: torch.ones(2).as_subclass(Tagged).requires_grad_(), "a parameter is a Tagged"),
+        ({}, lambda: torch.ones(2, device="meta", requires_grad=True), "a parameter is on meta"),
+    ],
+    ids=["differentiable", "subclass", "device"],
+)
+def test_what_kernels_do_not_take_is_stepped_by_torch_and_said_so(options, made, reason):
+    p, q = made(), torch.ones(2, requires_grad=True)
+    optimizer = fast.SGD([{"params": [p], **options}, {"params": [q]}], lr=0.5)
+    assert optimizer.engine[0].engine == "torch"
+    assert optimizer.engine[0].reason.startswith(reason)
+    assert optimizer.engine[1] == ("numba", "")
+    p.grad, q.grad = torch.ones_like(p).detach(), torch.ones(2)
+    optimizer.step()
+    assert torch.equal(q, torch.full((2,), 0.5))
+    assert p.is_meta or torch.equal(p.detach().as_subclass(torch.Tensor), torch.full((2,), 0.5))
+
+
+def test_a_state_of_another_dtype_is_left_to_torch():
+    p = torch.ones(2, requires_grad=True)
+    p.grad = torch.ones(2)
+    optimizer = fast.SGD([p], lr=0.5, momentum=0.5)
+    optimizer.step()
+    optimizer.state[p]["momentum_buffer"] = optimizer.state[p]["momentum_buffer"].double()
+    assert "torch.float64" in optimizer.engine[0].reason
+
+
+# --- Beside others
+
+
+def test_several_threads_have_an_optimizer_each():
+    def live():
+        torch.manual_seed(0)
+        p = torch.linspace(-1, 1, 200_000).requires_grad_()
+        optimizer = fast.AdamW([p], lr=0.1)
+        for _ in range(5):
+            p.grad = torch.linspace(1, -1, 200_000)
+            optimizer.step()
+        found.append(p)
+
+    found = []
+    threads = [threading.Thread(target=live) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    live()
+    assert len(found) == 5
+    assert all(torch.equal(p, found[-1]) for p in found)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_how_many_threads_there_are_changes_nothing(name):
+    def live(threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            p = torch.linspace(-1, 1, 300_001).requires_grad_()
+            p.grad = torch.linspace(1, -1, 300_001)
+            getattr(fast, name)([p], lr=0.1).step()
+            return p
+        finally:
+            torch.set_num_threads(before)
+
+    assert torch.equal(live(1), live(2))
+
+
+def test_sparse_gradients_touch_what_they_name():
+    for name, options in (("SGD", {}), ("Adagrad", {}), ("SparseAdam", {})):
+        p = torch.ones(6, 4, dtype=torch.float64).requires_grad_()
+        q = p.detach().clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, once, of sparse tensors that are not checked
+            for step in range(3):
+                indices = torch.tensor([[1, 4, 1]])
+                values = torch.arange(12.0, dtype=torch.float64).reshape(3, 4) + step
+                for t, optimizer_class in ((p, fast), (q, torch.optim)):
+                    t.grad = torch.sparse_coo_tensor(indices, values, (6, 4))
+                    if step == 0:
+                        t.optimizer = getattr(optimizer_class, name)([t], lr=0.1, **options)
+                    t.optimizer.step()
+        assert apart([p], [q]) < 1e-14, name
+        assert torch.equal(p[0], torch.ones(4, dtype=torch.float64))
