@@ -7,6 +7,7 @@ launch for each :class:`.kernels.Layout`.
 
 from __future__ import annotations
 
+import ctypes
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -417,10 +418,15 @@ def _reader(rule: Rule, group: Group) -> Any:
 
 def full_like(p: torch.Tensor, value: float) -> torch.Tensor:
     """A tensor like ``p``, with this value in its elements; in both parts of complex ones."""
-    made = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False)
-    if value != 0:
-        made.fill_(complex(value, value) if p.is_complex() else value)
-    return made.detach()
+    made = torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False).detach()
+    # Not by torch: it would wait for ever for its threads in a process that was forked after they were started.
+    real = getattr(torch, REAL[p.dtype])
+    word = {2: np.uint16, 4: np.uint32, 8: np.uint64}[real.itemsize]
+    pattern = torch.tensor(value, dtype=real).view(getattr(torch, np.dtype(word).name)).item()
+    if made.numel():
+        memory = (ctypes.c_byte * (made.numel() * made.element_size())).from_address(made.data_ptr())
+        np.frombuffer(memory, word).fill(pattern)
+    return made
 
 
 def counter(value: float) -> torch.Tensor:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stepcheck.fast.native import Kernel, kernel
-from stepcheck.fast.rules import Rule
+from stepcheck.fast.rules import Rule, always
 
 #: What is computed in, by what is stored.
 COMPUTED = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
@@ -118,6 +120,27 @@ def step_kernel(layout: Layout) -> Kernel:
 def prepare_kernel(layout: Layout) -> Kernel:
     """Counts the steps of the parameters of a launch and makes their scalars."""
     return kernel(prepare_source(layout))
+
+
+def compile_kernels(rule: Rule, dtypes: Iterable[str] = tuple(COMPUTED)) -> int:
+    """Compile, or load, the kernels of a rule for these real dtypes, with and without each buffer that options do without.
+
+    The first step does that for itself; ahead of time it is worth a call where no step may take long, or to fill the cache of an image.
+
+    Returns:
+        How many kernels there are.
+    """
+    optional = [name for name, buffer in rule.buffers.items() if buffer.present is not always]
+    chosen = [set(c) for n in range(len(optional) + 1) for c in itertools.combinations(optional, n)]
+    layouts = [
+        Layout(rule, dtype, tuple(b for b in rule.buffers if b not in optional or b in present))
+        for dtype in dtypes
+        for present in chosen
+    ]
+    for layout in layouts:
+        prepare_kernel(layout)
+        step_kernel(layout)
+    return len(layouts)
 
 
 def step_source(layout: Layout) -> str:

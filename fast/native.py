@@ -30,7 +30,7 @@ SYMBOL = "stepcheck_kernel"
 OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "_nrt": False}
 
 #: What kernels may call: functions of the C library, which is in every process.
-LIBRARY = {"pow", "memset", "memcpy"}
+LIBRARY = frozenset({"pow", "memset", "memcpy"})
 
 _lock = threading.RLock()
 
@@ -106,9 +106,8 @@ def _load(source: str) -> Kernel:
     import llvmlite.binding as llvm
 
     path = cache_folder() / f"{_digest(source)}.o"
-    try:
-        machine_code = path.read_bytes()
-    except OSError:
+    machine_code = _kept(path)
+    if machine_code is None:
         machine_code = _compile(source)
         _keep(path, machine_code)
     # The symbol of each is its own, so that all can live in one engine.
@@ -165,12 +164,22 @@ define void @{symbol}(i64 %launch) {{
 """
 
 
+def _kept(path: Path) -> bytes | None:
+    """What is kept on disk there, if it is what was written; it is run, so a digest is kept with it."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, machine_code = content[:32], content[32:]
+    return machine_code if hashlib.sha256(machine_code).digest() == digest else None
+
+
 def _keep(path: Path, machine_code: bytes) -> None:
     """Keep it on disk, whole or not at all; where that cannot be, the next process compiles anew."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(machine_code)
+            file.write(hashlib.sha256(machine_code).digest() + machine_code)
         Path(file.name).replace(path)
     except OSError:
         return

@@ -13,6 +13,7 @@ from torch.optim import optimizer as base
 from torch.optim.optimizer import Optimizer
 
 from stepcheck.fast.engine import Group, Plan, Served, refusal
+from stepcheck.fast.kernels import compile_kernels
 from stepcheck.fast.limits import problem
 from stepcheck.fast.rules import Rule
 
@@ -222,6 +223,11 @@ class ByRule(Fast):
         super().__init_subclass__(**kwargs)
         if "rule" in cls.__dict__:
             cls._numbers, cls._sparse = tuple(cls.rule.counters), cls.rule.sparse
+
+    @classmethod
+    def compile_kernels(cls) -> int:
+        """Compile or load all kernels of this class now instead of at the first step; how many there are."""
+        return compile_kernels(cls.rule)
 
     def _served(self, group: Group) -> Served:
         reason = refusal(self.rule, group, self.state)

@@ -19,6 +19,7 @@ the papers that it cites; where code and documentation of ``torch.optim`` differ
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
     # NaN if either is NaN, as torch.maximum.
     "maximum": lambda a, b: a if a > b or a != a else b,  # noqa: PLR0124
     "minimum": lambda a, b: a if a < b or a != a else b,  # noqa: PLR0124
-    "rounded": lambda x: x,  # to float32, which counters are kept in
+    "rounded": lambda x: ctypes.c_float(x).value,  # to float32, which counters are kept in
 }
 sqrt, absolute, maximum, minimum, rounded = FUNCTIONS.values()
 
@@ -60,7 +61,8 @@ def _zero(_: Options) -> float:
     return 0.0
 
 
-def _always(_: Options) -> bool:
+def always(_: Options) -> bool:
+    """Whatever the options are."""
     return True
 
 
@@ -69,7 +71,7 @@ class Buffer:
     """A tensor of the state, of the shape and dtype of its parameter: the first value of its elements, and who has it."""
 
     initial: Callable[[Options], float] = _zero
-    present: Callable[[Options], bool] = _always
+    present: Callable[[Options], bool] = always
 
 
 @dataclass(frozen=True, eq=False)

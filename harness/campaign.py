@@ -168,6 +168,7 @@ class Campaign:
         if not self.dtypes:
             return self._unsupported(f"it takes {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}")
         self.decode = decoder(self.subject, self.dtypes)
+        self.subject.prepare()
         start = time.perf_counter()
         self.deadline = math.inf if self.settings.seconds is None else start + self.settings.seconds
         # A subject whose traces cost more is given fewer; its row in the report says how many.

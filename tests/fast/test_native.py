@@ -1,0 +1,131 @@
+"""Good manners: cheap to import, compiled once, nothing allocated, and safe beside processes and threads."""
+
+import gc
+import os
+import subprocess
+import sys
+import tracemalloc
+
+import pytest
+import torch
+
+from stepcheck import fast
+from stepcheck.fast import native
+
+SOURCE = "def kernel(launch):\n    store_int64(launch, 0, load_int64(launch, 0) + {})\n"
+
+
+def python(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_it_imports_no_compiler():
+    code = "import torch, sys; import stepcheck.fast; print([m for m in ('numba', 'llvmlite', 'hypothesis') if m in sys.modules])"
+    assert python(code).strip() == "[]"
+
+
+def test_a_second_process_steps_without_the_compiler(tmp_path):
+    code = """
+import sys, torch
+from stepcheck.fast import SGD
+p = torch.ones(3, requires_grad=True); p.grad = torch.ones(3)
+SGD([p], lr=0.5).step()
+print(p.tolist(), "numba" in sys.modules)
+"""
+    first, second = (python(code, STEPCHECK_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first.strip() == "[0.5, 0.5, 0.5] True"
+    assert second.strip() == "[0.5, 0.5, 0.5] False"
+    assert len(list(tmp_path.glob("*.o"))) == 3 + 2  # what watches tensors; prepare and step
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STEPCHECK_CACHE_DIR", str(tmp_path / "file" / "folder"))
+    assert native.kernel(SOURCE.format(1234)).address
+
+
+def test_a_cache_with_a_broken_file_is_mended(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEPCHECK_CACHE_DIR", str(tmp_path))
+    source = SOURCE.format(77)
+    path = tmp_path / f"{native._digest(source)}.o"
+    path.write_bytes(b"\x7fELF, cut off")
+    words = torch.tensor([5], dtype=torch.int64)
+    native.kernel(source).run(words.data_ptr())
+    assert words.item() == 82
+    assert path.stat().st_size > 100
+
+
+def test_what_a_kernel_may_call_is_watched():
+    with pytest.raises(AssertionError, match="a kernel calls .*erf"):
+        native._compile("import math\ndef kernel(launch):\n    store_float64(launch, 0, math.erf(load_float64(launch, 0)))\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_steps(tmp_path):
+    code = """
+import os, torch
+from stepcheck.fast import AdamW
+def steps():
+    p = torch.nn.Parameter(torch.empty(300_000)); p.grad = torch.empty(300_000)
+    p.detach().numpy().fill(1.0); p.grad.numpy().fill(1.0)
+    optimizer = AdamW([p], lr=0.5, weight_decay=0.0)
+    optimizer.step(); optimizer.step()
+    return p.detach().numpy()
+expected = steps()
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if (steps() == expected).all() else 1)
+import time
+for _ in range(300):
+    done, status = os.waitpid(pid, os.WNOHANG)
+    if done: break
+    time.sleep(0.1)
+else:
+    os.kill(pid, 9); status = -1
+print(status)
+"""
+    assert python(code).strip() == "0"
+
+
+def test_threads_of_its_own_do_the_same():
+    p = torch.linspace(-1, 1, 500_000).requires_grad_()
+    q = p.detach().clone().requires_grad_()
+    p.grad, q.grad = torch.ones(500_000), torch.ones(500_000)
+    fast.AdamW([p]).step()
+    threads, theirs = native._threads(), native._threads()._parallel
+    try:
+        threads.forked()  # as after a fork: none of torch's
+        fast.AdamW([q]).step()
+    finally:
+        threads._parallel = theirs
+    assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "NAdam"])
+def test_a_step_allocates_nothing_that_stays_and_little_that_does_not(name):
+    params = [torch.ones(64, requires_grad=True) for _ in range(100)]
+    for p in params:
+        p.grad = torch.ones(64)
+    optimizer = getattr(fast, name)(params, lr=1e-3)
+    for _ in range(3):
+        optimizer.step()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in range(1_000):  # Python makes an object for each gradient, and keeps some
+            optimizer.step()
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for _ in range(50):
+            optimizer.step()
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 1_000
+    # Lists of the gradients and of the states, a hundred pointers each; the elements alone are 25,600 bytes.
+    assert peak - before < 6_000
