@@ -225,7 +225,7 @@ def _portions(plan: _Plan, count: int) -> Iterator[slice]:
 
 
 def _step(plan: _Plan, params: list[Tensor], buffers: list[Tensor], stacks: _Stacks) -> None:
-    grads = [p.grad for p in params]
+    grads = [p.grad for p in params if p.grad is not None]  # all have one, which types do not say
     torch._foreach_lerp_(buffers, grads, 1 - plan.momentum)
     x, y, gram, polynomial, xs, ys = stacks
     torch._foreach_copy_(xs, grads if plan.nesterov else buffers)
@@ -266,8 +266,9 @@ def _normalize(x: Tensor, eps: float) -> None:
 
 def _norm(x: Tensor) -> Tensor:
     # Rows first: fewer terms follow one another in a sum.
-    rows = torch.linalg.vector_norm(x, dim=2, keepdim=True)
-    return torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rows: Tensor = torch.linalg.vector_norm(x, dim=2, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return norm
 
 
 # What is refused ----------------------------------------------------------------------------------------------------------
@@ -296,11 +297,11 @@ def _check_options(group: Mapping[str, Any]) -> None:
     if not isinstance(coefficients, (tuple, list)) or len(coefficients) != 3 or not all(map(_is_finite, coefficients)):
         raise ValueError(f"ns_coefficients must be three finite numbers, got {coefficients!r}")
     steps = group["ns_steps"]
-    if not isinstance(steps, Integral) or isinstance(steps, bool) or not 0 <= steps < _MOST_STEPS:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or not 0 <= int(steps) < _MOST_STEPS:
         raise ValueError(f"ns_steps must be a whole number from 0 to {_MOST_STEPS - 1}, got {steps!r}")
     if group["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
         raise ValueError(f"adjust_lr_fn must be None, 'original' or 'match_rms_adamw', got {group['adjust_lr_fn']!r}")
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)

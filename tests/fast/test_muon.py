@@ -399,7 +399,7 @@ def test_a_closure_is_called_with_gradients_on():
         loss.backward()
         return loss
 
-    assert float(optimizer.step(closure)) > 0
+    assert optimizer.step(closure).item() > 0
     assert optimizer.step() is None
 
 
