@@ -74,7 +74,7 @@ class Muon(torch.optim.Muon):
                     f"Muon optimizes matrices, got a parameter of shape {tuple(p.shape)}; use AdamW for it"
                 )
         _check_options({**self.defaults, **group})
-        super().add_param_group(group)  # type: ignore[no-untyped-call]
+        super().add_param_group(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -203,7 +203,9 @@ class _Workspace:
         short, long = sorted((plan.rows, plan.columns))
         x, y, gram, polynomial = (
             part[: count * short * n].view(count, short, n)
-            for part, n in zip(self.pieces[key][: sum(sizes)].split(sizes), (long, long, short, short), strict=True)
+            for part, n in zip(
+                self.pieces[key][: sum(sizes)].split_with_sizes(sizes), (long, long, short, short), strict=True
+            )
         )
         xs, ys = (list((stack.mT if plan.rows > plan.columns else stack).unbind()) for stack in (x, y))
         return _Stacks(x, y, gram, polynomial, xs, ys)
