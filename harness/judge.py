@@ -216,7 +216,9 @@ class Judge:
             before,
             shaped(item.life.value_after),
             after,
+            profile.products_format(item.dtype),
             rounded_once=profile.products_rounded_once,
+            element=FORMATS[item.dtype],
         )
         for comparison in compared:
             self._compared(item.record, comparison, item.index, item)

@@ -1,8 +1,10 @@
 r"""Judge one step of Muon on one matrix: what comes before the matrix products, the products, what comes after.
 
 Before and after, every operation is elementwise and has its budget in :class:`~stepcheck.harness.bounded.Bounded`. The
-products are carried out in a narrow format P (bfloat16), so coarsely that elementwise budgets would outgrow the result.
-Three comparisons of the parameter share the work, each sound alone:
+products are carried out in a format P, of which an iteration amplifies the roundings so much that elementwise budgets
+would outgrow the result. Of a narrow P (bfloat16) three comparisons of the parameter share the work, each sound alone; of a
+wide one (binary32, binary64) only the last is left, and is sharp. Where P is not known, binary32 is asked first, and
+bfloat16 if that does not agree.
 
 *After the products.* The orthogonalized matrix O has numbers of P as elements. What the parameter lost, over the
 adjusted learning rate, must be such a number. A wrong learning rate or decay shows here, whatever the products were; a
@@ -49,7 +51,16 @@ import numpy.typing as npt
 
 from stepcheck.harness.bounded import Bounded
 from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios
-from stepcheck.harness.formats import BFLOAT16, BINARY32, BINARY64, COUNTERS32, SCALARS64, Arithmetic, Format
+from stepcheck.harness.formats import (
+    BFLOAT16,
+    BINARY32,
+    BINARY64,
+    COUNTERS32,
+    REFERENCE_ROUNDOFF,
+    SCALARS64,
+    Arithmetic,
+    Format,
+)
 from stepcheck.reference import muon
 
 Indices = npt.NDArray[np.int_]
@@ -67,7 +78,6 @@ _MOST_OUTCOMES = 128
 _CELLS = 256
 #: Covers the float64 evaluation of norms and singular values.
 _SLACK = 1 + 1e-9
-_TINY = 2.0 * 2.0**BINARY32.min_exponent  # products below may be flushed to zero, operands as well
 
 
 def judge_step(
@@ -78,9 +88,10 @@ def judge_step(
     before: Mapping[str, Array | None],
     p_after: Array,
     after: Mapping[str, Array],
-    products: Format = BFLOAT16,
+    products: Format | None = BFLOAT16,
     *,
     rounded_once: bool = False,
+    element: Format | None = None,
 ) -> list[Comparison]:
     """What the reference says of one step of one matrix.
 
@@ -92,12 +103,15 @@ def judge_step(
         before: the state before the step; ``None`` or nothing for a buffer that does not exist yet.
         p_after: the parameter after the step.
         after: the state after the step.
-        products: the format of the products' operands and results.
+        products: the format of the products' operands and results, or a narrower one than they have; ``None`` where it is
+            not known.
         rounded_once: a product, addend included, is rounded to that format once; it is then compared exactly too.
+        element: the format that parameter and state are stored in, where ``arithmetic`` has a wider one.
 
     Returns:
-        ``momentum_buffer``, if ``after`` has it, and comparisons of the parameter: after the products, rounded once (if
-        so), and normwise, which is one number. Undetermined elements have an infinite error. An empty matrix has none.
+        ``momentum_buffer``, if ``after`` has it, and comparisons of the parameter: after the products (if narrow), rounded
+        once (if so), and normwise, which is one number. Undetermined elements have an infinite error. An empty matrix has
+        none.
     """
     if not p.size:
         return []
@@ -106,7 +120,7 @@ def judge_step(
         held = before.get(BUFFER)
         start = Bounded(np.zeros(p.shape) if held is None else held, 0.0, arithmetic)
         gradient = Bounded(g, 0.0, arithmetic)
-        buffer = _whole(muon.average(gradient, start, scalars))
+        buffer = _stored(_whole(muon.average(gradient, start, scalars)), element)
         comparisons = []
         if BUFFER in after:
             comparisons.append(Comparison(BUFFER, after[BUFFER].reshape(-1), _flat(buffer), p.shape))
@@ -118,13 +132,32 @@ def judge_step(
             )
         x = _direction(gradient, buffer, scalars)
 
-        step = _Step(scalars, arithmetic, products, p, p_after)
-        normalized = _normalized(x, float(hyper.eps), products)
-        comparisons.append(step.after_products())
-        if rounded_once:
-            comparisons.append(step.rounded_once(_follow(normalized, hyper, products)))
-        comparisons.append(step.normwise(normalized, hyper, rounded_once=rounded_once))
-        return comparisons
+        def judged_in(products: Format) -> list[Comparison]:
+            step = _Step(scalars, arithmetic, products, p, p_after, element)
+            normalized = _normalized(x, float(hyper.eps), products)
+            found = []
+            if _is_narrow(products):
+                found.append(step.after_products())
+                if rounded_once:
+                    found.append(step.rounded_once(_follow(normalized, hyper, products)))
+            return [*found, step.normwise(normalized, hyper, rounded_once=rounded_once)]
+
+        if products is not None:
+            return comparisons + judged_in(products)
+        wide = judged_in(BINARY32)
+        if all(map(_agrees, wide)) and all(map(_is_determined, wide)):
+            return comparisons + wide
+        narrow = judged_in(BFLOAT16)
+        # What neither rejects is best told by bfloat16, which has more to say of the learning rate.
+        return comparisons + (narrow if all(map(_agrees, narrow)) or not all(map(_agrees, wide)) else wide)
+
+
+def _agrees(c: Comparison) -> bool:
+    return bool(np.all(ratios(c.actual, c.predicted) <= 1))
+
+
+def _is_determined(c: Comparison) -> bool:
+    return bool(np.all(np.isfinite(c.predicted.error)))
 
 
 def _direction(g: Bounded, buffer: Bounded, scalars: SimpleNamespace) -> Bounded:
@@ -157,6 +190,13 @@ def _whole(x: Bounded) -> Bounded:
     return Bounded(x.value, np.broadcast_to(x.error, x.shape), x.arithmetic)
 
 
+def _stored(x: Bounded, element: Format | None) -> Bounded:
+    if element is None:
+        return x
+    stored = x.store(element)
+    return Bounded(stored.value, stored.error, x.arithmetic)
+
+
 def _flat(x: Bounded) -> Bounded:
     return Bounded(x.value.reshape(-1), np.broadcast_to(x.error, x.shape).reshape(-1), x.arithmetic)
 
@@ -165,8 +205,15 @@ class _Step:
     """The parameter of one step, which the products reached through one subtraction."""
 
     def __init__(
-        self, scalars: SimpleNamespace, arithmetic: Arithmetic, products: Format, p: Array, p_after: Array
+        self,
+        scalars: SimpleNamespace,
+        arithmetic: Arithmetic,
+        products: Format,
+        p: Array,
+        p_after: Array,
+        element: Format | None,
     ) -> None:
+        self.element = element
         self.scalars, self.arithmetic, self.products = scalars, arithmetic, products
         self.p, self.p_after = p, p_after
         self.lr = float(muon.adjusted_lr(p.shape, scalars).value)
@@ -175,11 +222,13 @@ class _Step:
         self.o = (without.value - p_after) / self.lr
         # The budget of the last rounding hardly depends on O, but it does.
         self.o_error = _whole(self.apply(self.o)).error / self.lr * (1 + 4 * arithmetic.unit)
+        self.o_error = self.o_error + 4 * REFERENCE_ROUNDOFF * np.abs(self.o)  # of its own evaluation
         self.o_error = np.where(np.isfinite(self.o) & (self.lr > 0), self.o_error, np.inf)
 
     def apply(self, o: Array) -> Bounded:
         # Its elements are numbers of the products' format, so they enter without rounding.
-        return _whole(muon.apply(Bounded(self.p, 0.0, self.arithmetic), Bounded(o, 0.0, self.arithmetic), self.scalars))
+        p = _whole(muon.apply(Bounded(self.p, 0.0, self.arithmetic), Bounded(o, 0.0, self.arithmetic), self.scalars))
+        return _stored(p, self.element)
 
     def after_products(self) -> Comparison:
         predicted = self.apply(_round_to(self.products, self.o))
@@ -210,6 +259,25 @@ class _Step:
 
 
 # Rounding to a format: of a number that is known to lie in an interval.
+
+
+def _is_narrow(products: Format) -> bool:
+    """Whether products are accumulated in a wider format, so that numbers of this one are few enough to be told apart."""
+    return products.unit_roundoff > BINARY32.unit_roundoff
+
+
+def _accumulator(products: Format) -> Format:
+    return BINARY64 if products is BINARY64 else BINARY32
+
+
+def _roundoff(of: Format) -> float:
+    """The unit roundoff, with that of the reference where it computes in the same format."""
+    return of.unit_roundoff + (REFERENCE_ROUNDOFF if of is BINARY64 else 0.0)
+
+
+def _tiny(products: Format) -> float:
+    """Results below it may be flushed to zero, operands as well."""
+    return 2.0 * 2.0 ** _accumulator(products).min_exponent
 
 
 @dataclass(frozen=True)
@@ -254,31 +322,45 @@ def _round_to(to: Format, x: Array) -> Array:
 
 
 def _rounding(x: Array, radius: Array, to: Format) -> _Rounded:
-    """``x`` rounded, where what the subject rounds is no further from it than ``radius``."""
+    """``x`` rounded, where what the subject rounds is no further from it than ``radius``; if wide, perhaps not rounded."""
+    if not _is_narrow(to):
+        radius = radius + _roundoff(to) * (np.abs(x) + radius) + _tiny(to) * ((x != 0) | (radius != 0))
     radius = np.where(np.isfinite(x), radius, np.where(radius == 0, 0.0, np.nan))
+    if not _is_narrow(to):
+        return _Rounded(x, x - radius, x + radius)
     z, low, high = (_round_to(to, y) for y in (x, x - radius, x + radius))
     # What is subnormal may be flushed to zero.
-    flushed = (np.abs(x) - radius < _TINY) & (np.abs(x) + radius > 0)
+    flushed = (np.abs(x) - radius < _tiny(to)) & (np.abs(x) + radius > 0)
     return _Rounded(z, np.where(flushed, np.minimum(low, 0.0), low), np.where(flushed, np.maximum(high, 0.0), high))
 
 
 def _normalized(x: Bounded, eps: float, products: Format) -> _Rounded:
     """The matrix that the iteration starts from: cast, and divided by its norm, each rounded to ``products``."""
-    u = BINARY32.unit_roundoff
-    # float64 may be cast by way of float32.
-    twice = u * np.abs(x.value) if x.arithmetic.format is BINARY64 else 0.0
-    cast = _rounding(x.value, np.asarray(x.error + twice), products)
+    narrow, u, tiny = _is_narrow(products), _roundoff(_accumulator(products)), _tiny(products)
+    error: Array = np.asarray(x.error)
+    if not narrow and x.arithmetic.format.unit_roundoff >= products.unit_roundoff:
+        # Nothing is cast. What is not finite has no interval.
+        error = np.where(np.isfinite(x.value), error, np.where(error == 0, 0.0, np.nan))
+        cast = _Rounded(x.value, x.value - error, x.value + error)
+    else:
+        # float64 may be cast by way of float32.
+        twice = u * np.abs(x.value) if narrow and x.arithmetic.format is BINARY64 else 0.0
+        cast = _rounding(x.value, error + twice, products)
     value, error = cast.value, cast.error
     if np.any(np.isnan(value) & cast.settled):
         return _Rounded(*(np.full(value.shape, np.nan) for _ in range(3)))  # one NaN makes the norm NaN
     largest = np.abs(value) + error
     squares = float(np.sum(largest**2))
-    if not squares * (1 + 2 * value.size * u) < BINARY32.largest:
+    if not squares * (1 + 2 * value.size * u) < _accumulator(products).largest:
         return _unknown(value.shape)  # the norm may overflow where the recurrence has a number
-    doubt = 2 * value.size * u * squares + value.size * _TINY * (squares > 0)
+    doubt = 2 * value.size * u * squares + value.size * tiny * bool(np.any(largest > 0))
     norm, apart = float(np.linalg.norm(value)), float(np.linalg.norm(error))
     low, high = (math.sqrt(max(max(norm + s * apart, 0.0) ** 2 + s * doubt, 0.0)) * (1 + 4 * s * u) for s in (-1, 1))
-    low, high = (float(_round_to(products, np.asarray(max(n, eps * (1 + s * u))))) for s, n in ((-1, low), (1, high)))
+    low, high = (max(n, eps * (1 + s * u)) for s, n in ((-1, low), (1, high)))
+    if narrow:
+        low, high = (float(_round_to(products, np.asarray(n))) for n in (low, high))
+    elif low < tiny:
+        low = 0.0  # it may be flushed
     if low == 0:
         # eps is 0: of the zero matrix, 0 / 0.
         return _Rounded(*(value / 0.0 for _ in range(3))) if high == 0 else _unknown(value.shape)
@@ -317,21 +399,25 @@ def _follow(start: _Rounded, hyper: SimpleNamespace, products: Format) -> Array:
 def _product(x: Array, y: Array, addend: Array | None, beta: float, alpha: float, products: Format) -> _Rounded:
     """``beta addend + alpha x y``, its terms added in any order in binary32, rounded to ``products``."""
     z, size = alpha * (x @ y), abs(alpha) * (np.abs(x) @ np.abs(y))
-    terms, u = x.shape[-1], BINARY32.unit_roundoff * (1 + 1e-3)  # with the higher powers: Higham, section 3.1
+    terms, u, tiny = (
+        x.shape[-1],
+        BINARY32.unit_roundoff * (1 + 1e-3),
+        _tiny(products),
+    )  # with the higher powers: Higham, section 3.1
     radius: Array
     if addend is None:
         # A product of two elements is exact. So is a sum of multiples of one number while binary32 has the digits.
         unit = (
             np.min(_last_bit(products, x), axis=-1)[..., None] * np.min(_last_bit(products, y), axis=-2)[..., None, :]
         )
-        exact = (size <= 2.0**BINARY32.significand_bits * unit) & (unit > _TINY)
-        radius = np.where(exact, 0.0, (terms - 1) * u * size + terms * _TINY * (size > 0))
+        exact = (size <= 2.0**BINARY32.significand_bits * unit) & (unit > tiny)
+        radius = np.where(exact, 0.0, (terms - 1) * u * size + terms * tiny * (size > 0))
     else:
         # The scalar is rounded, so is a product with it; of alpha, perhaps before that with the other element.
         kept = abs(beta) * np.abs(addend)
         radius = u * ((terms + (0 if alpha == 1 else 3)) * size + (terms + 2) * kept)
         z, size = beta * addend + z, kept + size
-        radius = radius + (terms + 2) * _TINY * (size > 0)
+        radius = radius + (terms + 2) * tiny * (size > 0)
     return _rounding(z, np.where(size < BINARY32.largest, radius, np.nan), products)
 
 
@@ -458,12 +544,13 @@ def _local_error(
     leaves the final rounding of each product; else scalar multiples, of a factor or of a product, are rounded too.
     """
     a, b, c = coefficients
-    u, more = products.unit_roundoff, 0.0 if rounded_once else products.unit_roundoff
+    u = _roundoff(products)
+    more = 0.0 if rounded_once else u
     least, most = np.maximum(s - radius, 0.0) ** 2, (s + radius) ** 2
     two, x = math.sqrt(float(most.max())), float(np.linalg.norm(s)) + radius  # the 2-norm and the Frobenius norm
 
     def sums(terms: int) -> float:
-        return float((terms + 4) * BINARY32.unit_roundoff * (1 + 1e-3))
+        return float((terms + 4) * _roundoff(_accumulator(products)) * (1 + 1e-3))
 
     # gram = x x^T
     gram = float(np.linalg.norm(s**2)) + radius * (2 * two)
@@ -485,5 +572,5 @@ def _local_error(
     e3 += u * result + more * (
         abs(a) * x + float(np.linalg.norm(_largest(0.0, b, c, least, most) * np.sqrt(most))) + inherited
     )
-    flushed = len(s) * columns * (1 + abs(a) + abs(b) + abs(c)) * (1 + two) * _TINY * columns
+    flushed = len(s) * columns * (1 + abs(a) + abs(b) + abs(c)) * (1 + two) * _tiny(products) * columns
     return float((inherited + e3 + flushed) * (1 + more) * _SLACK)  # second order, as each error is of what was rounded

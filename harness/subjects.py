@@ -14,7 +14,16 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, Arithmetic
+from stepcheck.harness.formats import (
+    BFLOAT16,
+    BINARY32,
+    BINARY64,
+    COUNTERS32,
+    COUNTERS64,
+    FORMATS,
+    Arithmetic,
+    Format,
+)
 from stepcheck.harness.trace import Scalar, Trace
 from stepcheck.reference import SPECS, Spec
 from stepcheck.reference.arithmetic import ORDERS
@@ -40,6 +49,8 @@ class Profile:
         narrow_scalars: in float16 and bfloat16, hyperparameters are rounded to the dtype before they are used, not to float32.
         counters: the format in which scalars are computed that depend on a number kept for each parameter (``step``).
         in_place: the same, for a number that is updated in place (``mu_product``).
+        products: the format of matrix products: ``"bfloat16"``; ``"wide"``, float64 for float64 and float32 for all others; or
+            ``"any"`` of them, where that is not known.
         products_rounded_once: matrix products in bfloat16 are accumulated wider, addend included, and rounded once.
     """
 
@@ -51,7 +62,14 @@ class Profile:
     narrow_scalars: bool = False
     counters: str = "float64"
     in_place: str = "float64"
+    products: str = "bfloat16"
     products_rounded_once: bool = False
+
+    def products_format(self, dtype: str) -> Format | None:
+        """The format of matrix products for parameters of ``dtype``; ``None`` where it is not known."""
+        if self.products == "wide":
+            return BINARY64 if FORMATS[dtype] is BINARY64 else BINARY32
+        return None if self.products == "any" else BFLOAT16
 
     def arithmetic(self, dtype: str) -> Arithmetic:
         """The arithmetic for parameters of ``dtype``."""
@@ -183,12 +201,14 @@ ANY_CLASS = Profile(
     reason=(
         "nothing is known of somebody's class but that it computes in the parameter's dtype with hyperparameters as Python"
         " floats: every order of operations is accepted, and a quotient may be a product with a reciprocal; with float16 and"
-        " bfloat16 it may round every intermediate result, or only the last"
+        " bfloat16 it may round every intermediate result, or only the last; matrices may be multiplied in bfloat16 or in"
+        " float32 and wider"
     ),
     orders=ORDERS | {"written"},
     division=2.0,
     narrow="every",
     narrow_scalars=True,
+    products="any",
 )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stepcheck.harness.comparison import ratios
-from stepcheck.harness.formats import BFLOAT16, BINARY32, FORMATS, Arithmetic
+from stepcheck.harness.formats import BFLOAT16, BINARY32, BINARY64, FORMATS, Arithmetic
 from stepcheck.harness.orthogonal import (
     AFTER_PRODUCTS,
     BUFFER,
@@ -80,11 +80,23 @@ OPTIONS = (
 )
 
 
-def judged(shape, gradients, options=None, dtype="float32", parameter=None, make=torch.optim.Muon, *, once=True):
-    """The comparisons of each step, by field."""
+def judged(
+    shape,
+    gradients,
+    options=None,
+    dtype="float32",
+    parameter=None,
+    make=torch.optim.Muon,
+    *,
+    once=True,
+    products=BFLOAT16,
+    wider=False,
+):
+    """The comparisons of each step, by field; ``wider``: of a narrow dtype, what is stored alone is rounded to it."""
     hyper = muon.MUON.hyper_values(options or {})
-    inner = BINARY32 if dtype in {"float16", "bfloat16"} else None
-    arithmetic = Arithmetic(FORMATS[dtype], orders=frozenset({"lerp"}), inner=inner)
+    narrow, orders = dtype in {"float16", "bfloat16"}, frozenset({"lerp"})
+    arithmetic = Arithmetic(FORMATS[dtype], orders=orders, inner=BINARY32 if narrow else None)
+    arithmetic = Arithmetic(BINARY32, orders=orders) if narrow and wider else arithmetic
     start = np.zeros(shape) if parameter is None else parameter
 
     def held(tensor):
@@ -98,7 +110,10 @@ def judged(shape, gradients, options=None, dtype="float32", parameter=None, make
             p_before, gradient = held(p), held(p.grad)
             optimizer.step()
             after = {BUFFER: held(optimizer.state[p][BUFFER])}
-            comparisons = judge_step(arithmetic, hyper, p_before, gradient, before, held(p), after, rounded_once=once)
+            comparisons = judge_step(
+                arithmetic, hyper, p_before, gradient, before, held(p), after, products,
+                rounded_once=once, element=FORMATS[dtype],
+            )  # fmt: skip
             yield {c.field: c for c in comparisons}
             before = after
 
@@ -217,9 +232,9 @@ def test_an_empty_matrix_has_nothing_to_judge():
 class Mistaken(torch.optim.Optimizer):
     """Muon, written out plainly, with one fault."""
 
-    def __init__(self, params, fault, **options):
+    def __init__(self, params, fault, *, products=torch.bfloat16, **options):
         super().__init__(params, {**vars(muon.MUON.hyper_values()), **options})
-        self.fault = fault
+        self.fault, self.products = fault, products
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -249,7 +264,7 @@ class Mistaken(torch.optim.Optimizer):
     def orthogonalized(self, d, group):
         fault, (a, b, c) = self.fault, group["ns_coefficients"]
         a, b, c = (v * (1.01 if fault == name else 1) for name, v in zip("abc", (a, b, c), strict=True))
-        x = d.bfloat16()
+        x = d.to(self.products or (torch.float64 if d.dtype is torch.float64 else torch.float32))
         tall = x.size(0) > x.size(1) and fault != "not transposed"
         x = x.T if tall else x
         if fault == "eps added":
@@ -311,6 +326,126 @@ def test_normwise_catches_what_is_larger_than_rounding(fault):
 def test_eps_added_shows_where_it_is_as_large_as_the_norm():
     assert ROUNDED_ONCE in caught_by("eps added", eps=3.0)
     assert NORMWISE in caught_by("eps added", eps=3.0, once=False, ns_coefficients=CONVERGING, ns_steps=3)
+
+
+# Products in wider formats.
+
+
+def in_wide_products(p, **options):
+    """The dtype of the products: float64 for float64, float32 otherwise."""
+    return Wide(p, None, products=None, **options)
+
+
+class Wide(Mistaken):
+    """In narrow dtypes, computed in float32 and rounded when it is stored."""
+
+    def one(self, p, group):
+        wide = torch.nn.Parameter(p.detach().float() if p.dtype.itemsize < 4 else p.detach().clone())
+        held = self.state[p].setdefault(BUFFER, torch.zeros_like(p))
+        # What is stored is rounded, and the direction starts from it.
+        wide.grad, self.state[wide][BUFFER] = p.grad.to(wide.dtype), held.lerp(p.grad, 1 - group["momentum"])
+        self.state[p][BUFFER] = self.state[wide][BUFFER]
+        buffer, momentum = self.state[wide][BUFFER].to(wide.dtype), group["momentum"]
+        d = wide.grad.lerp(buffer, momentum) if group["nesterov"] else buffer
+        o, (rows, columns) = self.orthogonalized(d, group), p.shape
+        lr = group["lr"] * (
+            0.2 * max(rows, columns) ** 0.5
+            if group["adjust_lr_fn"] == "match_rms_adamw"
+            else max(1, rows / columns) ** 0.5
+        )
+        p.copy_(wide * (1 - group["lr"] * group["weight_decay"]) - lr * o)
+
+
+@each_dtype
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_wide_products_are_within_their_budget(dtype, kind):
+    rng = np.random.default_rng(20 + list(GRADIENTS).index(kind))
+    products = BINARY64 if dtype == "float64" else BINARY32
+    for n, shape in enumerate(SHAPES):
+        options = OPTIONS[(n + 5 * list(GRADIENTS).index(kind)) % len(OPTIONS)]
+        p = list(PARAMETERS.values())[n % 3](rng, shape)
+        for known in (products, None):
+            lives = judged(
+                shape,
+                steps(rng, shape, kind),
+                options,
+                dtype,
+                p,
+                in_wide_products,
+                once=False,
+                products=known,
+                wider=True,
+            )
+            for fields in lives:
+                assert {f: r for f, c in fields.items() if not (r := worst(c)) <= 1} == {}, (shape, options, known)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_shape
+def test_wide_products_of_the_default_iteration_are_determined(dtype, shape):
+    rng = np.random.default_rng(21)
+    parameter = 0.001 * rng.standard_normal(shape)
+    (fields,) = judged(
+        shape, steps(rng, shape, "normal", 1), {}, dtype, parameter, in_wide_products,
+        once=False, products=FORMATS[dtype],
+    )  # fmt: skip
+    assert fields.keys() == {BUFFER, NORMWISE}
+    assert determined(fields[NORMWISE]) == 1
+
+
+WIDE_FAULTS = [
+    "a", "b", "c", "one iteration less", "no nesterov", "not normalized", "lr", "no decay", "decay by adjusted lr", "sign",
+    "inverted shape",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", WIDE_FAULTS)
+def test_the_budget_of_wide_products_sees_what_that_of_bfloat16_does_not(fault):
+    rng = np.random.default_rng(22)
+    parameter, gradients = 0.02 * rng.standard_normal((9, 8)), steps(rng, (9, 8), "normal", 3)
+
+    def caught(fault):
+        def make(p, **o):
+            return Mistaken(p, fault, products=None, **o)
+
+        lives = judged(
+            (9, 8),
+            gradients,
+            {"lr": 0.02, "weight_decay": 1.0},
+            "float32",
+            parameter,
+            make,
+            once=False,
+            products=BINARY32,
+        )
+        return {f for fields in lives for f, c in fields.items() if worst(c) > 1}
+
+    assert caught(None) == set()
+    assert caught(fault) == {NORMWISE}
+
+
+def test_bfloat16_products_are_not_wide():
+    rng = np.random.default_rng(23)
+    for products, caught in ((BINARY32, {NORMWISE}), (None, set()), (BFLOAT16, set())):
+        (fields,) = judged(
+            (9, 8), steps(rng, (9, 8), "normal", 1), {}, parameter=np.zeros((9, 8)), once=False, products=products
+        )
+        assert {f for f, c in fields.items() if worst(c) > 1} == caught
+
+
+@pytest.mark.parametrize("fault", ["lr", "no decay", "decay by adjusted lr", "inverted shape"])
+def test_where_the_products_are_not_known_faults_after_them_show(fault):
+    rng = np.random.default_rng(24)
+    parameter, gradients = 0.02 * rng.standard_normal((9, 8)), steps(rng, (9, 8), "normal", 3)
+    for format_ in (torch.bfloat16, None):
+
+        def make(p, format_=format_, **o):
+            return Mistaken(p, fault, products=format_, **o)
+
+        lives = judged(
+            (9, 8), gradients, {"lr": 0.02, "weight_decay": 1.0}, "float32", parameter, make, once=False, products=None
+        )
+        assert AFTER_PRODUCTS in {f for fields in lives for f, c in fields.items() if worst(c) > 1}
 
 
 # The bound itself.
