@@ -26,7 +26,8 @@ from stepcheck.fast.classes import (
     SparseAdam,
 )
 from stepcheck.fast.engine import Served
+from stepcheck.fast.muon import Muon
 
 __all__ = [
-    "ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "Served", "SparseAdam",
+    "ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "Served", "SparseAdam",
 ]  # fmt: skip

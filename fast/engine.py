@@ -307,7 +307,9 @@ class Plan:
             return False
         if self._idle and any(p.grad is not None for p in self._idle):
             return False
-        if self._odd and any(p.grad is None or not _as_odd(p.grad, was) for (p, _), was in zip(self._odd, self._oddities, strict=True)):
+        if self._odd and any(
+            p.grad is None or not _as_odd(p.grad, was) for (p, _), was in zip(self._odd, self._oddities, strict=True)
+        ):
             return False
         gradients = [p.grad for p in self._active]
         if not (
@@ -370,7 +372,9 @@ class Plan:
             self._options[:, -1] = scale
         for launch, _ in self._launches:
             launch.run()
-        torch.autograd.graph.increment_version(self._active)  # as an operation of torch would: it invalidates older graphs
+        torch.autograd.graph.increment_version(
+            self._active
+        )  # as an operation of torch would: it invalidates older graphs
         if self._odd:
             self._step_odd(scale)
 

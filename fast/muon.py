@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from numbers import Integral, Real
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+from stepcheck.fast.engine import Group, Served, exotic
+from stepcheck.fast.optimizer import Fast
 
 #: What the workspace may take, unless one matrix takes more. Small enough for caches to hold much of it.
 WORKSPACE_BYTES = 8 * 2**20
 #: Parts of the workspace start at cache lines.
 _ALIGNMENT = 64
-#: torch.optim.Muon has the same bound; five iterations are usual.
-_MOST_STEPS = 100
 
 
-class Muon(torch.optim.Muon):
+class Muon(Fast, torch.optim.Muon):
     r"""``torch.optim.Muon``, with the same arguments, groups and state, in batches and wider products.
 
     With the gradient G, the momentum buffer B (zero at first) and the matrix P of r rows and c columns:
@@ -51,21 +51,19 @@ class Muon(torch.optim.Muon):
             parameter.
     """
 
+    _numbers: ClassVar[tuple[str, ...]] = ()
     # Made when it is first needed: neither copying nor pickling an optimizer takes it along.
     _workspace: _Workspace
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as ``torch.optim.Optimizer.add_param_group``; its options and parameters are looked at first.
-
-        Args:
-            param_group: ``params`` and the options that differ from the defaults. It is not changed.
+    def add_param_group(self, param_group: Group) -> None:
+        """As ``torch.optim``, with a copy of the dictionary, its options validated, and its parameters: they must be matrices.
 
         Raises:
             ValueError: an option outside its domain, or a parameter that is no matrix.
         """
         group = dict(param_group)
         params = group["params"]
-        if not isinstance(params, (Tensor, set)):  # of a set, torch says why not
+        if not isinstance(params, Tensor | set):  # of a set, torch says why not
             params = group["params"] = list(params)
         for entry in [params] if isinstance(params, Tensor) else params:
             p = entry[1] if isinstance(entry, tuple) else entry
@@ -73,34 +71,31 @@ class Muon(torch.optim.Muon):
                 raise ValueError(
                     f"Muon optimizes matrices, got a parameter of shape {tuple(p.shape)}; use AdamW for it"
                 )
-        _check_options({**self.defaults, **group})
         super().add_param_group(group)
 
+    def _served(self, group: Group) -> Served:
+        reason = next(filter(None, map(exotic, group["params"])), "")
+        return Served("torch", reason) if reason else Served("blas", "")
+
+    def _check_gradients(self) -> None:
+        super()._check_gradients()
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            if p.is_complex():
+                raise RuntimeError(f"Muon does not support complex parameters, got {p.dtype}")
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step.
-
-        Args:
-            closure: evaluates the model again and returns the loss, if given.
-
-        Returns:
-            What the closure returned, or ``None``.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._update()
-        return loss
-
-    def _update(self) -> None:
+    def _update(self, grad_scale: Tensor | None) -> None:
+        self._check_gradients()
+        own = [group for group in self.param_groups if not self._served(group).reason]
+        left = [group for group in self.param_groups if self._served(group).reason]
+        if grad_scale is not None:
+            factor = 1.0 / grad_scale.item()
+            torch._foreach_mul_([p.grad for group in own for p in group["params"] if p.grad is not None], factor)
         stacks: dict[_Plan, list[Tensor]] = {}
-        for group in self.param_groups:
-            _check_options(group)
+        for group in own:
             alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    _check_gradient(p)
                     alike.setdefault((p.shape, p.dtype, p.device), []).append(p)
             for (shape, dtype, device), params in alike.items():
                 stacks.setdefault(_plan(shape, dtype, device, group), []).extend(params)
@@ -110,6 +105,8 @@ class Muon(torch.optim.Muon):
             if plan.rows and plan.columns:
                 for n in _portions(plan, len(params)):
                     _step(plan, params[n], buffers[n], workspace.of(plan, len(params[n])))
+        if left:
+            self._step_by_torch(left, grad_scale)
 
     def _buffer(self, p: Tensor) -> Tensor:
         state: dict[str, Any] = self.state[p]
@@ -271,39 +268,3 @@ def _norm(x: Tensor) -> Tensor:
     rows: Tensor = torch.linalg.vector_norm(x, dim=2, keepdim=True)
     norm: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return norm
-
-
-# What is refused ----------------------------------------------------------------------------------------------------------
-
-
-def _check_gradient(p: Tensor) -> None:
-    assert p.grad is not None
-    if p.is_complex():
-        raise RuntimeError(f"Muon does not support complex parameters, got {p.dtype}")
-    if p.grad.layout is not torch.strided:
-        raise RuntimeError(f"Muon does not support sparse gradients, got {p.grad.layout}; make it dense")
-    if p.grad.dtype is not p.dtype:
-        raise RuntimeError(f"Muon needs a gradient of its parameter's dtype {p.dtype}, got {p.grad.dtype}")
-
-
-def _check_options(group: Mapping[str, Any]) -> None:
-    lr = group["lr"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError(f"lr must be a number or a tensor of one element, got one of shape {tuple(lr.shape)}")
-        lr = lr.item()
-    for name, value in (("lr", lr), *((name, group[name]) for name in ("weight_decay", "momentum", "eps"))):
-        if not _is_finite(value) or value < 0:
-            raise ValueError(f"{name} must be a finite number from 0 on, got {value!r}")
-    coefficients = group["ns_coefficients"]
-    if not isinstance(coefficients, (tuple, list)) or len(coefficients) != 3 or not all(map(_is_finite, coefficients)):
-        raise ValueError(f"ns_coefficients must be three finite numbers, got {coefficients!r}")
-    steps = group["ns_steps"]
-    if isinstance(steps, bool) or not isinstance(steps, Integral) or not 0 <= int(steps) < _MOST_STEPS:
-        raise ValueError(f"ns_steps must be a whole number from 0 to {_MOST_STEPS - 1}, got {steps!r}")
-    if group["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
-        raise ValueError(f"adjust_lr_fn must be None, 'original' or 'match_rms_adamw', got {group['adjust_lr_fn']!r}")
-
-
-def _is_finite(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)

@@ -252,7 +252,9 @@ class ByRule(Fast):
         """A step that looks at everything first, and remembers what it found if kernels serve all of it."""
         self._check_gradients()
         engines = [served.engine for served in self.engine]
-        own, left = ([g for g, e in zip(self.param_groups, engines, strict=True) if e == name] for name in ("numba", "torch"))
+        own, left = (
+            [g for g, e in zip(self.param_groups, engines, strict=True) if e == name] for name in ("numba", "torch")
+        )
         self._plan = None
         plan = Plan(self.rule, own, self.state, unscale=grad_scale is not None)
         plan.step(1.0 if grad_scale is None else 1.0 / grad_scale.item())

@@ -230,7 +230,20 @@ def _prepare_adam(step, lr, beta1, beta2, eps, weight_decay, decoupled_weight_de
     decay = 1.0 - lr * weight_decay if decoupled_weight_decay != 0 else 1.0
     correction = sqrt(1.0 - beta2**after)
     step_size = lr / (1.0 - beta1**after)
-    return (after, 1.0 - 2.0 * maximize, coupled, decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, amsgrad, step_size, correction)
+    return (
+        after,
+        1.0 - 2.0 * maximize,
+        coupled,
+        decay,
+        beta1,
+        1.0 - beta1,
+        beta2,
+        1.0 - beta2,
+        eps,
+        amsgrad,
+        step_size,
+        correction,
+    )
 
 
 def _adam(
@@ -351,9 +364,7 @@ def _radam(
     return decay * p - scale * exp_avg / denom, exp_avg, exp_avg_sq
 
 
-RADAM = Rule(
-    "radam", _prepare_radam, _radam, counters=_STEP, buffers={"exp_avg": Buffer(), "exp_avg_sq": Buffer()}
-)
+RADAM = Rule("radam", _prepare_radam, _radam, counters=_STEP, buffers={"exp_avg": Buffer(), "exp_avg_sq": Buffer()})
 
 
 # --- RMSprop: Hinton's lecture, centered as in Graves, 2013; eps stands outside the root.

@@ -142,7 +142,9 @@ class Looks:
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         guards = getattr(torch._C._dynamo.guards, "TensorGuards", None)  # noqa: SLF001 - see above
-        self._check = None if guards is None else guards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        self._check = (
+            None if guards is None else guards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        )
         self._looks = None if guards is not None else [_looks(t) for t in tensors]
 
     def same(self, tensors: Sequence[torch.Tensor | None]) -> bool:

@@ -226,6 +226,10 @@ _FAST = Profile(
 )
 FAST_PROFILES: dict[str, Profile] = {
     "RAdam": _also(_FAST, "it folds all scalars into one", "folded", "written"),
+    "Muon": _also(
+        _FAST, "it averages with lerp, and multiplies matrices in float64 for float64 and in float32 for all else", "lerp",
+        products="wide",
+    ),
 }
 
 

@@ -12,7 +12,9 @@ import torch
 from stepcheck import fast
 from stepcheck.fast.optimizer import ByRule
 
-BY_RULE = [name for name in fast.__all__ if isinstance(getattr(fast, name), type) and issubclass(getattr(fast, name), ByRule)]
+BY_RULE = [
+    name for name in fast.__all__ if isinstance(getattr(fast, name), type) and issubclass(getattr(fast, name), ByRule)
+]
 DENSE = [name for name in BY_RULE if name != "SparseAdam"]
 #: Options that change which kernel runs or which branch it takes; each class is tried with those that it has.
 OPTIONS = [
@@ -111,7 +113,9 @@ def test_state_has_the_keys_and_dtypes_of_torch(name):
         p.grad = p.grad.to_sparse(1) if name == "SparseAdam" else p.grad
         optimizer = cls([p], **({"momentum": 0.9, "lr": 0.1} if name in ("SGD", "RMSprop") else {}))
         optimizer.step()
-        kinds = {k: (v.dtype, v.shape) if isinstance(v, torch.Tensor) else type(v) for k, v in optimizer.state[p].items()}
+        kinds = {
+            k: (v.dtype, v.shape) if isinstance(v, torch.Tensor) else type(v) for k, v in optimizer.state[p].items()
+        }
         states.append((kinds, list(optimizer.state_dict()["param_groups"][0])))
     assert states[0] == states[1]
 
@@ -149,7 +153,10 @@ def test_what_is_loaded_is_copied():
     loaded.load_state_dict(source.state_dict())
     before = [source.state[p]["exp_avg"].clone() for p in source.param_groups[0]["params"]]
     run(loaded, params, 1, 1)
-    assert all(torch.equal(b, source.state[p]["exp_avg"]) for b, p in zip(before, source.param_groups[0]["params"], strict=True))
+    assert all(
+        torch.equal(b, source.state[p]["exp_avg"])
+        for b, p in zip(before, source.param_groups[0]["params"], strict=True)
+    )
 
 
 def test_numbers_are_loaded_in_the_dtype_that_they_have():

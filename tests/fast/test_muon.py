@@ -451,18 +451,6 @@ def test_invalid_options_are_refused_by_keyword_and_in_groups(option, value):
     assert len(optimizer.param_groups) == 1
 
 
-@each_invalid
-def test_options_made_invalid_later_are_refused_before_anything_changes(option, value):
-    params = parameters([(2, 3)] * 2)
-    optimizer = Muon([{"params": params[:1]}, {"params": params[1:]}])
-    optimizer.step()
-    before = held(optimizer, params)
-    optimizer.param_groups[1][option] = value
-    with pytest.raises(ValueError, match=option):
-        optimizer.step()
-    assert_same(held(optimizer, params), before)
-
-
 def test_what_is_no_matrix_is_refused():
     vector, cube = (torch.nn.Parameter(torch.zeros(s)) for s in ((3,), (2, 2, 2)))
     optimizer = Muon(parameters([(2, 3)]))

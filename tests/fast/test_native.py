@@ -17,7 +17,12 @@ SOURCE = "def kernel(launch):\n    store_int64(launch, 0, load_int64(launch, 0) 
 
 def python(code, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **environment}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -61,7 +66,9 @@ def test_a_cache_with_a_broken_file_is_mended(tmp_path, monkeypatch):
 
 def test_what_a_kernel_may_call_is_watched():
     with pytest.raises(AssertionError, match="a kernel calls .*erf"):
-        native._compile("import math\ndef kernel(launch):\n    store_float64(launch, 0, math.erf(load_float64(launch, 0)))\n")
+        native._compile(
+            "import math\ndef kernel(launch):\n    store_float64(launch, 0, math.erf(load_float64(launch, 0)))\n"
+        )
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
