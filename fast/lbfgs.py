@@ -1,4 +1,4 @@
-"""L-BFGS whose directions cost two passes over the history, each by one kernel, in place of two operations for each vector."""
+"""L-BFGS whose directions take one kernel, or three passes over the history, in place of four operations for each pair."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ LEAST_WIDTH = 1e-9
 _PIECE = 1 << 15
 #: Elements of a row that are taken before the next row's: those of the operand, and of the sums, stay in the first-level cache.
 _BLOCK = 1 << 12
+#: The same, of rows that are read twice in a row: a hundred of these blocks stay in the second-level cache.
+_SHORT_BLOCK = 1 << 10
+#: Products below which the vectors of a recursion stay in a cache from one use to the next.
+_WORTH_PASSES = 1 << 20
 #: Products below which starting a thread costs more than it saves.
 _WORTH_THREADS = 1 << 20
 
@@ -38,11 +42,12 @@ Float64 = npt.NDArray[np.float64]
 class LBFGS(torch.optim.LBFGS):
     r"""A drop-in for ``torch.optim.LBFGS``: the same options, ``param_groups`` and ``state``, in less time.
 
-    The direction of the two-loop recursion is :math:`d = -\eta g + W^\top c`, where the rows of :math:`W` are the remembered
-    :math:`y_i` and :math:`s_i`, and :math:`c` follows from scalar products alone (Chen, Wang and Zhou, *Large-scale L-BFGS
-    using MapReduce*, 2014). :math:`W g` and the products with the new :math:`y` take one pass over the history, :math:`W^\top
-    c` another. The products of the history with itself are kept from step to step, and the recursion runs on them; all three
-    in float64. Other dtypes than float32 and float64, and other devices than the CPU, take the recursion as it is written.
+    The direction is that of the two-loop recursion. The scalar products of its first loop follow from those of the gradient
+    with all :math:`s_i` and of :math:`s_i` with :math:`y_j`, which are kept from step to step (Chen, Wang and Zhou,
+    *Large-scale L-BFGS using MapReduce*, 2014); those of the second from the products of all :math:`y_i` with what the first
+    loop leaves, found as it is formed. So a direction takes three passes over half of the history each, where the recursion
+    takes four, and a single call for each pass. Short vectors take the recursion as it is written, in one call. Sums are
+    float64. So it is with float32 and float64 on the CPU; all else takes one operation of torch after another.
 
     It differs from torch's class where that fails: options that make no sense are refused; ``max_eval`` that is left open
     follows the ``max_iter`` of the group; ``history_size`` may change at any time; copies go on; gradients may have any
@@ -93,9 +98,15 @@ class LBFGS(torch.optim.LBFGS):
         super().__init__(members, **given)
         group = self.param_groups[0]
         _check({**group, "max_eval": own.get("max_eval", max_eval)})
+        #: What ``max_eval`` is where it was left open: as long as nobody sets another, it follows ``max_iter``.
+        self._open_max_eval: int | None = None
         if own.get("max_eval", max_eval) is None:
-            group["max_eval"] = group["max_iter"] * 5 // 4
+            group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
         self._products: _Products | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied or pickled: what torch names, and whether ``max_eval`` was left open."""
+        return {**super().__getstate__(), "_open_max_eval": self._open_max_eval}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up what was copied or unpickled: of the attributes, torch keeps the groups and the state alone."""
@@ -103,6 +114,10 @@ class LBFGS(torch.optim.LBFGS):
         self._params = self.param_groups[0]["params"]
         self._numel_cache = None
         self._products = None
+        group = self.param_groups[0]
+        if "_open_max_eval" not in state and self._open_max_eval is not None:
+            # Loaded: it stays open where the other optimizer has what follows from its own max_iter.
+            self._open_max_eval = _derived_max_eval(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
@@ -120,6 +135,8 @@ class LBFGS(torch.optim.LBFGS):
         if len(self.param_groups) != 1:
             raise AssertionError(f"Expected exactly one param_group, but got {len(self.param_groups)}")
         group = self.param_groups[0]
+        if group["max_eval"] is None or group["max_eval"] == self._open_max_eval:
+            group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
         point = _Point(group["params"], torch.enable_grad()(closure))
         try:
             returned, changed = self._iterate(_Options.of(group), point)
@@ -181,16 +198,19 @@ class _Options(NamedTuple):
     def of(cls, group: Mapping[str, Any]) -> _Options:
         if group["line_search_fn"] not in (None, "strong_wolfe"):
             raise RuntimeError(f"only 'strong_wolfe' is supported, not line_search_fn={group['line_search_fn']!r}")
-        max_iter, max_eval = int(group["max_iter"]), group["max_eval"]
         return cls(
             float(group["lr"]),
-            max_iter,
-            max_iter * 5 // 4 if max_eval is None else int(max_eval),
+            int(group["max_iter"]),
+            int(group["max_eval"]),
             float(group["tolerance_grad"]),
             float(group["tolerance_change"]),
             int(group["history_size"]),
             group["line_search_fn"] is not None,
         )
+
+
+def _derived_max_eval(group: Mapping[str, Any]) -> int:
+    return int(group["max_iter"]) * 5 // 4
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -343,7 +363,8 @@ class _Iterate:
         """The iteration after this one: what changed is remembered, and there is a new direction."""
         y, s = g - self.gradient, self.d * self.t
         fast = g.dtype in (torch.float32, torch.float64) and g.device.type == "cpu"
-        follow = _from_products if fast else _from_vectors
+        short = len(self.pairs.ro) * g.numel() < _WORTH_PASSES
+        follow = _from_vectors if not fast else _in_one_kernel if short else _in_three_passes
         known = self.products or products
         pairs, eta, products, d, slope = follow(g, y, s, self.pairs, self.eta, options.history_size, known)
         return _Iterate(d, options.lr, pairs, eta, g, slope=slope, products=products)
@@ -378,9 +399,7 @@ _Next = tuple[_Pairs, Any, "_Products | None", Tensor, float]
 
 def _from_vectors(g: Tensor, y: Tensor, s: Tensor, pairs: _Pairs, eta: Any, size: int, _: _Products | None) -> _Next:
     """The two-loop recursion as it is written (Nocedal and Wright, algorithm 7.4)."""
-    ys = y.dot(s)
-    if ys > LEAST_CURVATURE:
-        pairs, eta = pairs.with_latest(y, s, ys, size), ys / y.dot(y)
+    pairs, eta = _remembered(y, s, y.dot(s), y.dot(y), pairs, eta, size)
     d, alphas = g.neg(), []
     for y_i, s_i, rho in zip(*map(reversed, pairs), strict=True):
         alphas.append(s_i.dot(d) * rho)
@@ -391,27 +410,42 @@ def _from_vectors(g: Tensor, y: Tensor, s: Tensor, pairs: _Pairs, eta: Any, size
     return pairs, eta, None, d, g.dot(d).item()
 
 
-def _from_products(
+def _in_one_kernel(g: Tensor, y: Tensor, s: Tensor, pairs: _Pairs, eta: Any, size: int, _: _Products | None) -> _Next:
+    """The same for short vectors, all of them in the nearest cache."""
+    pairs, eta = _remembered(y, s, y.dot(s), y.dot(y), pairs, eta, size)
+    d = torch.empty_like(g)
+    rho = np.array([float(r) for r in pairs.ro])
+    _kernels().recursion(
+        _addresses(pairs.dirs), _addresses(pairs.steps), rho, g.numpy(), float(eta), np.empty(g.numel()), d.numpy()
+    )
+    return pairs, eta, None, d, g.dot(d).item()
+
+
+def _in_three_passes(
     g: Tensor, y: Tensor, s: Tensor, pairs: _Pairs, eta: Any, size: int, known: _Products | None
 ) -> _Next:
-    """The same by scalar products: two passes over the history, whatever its length."""
+    """The same for vectors that no cache holds: through the steps, through the changes of the gradient, through the steps."""
     if known is None or not known.are_of(pairs):
         known = _Products.of(pairs)
-    k = len(pairs.ro)
-    # The new pair is a pair like the others in the pass that finds out whether it is to be remembered.
-    found = _times([*pairs.dirs, y, *pairs.steps, s], g, y)
-    y_g, y_y, s_g, s_y = found[: k + 1, 0], found[: k + 1, 1], found[k + 1 :, 0], found[k + 1 :, 1]
-    ys = _in_dtype(s_y[k], g)
-    if ys > LEAST_CURVATURE:
-        pairs, eta = pairs.with_latest(y, s, ys, size), ys / _in_dtype(y_y[k], g)
-        known = known.with_latest(pairs, y_y, s_y)
-        y_g, s_g = y_g[-len(pairs.ro) :], s_g[-len(pairs.ro) :]
-    else:
-        y_g, s_g = y_g[:k], s_g[:k]
+    # The new pair is one like the others in the pass that finds out whether it is to be remembered.
+    found = _times([*pairs.steps, s, y], g, y)
+    before = pairs
+    pairs, eta = _remembered(y, s, _in_dtype(found[-2, 1], g), _in_dtype(found[-1, 1], g), pairs, eta, size)
+    s_g = found[:-2, 0]
+    if pairs is not before:
+        known = known.with_latest(pairs, found[:-1, 1])
+        s_g = found[-1 - len(pairs.ro) : -1, 0]
     scale = float(eta)
-    coefficients = _kernels().recursion(known.yy, known.sy, y_g, s_g, known.rho, scale)
-    d, slope = _combined([*pairs.dirs, *pairs.steps], coefficients, g, -scale)
+    alphas = _kernels().alphas(known.sy, s_g, known.rho)
+    q, y_q = _reduced(pairs.dirs, alphas, g)
+    deltas = _kernels().deltas(known.sy, y_q, known.rho, alphas, scale)
+    d, slope = _combined(pairs.steps, deltas, q, scale, g)
     return pairs, eta, known, d, slope
+
+
+def _remembered(y: Tensor, s: Tensor, ys: Tensor, yy: Tensor, pairs: _Pairs, eta: Any, size: int) -> tuple[_Pairs, Any]:
+    """The history and the scale with a new pair, if it has enough curvature."""
+    return (pairs.with_latest(y, s, ys, size), ys / yy) if ys > LEAST_CURVATURE else (pairs, eta)
 
 
 # Scalar products of the history -------------------------------------------------------------------------------------------
@@ -424,14 +458,12 @@ class _Products:
     Attributes:
         pairs: the history that they are of.
         versions: how often its vectors had been written to by then.
-        yy: of each ``y`` with each.
         sy: row i, column j: of ``s`` i with ``y`` j; only from the diagonal on, which is all that the recursion asks for.
         rho: the inverses that stand in ``pairs``, as numbers.
     """
 
     pairs: _Pairs
     versions: list[int]
-    yy: Float64
     sy: Float64
     rho: Float64
 
@@ -439,13 +471,13 @@ class _Products:
     def of(cls, pairs: _Pairs) -> _Products:
         """All of them anew: for a history that was loaded."""
         k = len(pairs.ro)
-        yy, sy = np.zeros((k, k)), np.zeros((k, k))
+        sy = np.zeros((k, k))
         for first in range(0, k, 2):
             # Two columns in one pass.
             columns = [first, min(first + 1, k - 1)]
-            found = _times([*pairs.dirs, *pairs.steps], *(pairs.dirs[j] for j in columns))
-            yy[:, columns], sy[:, columns] = found[:k], found[k:]
-        return cls(pairs, _versions(pairs), yy, sy, np.array([float(r) for r in pairs.ro]))
+            rows = columns[1] + 1
+            sy[:rows, columns] = _times(pairs.steps[:rows], *(pairs.dirs[j] for j in columns))
+        return cls(pairs, _versions(pairs), sy, np.array([float(r) for r in pairs.ro]))
 
     def are_of(self, pairs: _Pairs) -> bool:
         mine = (x for column in self.pairs for x in column)
@@ -453,14 +485,13 @@ class _Products:
         same = len(self.pairs.ro) == len(pairs.ro) and all(a is b for a, b in zip(mine, theirs, strict=True))
         return same and self.versions == _versions(pairs)
 
-    def with_latest(self, pairs: _Pairs, y_y: Float64, s_y: Float64) -> _Products:
-        """With a pair more, whose products with the others are given; the oldest are dropped where the history is full."""
+    def with_latest(self, pairs: _Pairs, s_y: Float64) -> _Products:
+        """With a pair more, its ``y`` times each ``s`` given; the oldest are dropped where the history is full."""
         k = len(pairs.ro)
         kept = len(self.rho) + 1 - k
-        yy, sy = np.empty((k, k)), np.zeros((k, k))
-        yy[:-1, :-1], sy[:-1, :-1] = self.yy[kept:, kept:], self.sy[kept:, kept:]
-        yy[-1], yy[:, -1], sy[:, -1] = y_y[kept:], y_y[kept:], s_y[kept:]
-        return _Products(pairs, _versions(pairs), yy, sy, np.append(self.rho[kept:], float(pairs.ro[-1])))
+        sy = np.zeros((k, k))
+        sy[:-1, :-1], sy[:, -1] = self.sy[kept:, kept:], s_y[kept:]
+        return _Products(pairs, _versions(pairs), sy, np.append(self.rho[kept:], float(pairs.ro[-1])))
 
 
 def _versions(pairs: _Pairs) -> list[int]:
@@ -483,13 +514,28 @@ def _times(rows: Sequence[Tensor], a: Tensor, b: Tensor) -> Float64:
     return total
 
 
-def _combined(rows: Sequence[Tensor], coefficients: Float64, g: Tensor, scale: float) -> tuple[Tensor, float]:
-    """``scale * g`` and each row times its coefficient, summed in float64 and rounded once; and its product with ``g``."""
+def _reduced(rows: Sequence[Tensor], coefficients: Float64, g: Tensor) -> tuple[Float64, Float64]:
+    """``-g`` less each row times its coefficient, float64; and the scalar product of each row with that."""
+    q = np.empty(g.numel())
+    sums = np.zeros((_pieces(g), len(rows)))
+    addresses, vector = _addresses(rows), g.numpy()
+    _shared(
+        lambda first, last: _kernels().reduced(addresses, coefficients, vector, first, last, q, sums),
+        len(sums),
+        len(rows) * g.numel(),
+    )
+    return q, sums.sum(0)
+
+
+def _combined(
+    rows: Sequence[Tensor], coefficients: Float64, q: Float64, scale: float, g: Tensor
+) -> tuple[Tensor, float]:
+    """``scale * q`` and each row times its coefficient, summed in float64 and rounded once; and its product with ``g``."""
     d = torch.empty_like(g)
     sums = np.zeros(_pieces(g))
     addresses, vector, result = _addresses(rows), g.numpy(), d.numpy()
     _shared(
-        lambda first, last: _kernels().combined(addresses, coefficients, vector, scale, first, last, result, sums),
+        lambda first, last: _kernels().combined(addresses, coefficients, q, scale, vector, first, last, result, sums),
         len(sums),
         len(rows) * g.numel(),
     )
@@ -533,8 +579,11 @@ def _shared(work: Callable[[int, int], object], pieces: int, products: int) -> N
 
 class _Kernels(NamedTuple):
     times: Callable[..., None]
+    reduced: Callable[..., None]
     combined: Callable[..., None]
-    recursion: Callable[..., Float64]
+    alphas: Callable[..., Float64]
+    deltas: Callable[..., Float64]
+    recursion: Callable[..., None]
 
 
 @functools.cache
@@ -555,7 +604,11 @@ def _kernels() -> _Kernels:
     # Sums in lanes, products contracted with them; NaN and infinity stay what they are.
     lanes = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
     plain = numba.njit(nogil=True, cache=True, error_model="numpy")
-    return _Kernels(lanes(_times_kernel), lanes(_combined_kernel), plain(_recursion_kernel))
+    return _Kernels(
+        *map(lanes, (_times_kernel, _reduced_kernel, _combined_kernel)),
+        *map(plain, (_alphas_kernel, _deltas_kernel)),
+        lanes(_recursion_kernel),
+    )
 
 
 def _pointer(address: Any, start: Any, like: Any) -> Any:
@@ -611,8 +664,50 @@ def _times_kernel(rows: Any, a: Any, b: Any, first: int, last: int, sums: Any) -
                 sums[piece, i, 1] += v0
 
 
+def _reduced_kernel(rows: Any, coefficients: Any, g: Any, first: int, last: int, q: Any, sums: Any) -> None:
+    # A block of every row is read twice, the second time from a cache.
+    count = len(rows)
+    for piece in range(first, last):
+        end = min((piece + 1) * _PIECE, len(g))
+        for begin in range(piece * _PIECE, end, _SHORT_BLOCK):
+            length = min(_SHORT_BLOCK, end - begin)
+            total = q[begin : begin + length]
+            for j in range(length):
+                total[j] = -np.float64(g[begin + j])
+            for i in range(0, count - 3, 4):
+                p0, p1 = _pointer(rows[i], begin, g), _pointer(rows[i + 1], begin, g)
+                p2, p3 = _pointer(rows[i + 2], begin, g), _pointer(rows[i + 3], begin, g)
+                c0, c1, c2, c3 = coefficients[i], coefficients[i + 1], coefficients[i + 2], coefficients[i + 3]
+                for j in range(length):
+                    left = c0 * np.float64(p0[j]) + c1 * np.float64(p1[j])
+                    right = c2 * np.float64(p2[j]) + c3 * np.float64(p3[j])
+                    total[j] -= left + right
+            for i in range(count - count % 4, count):
+                p, c = _pointer(rows[i], begin, g), coefficients[i]
+                for j in range(length):
+                    total[j] -= c * np.float64(p[j])
+            for i in range(0, count - 3, 4):
+                p0, p1 = _pointer(rows[i], begin, g), _pointer(rows[i + 1], begin, g)
+                p2, p3 = _pointer(rows[i + 2], begin, g), _pointer(rows[i + 3], begin, g)
+                s0 = s1 = s2 = s3 = 0.0
+                for j in range(length):
+                    s0 += np.float64(p0[j]) * total[j]
+                    s1 += np.float64(p1[j]) * total[j]
+                    s2 += np.float64(p2[j]) * total[j]
+                    s3 += np.float64(p3[j]) * total[j]
+                sums[piece, i] += s0
+                sums[piece, i + 1] += s1
+                sums[piece, i + 2] += s2
+                sums[piece, i + 3] += s3
+            for i in range(count - count % 4, count):
+                p, s0 = _pointer(rows[i], begin, g), 0.0
+                for j in range(length):
+                    s0 += np.float64(p[j]) * total[j]
+                sums[piece, i] += s0
+
+
 def _combined_kernel(
-    rows: Any, coefficients: Any, g: Any, scale: float, first: int, last: int, d: Any, sums: Any
+    rows: Any, coefficients: Any, q: Any, scale: float, g: Any, first: int, last: int, d: Any, sums: Any
 ) -> None:
     count = len(rows)
     total = np.empty(_BLOCK, np.float64)
@@ -621,16 +716,10 @@ def _combined_kernel(
         for begin in range(piece * _PIECE, end, _BLOCK):
             length = min(_BLOCK, end - begin)
             for j in range(length):
-                total[j] = scale * np.float64(g[begin + j])
+                total[j] = scale * q[begin + j]
             for i in range(0, count - 3, 4):
-                p0, p1 = (
-                    _pointer(rows[i], begin, g),
-                    _pointer(rows[i + 1], begin, g),
-                )
-                p2, p3 = (
-                    _pointer(rows[i + 2], begin, g),
-                    _pointer(rows[i + 3], begin, g),
-                )
+                p0, p1 = _pointer(rows[i], begin, g), _pointer(rows[i + 1], begin, g)
+                p2, p3 = _pointer(rows[i + 2], begin, g), _pointer(rows[i + 3], begin, g)
                 c0, c1, c2, c3 = coefficients[i], coefficients[i + 1], coefficients[i + 2], coefficients[i + 3]
                 for j in range(length):
                     left = c0 * np.float64(p0[j]) + c1 * np.float64(p1[j])
@@ -647,27 +736,57 @@ def _combined_kernel(
             sums[piece] += slope
 
 
-def _recursion_kernel(yy: Float64, sy: Float64, y_g: Float64, s_g: Float64, rho: Float64, scale: float) -> Float64:
-    """The two-loop recursion on scalar products: the coefficients of each ``y``, then of each ``s``."""
+def _alphas_kernel(sy: Float64, s_g: Float64, rho: Float64) -> Float64:
+    """The coefficients of the first loop, from the products with the gradient."""
     k = len(rho)
-    result = np.empty(2 * k)
-    alphas, deltas = np.empty(k), result[k:]
+    alphas = np.empty(k)
     for i in range(k - 1, -1, -1):
         product = -s_g[i]
         for j in range(k - 1, i, -1):
             product -= alphas[j] * sy[i, j]
         alphas[i] = product * rho[i]
+    return alphas
+
+
+def _deltas_kernel(sy: Float64, y_q: Float64, rho: Float64, alphas: Float64, scale: float) -> Float64:
+    """The coefficients of the second loop, from the products with what the first leaves."""
+    k = len(rho)
+    deltas = np.empty(k)
     for i in range(k):
-        product = -y_g[i]
-        for j in range(k - 1, -1, -1):
-            product -= alphas[j] * yy[i, j]
-        product *= scale
+        product = scale * y_q[i]
         for j in range(i):
             product += deltas[j] * sy[j, i]
         deltas[i] = alphas[i] - product * rho[i]
+    return deltas
+
+
+def _recursion_kernel(dirs: Any, steps: Any, rho: Any, g: Any, scale: float, q: Any, d: Any) -> None:
+    """The two-loop recursion as it is written, its vector in float64."""
+    n, k = len(g), len(rho)
+    alphas = np.empty(k)
+    for j in range(n):
+        q[j] = -np.float64(g[j])
+    for i in range(k - 1, -1, -1):
+        y, s = _pointer(dirs[i], 0, g), _pointer(steps[i], 0, g)
+        product = 0.0
+        for j in range(n):
+            product += np.float64(s[j]) * q[j]
+        alpha = product * rho[i]
+        for j in range(n):
+            q[j] -= alpha * np.float64(y[j])
+        alphas[i] = alpha
+    for j in range(n):
+        q[j] *= scale
     for i in range(k):
-        result[i] = -scale * alphas[i]
-    return result
+        y, s = _pointer(dirs[i], 0, g), _pointer(steps[i], 0, g)
+        product = 0.0
+        for j in range(n):
+            product += np.float64(y[j]) * q[j]
+        delta = alphas[i] - product * rho[i]
+        for j in range(n):
+            q[j] += delta * np.float64(s[j])
+    for j in range(n):
+        d[j] = q[j]
 
 
 # Line search --------------------------------------------------------------------------------------------------------------
