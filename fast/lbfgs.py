@@ -31,7 +31,7 @@ _BLOCK = 1 << 12
 #: The same, of rows that are read twice in a row: a hundred of these blocks stay in the second-level cache.
 _SHORT_BLOCK = 1 << 10
 #: Products below which the vectors of a recursion stay in a cache from one use to the next.
-_WORTH_PASSES = 1 << 20
+_WORTH_PASSES = 1 << 16
 #: Products below which starting a thread costs more than it saves.
 _WORTH_THREADS = 1 << 20
 
@@ -262,8 +262,7 @@ class _Point:
         """Go along ``d``, and evaluate there, for which the parameters are kept: it may fail."""
         if evaluated:
             self.keep()
-        for x, part in zip(self.reals(), self.parts(d), strict=True):
-            x.add_(part, alpha=t)
+        torch._foreach_add_(self.reals(), self.parts(d), alpha=t)
         if evaluated:
             self.evaluate()
 
@@ -284,7 +283,8 @@ class _Point:
     def parts(self, flat: Tensor) -> list[Tensor]:
         """Views of a vector in the shapes of the parameters."""
         shapes = [x.shape for x in self.reals()]
-        return [part.view(shape) for part, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
+        parts = zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)
+        return [part if len(shape) == 1 else part.view(shape) for part, shape in parts]
 
 
 def _flat_gradient(p: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ def _flat_gradient(p: Tensor) -> Tensor:
         g = g.to_dense()
     if g.is_complex():
         g = torch.view_as_real(g.resolve_conj())
-    return g.reshape(-1)
+    return g if g.dim() == 1 else g.reshape(-1)
 
 
 def _largest(x: Tensor) -> float:
@@ -347,7 +347,7 @@ class _Iterate:
 
         def taken(x: Tensor) -> Tensor:
             # Loading casts the state to the dtype of the first parameter, which need not be that of all of them together.
-            return x.to(like).contiguous()
+            return x if x.dtype == like.dtype and x.is_contiguous() else x.to(like).contiguous()
 
         dirs, steps = (list(map(taken, state[name])) for name in ("old_dirs", "old_stps"))
         pairs = _Pairs(dirs, steps, list(state["ro"]))
@@ -906,13 +906,15 @@ def _cubic_minimum(a: _Trial, b: _Trial, bounds: tuple[float, float] | None = No
     """The minimizer, within bounds, of the cubic through two trials (Nocedal and Wright, equation 3.59)."""
     left, right = (a, b) if a.t <= b.t else (b, a)
     low, high = bounds or (left.t, right.t)
-    # Numbers of NumPy, because a bracket of no width is no error.
+    number = np.float64 if a.gradient.dtype == torch.float64 else np.float32
+    # Slopes have the range of the gradients that they come from, and a bracket of no width is no error.
     with np.errstate(all="ignore"):
         run = np.float64(right.t) - left.t
-        d1 = left.slope + right.slope - 3 * (right.loss - left.loss) / run
-        square = d1 * d1 - left.slope * right.slope
+        left_slope, right_slope = number(left.slope), number(right.slope)
+        d1 = left_slope + right_slope - number(3 * (right.loss - left.loss) / run)
+        square = d1 * d1 - left_slope * right_slope
         if not square >= 0:
             return (low + high) / 2
         d2 = np.sqrt(square)
-        t = right.t - run * ((right.slope + d2 - d1) / (right.slope - left.slope + 2 * d2))
-        return float(np.minimum(np.maximum(t, low), high))
+        share = (right_slope + d2 - d1) / (right_slope - left_slope + 2 * d2)
+        return float(np.minimum(np.maximum(right.t - run * np.float64(share), low), high))
