@@ -26,8 +26,9 @@ from stepcheck.fast.classes import (
     SparseAdam,
 )
 from stepcheck.fast.engine import Served
+from stepcheck.fast.lbfgs import LBFGS
 from stepcheck.fast.muon import Muon
 
 __all__ = [
-    "ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "Served", "SparseAdam",
+    "ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "Served", "SparseAdam",
 ]  # fmt: skip

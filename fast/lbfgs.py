@@ -8,13 +8,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from stepcheck.fast.engine import Group, Served, exotic
+from stepcheck.fast.optimizer import Fast
 
 #: The curvature that a pair must exceed to be remembered, in loss units.
 LEAST_CURVATURE = 1e-10
@@ -39,7 +41,7 @@ Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
 
-class LBFGS(torch.optim.LBFGS):
+class LBFGS(Fast, torch.optim.LBFGS):
     r"""A drop-in for ``torch.optim.LBFGS``: the same options, ``param_groups`` and ``state``, in less time.
 
     The direction is that of the two-loop recursion. The scalar products of its first loop follow from those of the gradient
@@ -72,6 +74,10 @@ class LBFGS(torch.optim.LBFGS):
     Source: Nocedal and Wright, *Numerical optimization*, 2nd ed., algorithms 3.5, 3.6 and 7.4; Schmidt, *minFunc*, 2005.
     """
 
+    _numbers: ClassVar[tuple[str, ...]] = ("t", "H_diag", "prev_loss", "ro")
+    _sparse: ClassVar[str] = "dense"
+    _step_supports_amp_scaling = False  # GradScaler takes no closures
+
     def __init__(
         self,
         params: Any,
@@ -92,17 +98,21 @@ class LBFGS(torch.optim.LBFGS):
             "history_size": history_size,
             "line_search_fn": line_search_fn,
         }
-        _check(given)
         members = params if isinstance(params, Tensor) else list(params)
         own = dict(members[0]) if len(members) and isinstance(members[0], dict) else {}
         super().__init__(members, **given)
         group = self.param_groups[0]
-        _check({**group, "max_eval": own.get("max_eval", max_eval)})
         #: What ``max_eval`` is where it was left open: as long as nobody sets another, it follows ``max_iter``.
         self._open_max_eval: int | None = None
         if own.get("max_eval", max_eval) is None:
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
         self._products: _Products | None = None
+
+    def _served(self, group: Group) -> Served:
+        dtypes = {p.dtype for p in group["params"]}
+        if all(exotic(p) == "" for p in group["params"]) and dtypes <= {torch.float32, torch.float64}:
+            return Served("numba", "")
+        return Served("blas", "")
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled: what torch names, and whether ``max_eval`` was left open."""
@@ -211,27 +221,6 @@ class _Options(NamedTuple):
 
 def _derived_max_eval(group: Mapping[str, Any]) -> int:
     return int(group["max_iter"]) * 5 // 4
-
-
-def _check(options: Mapping[str, Any]) -> None:
-    lr = options["lr"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError(f"lr must be a number or a tensor of one element, not of {lr.numel()}")
-        lr = lr.item()
-    for name, value in (("lr", lr), *((n, options[n]) for n in ("tolerance_grad", "tolerance_change"))):
-        if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
-            raise ValueError(f"{name} must be a finite number and not negative, not {value!r}")
-    for name in ("max_iter", "max_eval", "history_size"):
-        value = options[name]
-        whole = isinstance(value, Real) and 1 <= float(value) < math.inf and float(value).is_integer()
-        if not (whole or (name == "max_eval" and value is None)):
-            raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}")
-    search = options["line_search_fn"]
-    if search not in (None, "strong_wolfe"):
-        raise ValueError(f"line_search_fn must be None or 'strong_wolfe', not {search!r}")
-    if search is not None and lr == 0:
-        raise ValueError("lr must not be 0 with a line search, which it is the first trial of")
 
 
 # Where the function is evaluated ------------------------------------------------------------------------------------------

@@ -226,8 +226,14 @@ _FAST = Profile(
 )
 FAST_PROFILES: dict[str, Profile] = {
     "RAdam": _also(_FAST, "it folds all scalars into one", "folded", "written"),
+    "LBFGS": _also(
+        TORCH_CPU,
+        "stepcheck.fast forms the scalar products of float32 and float64 in float64; all else is operations of torch",
+    ),
     "Muon": _also(
-        _FAST, "it averages with lerp, and multiplies matrices in float64 for float64 and in float32 for all else", "lerp",
+        _FAST,
+        "it averages with lerp, and multiplies matrices in float64 for float64 and in float32 for all else",
+        "lerp",
         products="wide",
     ),
 }

@@ -24,6 +24,7 @@ where the format of the elements is narrow (:func:`one_operation`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -104,8 +105,8 @@ def at_least(x: Number, bound: Number) -> Number:
 
 
 def largest(x: Number) -> Number:
-    """The largest absolute value of all elements."""
-    return np.max(np.abs(x))
+    """The largest absolute value of all elements; of none, 0."""
+    return np.max(np.abs(x)) if math.prod(x.shape) else 0.0
 
 
 def sum_of_squares(x: Number, axis: int | None = None) -> Number:
