@@ -30,5 +30,19 @@ from stepcheck.fast.lbfgs import LBFGS
 from stepcheck.fast.muon import Muon
 
 __all__ = [
-    "ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "Served", "SparseAdam",
+    "ASGD",
+    "LBFGS",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Muon",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "Served",
+    "SparseAdam",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ class SGD(ByRule, torch.optim.SGD):
 
     rule = rules.SGD
 
-    @functools.wraps(torch.optim.SGD.__init__)
+    @functools.wraps(torch.optim.SGD.__init__)  # type: ignore[misc] # for the signature
     def __init__(self, params: Any, *args: Any, nesterov: bool = False, **options: Any) -> None:
         if nesterov:
             groups = list(params)
@@ -44,7 +44,7 @@ class Adagrad(ByRule, torch.optim.Adagrad):
 
     rule = rules.ADAGRAD
 
-    @functools.wraps(torch.optim.Adagrad.__init__)
+    @functools.wraps(torch.optim.Adagrad.__init__)  # type: ignore[misc] # for the signature
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for group in self.param_groups:

@@ -425,8 +425,8 @@ def full_like(p: torch.Tensor, value: float) -> torch.Tensor:
     made = torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False).detach()
     # Not by torch: it would wait for ever for its threads in a process that was forked after they were started.
     real = getattr(torch, REAL[p.dtype])
-    word = {2: np.uint16, 4: np.uint32, 8: np.uint64}[real.itemsize]
-    pattern = torch.tensor(value, dtype=real).view(getattr(torch, np.dtype(word).name)).item()
+    word = np.dtype(f"u{real.itemsize}")
+    pattern = torch.tensor(value, dtype=real).view(getattr(torch, word.name)).item()
     if made.numel():
         memory = (ctypes.c_byte * (made.numel() * made.element_size())).from_address(made.data_ptr())
         np.frombuffer(memory, word).fill(pattern)

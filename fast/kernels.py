@@ -92,7 +92,7 @@ class Layout:
 class _Typed(ast.NodeTransformer):
     """Gives the numbers in a rule the type that it computes in; numba would take them for float64."""
 
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:  # noqa: N802 - the name that ast calls
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
         return ast.Call(ast.Name("real", ast.Load()), [ast.Constant(float(node.value))], [])  # type: ignore[arg-type]
 
 

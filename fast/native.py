@@ -136,7 +136,7 @@ def _compile(source: str) -> bytes:
 
     namespace: dict[str, Any] = {**vars(intrinsics), "OPTIONS": OPTIONS}
     exec(compile(source, "<kernel>", "exec"), namespace)  # noqa: S102 - source is made of this package's own rules
-    compiled = numba.cfunc(numba.void(numba.int64), **OPTIONS)(namespace["kernel"])
+    compiled: Any = numba.cfunc(numba.void(numba.int64), **OPTIONS)(namespace["kernel"])
     module = llvm.parse_assembly(_exported(compiled.inspect_llvm(), compiled._wrapper_name, _symbol(source)))  # noqa: SLF001
     # All else is its own: objects that are loaded side by side must not find each other's functions.
     for value in (*module.functions, *module.global_variables):
@@ -212,7 +212,7 @@ class _Threads:
 
 def _openmp() -> Callable[..., Any] | None:
     """``GOMP_parallel`` of the OpenMP library that torch has loaded, which torch's own operations run on."""
-    if sys.platform != "linux" or not torch.backends.openmp.is_available():
+    if sys.platform != "linux" or not torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
         return None
     folder = Path(torch.__file__).parent / "lib"
     for path in sorted([*folder.glob("libgomp*"), *folder.parent.parent.glob("torch.libs/libgomp*")]):

@@ -9,8 +9,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch.autograd import profiler
-from torch.optim import optimizer as base
-from torch.optim.optimizer import Optimizer
+from torch.optim.optimizer import (
+    Optimizer,
+)
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks as _post_hooks,
+)
+from torch.optim.optimizer import (
+    _global_optimizer_pre_hooks as _pre_hooks,
+)
 
 from stepcheck.fast.engine import Group, Plan, Served, refusal
 from stepcheck.fast.kernels import compile_kernels
@@ -135,7 +142,7 @@ class Fast(Optimizer):
             factor = 1.0 / grad_scale.item()
             for p in (p for group in groups for p in group["params"] if p.grad is not None):
                 p.grad.mul_(factor)
-        step = self._torch().step
+        step: Any = self._torch().step
         step = step.__wrapped__ if getattr(step, "hooked", False) else step
         whole, self.param_groups, self.grad_scale = self.param_groups, groups, None
         try:
@@ -160,20 +167,20 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
             return step(self, *args, **kwargs)
         self._stepping = True
         try:
-            if profiler._is_profiler_enabled:
+            if profiler._is_profiler_enabled:  # noqa: SLF001 - to ask costs nothing, to record ten microseconds
                 with profiler.record_function(f"Optimizer.step#{type(self).__name__}.step"):
                     return _with_hooks(step, self, args, kwargs)
             return _with_hooks(step, self, args, kwargs)
         finally:
             self._stepping = False
 
-    wrapper.hooked = True  # type: ignore[attr-defined] - where torch looks for it
+    vars(wrapper)["hooked"] = True  # where torch looks for it
     return wrapper
 
 
 def _with_hooks(step: Callable[..., Any], self: Fast, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     given = (self, *args)
-    for hook in chain(base._global_optimizer_pre_hooks.values(), self._optimizer_step_pre_hooks.values()):
+    for hook in chain(_pre_hooks.values(), self._optimizer_step_pre_hooks.values()):
         result = hook(self, given, kwargs)
         if result is None:
             continue
@@ -182,7 +189,7 @@ def _with_hooks(step: Callable[..., Any], self: Fast, args: tuple[Any, ...], kwa
         given, kwargs = result
     out = step(*given, **kwargs)
     self._optimizer_step_code()
-    for hook in chain(self._optimizer_step_post_hooks.values(), base._global_optimizer_post_hooks.values()):
+    for hook in chain(self._optimizer_step_post_hooks.values(), _post_hooks.values()):
         hook(self, given, kwargs)
     return out
 
@@ -197,7 +204,7 @@ class _Shield:
 def _shielded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """A dictionary to load, with tensors of its own, those of them that are numbers out of sight."""
     assert isinstance(optimizer, Fast)
-    numbers = optimizer._numbers
+    numbers = type(optimizer)._numbers  # noqa: SLF001 - a part of the class
 
     def own(value: Any) -> Any:
         if isinstance(value, torch.Tensor):

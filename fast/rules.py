@@ -32,8 +32,8 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
     "sqrt": math.sqrt,
     "absolute": abs,
     # NaN if either is NaN, as torch.maximum.
-    "maximum": lambda a, b: a if a > b or a != a else b,  # noqa: PLR0124
-    "minimum": lambda a, b: a if a < b or a != a else b,  # noqa: PLR0124
+    "maximum": lambda a, b: a if a > b or a != a else b,
+    "minimum": lambda a, b: a if a < b or a != a else b,
     "rounded": lambda x: ctypes.c_float(x).value,  # to float32, which counters are kept in
 }
 sqrt, absolute, maximum, minimum, rounded = FUNCTIONS.values()

@@ -53,7 +53,7 @@ def kernel(launch):
 @functools.cache
 def _native_functions() -> tuple[int, int, int] | None:
     """Where ``PyList_GetItem``, ``PyDict_GetItem`` and torch's function for a tensor's address are, or nothing."""
-    guards = getattr(torch._C._dynamo, "guards", None)  # noqa: SLF001 - see above
+    guards = getattr(torch._C._dynamo, "guards", None)
     pointer = getattr(guards, "_torchinductor_pyobject_tensor_data_ptr", None)
     held = getattr(sys, "_is_gil_enabled", lambda: True)()
     if not isinstance(pointer, int) or not held or sys.implementation.name != "cpython":
@@ -141,7 +141,7 @@ class Looks:
     """What tensors looked like: type, dtype, device, layout, shape, strides."""
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        guards = getattr(torch._C._dynamo.guards, "TensorGuards", None)  # noqa: SLF001 - see above
+        guards = getattr(torch._C._dynamo.guards, "TensorGuards", None)
         self._check = (
             None if guards is None else guards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
         )

@@ -359,7 +359,7 @@ class _Decoder:
         )
         self.forms: Sequence[str] = ("list",) * 4 + FORMS if descends and not self.costly else ("list",)
         ways = WAYS[:1] if subject.differentiable or self.costly else (*WAYS[:1], *WAYS)
-        dictionaries = DICTIONARIES
+        dictionaries: tuple[str, ...] = DICTIONARIES
         if self.costly or not descends:  # whose state_dict need not have torch's form
             dictionaries = ("same",)
         elif subject.explicit:

@@ -65,7 +65,7 @@ def test_a_cache_with_a_broken_file_is_mended(tmp_path, monkeypatch):
 
 
 def test_what_a_kernel_may_call_is_watched():
-    with pytest.raises(AssertionError, match="a kernel calls .*erf"):
+    with pytest.raises(AssertionError, match=r"a kernel calls .*erf"):
         native._compile(
             "import math\ndef kernel(launch):\n    store_float64(launch, 0, math.erf(load_float64(launch, 0)))\n"
         )
