@@ -429,7 +429,7 @@ def full_like(p: torch.Tensor, value: float) -> torch.Tensor:
     pattern = torch.tensor(value, dtype=real).view(getattr(torch, word.name)).item()
     if made.numel():
         memory = (ctypes.c_byte * (made.numel() * made.element_size())).from_address(made.data_ptr())
-        np.frombuffer(memory, word).fill(pattern)
+        np.frombuffer(memoryview(memory).cast("B"), word).fill(pattern)
     return made
 
 
