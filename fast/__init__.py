@@ -11,6 +11,7 @@ What the kernels do not take is stepped by torch's own code; ``optimizer.engine`
 
 from __future__ import annotations
 
+from stepcheck.fast.adafactor import Adafactor
 from stepcheck.fast.classes import (
     ASGD,
     SGD,
@@ -28,5 +29,5 @@ from stepcheck.fast.classes import (
 from stepcheck.fast.engine import Served
 
 __all__ = [
-    "ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "Served", "SparseAdam",
+    "ASGD", "SGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "Served", "SparseAdam",
 ]  # fmt: skip
