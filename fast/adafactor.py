@@ -44,7 +44,7 @@ STRIP = 1 << 10
 #: Elements of a wave, about: parameter and gradient of it fit into a third-level cache.
 WAVE = 1 << 20
 #: Elements from which on more threads than one take part.
-SPREAD = 1 << 15
+SPREAD = 1 << 17
 
 # Words of a launch. The kernel takes tasks from NEXT to END; each thread takes a slot of the scratch.
 NEXT, END, SLOT, TASKS, ROWS, SCALARS, OPTIONS, COUNT, BLOCKS, MATRICES, TILE_TABLE, PARTIALS, SCRATCH, SCRATCH_WORDS, WORDS = range(15)
