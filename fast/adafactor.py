@@ -47,7 +47,23 @@ WAVE = 1 << 20
 SPREAD = 1 << 17
 
 # Words of a launch. The kernel takes tasks from NEXT to END; each thread takes a slot of the scratch.
-NEXT, END, SLOT, TASKS, ROWS, SCALARS, OPTIONS, COUNT, BLOCKS, MATRICES, TILE_TABLE, PARTIALS, SCRATCH, SCRATCH_WORDS, WORDS = range(15)
+(
+    NEXT,
+    END,
+    SLOT,
+    TASKS,
+    ROWS,
+    SCALARS,
+    OPTIONS,
+    COUNT,
+    BLOCKS,
+    MATRICES,
+    TILE_TABLE,
+    PARTIALS,
+    SCRATCH,
+    SCRATCH_WORDS,
+    WORDS,
+) = range(15)
 # Words of a row, which is a parameter. Distances are in bytes; outer and inner dimension are rows and columns, or columns and rows if
 # SWAPPED. R is the state of the outer dimension, C that of the inner one.
 (
@@ -60,7 +76,23 @@ VECTOR, MATRIX, POINT = range(3)
 B_ROW, B_COUNT, B_P, B_G, B_R, B_C, BLOCK_WORDS = range(7)
 # Words of a matrix that is cut: where it begins in each stream, its sums (a row for each column tile, a row for each row tile), its
 # factors and its new state, and how the factors are to be used.
-M_ROW, M_P, M_G, M_R, M_C, M_ROW_SUMS, M_COLUMN_SUMS, M_A, M_NEW_R, M_B, M_NEW_C, M_DOWN, M_ACROSS, M_MODE, MATRIX_WORDS = range(15)
+(
+    M_ROW,
+    M_P,
+    M_G,
+    M_R,
+    M_C,
+    M_ROW_SUMS,
+    M_COLUMN_SUMS,
+    M_A,
+    M_NEW_R,
+    M_B,
+    M_NEW_C,
+    M_DOWN,
+    M_ACROSS,
+    M_MODE,
+    MATRIX_WORDS,
+) = range(15)
 # Words of a tile: its matrix, its rows and columns, its place among the tiles of the matrix, and of the partial sums.
 T_MATRIX, T_I0, T_I1, T_J0, T_J1, T_DOWN, T_ACROSS, T_PART, TILE_WORDS = range(9)
 # Words of a task, and what it does with items from FIRST to END.
@@ -335,7 +367,7 @@ def _block(work: str) -> str:
         else:
             {result}{strided}
         {"return" if move else "return of_p, of_u"}"""
-    each = f"""
+    each = """
         if known == 0:
             tile_sums(row, p, g, sums, columns, none, outer, none, inner)
             mode = factors(row, scalar, r, c, sums, one, columns, one, a, new_r, b, new_c)
@@ -496,8 +528,13 @@ def step_source(dtype: str) -> str:
     makers = [f"load_{s} = loader({kinds[s]!r}, {s!r}, {streams!r})" for s in streams]
     makers += [f"store_{s} = storer({kinds[s]!r}, {s!r}, {streams!r})" for s in streams if s not in "gb"]
     makers += [f"load_new_c = loader({real!r})", f"load_real, store_real = loader({real!r}), storer({real!r})"]
-    makers += [f"store_out = storer({real!r}, 'out', ('out',))", f"load_state, store_state = loader({dtype!r}), storer({dtype!r})"]
-    makers += ["load_sums, store_sums = loader('float64', 'sums', ('sums', 'more')), storer('float64', 'sums', ('sums', 'more'))"]
+    makers += [
+        f"store_out = storer({real!r}, 'out', ('out',))",
+        f"load_state, store_state = loader({dtype!r}), storer({dtype!r})",
+    ]
+    makers += [
+        "load_sums, store_sums = loader('float64', 'sums', ('sums', 'more')), storer('float64', 'sums', ('sums', 'more'))"
+    ]
     makers += ["load_more = loader('float64', 'more', ('sums', 'more'))"]
     largest = float(np.finfo(real).max)
     return f"""
@@ -643,8 +680,14 @@ class _Tables:
         tile_rows = [self.matrices[t[T_MATRIX]][M_ROW] for t in self.tiles]
         for wave in self._waves():
             members = set(wave)
-            blocks = [(k, self.block_elements[k]) for n in wave for k in range(self.rows[n][FIRST_BLOCK], self.rows[n][END_BLOCK])]
-            tiles = [(k, _area(t)) for k, (t, row) in enumerate(zip(self.tiles, tile_rows, strict=True)) if row in members]
+            blocks = [
+                (k, self.block_elements[k])
+                for n in wave
+                for k in range(self.rows[n][FIRST_BLOCK], self.rows[n][END_BLOCK])
+            ]
+            tiles = [
+                (k, _area(t)) for k, (t, row) in enumerate(zip(self.tiles, tile_rows, strict=True)) if row in members
+            ]
             matrices = [k for k, m in enumerate(self.matrices) if m[M_ROW] in members]
             self._share(matrices)
             self.phase((BLOCK_SUMS, _gathered(blocks)), (TILE_SUMS, _gathered(tiles)))
@@ -735,7 +778,9 @@ class _Launch:
         self._matrices = _table(tables.matrices, MATRIX_WORDS)
         self._shared = np.empty(tables.shared, np.float64)
         # The sums are of float64, the factors fit into as many words.
-        self._matrices[:, M_ROW_SUMS : M_NEW_C + 1] = self._matrices[:, M_ROW_SUMS : M_NEW_C + 1] * 8 + self._shared.ctypes.data
+        self._matrices[:, M_ROW_SUMS : M_NEW_C + 1] = (
+            self._matrices[:, M_ROW_SUMS : M_NEW_C + 1] * 8 + self._shared.ctypes.data
+        )
         self._tables = {
             ROWS: self._rows,
             TASKS: _table(tables.tasks, TASK_WORDS),
@@ -941,7 +986,9 @@ class Adafactor(Fast, torch.optim.Adafactor):
         self._plan = None
         self._check_gradients()
         engines = [served.engine for served in self.engine]
-        own, left = ([g for g, e in zip(self.param_groups, engines, strict=True) if e == name] for name in ("numba", "torch"))
+        own, left = (
+            [g for g, e in zip(self.param_groups, engines, strict=True) if e == name] for name in ("numba", "torch")
+        )
         if grad_scale is not None:
             factor = 1.0 / grad_scale.item()
             for p in (p for group in own for p in group["params"] if p.grad is not None):

@@ -107,7 +107,9 @@ def test_the_number_of_threads_does_not_matter(dtype):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            parameters = [parameter(s, dtype) for s in ((900, 800), (300_000,), (90, 90, 3, 3), (500, 300, 1, 1), (64,))]
+            parameters = [
+                parameter(s, dtype) for s in ((900, 800), (300_000,), (90, 90, 3, 3), (500, 300, 1, 1), (64,))
+            ]
             optimizer = Adafactor(parameters)
             for _ in range(3):
                 optimizer.step()
@@ -240,5 +242,8 @@ def test_nothing_is_made_anew_while_nothing_changes():
 def test_who_serves_what_is_said():
     shared = torch.zeros(1, 3).expand(4, 3).requires_grad_()
     optimizer = Adafactor([{"params": [parameter((3, 3))]}, {"params": [shared]}])
-    assert [(s.engine, s.reason) for s in optimizer.engine] == [("numba", ""), ("torch", "elements of a parameter share memory")]
+    assert [(s.engine, s.reason) for s in optimizer.engine] == [
+        ("numba", ""),
+        ("torch", "elements of a parameter share memory"),
+    ]
     assert module.step_source("float32") != module.step_source("float64")
