@@ -11,6 +11,7 @@ What the kernels do not take is stepped by torch's own code; ``optimizer.engine`
 
 from __future__ import annotations
 
+from stepcheck.fast.adafactor import Adafactor
 from stepcheck.fast.classes import (
     ASGD,
     SGD,
@@ -34,6 +35,7 @@ __all__ = [
     "LBFGS",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -45,4 +47,4 @@ __all__ = [
     "Rprop",
     "Served",
     "SparseAdam",
-]  # fmt: skip
+]

@@ -379,7 +379,8 @@ class _Decoder:
         ]
         self.set_later = [name for name in self.reals if name != "lr" and not self._hyper[name].at_construction]
         self.tensor_lr = subject.tensor_lr
-        self.scales_narrow = subject.mode == "fused"
+        # GradScaler refuses to unscale float16 itself, and leaves it to a step that says that it does.
+        self.scales_narrow = subject.mode == "fused" or getattr(subject.make, "_step_supports_amp_scaling", False)
         self.manners: Sequence[tuple[str, str]] = _MANNERS if not (self.costly or spec.closure) else (("", ""),)
 
     def problem_of(self, option: str, value: Any) -> str | None:

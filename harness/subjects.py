@@ -226,6 +226,7 @@ _FAST = Profile(
 )
 FAST_PROFILES: dict[str, Profile] = {
     "RAdam": _also(_FAST, "it folds all scalars into one", "folded", "written"),
+    "Adafactor": _also(_FAST, "it multiplies by reciprocals of roots", "reciprocal", "written"),
     "LBFGS": _also(
         TORCH_CPU,
         "stepcheck.fast forms the scalar products of float32 and float64 in float64; all else is operations of torch",
