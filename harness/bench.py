@@ -142,9 +142,10 @@ class Row:
 
     @property
     def share(self) -> float | None:
-        """The fast class's part of the speed of the ceiling."""
-        timed = self.fast is not None and self.ceiling is not None and self.fast.seconds and self.ceiling.seconds
-        return self.ceiling.median / self.fast.median if timed else None  # type: ignore[union-attr]
+        """The fast class's part of the speed of the ceiling: the median over rounds."""
+        if self.fast is None or self.ceiling is None or not self.fast.seconds or not self.ceiling.seconds:
+            return None
+        return float(np.median([c / f for c, f in zip(self.ceiling.seconds, self.fast.seconds, strict=True)]))
 
     @property
     def wrong(self) -> bool:
@@ -168,13 +169,13 @@ def _processor_seconds(step: Callable[[], Any], count: int) -> float:
 
 
 def _gpu_seconds(step: Callable[[], Any], count: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     for _ in range(count):
         step()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return float(start.elapsed_time(end)) / 1e3
 
 
 _CLOCKS = {"cpu": _processor_seconds, "cuda": _gpu_seconds}
@@ -212,7 +213,7 @@ def rows(names: Sequence[str], workloads: Sequence[Workload], settings: Settings
             if not row.note:
                 problem = problem or workload.make(settings.seed, settings.device)
                 # Said aloud, or torch warns that it does not check what Adagrad and SGD make of sparse gradients.
-                with torch.sparse.check_sparse_tensor_invariants(enable=False):
+                with torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
                     _time(row, problem, settings)
                 gc.collect()
             yield row

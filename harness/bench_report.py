@@ -21,9 +21,9 @@ from stepcheck.harness.workloads import Workload
 
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"), (1e-12, "ps"))
 LEGEND = (
-    "ratio: the fastest of torch's modes (bold) over fast, medians over rounds; in parentheses the quartiles of the rounds' ratios."
-    " GB/s: bytes that a step has to move, over fast's time. ceiling: the share of the speed of a kernel that moves as many and"
-    " computes nothing, where they exceed the cache."
+    "ratio: the fastest of torch's modes (bold) over fast, each the median of its rounds; by rounds: the median (quartiles) of the"
+    " ratios of single rounds. GB/s: bytes that a step has to move, over fast's time. ceiling: the share of the speed of a kernel"
+    " that moves as many and computes next to nothing, where they exceed the cache."
 )
 
 
@@ -55,11 +55,16 @@ def table(rows: Sequence[Row]) -> Table:
     names = [
         name for name in (*TIMED_MODES, FAST) if any(t.name == name and t.seconds for r in rows for t in r.timings)
     ]
-    moved, held = any(r.bandwidth for r in rows), any(r.share for r in rows)
-    made = _table("optimizer", *names, "ratio", "(quartiles)", *["GB/s"] * moved, *["ceiling"] * held)
+    compared, moved, held = (
+        any(r.ratio is not None for r in rows),
+        any(r.bandwidth for r in rows),
+        any(r.share for r in rows),
+    )
+    made = _table("optimizer", *names, *["ratio", "by rounds"] * compared, *["GB/s"] * moved, *["ceiling"] * held)
     for row in rows:
         times = {t.name: _time(t, row) for t in row.timings}
-        cells = [row.optimizer, *(times.get(name, "") for name in names), *_ratio(row)]
+        cells = [row.optimizer, *(times.get(name, "") for name in names)]
+        cells += [*_ratio(row)] * compared
         cells += [f"{row.bandwidth / 1e9:.1f}" if row.bandwidth else ""] * moved
         cells += [f"{row.share:.0%}" if row.share else ""] * held
         made.add_row(*cells)
@@ -82,7 +87,8 @@ def _ratio(row: Row) -> tuple[str, str]:
     if row.ratio is None or spread is None:
         return "", ""
     colour = "dim" if row.engine == "torch" else "green" if spread[0] > 1 else "red" if spread[1] < 1 else "yellow"
-    return f"[{colour}]{row.ratio:.2f}[/]", f"[dim]({spread[0]:.2f}-{spread[1]:.2f})[/]"
+    middle = statistics.median(row.round_ratios)
+    return f"[{colour}]{row.ratio:.2f}[/]", f"[dim]{middle:.2f} ({spread[0]:.2f}-{spread[1]:.2f})[/]"
 
 
 def notes(rows: Iterable[Row]) -> list[str]:
@@ -205,22 +211,32 @@ def check_plot(file: Path | None) -> None:
 def plot(rows: Sequence[Row], file: Path) -> None:
     """Ratios over the number of elements that a step changes, a line for each optimizer."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    for n, name in enumerate(dict.fromkeys(r.optimizer for r in rows)):
-        points = [(r.workload.stepped, r) for r in rows if r.optimizer == name and r.ratio is not None and not r.wrong]
-        points.sort(key=lambda point: point[0])
-        if not points:
-            continue
-        ratios = [r.ratio for _, r in points]
-        spreads = [quartiles(r.round_ratios) or (0.0, 0.0) for _, r in points]
-        style = {"marker": "osD^v"[n % 5], "markersize": 4, "color": f"C{n % 10}", "linestyle": "-" if n < 10 else "--"}
-        (line,) = axes.plot([x for x, _ in points], ratios, label=name, **style)
-        axes.vlines([x for x, _ in points], *zip(*spreads, strict=True), color=line.get_color(), alpha=0.5)
+    lines: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda r: r.workload.stepped):
+        if row.ratio is not None and not row.wrong:
+            also = " (sparse)" if row.workload.kind == "sparse" and row.optimizer != "SparseAdam" else ""
+            lines.setdefault(row.optimizer + also, []).append(row)
+    for n, (name, own) in enumerate(sorted(lines.items())):
+        elements = [r.workload.stepped for r in own]
+        spreads = [quartiles(r.round_ratios) or (0.0, 0.0) for r in own]
+        style: dict[str, Any] = {
+            "marker": "os^Dv"[(n + n // 10) % 5],
+            "markersize": 4,
+            "color": f"C{n % 10}",
+            "linestyle": "-" if n < 10 else "--",
+        }
+        axes.plot(elements, [r.ratio or math.nan for r in own], label=name, **style)
+        axes.vlines(elements, *zip(*spreads, strict=True), color=style["color"], alpha=0.5)
     axes.axhline(1.0, color="0.5", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="elements stepped", ylabel="torch's fastest mode / fast")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, which="major", alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, ncols=2)
+    if lines:
+        figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(file, dpi=150)

@@ -7,6 +7,8 @@ speed is its share of the ceiling.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -37,10 +39,11 @@ def _three(p: float, g: float, a: float, b: float, d: float, c: float) -> tuple[
     return c * p + g, c * a, c * b, c * d
 
 
+_UPDATES: tuple[Callable[..., tuple[float, ...]], ...] = (_none, _one, _two, _three)
 #: By the number of buffers.
 RULES = tuple(
     Rule(f"ceiling_{n}", _prepare, update, buffers={name: Buffer() for name in "abd"[:n]})
-    for n, update in enumerate((_none, _one, _two, _three))
+    for n, update in enumerate(_UPDATES)
 )
 
 

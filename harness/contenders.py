@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ class Contender:
 
 
 def _norm(tensors: Iterable[torch.Tensor]) -> float:
-    return float(sum(torch.linalg.vector_norm(t, dtype=torch.float64).item() ** 2 for t in tensors)) ** 0.5
+    return math.hypot(*(torch.linalg.vector_norm(t, dtype=torch.float64).item() for t in tensors))
 
 
 def modes(name: str, kind: str, *, compiled: bool) -> tuple[str, ...]:
