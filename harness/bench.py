@@ -29,6 +29,8 @@ PATIENCE = 20.0
 _FEW_ROUNDS = 3
 #: Seconds that a batch takes at least.
 _BATCH = 0.01
+#: Steps of a batch of an optimizer that gets nearer to a minimum with each: the same for all, and few.
+_HISTORY_BATCH = 5
 #: Steps before the comparison: the second is the first that finds a state.
 _COMPARED_STEPS = 2
 #: Of the way that torch's parameters went: far above any rounding, Muon's bfloat16 included, far below a wrong update.
@@ -294,7 +296,7 @@ def _rounds(timed: list[tuple[Timing, Callable[[], Any]]], row: Row, settings: S
     warm_up = row.options.get("history_size", 0)
     for timing, step in timed:
         clock(step, warm_up)
-        timing.batch = _batch(step, clock)
+        timing.batch = _HISTORY_BATCH if warm_up else _batch(step, clock)
     start, most = time.perf_counter(), settings.rounds or ROUNDS
     collecting = gc.isenabled()
     gc.disable()

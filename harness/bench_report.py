@@ -31,8 +31,11 @@ def duration(seconds: float) -> str:
     """Three digits and a unit."""
     size = abs(seconds)
     unit, name = next(((u, n) for u, n in _UNITS if size >= 0.9995 * u), _UNITS[-1])
-    value = seconds / unit
-    return f"{value:.{max(0, 2 - math.floor(math.log10(max(abs(value), 1))))}f} {name}"
+    return f"{_three(seconds / unit)} {name}"
+
+
+def _three(value: float) -> str:
+    return f"{value:.{max(0, 2 - math.floor(math.log10(max(abs(value), 1))))}f}"
 
 
 # --- Tables
@@ -88,7 +91,8 @@ def _ratio(row: Row) -> tuple[str, str]:
         return "", ""
     colour = "dim" if row.engine == "torch" else "green" if spread[0] > 1 else "red" if spread[1] < 1 else "yellow"
     middle = statistics.median(row.round_ratios)
-    return f"[{colour}]{row.ratio:.2f}[/]", f"[dim]{middle:.2f} ({spread[0]:.2f}-{spread[1]:.2f})[/]"
+    by_rounds = f"{_three(middle)} ({_three(spread[0])}-{_three(spread[1])})"
+    return f"[{colour}]{_three(row.ratio)}[/]", f"[dim]{by_rounds}[/]"
 
 
 def notes(rows: Iterable[Row]) -> list[str]:

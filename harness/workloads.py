@@ -110,8 +110,8 @@ class Workload:
 
         start = [normal(shape) for shape in self.shapes]
         if self.kind == "objective":
-            # A spectrum so wide that the minimum stays far away for as many iterations as are timed.
-            curvatures = [torch.logspace(-4, 0, p.numel()).reshape(p.shape).to(device) for p in start]
+            # A spectrum so wide that the minimum is not reached in a thousand iterations: there would be nothing to do then.
+            curvatures = [torch.logspace(-8, 0, p.numel()).reshape(p.shape).to(device) for p in start]
             return Problem(start, [], curvatures)
         if self.kind == "sparse":
             return Problem(start, [self._sparse(shape, normal, random) for shape in self.shapes], [])
