@@ -27,6 +27,8 @@ QUICK_ROUNDS = 3
 #: Seconds of timing after which a row is done where nobody asked for a number of rounds, once it has a few.
 PATIENCE = 20.0
 _FEW_ROUNDS = 3
+#: Seconds of one step above which a workload that nobody asked for is left out: torch's Muon, where bfloat16 is emulated.
+LONGEST = 60.0
 #: Seconds that a batch takes at least.
 _BATCH = 0.01
 #: Steps of a batch of an optimizer that gets nearer to a minimum with each: the same for all, and few.
@@ -50,12 +52,14 @@ class Settings:
         compiled: time ``torch.compile`` too.
         device: ``"cpu"`` or ``"cuda"``.
         seed: of the values.
+        patient: also time what takes more than :data:`LONGEST` a step.
     """
 
     rounds: int | None = None
     compiled: bool = False
     device: str = "cpu"
     seed: int = 0
+    patient: bool = True
 
 
 @dataclass
@@ -211,7 +215,7 @@ def rows(names: Sequence[str], workloads: Sequence[Workload], settings: Settings
             progress(f"{workload.name} {name}", done, total)
             done += 1
             row = Row(name, workload, options(name, workload))
-            row.note = _too_large(row, settings, made=problem is not None)
+            row.note = _too_large(row, settings, made=problem is not None) or _too_slow(row, settings)
             if not row.note:
                 problem = problem or workload.make(settings.seed, settings.device)
                 # Said aloud, or torch warns that it does not check what Adagrad and SGD make of sparse gradients.
@@ -244,6 +248,19 @@ def _too_large(row: Row, settings: Settings, *, made: bool) -> str:
     if needed <= _MEMORY * free:
         return ""
     return f"left out: it needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
+
+
+def _too_slow(row: Row, settings: Settings) -> str:
+    """Why a step would take too long, or nothing: judged by one matrix, whose products grow with its elements times its shorter side."""
+    if settings.patient or row.workload.kind != "matrices":
+        return ""
+    costs = [math.prod(shape) * min(shape) for shape in row.workload.shapes]
+    least = row.workload.shapes[costs.index(min(costs))]
+    one = build(row.optimizer, "forloop", row.options, dense(1, *least).make(settings.seed, settings.device))
+    seconds = _CLOCKS[settings.device](one.step, 1) * sum(costs) / min(costs)
+    if seconds <= LONGEST:
+        return ""
+    return f"left out: a step of torch takes about {seconds:.0f} s here; --workload {row.workload.name} times it all the same"
 
 
 def _time(row: Row, problem: Problem, settings: Settings) -> None:
@@ -305,8 +322,9 @@ def _rounds(timed: list[tuple[Timing, Callable[[], Any]]], row: Row, settings: S
             turn = n % max(len(timed), 1)
             for timing, step in (*timed[turn:], *timed[:turn]):
                 timing.seconds.append(clock(step, timing.batch) / timing.batch)
-            late = time.perf_counter() - start > PATIENCE
-            if settings.rounds is None and late and n + 1 >= _FEW_ROUNDS:
+            spent = time.perf_counter() - start
+            enough = n + 1 >= _FEW_ROUNDS or spent / (n + 1) > PATIENCE
+            if settings.rounds is None and spent > PATIENCE and enough:
                 break
     finally:
         if collecting:

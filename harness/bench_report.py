@@ -113,7 +113,7 @@ def notes(rows: Iterable[Row]) -> list[str]:
 def scaling_table(scalings: Sequence[Scaling]) -> Table:
     """The cost of a tensor and of an element, by contender."""
     names = [n for n in (*TIMED_MODES, FAST) if any(n in s.per_tensor for s in scalings)]
-    made = _table("optimizer", *(f"{n}/tensor" for n in names), *(f"{n}/element" for n in names))
+    made = _table("optimizer", *(f"{n}\n/tensor" for n in names), *(f"{n}\n/element" for n in names))
     for s in scalings:
         cells = [duration(d[n]) if n in d else "" for d in (s.per_tensor, s.per_element) for n in names]
         made.add_row(s.optimizer, *cells)

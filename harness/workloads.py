@@ -49,8 +49,9 @@ def _bert() -> list[Shape]:
     width = 768
     square: list[Shape] = [(width, width), (width,)]
     norm: list[Shape] = [(width,), (width,)]
+    words: list[Shape] = [(30522, width), (512, width), (2, width)]
     layer: list[Shape] = [*square * 4, *norm, (4 * width, width), (4 * width,), (width, 4 * width), (width,), *norm]
-    return [(30522, width), (512, width), (2, width), *norm, *layer * 12, *square]
+    return [*words, *norm, *layer * 12, *square]
 
 
 def _hidden(shapes: list[Shape]) -> list[Shape]:

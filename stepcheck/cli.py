@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import NoReturn
 
@@ -322,7 +323,8 @@ def bench(
     _writable(plot_file, "--plot")
     if threads is not None:
         torch.set_num_threads(threads)
-    settings = benchmark.Settings(rounds or (benchmark.QUICK_ROUNDS if quick else None), compiled, device, seed)
+    rounds = rounds or (benchmark.QUICK_ROUNDS if quick else None)
+    settings = benchmark.Settings(rounds, compiled, device, seed, patient=bool(workloads))
     start = time.perf_counter()
     about = bench_report.environment(device)
     _console.print(
@@ -330,8 +332,11 @@ def bench(
     )
     rows: list[benchmark.Row] = []
     with _bench_progress() as progress:
-        for workload in dict.fromkeys(WORKLOADS[w] for w in named):
-            timed = list(benchmark.rows(chosen, [workload], settings, progress))
+        asked = dict.fromkeys(WORKLOADS[w] for w in named)
+        for workload, of_workload in groupby(
+            benchmark.rows(chosen, list(asked), settings, progress), lambda r: r.workload
+        ):
+            timed = list(of_workload)
             rows += timed
             if any(t.seconds for r in timed for t in r.timings):
                 _console.print(bench_report.title(workload))
@@ -360,6 +365,9 @@ def _bench_progress() -> Iterator[benchmark.Progress]:
         yield lambda what, done, total: None
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    # It is drawn between rows alone: a thread that draws would be timed too.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
         task = progress.add_task("")
-        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
+        yield lambda what, done, total: progress.update(
+            task, description=what, completed=done, total=total, refresh=True
+        )
