@@ -56,7 +56,7 @@ def _bert() -> list[Shape]:
 
 def _hidden(shapes: list[Shape]) -> list[Shape]:
     """The matrices that Muon is meant for: not embeddings, which other optimizers step."""
-    return [s for s in shapes if len(s) == 2][2:]
+    return list(filter(lambda shape: len(shape) == 2, shapes))[2:]
 
 
 def _beyond_cache() -> int:
