@@ -24,8 +24,8 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """The long and statistical tests."""
-    _install(session, "-e", ".[test]")
+    """The long and statistical tests; arguments go to pytest."""
+    _install(session, "-e", ".[test,bench]")
     session.run("pytest", "-m", "slow", *session.posargs)
 
 
@@ -73,3 +73,10 @@ def hunt(session: nox.Session) -> None:
     """Ten times as many lives as usual, of every subject: for false alarms, and for what is rare."""
     _install(session, "-e", ".")
     session.run("stepcheck", "check", "torch", "--examples", "2000", "--seed", "1", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """torch.optim and stepcheck.fast, timed in turns; writes ``reports/bench.json`` and ``reports/bench.png``."""
+    _install(session, "-e", ".[plot]")
+    session.run("stepcheck", "bench", "--json", "reports/bench.json", "--plot", "reports/bench.png", *session.posargs)

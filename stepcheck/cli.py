@@ -7,25 +7,33 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import NoReturn
 
 import click
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from stepcheck import __version__
-from stepcheck.harness import campaign, report, store, workers
+from stepcheck.harness import bench as benchmark
+from stepcheck.harness import bench_report, campaign, report, store, workers
 from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.checks import CHECKS, Finding
 from stepcheck.harness.ledger import Entry
 from stepcheck.harness.subjects import FAMILIES, TORCH_MODES, Subject, UsageError, resolve, torch_subject
 from stepcheck.harness.trace import DTYPES, TraceError
 from stepcheck.harness.verdict import Divergence, Result
+from stepcheck.harness.workloads import QUICK, WORKLOADS, takes
 from stepcheck.reference import SPECS
 
 CONFORMS, DIVERGES, BAD_USAGE, UNKNOWN = 0, 1, 2, 3
+
+_COMPILED_HELP = (
+    "Also torch.compile(optimizer.step); compiling is not timed, but takes seconds to minutes for each row."
+)
 
 # Without a terminal nobody folds lines: scripts and logs want them whole.
 _console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160, soft_wrap=True)
@@ -147,13 +155,13 @@ def _named(subjects: dict[str, Subject]) -> str:
     return f"{names[0]} does" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more do"
 
 
-def _writable(file: Path | None) -> None:
+def _writable(file: Path | None, option: str = "--json") -> None:
     """Find out before the run, not after it."""
     if file is not None:
         try:
             file.touch()
         except OSError as error:
-            raise UsageError(f"--json {file}: cannot be written ({error.strerror}); choose another file") from None
+            raise UsageError(f"{option} {file}: cannot be written ({error.strerror}); choose another file") from None
 
 
 def _status(results: Sequence[Result], replayed: Sequence[workers.Replayed]) -> int:
@@ -265,3 +273,101 @@ def _worst(found: Iterator[tuple[Finding, Entry | None]]) -> tuple[Finding, Entr
     """The first that the ledger does not explain, else the first."""
     outcomes = list(found)
     return next((o for o in outcomes if o[1] is None), outcomes[0] if outcomes else None)
+
+
+@commands.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", type=click.Choice(list(SPECS)))
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--workload", "workloads", type=click.Choice(list(WORKLOADS)), multiple=True, metavar="NAME",
+              help=f"What is stepped, repeatable (default all): {', '.join(WORKLOADS)}.")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1),
+              help=f"Batches of each contender (default {benchmark.ROUNDS}; fewer where they take more than "
+                   f"{benchmark.PATIENCE:.0f} s, unless asked for).")  # fmt: skip
+@click.option("--quick", is_flag=True, help=f"Small workloads alone, {benchmark.QUICK_ROUNDS} rounds.")
+@click.option("--compiled", is_flag=True, help=_COMPILED_HELP)
+@click.option("--scaling", is_flag=True, help="Also what a further tensor costs, and a further element.")
+@click.option("--threads", type=click.IntRange(1), help="Of torch and fast alike (default: torch's).")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same values."
+)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here.")
+@click.option("--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path),
+              help="Draw ratios over numbers of elements here; needs matplotlib.")  # fmt: skip
+def bench(
+    names: tuple[str, ...],
+    device: str,
+    workloads: tuple[str, ...],
+    rounds: int | None,
+    quick: bool,
+    compiled: bool,
+    scaling: bool,
+    threads: int | None,
+    seed: int,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> int:
+    """Time steps of stepcheck.fast beside those of torch.optim in all its modes, in turns.
+
+    NAME is an optimizer, such as Adam; default all. Before anything is timed all contenders take the same steps; exit status is 1 if the
+    fast class comes somewhere else than torch.
+    """
+    benchmark.check_device(device)
+    chosen = names or tuple(SPECS)
+    named = workloads or (QUICK if quick else tuple(WORKLOADS))
+    for name in names:
+        if not any(takes(name, WORKLOADS[w]) for w in named):
+            possible = ", ".join(w.name for w in WORKLOADS.values() if takes(name, w))
+            raise UsageError(f"{name} is not timed on {', '.join(named)}; it is on {possible}")
+    _writable(json_file)
+    bench_report.check_plot(plot_file)
+    _writable(plot_file, "--plot")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    rounds = rounds or (benchmark.QUICK_ROUNDS if quick else None)
+    settings = benchmark.Settings(rounds, compiled, device, seed, patient=bool(workloads))
+    start = time.perf_counter()
+    about = bench_report.environment(device)
+    _console.print(
+        f"torch {about['torch']}, {about['processor']}, {about['threads']} threads, seed {seed}", markup=False
+    )
+    rows: list[benchmark.Row] = []
+    with _bench_progress() as progress:
+        asked = dict.fromkeys(WORKLOADS[w] for w in named)
+        for workload, of_workload in groupby(
+            benchmark.rows(chosen, list(asked), settings, progress), lambda r: r.workload
+        ):
+            timed = list(of_workload)
+            rows += timed
+            if any(t.seconds for r in timed for t in r.timings):
+                _console.print(bench_report.title(workload))
+                _console.print(bench_report.table(timed))
+        scalings = list(benchmark.scalings(chosen, settings, progress)) if scaling else []
+    if scalings:
+        _console.print("\n[bold]scaling[/]: what a further tensor of 64 elements costs, and a further element")
+        _console.print(bench_report.scaling_table(scalings))
+    _console.print()
+    for note in bench_report.notes(rows):
+        _console.print(note, markup=False)
+    _console.print(f"{bench_report.LEGEND} {time.perf_counter() - start:.0f} s in all.", markup=False)
+    if json_file is not None:
+        data = bench_report.to_json(__version__, settings, rows, scalings)
+        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    if plot_file is not None:
+        bench_report.plot(rows, plot_file)
+    return DIVERGES if any(r.wrong for r in rows) else CONFORMS
+
+
+@contextmanager
+def _bench_progress() -> Iterator[benchmark.Progress]:
+    """What is being timed, on standard error if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # It is drawn between rows alone: a thread that draws would be timed too.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
+        task = progress.add_task("")
+        yield lambda what, done, total: progress.update(
+            task, description=what, completed=done, total=total, refresh=True
+        )

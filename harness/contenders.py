@@ -1,0 +1,113 @@
+"""Who takes part in a benchmark: each mode of a class of ``torch.optim``, its fast class, and the ceiling."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stepcheck import fast
+from stepcheck.fast.kernels import Layout
+from stepcheck.fast.rules import Rule
+from stepcheck.harness import ceiling
+from stepcheck.harness.subjects import TORCH_MODES, torch_subject
+from stepcheck.harness.workloads import Problem
+
+#: The modes that are made for speed, or are what one gets.
+TIMED_MODES = ("forloop", "foreach", "fused", "compiled")
+FAST, CEILING = "fast", "ceiling"
+#: What a class keeps for each element, where no rule says: Adafactor of vectors, Muon.
+_USUAL_BUFFERS = 1
+
+
+@dataclass
+class Contender:
+    """Somebody who steps a problem.
+
+    Attributes:
+        name: the mode of torch, ``"fast"`` or ``"ceiling"``.
+        parameters: its own.
+        step: takes no arguments.
+        optimizer: whose step it is, if it is one's.
+    """
+
+    name: str
+    parameters: list[torch.Tensor]
+    step: Callable[[], Any]
+    optimizer: Any = None
+
+    def distance(self, reference: Contender, start: list[torch.Tensor]) -> float:
+        """How far its parameters are from the reference's, in lengths of the way that those came from ``start``."""
+        with torch.no_grad():
+            off = _norm(p - q for p, q in zip(self.parameters, reference.parameters, strict=True))
+            way = _norm(q - p for q, p in zip(reference.parameters, start, strict=True))
+        return off / way if way else float(off != 0)
+
+    @property
+    def served(self) -> tuple[str, str]:
+        """The engine that steps it, and why it is not another; of a class that does not say, torch."""
+        told = getattr(self.optimizer, "engine", ())
+        for engine, reason in told:
+            if engine == "torch":
+                return engine, reason
+        return (told[0].engine, "") if told else ("torch", "the class has no engine")
+
+
+def _norm(tensors: Iterable[torch.Tensor]) -> float:
+    return math.hypot(*(torch.linalg.vector_norm(t, dtype=torch.float64).item() for t in tensors))
+
+
+def modes(name: str, kind: str, *, compiled: bool) -> tuple[str, ...]:
+    """The modes of ``torch.optim.<name>`` that take a kind of workload; the first is the plain one."""
+    named = [mode for mode in TIMED_MODES if mode in TORCH_MODES[name] and (compiled or mode != "compiled")]
+    return tuple(mode for mode in named if kind != "sparse" or torch_subject(name, mode).sparse)
+
+
+def fast_class(name: str) -> Any:
+    """The class of :mod:`stepcheck.fast`, or ``None`` where there is none yet."""
+    return getattr(fast, name, None)
+
+
+def layout(name: str, options: Mapping[str, Any]) -> Layout | None:
+    """The streams of a float32 parameter, where the step is a rule."""
+    cls = fast_class(name)
+    rule = getattr(cls, "rule", None)
+    if not isinstance(rule, Rule):
+        return None
+    group = cls([torch.zeros(1, requires_grad=True)], **options).param_groups[0]
+    return Layout(rule, "float32", rule.present(group))
+
+
+def buffers(name: str, options: Mapping[str, Any]) -> int:
+    """About how many tensors like its parameter an optimizer keeps."""
+    found = layout(name, options)
+    if found is not None:
+        return len(found.buffers)
+    return 2 * options["history_size"] + 6 if "history_size" in options else _USUAL_BUFFERS
+
+
+def build(name: str, contender: str, options: Mapping[str, Any], problem: Problem) -> Contender:
+    """A contender with parameters of its own.
+
+    Raises:
+        RuntimeError: it is not supported here; the message says why.
+    """
+    if contender == CEILING:
+        found = layout(name, options)
+        assert found is not None
+        own = [p.clone() for p in problem.start]
+        return Contender(CEILING, own, ceiling.launch(own, problem.gradients, len(found.buffers)).run)
+    parameters, closure = problem.parameters()
+    if contender == FAST:
+        optimizer = fast_class(name)(parameters, **options)
+    else:
+        subject = torch_subject(name, contender)
+        if subject.unsupported:
+            raise RuntimeError(subject.unsupported)
+        optimizer = subject.make(parameters, **options, **subject.mode_options)
+    step = optimizer.step if closure is None else functools.partial(optimizer.step, closure)
+    return Contender(contender, parameters, step, optimizer)
