@@ -961,6 +961,11 @@ class Adafactor(Fast, torch.optim.Adafactor):
     _numbers: ClassVar[tuple[str, ...]] = ("step",)
     _plan: _Plan | None = None
 
+    @classmethod
+    def kernels(cls) -> Iterator[Kernel]:
+        yield prepare_kernel()
+        yield from map(step_kernel, COMPUTED)
+
     def _served(self, group: Group) -> Served:
         for p in group["params"]:
             reason = exotic(p) or _foreign(p, self.state.get(p, {}))

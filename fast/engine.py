@@ -20,7 +20,7 @@ import torch
 from stepcheck.fast import kernels, native
 from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import ENTRIES, Rule, option
-from stepcheck.fast.tensors import Addresses, Entries, Items, Looks, Words
+from stepcheck.fast.tensors import Addresses, Looks, Watch, Words
 
 #: Elements of a chunk at most: a few streams of as many fit into a second-level cache.
 CHUNK = 1 << 13
@@ -122,8 +122,8 @@ class Member:
     counters: Sequence[torch.Tensor]
     group: int
     fresh: bool = False
-    #: Of a sparse gradient: the elements that it names, as offsets in bytes for each stream, and the layout of what follows.
-    named: _Walk | None = None
+    #: Of a sparse gradient: the elements that it names.
+    named: _Walk | _Entries | None = None
 
 
 class _Walk(NamedTuple):
@@ -132,6 +132,15 @@ class _Walk(NamedTuple):
     length: int
     distances: tuple[int, ...]
     starts: Words  # (runs, streams)
+
+
+class _Entries(NamedTuple):
+    """The entries of a sparse gradient: each is one run, and there is one index for each."""
+
+    indices: torch.Tensor  # (entries,), int64
+    length: int
+    distances: tuple[int, ...]
+    strides: tuple[int, ...]  # from index to index, of the gradient from entry to entry; bytes
 
 
 def walk(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> _Walk:
@@ -180,6 +189,14 @@ def _pieces(row: int, way: _Walk, streams: int) -> Words:
     return table
 
 
+def _portions(row: int, entries: _Entries) -> Words:
+    """The chunks of entries, as many each as make a batch."""
+    count = len(entries.indices)
+    first = np.arange(0, count, max(1, BATCH // max(1, entries.length)), dtype=np.int64)
+    ends = np.append(first[1:], count)[: len(first)]
+    return np.stack([np.full(len(first), row, np.int64), first, ends], axis=1)
+
+
 class Launch:
     """The tables of one launch, and the kernels that it runs.
 
@@ -196,6 +213,9 @@ class Launch:
         chunks = []
         for r, (member, row) in enumerate(zip(members, self.rows, strict=True)):
             way = member.named or walk(_shape(member.tensors[0]), [_strides(t) for t in member.tensors])
+            if isinstance(way, _Entries):
+                row[layout.indices : layout.indices + 2] = way.indices.data_ptr(), way.length
+                row[layout.stride(0) :] = way.strides
             row[Layout.STRIDED] = way.length > 1 and way.distances != sizes
             row[Layout.GROUP], row[Layout.FRESH] = member.group, member.fresh
             row[layout.address(0) : layout.distance(0)] = [t.data_ptr() for t in member.tensors]
@@ -203,9 +223,13 @@ class Launch:
             for n, counter in enumerate(member.counters):
                 row[layout.counter(n)] = counter.data_ptr()
                 row[layout.counter(n) + 1] = counter.dtype is torch.float64
-            chunks.append(_pieces(r, way, streams))
+            chunks.append(_portions(r, way) if isinstance(way, _Entries) else _pieces(r, way, streams))
         self._chunks = np.ascontiguousarray(np.concatenate(chunks)) if chunks else np.zeros((0, 0), np.int64)
         counts = self._chunks[:, Layout.COUNT] if len(self._chunks) else np.zeros(0, np.int64)
+        if layout.indexed and len(counts):
+            counts = (self._chunks[:, Layout.OFFSETS] - counts) * self.rows[
+                self._chunks[:, Layout.ROW], layout.indices + 1
+            ]
         self.elements = int(counts.sum())
         self._batches = _batches(counts)
         self._words: Words = np.zeros(kernels.WORDS, np.int64)
@@ -217,7 +241,12 @@ class Launch:
         self._words[kernels.ROWS] = len(members)
         self._words[kernels.OPTION_TABLE] = options.ctypes.data
         self._at = self._words.ctypes.data
-        self._kept = (self._batches, options, [t for m in members for t in (m.tensors[0], *m.tensors[2:], *m.counters)])
+        self._kept = (
+            self._batches,
+            options,
+            [m.named for m in members],
+            [t for m in members for t in (m.tensors[0], *m.tensors[2:], *m.counters)],
+        )
         self.gradients = self.rows[:, layout.address(1)]
 
     def run(self) -> None:
@@ -287,23 +316,18 @@ class Plan:
 
     def _remember_state(self) -> None:
         """Which tensors of parameters and state the tables point to, under which keys, and where they are."""
-        self._parameters = [Items(group["params"]) for group in self._groups]
-        self._states = Items(list(self._state.values()))
-        self._held: list[torch.Tensor] = list(self._active)
         entries: list[tuple[State, str, torch.Tensor]] = []
         for launch, part in self._launches:
             for state in (self._state[p] for p in self._active[part]):
                 entries += [(state, key, state[key]) for key in (*self._rule.counters, *launch.layout.buffers)]
-        self._held += [tensor for *_, tensor in entries]
-        self._entries = Entries(entries)
-        self._held_addresses = Addresses(len(self._held))
-        self._expected = self._held_addresses.read(self._held).copy()
+        held = [*self._active, *(tensor for *_, tensor in entries)]
+        self._watch = Watch([*(g["params"] for g in self._groups), list(self._state.values())], entries, held)
 
     def holds(self, groups: list[Group]) -> bool:
         """Whether all that the tables depend on is as it was. Takes note of options and gradients on the way."""
         if len(groups) != len(self._groups) or not all(map(operator.is_, groups, self._groups)):
             return False
-        if not all(items.same(group["params"]) for items, group in zip(self._parameters, groups, strict=True)):
+        if not self._watch.same(*[group["params"] for group in groups], list(self._state.values())):
             return False
         if self._idle and any(p.grad is not None for p in self._idle):
             return False
@@ -312,13 +336,7 @@ class Plan:
         ):
             return False
         gradients = [p.grad for p in self._active]
-        if not (
-            self._gradients.same(gradients)
-            and self._states.same(list(self._state.values()))
-            and self._entries.same()
-            and np.array_equal(self._held_addresses.read(self._held), self._expected)
-            and self._read_options()
-        ):
+        if not (self._gradients.same(gradients) and self._read_options()):
             return False
         self._look(gradients)
         return True
@@ -395,6 +413,7 @@ class Plan:
                 gradient = gradient.coalesce()
                 member = self._member(layout, p, n, gradient._values())  # noqa: SLF001 - with no autograd to go through
                 member.named = _named(member, gradient)
+                layout = replace(layout, indexed=isinstance(member.named, _Entries))
             else:
                 member = self._member(layout, p, n, gradient.resolve_conj().resolve_neg())
             launches.setdefault(layout, []).append(member)
@@ -439,15 +458,18 @@ def counter(value: float) -> torch.Tensor:
     return torch.tensor(float(value), dtype=torch.float64 if wide else torch.float32)
 
 
-def _named(member: Member, gradient: torch.Tensor) -> _Walk:
-    """The runs of elements that a coalesced sparse gradient names: in the parameter, the values and the buffers."""
+def _named(member: Member, gradient: torch.Tensor) -> _Walk | _Entries:
+    """The elements that a coalesced sparse gradient names: in the parameter, the values and the buffers."""
     p, values, *buffers = member.tensors
     depth = gradient.sparse_dim()
-    indices = gradient._indices().numpy()  # noqa: SLF001
     whole = [_strides(t) for t in (p, *buffers)]
     inner = [strides[depth:] for strides in whole]
     way = walk(_shape(p)[depth:], [inner[0], _strides(values)[1:], *inner[1:]])
-    found = [indices.T @ np.array(strides[:depth], np.int64) for strides in whole]
+    indices = gradient._indices()  # noqa: SLF001 - with no autograd to go through
+    if depth == 1 and len(way.starts) == 1 and indices.is_contiguous():
+        outer = [strides[0] for strides in whole]
+        return _Entries(indices[0], way.length, way.distances, (outer[0], _strides(values)[0], *outer[1:]))
+    found = [indices.numpy().T @ np.array(strides[:depth], np.int64) for strides in whole]
     each = np.arange(indices.shape[1], dtype=np.int64) * _strides(values)[0]
     starts = np.stack([found[0], each, *found[1:]], axis=1)
     return way._replace(starts=(starts[:, None] + way.starts[None]).reshape(-1, len(member.tensors)))

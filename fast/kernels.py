@@ -15,7 +15,7 @@ import functools
 import inspect
 import itertools
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from stepcheck.fast.native import Kernel, kernel
@@ -38,6 +38,9 @@ class Layout:
         buffers: those of the rule's that are present.
         unscales: gradients are multiplied by the scalar ``unscale`` first, and written back.
         gradient: what the gradient is stored in, if not in the same.
+        indexed: the gradient has the entries of a sparse tensor, whose indices say which elements of the others are meant. A row then
+            has the address of the indices, the length of an entry, and distances from entry to entry (gradient) or from index
+            to index (others); a chunk is a range of entries.
     """
 
     rule: Rule
@@ -45,6 +48,7 @@ class Layout:
     buffers: tuple[str, ...]
     unscales: bool = False
     gradient: str = ""
+    indexed: bool = False
 
     def stored(self, stream: str) -> str:
         """What a stream is stored in."""
@@ -72,15 +76,22 @@ class Layout:
         return self.FIRST + 2 * len(self.streams) + 2 * n
 
     @property
-    def row_words(self) -> int:
+    def indices(self) -> int:
         return self.counter(len(self.rule.counters))
+
+    def stride(self, stream: int) -> int:
+        return self.indices + 2 + stream
+
+    @property
+    def row_words(self) -> int:
+        return self.stride(len(self.streams)) if self.indexed else self.indices
 
     # Columns of a chunk.
     ROW, COUNT, OFFSETS = range(3)
 
     @property
     def chunk_words(self) -> int:
-        return self.OFFSETS + len(self.streams)
+        return self.OFFSETS + (1 if self.indexed else len(self.streams))
 
     @property
     def bytes_per_element(self) -> int:
@@ -122,25 +133,15 @@ def prepare_kernel(layout: Layout) -> Kernel:
     return kernel(prepare_source(layout))
 
 
-def compile_kernels(rule: Rule, dtypes: Iterable[str] = tuple(COMPUTED)) -> int:
-    """Compile, or load, the kernels of a rule for these real dtypes, with and without each buffer that options do without.
-
-    The first step does that for itself; ahead of time it is worth a call where no step may take long, or to fill the cache of an image.
-
-    Returns:
-        How many kernels there are.
-    """
+def kernels_of(rule: Rule, dtypes: Iterable[str] = tuple(COMPUTED)) -> Iterator[Kernel]:
+    """The kernels of a rule for these real dtypes, with and without each buffer that options do without; made one by one."""
     optional = [name for name, buffer in rule.buffers.items() if buffer.present is not always]
     chosen = [set(c) for n in range(len(optional) + 1) for c in itertools.combinations(optional, n)]
-    layouts = [
-        Layout(rule, dtype, tuple(b for b in rule.buffers if b not in optional or b in present))
-        for dtype in dtypes
-        for present in chosen
-    ]
-    for layout in layouts:
-        prepare_kernel(layout)
-        step_kernel(layout)
-    return len(layouts)
+    for dtype in dtypes:
+        for present in chosen:
+            layout = Layout(rule, dtype, tuple(b for b in rule.buffers if b not in optional or b in present))
+            yield prepare_kernel(layout)
+            yield step_kernel(layout)
 
 
 def step_source(layout: Layout) -> str:
@@ -160,14 +161,27 @@ def step_source(layout: Layout) -> str:
 
     names = ", ".join(("n", *(f"a_{s}" for s in streams), *scalars))
     distances = ", ".join(f"d_{s}" for s in streams)
-    chunk = ["row = rows + load_int64(chunk, 0) * ROW", "n = load_int64(chunk, 1)"]
-    chunk += [
-        f"a_{s} = load_int64(row, {layout.address(i)}) + load_int64(chunk, {layout.OFFSETS + i})"
-        for i, s in enumerate(streams)
-    ]
-    chunk += [f"scalar = scalars + load_int64(chunk, 0) * {8 * len(scalars)}"]
+    bases = [f"load_int64(row, {layout.address(i)})" for i in range(len(streams))]
+    chunk = ["row = rows + load_int64(chunk, 0) * ROW", f"scalar = scalars + load_int64(chunk, 0) * {8 * len(scalars)}"]
     chunk += [f"{name} = real(load_float64(scalar, {i}))" for i, name in enumerate(scalars)]
     strided = [f"d_{s} = load_int64(row, {layout.distance(i)})" for i, s in enumerate(streams)]
+    run = [
+        f"if load_int64(row, {layout.STRIDED}) == 0:", f"    dense({names})", "else:",
+        *(f"    {line}" for line in strided), f"    strided({names}, {distances})",
+    ]  # fmt: skip
+    if layout.indexed:
+        chunk += [f"n, indices = load_int64(row, {layout.indices + 1}), load_int64(row, {layout.indices})"]
+        chunk += [f"b_{s}, o_{s} = {bases[i]}, load_int64(row, {layout.stride(i)})" for i, s in enumerate(streams)]
+        chunk += [
+            "for entry in range(load_int64(chunk, 1), load_int64(chunk, 2)):",
+            "    index = load_int64(indices, entry)",
+        ]
+        chunk += [f"    a_{s} = b_{s} + {'entry' if s == 'g' else 'index'} * o_{s}" for s in streams]
+        chunk += [f"    {line}" for line in run]
+    else:
+        chunk += ["n = load_int64(chunk, 1)"]
+        chunk += [f"a_{s} = {bases[i]} + load_int64(chunk, {layout.OFFSETS + i})" for i, s in enumerate(streams)]
+        chunk += run
     return f"""
 real = {COMPUTED[layout.dtype]}
 ROW = {8 * layout.row_words}
@@ -196,11 +210,6 @@ def kernel(launch):
         for c in range(load_int64(table, batch), load_int64(table, batch + 1)):
             chunk = chunks + c * {8 * layout.chunk_words}
 {_lines(chunk, 3)}
-            if load_int64(row, {layout.STRIDED}) == 0:
-                dense({names})
-            else:
-{_lines(strided, 4)}
-                strided({names}, {distances})
 """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -20,8 +20,9 @@ from torch.optim.optimizer import (
 )
 
 from stepcheck.fast.engine import Group, Plan, Served, refusal
-from stepcheck.fast.kernels import compile_kernels
+from stepcheck.fast.kernels import kernels_of
 from stepcheck.fast.limits import problem
+from stepcheck.fast.native import Kernel
 from stepcheck.fast.rules import Rule
 
 Closure = Callable[[], Any]
@@ -41,6 +42,9 @@ class Fast(Optimizer):
     #: What a sparse gradient means to it; empty: it is refused.
     _sparse: ClassVar[str] = ""
     _stepping = False
+    #: What ``GradScaler`` sets for the time of a step: the factor in the gradients, and whether one of them is infinite.
+    grad_scale: torch.Tensor | None = None
+    found_inf: torch.Tensor | None = None
     #: ``GradScaler`` then leaves it to the step to undo the scaling.
     _step_supports_amp_scaling = True
 
@@ -48,6 +52,15 @@ class Fast(Optimizer):
     def _torch(cls) -> type[Optimizer]:
         """The class of ``torch.optim`` that this one replaces."""
         return next(c for c in cls.__mro__ if c.__module__.startswith("torch.optim"))
+
+    @classmethod
+    def kernels(cls) -> Iterator[Kernel]:
+        """The kernels of this class, compiled or loaded one by one.
+
+        A step makes those that it needs by itself. To go through them ahead of time is worth it where no step may take long, or to
+        fill the cache of an image.
+        """
+        return iter(())
 
     # Who does it
 
@@ -115,9 +128,8 @@ class Fast(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is None or not found_inf.item():
-            self._update(getattr(self, "grad_scale", None))
+        if self.found_inf is None or not self.found_inf.item():
+            self._update(self.grad_scale)
         return loss
 
     def _update(self, grad_scale: torch.Tensor | None) -> None:
@@ -232,9 +244,8 @@ class ByRule(Fast):
             cls._numbers, cls._sparse = tuple(cls.rule.counters), cls.rule.sparse
 
     @classmethod
-    def compile_kernels(cls) -> int:
-        """Compile or load all kernels of this class now instead of at the first step; how many there are."""
-        return compile_kernels(cls.rule)
+    def kernels(cls) -> Iterator[Kernel]:
+        return kernels_of(cls.rule)
 
     def _served(self, group: Group) -> Served:
         reason = refusal(self.rule, group, self.state)

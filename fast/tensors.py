@@ -22,7 +22,7 @@ from stepcheck.fast.native import kernel
 
 Words = npt.NDArray[np.int64]
 
-#: What the three kernels below call: of Python's C API, which borrows what it returns, and of torch.
+#: What the kernels below call: of Python's C API, which borrows what it returns, and of torch.
 _ADDRESSES = """
 def kernel(launch):
     tensors, count, out = load_int64(launch, 0), load_int64(launch, 1), load_int64(launch, 2)
@@ -30,23 +30,25 @@ def kernel(launch):
     for i in range(count):
         store_int64(out, i, call(pointer, call(item, tensors, i), 0))
 """
-_SAME_ITEMS = """
+_SAME = """
 def kernel(launch):
-    objects, count, expected = load_int64(launch, 0), load_int64(launch, 1), load_int64(launch, 2)
-    item, same = load_int64(launch, 3), 1
-    for i in range(count):
-        if call(item, objects, i) != load_int64(expected, i):
+    lists, entries, held = load_int64(launch, 0), load_int64(launch, 2), load_int64(launch, 4)
+    item, entry, pointer = load_int64(launch, 6), load_int64(launch, 7), load_int64(launch, 8)
+    same = 1
+    for i in range(load_int64(launch, 1)):
+        objects, expected = load_int64(lists + 24 * i, 0), load_int64(lists + 24 * i, 2)
+        for j in range(load_int64(lists + 24 * i, 1)):
+            if call(item, objects, j) != load_int64(expected, j):
+                same = 0
+    for i in range(load_int64(launch, 3)):
+        row = entries + 24 * i
+        if call(entry, load_int64(row, 0), load_int64(row, 1)) != load_int64(row, 2):
             same = 0
-    store_int64(launch, 4, same)
-"""
-_SAME_ENTRIES = """
-def kernel(launch):
-    table, count, item, same = load_int64(launch, 0), load_int64(launch, 1), load_int64(launch, 2), 1
-    for i in range(count):
-        row = table + 24 * i
-        if call(item, load_int64(row, 0), load_int64(row, 1)) != load_int64(row, 2):
+    for i in range(load_int64(launch, 5)):
+        row = held + 16 * i
+        if call(pointer, load_int64(row, 0), 0) != load_int64(row, 1):
             same = 0
-    store_int64(launch, 3, same)
+    store_int64(launch, 9, same)
 """
 
 
@@ -86,49 +88,57 @@ class Addresses:
         return self.values
 
 
-class Items:
-    """The very objects that a list held; they live as long as this."""
+class Watch:
+    """Whether lists hold the very objects that they held, dictionaries too under some keys, and tensors lie where they lay.
 
-    def __init__(self, objects: Sequence[Any]) -> None:
-        self._objects = list(objects)
+    All of them live as long as this.
+
+    Args:
+        lists: to compare other lists with.
+        entries: dictionaries, keys and what is there.
+        tensors: whose addresses must stay.
+    """
+
+    def __init__(
+        self,
+        lists: Sequence[list[Any]],
+        entries: Sequence[tuple[dict[str, Any], str, Any]],
+        tensors: Sequence[torch.Tensor],
+    ) -> None:
+        self._lists, self._entries, self._tensors = [list(objects) for objects in lists], list(entries), list(tensors)
+        self._lengths = [len(objects) for objects in self._lists]
         self._functions = _native_functions()
-        if self._functions is not None:
-            self._ids: Words = np.array([id(o) for o in self._objects], np.int64)
-            self._kernel = kernel(_SAME_ITEMS)
-            words = [0, len(self._ids), self._ids.ctypes.data, self._functions[0], 0]
-            self._launch: Words = np.array(words, np.int64)
-            self._at = self._launch.ctypes.data
+        addresses = [t.data_ptr() for t in self._tensors]
+        if self._functions is None:
+            self._addresses = addresses
+            return
+        self._ids = [np.array([id(o) for o in objects], np.int64) for objects in self._lists]
+        rows = [[0, len(ids), ids.ctypes.data] for ids in self._ids]
+        self._list_table: Words = np.array(rows, np.int64).reshape(-1, 3)
+        self._entry_table: Words = np.array([[id(d), id(k), id(v)] for d, k, v in self._entries], np.int64).reshape(
+            -1, 3
+        )
+        held = [[id(t), address] for t, address in zip(self._tensors, addresses, strict=True)]
+        self._held_table: Words = np.array(held, np.int64).reshape(-1, 2)
+        tables = (self._list_table, self._entry_table, self._held_table)
+        words = [word for table in tables for word in (table.ctypes.data, len(table))]
+        self._launch: Words = np.array([*words, *self._functions, 0], np.int64)
+        self._at, self._kernel = self._launch.ctypes.data, kernel(_SAME)
 
-    def same(self, objects: list[Any]) -> bool:
-        """Whether a list holds those, in that order, and no others."""
-        if len(objects) != len(self._objects):
+    def same(self, *lists: list[Any]) -> bool:
+        """Whether ``lists``, as many as there were, hold what those held, and all else is as it was."""
+        if list(map(len, lists)) != self._lengths:
             return False
-        if self._functions is None:
-            return all(map(operator.is_, objects, self._objects))
-        self._launch[0] = id(objects)
-        self._kernel.run_held(self._at)
-        return bool(self._launch[4])
-
-
-class Entries:
-    """The very objects that dictionaries held under some keys; they, and the dictionaries, live as long as this."""
-
-    def __init__(self, entries: Sequence[tuple[dict[str, Any], str, Any]]) -> None:
-        self._entries = list(entries)
-        self._functions = _native_functions()
         if self._functions is not None:
-            self._table: Words = np.array([[id(d), id(k), id(v)] for d, k, v in self._entries], np.int64).reshape(-1, 3)
-            self._kernel = kernel(_SAME_ENTRIES)
-            words = [self._table.ctypes.data, len(self._table), self._functions[1], 0]
-            self._launch: Words = np.array(words, np.int64)
-            self._at = self._launch.ctypes.data
-
-    def same(self) -> bool:
-        """Whether they hold the same ones still."""
-        if self._functions is None:
-            return all(d.get(k) is v for d, k, v in self._entries)
-        self._kernel.run_held(self._at)
-        return bool(self._launch[3])
+            # The lists, and what they hold, live until this returns; the GIL is kept, so nobody else changes them.
+            self._list_table[:, 0] = list(map(id, lists))
+            self._kernel.run_held(self._at)
+            return bool(self._launch[-1])
+        return (
+            all(all(map(operator.is_, *pair)) for pair in zip(lists, self._lists, strict=True))
+            and all(d.get(k) is v for d, k, v in self._entries)
+            and [t.data_ptr() for t in self._tensors] == self._addresses
+        )
 
 
 def _looks(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -168,7 +168,8 @@ class Campaign:
         if not self.dtypes:
             return self._unsupported(f"it takes {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}")
         self.decode = decoder(self.subject, self.dtypes)
-        self.subject.prepare()
+        for _ in self.subject.prepare():
+            self.progress(0, self.settings.examples or 0)  # a sign of life
         start = time.perf_counter()
         self.deadline = math.inf if self.settings.seconds is None else start + self.settings.seconds
         # A subject whose traces cost more is given fewer; its row in the report says how many.

@@ -8,7 +8,7 @@ import inspect
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -263,7 +263,7 @@ class Subject:
         tensor_lr: it takes a learning rate that is a tensor.
         callee: what a repro calls to construct it: ``torch.optim.Adam``.
         imports: the import statement that a repro needs for it, if any.
-        prepare: what takes long once and is no part of a step, such as compiling; done before it plays.
+        prepare: what takes long once and is no part of a step, such as compiling, piece by piece; done before it plays.
     """
 
     name: str
@@ -284,7 +284,7 @@ class Subject:
     unsupported: str = ""
     mode: str = ""
     tensor_lr: bool = False
-    prepare: Callable[[], object] = lambda: None
+    prepare: Callable[[], Iterable[object]] = tuple
 
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options to pass: where its own defaults may rightly differ from the Spec's, all that it has."""
@@ -395,7 +395,7 @@ def fast_subject(name: str) -> Subject:
         dtypes=_torch_dtypes(spec, {}, ""),
         cost=2 if spec.closure or spec.products else 1,
         tensor_lr=True,
-        prepare=getattr(getattr(fast, name), "compile_kernels", lambda: None),
+        prepare=getattr(fast, name).kernels,
     )
 
 

@@ -116,25 +116,34 @@ class TestWatching:
         these = [torch.empty(3), torch.empty(5)[2:], torch.empty(0), torch.empty(2, requires_grad=True)]
         assert tensors.Addresses(4).read(these).tolist() == [t.data_ptr() for t in these]
 
-    def test_items(self):
+    def test_objects_of_lists(self):
         these = [torch.ones(2), torch.ones(2), {}]
-        items = tensors.Items(these)
-        assert items.same(list(these))
-        assert not items.same(these[:2])
-        assert not items.same([these[0], these[0], these[2]])
-        assert not items.same([these[0], these[1], {}])
-        assert tensors.Items([]).same([])
+        watch = tensors.Watch([these, []], [], [])
+        assert watch.same(list(these), [])
+        assert not watch.same(these[:2], [])
+        assert not watch.same(these, [1])
+        assert not watch.same([these[0], these[0], these[2]], [])
+        assert not watch.same([these[0], these[1], {}], [])
 
-    def test_entries(self):
+    def test_entries_of_dictionaries(self):
         one, other = {"step": torch.ones(())}, {"step": torch.ones(()), "exp_avg": torch.ones(2)}
-        entries = tensors.Entries([(one, "step", one["step"]), (other, "exp_avg", other["exp_avg"])])
-        assert entries.same()
+        watch = tensors.Watch([], [(one, "step", one["step"]), (other, "exp_avg", other["exp_avg"])], [])
+        assert watch.same()
         other["step"] = torch.zeros(())
-        assert entries.same()
+        assert watch.same()
         other["exp_avg"] = torch.ones(2)
-        assert not entries.same()
+        assert not watch.same()
         del other["exp_avg"]
-        assert not entries.same()
+        assert not watch.same()
+
+    def test_places_of_tensors(self):
+        these = [torch.ones(2), torch.ones(3)]
+        watch = tensors.Watch([], [], these)
+        assert watch.same()
+        these[1].mul_(2)
+        assert watch.same()
+        these[1].data = torch.ones(3)
+        assert not watch.same()
 
 
 @pytest.mark.parametrize("guarded", [True, False], ids=["guards", "plain"])
