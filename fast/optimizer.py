@@ -42,9 +42,6 @@ class Fast(Optimizer):
     #: What a sparse gradient means to it; empty: it is refused.
     _sparse: ClassVar[str] = ""
     _stepping = False
-    #: What ``GradScaler`` sets for the time of a step: the factor in the gradients, and whether one of them is infinite.
-    grad_scale: torch.Tensor | None = None
-    found_inf: torch.Tensor | None = None
     #: ``GradScaler`` then leaves it to the step to undo the scaling.
     _step_supports_amp_scaling = True
 
@@ -128,8 +125,10 @@ class Fast(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self.found_inf is None or not self.found_inf.item():
-            self._update(self.grad_scale)
+        # What GradScaler sets for the time of a step: the factor in the gradients, and whether one of them is infinite.
+        found_inf = self.__dict__.get("found_inf")
+        if found_inf is None or not found_inf.item():
+            self._update(self.__dict__.get("grad_scale"))
         return loss
 
     def _update(self, grad_scale: torch.Tensor | None) -> None:
@@ -156,11 +155,14 @@ class Fast(Optimizer):
                 p.grad.mul_(factor)
         step: Any = self._torch().step
         step = step.__wrapped__ if getattr(step, "hooked", False) else step
-        whole, self.param_groups, self.grad_scale = self.param_groups, groups, None
+        whole, self.param_groups = self.param_groups, groups
+        scale = self.__dict__.pop("grad_scale", None)
         try:
             step(self)
         finally:
-            self.param_groups, self.grad_scale = whole, grad_scale
+            self.param_groups = whole
+            if scale is not None:
+                self.__dict__["grad_scale"] = scale
 
     def _patch_step_function(self) -> None:
         # torch's own looks for a profiler at the cost of a hundred small parameters, and wraps each class of a family anew.

@@ -82,8 +82,10 @@ def list_() -> int:
         sparse = {"": "", "only": "; sparse gradients alone"}.get(SPECS[name].sparse, "; sparse gradients")
         _console.print(f"  {'':<11}[dim]{', '.join(told)}{sparse}[/]")
     _console.print("  A mode in parentheses is unsupported here: stepcheck check says why.", markup=False)
+    _console.print("  stepcheck.fast has all of them, in the same dtypes: fast:NAME.")
     _console.print(
-        "  Subjects: torch, torch:Adam, torch:Adam[foreach], or package.module:Class --like NAME", markup=False
+        "  Subjects: torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, or package.module:Class --like NAME",
+        markup=False,
     )
     _console.print("[bold]checks[/]")
     for check in CHECKS.values():
@@ -127,7 +129,8 @@ def check(
 ) -> int:
     """Play fuzzed lives of SUBJECTS and judge every step against the reference.
 
-    SUBJECT is torch, torch:Adam, torch:Adam[foreach], or package.module:ClassOrFactory with --like.
+    SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, or package.module:ClassOrFactory with --like. Without any: torch and
+    fast.
     """
     chosen = {s.name: s for text in subjects or FAMILIES for s in resolve(text, like)}
     if dtypes and not any(set(dtypes) & set(s.dtypes) for s in chosen.values()):

@@ -36,6 +36,12 @@ CASES = [
     for options in OPTIONS
     if set(options) <= set(inspect.signature(getattr(torch.optim, name)).parameters)
 ]
+
+
+class Tagged(torch.Tensor):
+    """A tensor of a class of its own."""
+
+
 #: Both sides round: a few units in the last place of numbers of about 1, over a few steps.
 CLOSE = {torch.float64: 1e-13, torch.float32: 5e-6, torch.complex64: 5e-6}
 
@@ -310,6 +316,18 @@ def test_a_step_with_infinite_gradients_is_skipped():
     assert scaler.get_scale() == 1.0
 
 
+def test_what_torch_steps_is_unscaled_too():
+    p, q = torch.ones(2).as_subclass(Tagged).requires_grad_(), torch.ones(2, requires_grad=True)
+    optimizer, scaler = fast.SGD([p, q], lr=0.5), torch.amp.GradScaler("cpu", init_scale=256.0)
+    for _ in range(2):
+        scaler.scale(p.as_subclass(torch.Tensor).sum() + q.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert optimizer.engine[0].engine == "torch"
+    assert p.tolist() == q.tolist() == [0.0, 0.0]
+
+
 # --- Where torch is wrong
 
 
@@ -377,10 +395,6 @@ def test_a_graph_older_than_the_step_is_refused():
 
 
 # --- Who does it
-
-
-class Tagged(torch.Tensor):
-    """A tensor of a class of its own."""
 
 
 @pytest.mark.parametrize(
