@@ -156,13 +156,13 @@ class Fast(Optimizer):
         step: Any = self._torch().step
         step = step.__wrapped__ if getattr(step, "hooked", False) else step
         whole, self.param_groups = self.param_groups, groups
-        scale = self.__dict__.pop("grad_scale", None)
+        # Of scaled gradients, torch's plain code takes no note but to refuse them.
+        scaling = {name: self.__dict__.pop(name) for name in ("grad_scale", "found_inf") if name in self.__dict__}
         try:
             step(self)
         finally:
             self.param_groups = whole
-            if scale is not None:
-                self.__dict__["grad_scale"] = scale
+            self.__dict__.update(scaling)
 
     def _patch_step_function(self) -> None:
         # torch's own looks for a profiler at the cost of a hundred small parameters, and wraps each class of a family anew.

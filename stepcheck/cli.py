@@ -18,15 +18,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from stepcheck import __version__
-from stepcheck.harness import bench as benchmark
-from stepcheck.harness import bench_report, campaign, report, store, workers
+from stepcheck.harness import campaign, report, store, workers
+from stepcheck.harness.bench import rounds as benchmark
+from stepcheck.harness.bench import tables
+from stepcheck.harness.bench.workloads import QUICK, WORKLOADS, takes
 from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.checks import CHECKS, Finding
 from stepcheck.harness.ledger import Entry
 from stepcheck.harness.subjects import FAMILIES, TORCH_MODES, Subject, UsageError, resolve, torch_subject
 from stepcheck.harness.trace import DTYPES, TraceError
 from stepcheck.harness.verdict import Divergence, Result
-from stepcheck.harness.workloads import QUICK, WORKLOADS, takes
 from stepcheck.reference import SPECS
 
 CONFORMS, DIVERGES, BAD_USAGE, UNKNOWN = 0, 1, 2, 3
@@ -322,14 +323,14 @@ def bench(
             possible = ", ".join(w.name for w in WORKLOADS.values() if takes(name, w))
             raise UsageError(f"{name} is not timed on {', '.join(named)}; it is on {possible}")
     _writable(json_file)
-    bench_report.check_plot(plot_file)
+    tables.check_plot(plot_file)
     _writable(plot_file, "--plot")
     if threads is not None:
         torch.set_num_threads(threads)
     rounds = rounds or (benchmark.QUICK_ROUNDS if quick else None)
     settings = benchmark.Settings(rounds, compiled, device, seed, patient=bool(workloads))
     start = time.perf_counter()
-    about = bench_report.environment(device)
+    about = tables.environment(device)
     _console.print(
         f"torch {about['torch']}, {about['processor']}, {about['threads']} threads, seed {seed}", markup=False
     )
@@ -342,21 +343,21 @@ def bench(
             timed = list(of_workload)
             rows += timed
             if any(t.seconds for r in timed for t in r.timings):
-                _console.print(bench_report.title(workload))
-                _console.print(bench_report.table(timed))
+                _console.print(tables.title(workload))
+                _console.print(tables.table(timed))
         scalings = list(benchmark.scalings(chosen, settings, progress)) if scaling else []
     if scalings:
         _console.print("\n[bold]scaling[/]: what a further tensor of 64 elements costs, and a further element")
-        _console.print(bench_report.scaling_table(scalings))
+        _console.print(tables.scaling_table(scalings))
     _console.print()
-    for note in bench_report.notes(rows):
+    for note in tables.notes(rows):
         _console.print(note, markup=False)
-    _console.print(f"{bench_report.LEGEND} {time.perf_counter() - start:.0f} s in all.", markup=False)
+    _console.print(f"{tables.LEGEND} {time.perf_counter() - start:.0f} s in all.", markup=False)
     if json_file is not None:
-        data = bench_report.to_json(__version__, settings, rows, scalings)
+        data = tables.to_json(__version__, settings, rows, scalings)
         json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     if plot_file is not None:
-        bench_report.plot(rows, plot_file)
+        tables.plot(rows, plot_file)
     return DIVERGES if any(r.wrong for r in rows) else CONFORMS
 
 

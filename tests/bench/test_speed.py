@@ -5,8 +5,8 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 
-from stepcheck.harness import contenders
-from stepcheck.harness.workloads import QUICK, WORKLOADS, options, takes
+from stepcheck.harness.bench import contenders
+from stepcheck.harness.bench.workloads import QUICK, WORKLOADS, options, takes
 from stepcheck.reference import SPECS
 
 CASES = [

@@ -16,9 +16,10 @@ from rich.console import Console
 
 from stepcheck import cli, fast
 from stepcheck.fast.engine import Member
-from stepcheck.harness import bench, bench_report, ceiling, contenders, machine, workloads
-from stepcheck.harness.bench import Row, Settings, Timing
-from stepcheck.harness.workloads import WORKLOADS, Workload, dense, takes
+from stepcheck.harness.bench import ceiling, contenders, machine, tables, workloads
+from stepcheck.harness.bench import rounds as bench
+from stepcheck.harness.bench.rounds import Row, Settings, Timing
+from stepcheck.harness.bench.workloads import WORKLOADS, Workload, dense, takes
 from stepcheck.reference import SPECS
 
 TINY = dense(3, 5)
@@ -196,7 +197,7 @@ def test_a_wrong_mode_of_torch_is_not_the_best(monkeypatch):
     row.fast = Timing("fast", [1.0])
     assert row.best.name == "forloop"
     assert row.ratio == 2.0
-    assert bench_report.notes([row]) == ["Adam, torch's fused: differs from forloop by 0.5 of its way (3x5)"]
+    assert tables.notes([row]) == ["Adam, torch's fused: differs from forloop by 0.5 of its way (3x5)"]
 
 
 def test_who_cannot_be_built_says_why_and_the_rest_go_on(monkeypatch):
@@ -392,7 +393,7 @@ def test_a_plot_shows_a_line_for_each_optimizer(command, tmp_path):
     ],
 )
 def test_durations_have_three_digits(seconds, told):
-    assert bench_report.duration(seconds) == told
+    assert tables.duration(seconds) == told
 
 
 def test_the_widest_table_fits_into_a_hundred_columns():
@@ -400,7 +401,7 @@ def test_the_widest_table_fits_into_a_hundred_columns():
     row.torch = [Timing(name, [0.123]) for name in contenders.TIMED_MODES]
     row.fast, row.ceiling = Timing("fast", [0.00123]), Timing("ceiling", [0.00111])
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(bench_report.table([row]))
+    console.print(tables.table([row]))
     lines = console.export_text().splitlines()
     assert lines[0].split() == [
         "optimizer", "forloop", "foreach", "fused", "compiled", "fast", "ratio", "by", "rounds", "GB/s", "ceiling",

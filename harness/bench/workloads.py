@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.machine import MIB, cache_bytes
+from stepcheck.harness.bench.machine import MIB, cache_bytes
 
 Shape = tuple[int, ...]
 #: What the workload beyond the cache may take, all contenders together.

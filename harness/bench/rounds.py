@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcheck.harness import machine
-from stepcheck.harness.contenders import CEILING, FAST, Contender, buffers, build, fast_class, layout, modes
+from stepcheck.harness.bench import machine
+from stepcheck.harness.bench.contenders import CEILING, FAST, Contender, buffers, build, fast_class, layout, modes
+from stepcheck.harness.bench.workloads import Problem, Workload, dense, options, takes
 from stepcheck.harness.subjects import UsageError
-from stepcheck.harness.workloads import Problem, Workload, dense, options, takes
 
 ROUNDS = 15
 QUICK_ROUNDS = 3

@@ -13,9 +13,9 @@ import torch
 from stepcheck import fast
 from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import Rule
-from stepcheck.harness import ceiling
+from stepcheck.harness.bench import ceiling
+from stepcheck.harness.bench.workloads import Problem
 from stepcheck.harness.subjects import TORCH_MODES, torch_subject
-from stepcheck.harness.workloads import Problem
 
 #: The modes that are made for speed, or are what one gets.
 TIMED_MODES = ("forloop", "foreach", "fused", "compiled")
