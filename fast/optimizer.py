@@ -157,7 +157,9 @@ class Fast(Optimizer):
         step = step.__wrapped__ if getattr(step, "hooked", False) else step
         whole, self.param_groups = self.param_groups, groups
         # Of scaled gradients, torch's plain code takes no note but to refuse them.
-        scaling = {name: self.__dict__.pop(name) for name in ("grad_scale", "found_inf") if name in self.__dict__}
+        scaling: dict[str, Any] = {
+            name: self.__dict__.pop(name) for name in ("grad_scale", "found_inf") if name in self.__dict__
+        }
         try:
             step(self)
         finally:

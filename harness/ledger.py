@@ -723,6 +723,18 @@ def _(seen: Seen) -> bool:
     return changed and seen.message.startswith("IndexError: list ")
 
 
+@_enter(
+    "lbfgs-history-size-lowered-later",
+    "the oldest pair is dropped where there are exactly history_size: with fewer of them later, none ever is",
+    "LBFGS",
+    "agreement",
+)
+def _(seen: Seen) -> bool:
+    held = re.search(r"holds (\d+) pairs, not (\d+)", seen.finding.summary)
+    sizes = [e.value for e in seen.trace.events if isinstance(e, SetOption) and e.option == "history_size"]
+    return held is not None and int(held[2]) in sizes and int(held[1]) > int(held[2])
+
+
 def _given_in_the_group(seen: Seen, *names: str) -> bool:
     """Whether one of these options stood in the dictionary of the group, not among the constructor's keywords."""
     groups = [g.options for g in seen.trace.groups]

@@ -538,6 +538,9 @@ class _Writer:
         parts = is_complex(self.trace.parameters[d.parameter].dtype) and bool(d.index)
         if d.field == EVALUATION:
             return self._assert_evaluation(d)
+        if pairs := re.search(r"holds \d+ pairs, not (\d+)", d.problem):
+            held = f"len(optimizer.state[params[{d.parameter}]][{d.field!r}])"
+            return [f"assert {held} == {pairs[1]}, {held}"]
         if d.problem:
             return [f"assert {d.field!r} in optimizer.state[params[{d.parameter}]]  # {d.problem}"]
         if d.field.startswith(PARAMETER):
@@ -551,6 +554,9 @@ class _Writer:
 
     @staticmethod
     def _assert_evaluation(d: Deviation) -> list[str]:
+        if pairs := re.search(r"holds \d+ pairs, not (\d+)", d.problem):
+            held = f"len(optimizer.state[params[{d.parameter}]][{d.field!r}])"
+            return [f"assert {held} == {pairs[1]}, {held}"]
         if d.problem:
             return [f"assert not len(points), len(points)  # {d.problem}"]
         n, element = d.index
