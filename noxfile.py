@@ -18,7 +18,7 @@ def _install(session: nox.Session, *packages: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast tests; arguments go to pytest."""
-    _install(session, "-e", ".[test]")
+    _install(session, "-e", ".[test,plot]")
     session.run("pytest", "-n", "2", "-m", "not slow", *session.posargs)
 
 

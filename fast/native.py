@@ -226,9 +226,19 @@ def _openmp() -> Callable[..., Any] | None:
 
 @functools.cache
 def _threads() -> _Threads:
-    threads = _Threads()
-    os.register_at_fork(after_in_child=threads.forked)
-    return threads
+    return _Threads()
+
+
+def _forked() -> None:
+    """In a process that was forked: whoever held the lock, or waited in a thread, is not here."""
+    global _lock  # noqa: PLW0603 - the one thing of a module that a fork can leave unusable
+    _lock = threading.RLock()
+    if _threads.cache_info().currsize:
+        _threads().forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def run(kernel: Kernel, launch: int, threads: int) -> None:
