@@ -8,7 +8,7 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "tests", "certificate_short", "check"]
 
-SOURCES = ("reference", "fast", "harness", "stepcheck", "tests", "noxfile.py")
+SOURCES = ("reference", "fast", "harness", "stepcheck", "tests", "examples", "noxfile.py")
 
 
 def _install(session: nox.Session, *packages: str) -> None:
