@@ -973,10 +973,10 @@ class Adafactor(Fast, torch.optim.Adafactor):
                 return Served("torch", reason)
         return Served("numba", "")
 
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, grad_scale: torch.Tensor | None) -> None:
         if any(p.grad is not None and p.is_complex() for group in self.param_groups for p in group["params"]):
             raise RuntimeError("Adafactor does not support complex parameters")
-        super()._check_gradients()
+        super()._check_gradients(grad_scale)
 
     def _update(self, grad_scale: torch.Tensor | None) -> None:
         plan = self._plan
@@ -989,7 +989,7 @@ class Adafactor(Fast, torch.optim.Adafactor):
     def _step_anew(self, grad_scale: torch.Tensor | None) -> None:
         """A step that looks at everything first, and remembers what it found if kernels serve all of it."""
         self._plan = None
-        self._check_gradients()
+        self._check_gradients(grad_scale)
         engines = [served.engine for served in self.engine]
         own, left = (
             [g for g, e in zip(self.param_groups, engines, strict=True) if e == name] for name in ("numba", "torch")

@@ -85,8 +85,11 @@ def _foreign(rule: Rule, group: Group, p: torch.Tensor, state: State) -> str:
     return ""
 
 
+_GRADIENT_LAYOUTS = (torch.strided, torch.sparse_coo)
+
+
 def exotic(p: torch.Tensor) -> str:
-    """Why kernels do not write this parameter, or nothing."""
+    """Why kernels do not step this parameter, or nothing."""
     if type(p) not in (torch.Tensor, torch.nn.Parameter):
         return f"a parameter is a {type(p).__name__}, whose memory is its own business"
     if p.device.type != "cpu":
@@ -95,6 +98,9 @@ def exotic(p: torch.Tensor) -> str:
         return f"a parameter has the layout {p.layout}"
     if p.dtype not in REAL:
         return f"a parameter is of {p.dtype}"
+    g = p.grad
+    if g is not None and (type(g) not in (torch.Tensor, torch.nn.Parameter) or g.layout not in _GRADIENT_LAYOUTS):
+        return f"a gradient is a {type(g).__name__} of layout {g.layout}"
     if p.is_conj() or p.is_neg():
         return "a parameter is a lazy conjugate or negative of another tensor"
     return "elements of a parameter share memory" if overlaps(p) else ""

@@ -77,15 +77,15 @@ class Muon(Fast, torch.optim.Muon):
         reason = next(filter(None, map(exotic, group["params"])), "")
         return Served("torch", reason) if reason else Served("blas", "")
 
-    def _check_gradients(self) -> None:
-        super()._check_gradients()
+    def _check_gradients(self, grad_scale: torch.Tensor | None) -> None:
+        super()._check_gradients(grad_scale)
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
             if p.is_complex():
                 raise RuntimeError(f"Muon does not support complex parameters, got {p.dtype}")
 
     @torch.no_grad()
     def _update(self, grad_scale: Tensor | None) -> None:
-        self._check_gradients()
+        self._check_gradients(grad_scale)
         own = [group for group in self.param_groups if not self._served(group).reason]
         left = [group for group in self.param_groups if self._served(group).reason]
         if grad_scale is not None:

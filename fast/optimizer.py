@@ -19,7 +19,7 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks as _pre_hooks,
 )
 
-from stepcheck.fast.engine import Group, Plan, Served, refusal
+from stepcheck.fast.engine import Group, Plan, Served, overlaps, refusal
 from stepcheck.fast.kernels import kernels_of
 from stepcheck.fast.limits import problem
 from stepcheck.fast.native import Kernel
@@ -128,18 +128,26 @@ class Fast(Optimizer):
         # What GradScaler sets for the time of a step: the factor in the gradients, and whether one of them is infinite.
         found_inf = self.__dict__.get("found_inf")
         if found_inf is None or not found_inf.item():
-            self._update(self.__dict__.get("grad_scale"))
+            grad_scale = self.__dict__.get("grad_scale")
+            if torch.compiler.is_compiling():
+                _uncompiled(self, grad_scale)
+            else:
+                self._update(grad_scale)
         return loss
 
     def _update(self, grad_scale: torch.Tensor | None) -> None:
         """Step all groups; ``grad_scale`` is what the gradients were multiplied by, if they were."""
         raise NotImplementedError
 
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, grad_scale: torch.Tensor | None) -> None:
         """Refuse what cannot be taken before anything is stepped."""
         name = self._torch().__name__
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
             g = p.grad
+            if grad_scale is not None and g.layout is torch.strided and overlaps(g):
+                raise RuntimeError(
+                    f"{name}: a gradient whose elements share memory cannot be unscaled in place; clone it"
+                )
             if g.is_sparse and not self._sparse:
                 raise RuntimeError(f"{name} does not support sparse gradients")
             if not g.is_sparse and self._sparse == "only":
@@ -172,6 +180,12 @@ class Fast(Optimizer):
         cls = type(self)
         if not getattr(cls.step, "hooked", False):
             cls.step = _hooked(cls.step)  # type: ignore[method-assign]
+
+
+@torch._disable_dynamo  # type: ignore[untyped-decorator]  # noqa: SLF001 - that of torch.compiler imports the compiler here and now
+def _uncompiled(optimizer: Fast, grad_scale: torch.Tensor | None) -> None:
+    """In a step that is given to ``torch.compile``: there is nothing in it to compile."""
+    optimizer._update(grad_scale)  # noqa: SLF001 - a part of the class
 
 
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,8 +269,8 @@ class ByRule(Fast):
         reason = refusal(self.rule, group, self.state)
         return Served("torch", reason) if reason else Served("numba", "")
 
-    def _check_gradients(self) -> None:
-        super()._check_gradients()
+    def _check_gradients(self, grad_scale: torch.Tensor | None) -> None:
+        super()._check_gradients(grad_scale)
         for group in self.param_groups:
             reason = self.rule.dense_alone(group) if self.rule.sparse else ""
             if reason and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
@@ -272,7 +286,7 @@ class ByRule(Fast):
     @torch.no_grad()
     def _step_anew(self, grad_scale: torch.Tensor | None) -> None:
         """A step that looks at everything first, and remembers what it found if kernels serve all of it."""
-        self._check_gradients()
+        self._check_gradients(grad_scale)
         engines = [served.engine for served in self.engine]
         own, left = (
             [g for g, e in zip(self.param_groups, engines, strict=True) if e == name] for name in ("numba", "torch")

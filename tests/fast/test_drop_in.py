@@ -328,6 +328,28 @@ def test_what_torch_steps_is_unscaled_too():
     assert p.tolist() == q.tolist() == [0.0, 0.0]
 
 
+def test_gradients_that_share_memory_cannot_be_unscaled_and_nothing_is_stepped():
+    p, q = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    optimizer = fast.SGD([p, q], lr=0.5)
+    p.grad, q.grad = torch.ones(2), torch.ones(1).expand(2)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+    with pytest.raises(RuntimeError, match="share memory cannot be unscaled"):
+        optimizer.step()
+    assert p.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+def test_a_step_may_be_given_to_the_compiler():
+    p, q = torch.ones(5, requires_grad=True), torch.ones(5, requires_grad=True)
+    p.grad, q.grad = torch.ones(5), torch.ones(5)
+    optimizer, plain = fast.AdamW([p], lr=0.1), fast.AdamW([q], lr=0.1)
+    step = torch.compile(optimizer.step)
+    for _ in range(3):
+        step()
+        plain.step()
+    assert torch.equal(p, q)
+
+
 # --- Where torch is wrong
 
 
