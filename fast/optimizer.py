@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, ClassVar
 
 import torch
+from torch._compile import _disable_dynamo
 from torch.autograd import profiler
 from torch.optim.optimizer import (
     Optimizer,
@@ -182,7 +183,7 @@ class Fast(Optimizer):
             cls.step = _hooked(cls.step)  # type: ignore[method-assign]
 
 
-@torch._disable_dynamo  # type: ignore[untyped-decorator]  # noqa: SLF001 - that of torch.compiler imports the compiler here and now
+@_disable_dynamo  # that of torch.compiler imports the compiler here and now
 def _uncompiled(optimizer: Fast, grad_scale: torch.Tensor | None) -> None:
     """In a step that is given to ``torch.compile``: there is nothing in it to compile."""
     optimizer._update(grad_scale)  # noqa: SLF001 - a part of the class
