@@ -155,18 +155,3 @@ def minimum(a, b):
 @register_jitable
 def rounded(x):
     return float64(float32(x))
-
-
-@intrinsic
-def prefetch(typingctx, address):  # noqa: ARG001
-    """Ask for the cache line at an address, which need not be one; it will be read."""
-
-    def generate(context, builder, signature, args):  # noqa: ARG001
-        i32, byte = ir.IntType(32), ir.IntType(8).as_pointer()
-        called = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        function = builder.module.globals.get("llvm.prefetch.p0")
-        function = function or ir.Function(builder.module, called, "llvm.prefetch.p0")
-        builder.call(function, [builder.inttoptr(args[0], byte), *(ir.Constant(i32, n) for n in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.none(types.int64), generate

@@ -505,6 +505,7 @@ class _Work:
     def _pass(self, block: str, rows: Sequence[Tensor], g: Tensor, *own: Tensor | Floats | int) -> Floats:
         n, k = g.numel(), len(rows)
         pieces, padded = -(-n // _PIECE), -(-k // _ROWS) * _ROWS
+        most = _BLOCK if block != _REDUCED else min(_BLOCK, max(64, _CACHED // (padded * g.element_size()) // 16 * 16))
         threads = min(torch.get_num_threads(), pieces) if n * k >= _WORTH_THREADS else 1
         # Rows of zeros fill up the last few that are taken at once.
         zeros, table = torch.zeros(_BLOCK, dtype=g.dtype), np.zeros((padded, 2), np.int64)
@@ -513,7 +514,7 @@ class _Work:
         sums = np.zeros((pieces, padded, 2))
         if len(self.scratch) < threads * 2 * _BLOCK:
             self.scratch = np.empty(threads * 2 * _BLOCK)
-        self._run(_kernel(_PASS, g.dtype, block), threads, pieces, n, padded, table, sums, self.scratch, g, *own)
+        self._run(_kernel(_PASS, g.dtype, block), threads, pieces, n, padded, table, sums, self.scratch, most, g, *own)
         total: Floats = sums.sum(0)[:k]
         return total
 
@@ -543,11 +544,10 @@ def _padded(x: Floats) -> Floats:
 #: Elements of a piece, of which one thread forms its part of all sums; pieces are added in order, so that how many threads there
 #: are changes no bit.
 _PIECE = 1 << 14
-#: Elements of each row that are taken before those of the next: in a few vectors they stay in the first-level cache, in a hundred rows
-#: in the second.
-_BLOCK = 1 << 10
-#: Elements that are summed in registers, while the same ones of the next rows are on their way from memory.
-_PART = 1 << 8
+#: Elements of each row that are taken before those of the next, at most: a few vectors of as many stay in a cache.
+_BLOCK = 1 << 12
+#: Bytes of all rows together that are read twice in a row, the second time from a cache.
+_CACHED = 400_000
 #: Rows that are taken at once, for one reading of the vectors.
 _ROWS = 4
 
@@ -556,14 +556,6 @@ _PASS = """
 @njit(**OPTIONS)
 def at(rows, i, begin):
     return load_int64(rows, 2 * i) + begin * load_int64(rows, 2 * i + 1)
-
-@njit(**OPTIONS)
-def ask(rows, count, i, begin):
-    if i >= count:
-        i, begin = 0, begin + BLOCK
-    p# = at(rows, i + #, begin)
-    for byte in range(0, PART * SIZE, 64):
-        prefetch(p# + byte)
 
 @njit(**OPTIONS)
 def two_products(n, [p#], u, v):
@@ -593,26 +585,23 @@ def add_four(n, [p#], [c#], u):
 @njit(**OPTIONS)
 def add_rows(rows, count, coefficients, begin, length, u):
     for i in range(0, count, ROWS):
-        p# = at(rows, i + #, begin)
         c# = load_float64(coefficients, i + #)
-        for part in range(0, length, PART):
-            ask(rows, count, i + ROWS, begin + part)
-            add_four(min(PART, length - part), [p# + part * SIZE], [c#], u + part * 8)
+        add_four(length, [at(rows, i + #, begin)], [c#], u)
 
 @njit(**OPTIONS)
 def add_to(sums, i, x):
     store_float64(sums, i, load_float64(sums, i) + x)
 
 def kernel(launch):
-    pieces, n, count = load_int64(launch, 2), load_int64(launch, 3), load_int64(launch, 4)
-    rows, u = load_int64(launch, 5), load_int64(launch, 7) + next_number(launch + 8) * 16 * BLOCK
+    pieces, n, count, rows = load_int64(launch, 2), load_int64(launch, 3), load_int64(launch, 4), load_int64(launch, 5)
+    u, most = load_int64(launch, 7) + next_number(launch + 8) * 16 * BLOCK, load_int64(launch, 8)
     while True:
         piece = next_number(launch)
         if piece >= pieces:
             break
-        sums = load_int64(launch, 6) + piece * count * 16
-        for begin in range(piece * PIECE, min(n, (piece + 1) * PIECE), BLOCK):
-            block(launch + 64, rows, count, begin, min(BLOCK, n - begin), u, u + 8 * BLOCK, sums)
+        sums, end = load_int64(launch, 6) + piece * count * 16, min(n, (piece + 1) * PIECE)
+        for begin in range(piece * PIECE, end, most):
+            block(launch + 72, rows, count, begin, min(most, end - begin), u, u + 8 * BLOCK, sums)
 """
 
 #: The scalar product of each row with ``a`` and ``b``; where a vector ``before`` is given, ``b = a - before`` and ``s = t d`` first.
@@ -629,12 +618,9 @@ def block(own, rows, count, begin, length, u, v, sums):
         store_u(u, j, float64(load_a(a, begin + j)))
         store_v(v, j, float64(load_row(b, begin + j)))
     for i in range(0, count, ROWS):
-        p# = at(rows, i + #, begin)
-        for part in range(0, length, PART):
-            ask(rows, count, i + ROWS, begin + part)
-            [x#], [z#] = two_products(min(PART, length - part), [p# + part * SIZE], u + 8 * part, v + 8 * part)
-            add_to(sums, 2 * (i + #), x#)
-            add_to(sums, 2 * (i + #) + 1, z#)
+        [x#], [z#] = two_products(length, [at(rows, i + #, begin)], u, v)
+        add_to(sums, 2 * (i + #), x#)
+        add_to(sums, 2 * (i + #) + 1, z#)
 """
 #: ``q = -g`` and each row times its coefficient; the scalar product of each row with that.
 _REDUCED = """
@@ -712,8 +698,8 @@ def kernel(launch):
 def _kernel(source: str, dtype: torch.dtype, block: str = "") -> Kernel:
     name = str(dtype).removeprefix("torch.")
     streams = {"row": name, "a": name, "d": name, "u": "float64", "v": "float64"}
-    constants = (name, dtype.itemsize, _PIECE, _BLOCK, _PART, _ROWS)
-    lines = [f"real, SIZE, PIECE, BLOCK, PART, ROWS = {', '.join(map(str, constants))}"]
+    constants = (name, dtype.itemsize, _PIECE, _BLOCK, _ROWS)
+    lines = [f"real, SIZE, PIECE, BLOCK, ROWS = {', '.join(map(str, constants))}"]
     for stream, kind in streams.items():
         given = f"({kind!r}, {stream!r}, {tuple(streams)})"
         lines.append(f"load_{stream}, store_{stream} = loader{given}, storer{given}")
