@@ -27,6 +27,8 @@ DECREASE, SLOPE = 1e-4, 0.9
 #: A bracket narrower than this, in parameter units, is not searched further.
 LEAST_WIDTH = 1e-9
 
+#: What the kernels take; all else takes one operation of torch after another.
+_OWN = (torch.float32, torch.float64)
 #: Products below which the vectors of a recursion stay in a cache from one use to the next.
 _WORTH_PASSES = 1 << 16
 #: Products below which starting a thread costs more than it saves.
@@ -69,6 +71,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
     _numbers: ClassVar[tuple[str, ...]] = ("t", "H_diag", "prev_loss", "ro")
     _sparse: ClassVar[str] = "dense"
     _step_supports_amp_scaling = False  # GradScaler takes no closures
+    #: What ``max_eval`` is where it was left open: as long as nobody sets another, it follows ``max_iter``.
     _open_max_eval: int | None = None
     _work: _Work
 
@@ -83,29 +86,17 @@ class LBFGS(Fast, torch.optim.LBFGS):
         history_size: int = 100,
         line_search_fn: str | None = None,
     ) -> None:
-        given = {
-            "lr": lr,
-            "max_iter": max_iter,
-            "max_eval": max_eval,
-            "tolerance_grad": tolerance_grad,
-            "tolerance_change": tolerance_change,
-            "history_size": history_size,
-            "line_search_fn": line_search_fn,
-        }
+        given = (lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn)
         members = params if isinstance(params, Tensor) else list(params)
         own = dict(members[0]) if len(members) and isinstance(members[0], dict) else {}
-        super().__init__(members, **given)
+        super().__init__(members, *given)
         group = self.param_groups[0]
-        #: What ``max_eval`` is where it was left open: as long as nobody sets another, it follows ``max_iter``.
-        self._open_max_eval: int | None = None
         if own.get("max_eval", max_eval) is None:
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
 
     def _served(self, group: Group) -> Served:
-        dtypes = {p.dtype for p in group["params"]}
-        if all(exotic(p) == "" for p in group["params"]) and dtypes <= {torch.float32, torch.float64}:
-            return Served("numba", "")
-        return Served("blas", "")
+        own = all(p.dtype in _OWN and exotic(p) == "" for p in group["params"])
+        return Served("numba" if own else "blas", "")
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled: what torch names, and whether ``max_eval`` was left open."""
@@ -141,7 +132,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
         point = _Point(group["params"], torch.enable_grad()(closure))
         try:
-            returned, changed = self._iterate(_Options.of(group), point)
+            returned, changed = self._iterate(group, point)
         except BaseException:
             point.restore()
             raise
@@ -151,66 +142,39 @@ class LBFGS(Fast, torch.optim.LBFGS):
         state.pop("al", None)
         return returned
 
-    def _iterate(self, options: _Options, point: _Point) -> tuple[Any, dict[str, Any]]:
+    def _iterate(self, group: Group, point: _Point) -> tuple[Any, dict[str, Any]]:
         """What the closure returned first, and the entries of the state that change."""
+        lr, most, max_eval = float(group["lr"]), int(group["max_iter"]), int(group["max_eval"])
+        least, change, search = group["tolerance_grad"], group["tolerance_change"], group["line_search_fn"]
+        if search not in (None, "strong_wolfe"):
+            raise RuntimeError(f"only 'strong_wolfe' is supported, not line_search_fn={search!r}")
         state: Mapping[str, Any] = self.state.get(point.params[0], {})
         n_iter, evaluations = state.get("n_iter", 0), state.get("func_evals", 0)
-        returned = point.evaluate()
-        spent = 1
-        if not _exceeds(point.gradient, options.tolerance_grad):
+        returned, spent = point.evaluate(), 1
+        if _largest(point.gradient) <= least:
             return returned, {"n_iter": n_iter, "func_evals": evaluations + spent}
         now, work = _Iterate.of(state, point.gradient), self.__dict__.setdefault("_work", _Work())
-        for iteration in range(1, options.max_iter + 1):
+        for iteration in range(1, most + 1):
             n_iter += 1
-            g, loss = point.gradient, point.loss
-            now = _Iterate.first(g, options.lr) if n_iter == 1 else now.next(g, options, work)
+            g, loss, last = point.gradient, point.loss, iteration == most
+            now = _Iterate.first(g, lr) if n_iter == 1 else now.next(g, lr, int(group["history_size"]), work)
             now.loss = loss
-            last = iteration == options.max_iter
-            if now.slope > -options.tolerance_change:
+            if now.slope > -change:
                 break
-            if options.line_search:
-                now.t, trials = _strong_wolfe(point, now, options.max_eval - spent)
+            if search is not None:
+                now.t, trials = _strong_wolfe(point, now, max_eval - spent)
             else:
                 trials = 0 if last else 1
                 point.move(now.d, now.t, evaluated=not last)
             spent += trials
-            if last or spent >= options.max_eval or not _exceeds(point.gradient, options.tolerance_grad):
+            if last or spent >= max_eval or _largest(point.gradient) <= least:
                 break
-            if _largest(now.d) * abs(now.t) <= options.tolerance_change:
-                break
-            if abs(point.loss - loss) < options.tolerance_change:
+            if _largest(now.d) * abs(now.t) <= change or abs(point.loss - loss) < change:
                 break
         return returned, {"n_iter": n_iter, "func_evals": evaluations + spent, **now.entries()}
 
 
-# Options ------------------------------------------------------------------------------------------------------------------
-
-
-class _Options(NamedTuple):
-    lr: float
-    max_iter: int
-    max_eval: int
-    tolerance_grad: float
-    tolerance_change: float
-    history_size: int
-    line_search: bool
-
-    @classmethod
-    def of(cls, group: Mapping[str, Any]) -> _Options:
-        if group["line_search_fn"] not in (None, "strong_wolfe"):
-            raise RuntimeError(f"only 'strong_wolfe' is supported, not line_search_fn={group['line_search_fn']!r}")
-        return cls(
-            float(group["lr"]),
-            int(group["max_iter"]),
-            int(group["max_eval"]),
-            float(group["tolerance_grad"]),
-            float(group["tolerance_change"]),
-            int(group["history_size"]),
-            group["line_search_fn"] is not None,
-        )
-
-
-def _derived_max_eval(group: Mapping[str, Any]) -> int:
+def _derived_max_eval(group: Group) -> int:
     return int(group["max_iter"]) * 5 // 4
 
 
@@ -279,13 +243,9 @@ def _flat_gradient(p: Tensor) -> Tensor:
 
 
 def _largest(x: Tensor) -> float:
-    """The largest absolute value: NaN if there is one."""
-    return torch.linalg.vector_norm(x, math.inf).item() if x.numel() else 0.0
-
-
-def _exceeds(x: Tensor, tolerance: float) -> bool:
-    # NaN does not meet a tolerance.
-    return not _largest(x) <= tolerance
+    """The largest absolute value: NaN if there is one, which does not meet a tolerance."""
+    least, most = map(float, torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+    return max(-least, most)
 
 
 def _in_dtype(x: float, like: Tensor) -> Tensor:
@@ -348,17 +308,17 @@ class _Iterate:
         total = _in_dtype(torch.linalg.vector_norm(g, 1, dtype=torch.float64).item(), g).item()
         return cls(d, min(1.0, 1.0 / total) * lr, _Pairs([], [], []), 1, g, slope=g.dot(d).item())
 
-    def next(self, g: Tensor, options: _Options, work: _Work) -> _Iterate:
+    def next(self, g: Tensor, lr: float, size: int, work: _Work) -> _Iterate:
         """The iteration after this one: what changed is remembered, and there is a new direction."""
-        own = g.dtype in (torch.float32, torch.float64) and g.device.type == "cpu"
+        own = g.dtype in _OWN and g.device.type == "cpu"
         if own and len(self.pairs.ro) * g.numel() >= _WORTH_PASSES:
-            pairs, eta, d, slope = work.in_three_passes(self, g, options.history_size)
+            pairs, eta, d, slope = work.in_three_passes(self, g, size)
         else:
             y, s = g - self.gradient, self.d * self.t
-            pairs, eta = self.remembered(y, s, y.dot(s), y.dot(y), options.history_size)
+            pairs, eta = self.remembered(y, s, y.dot(s), y.dot(y), size)
             d = work.in_one_kernel(pairs, float(eta), g) if own else _two_loops(pairs, eta, g)
             slope = g.dot(d).item()
-        return _Iterate(d, options.lr, pairs, eta, g, slope=slope)
+        return _Iterate(d, lr, pairs, eta, g, slope=slope)
 
     def remembered(self, y: Tensor, s: Tensor, ys: Tensor, yy: Tensor, size: int) -> tuple[_Pairs, Any]:
         """The history and the scale with a new pair, if it has enough curvature."""
@@ -368,16 +328,8 @@ class _Iterate:
 
     def entries(self) -> dict[str, Any]:
         """What of it the state holds."""
-        return {
-            "d": self.d,
-            "t": self.t,
-            "old_dirs": self.pairs.dirs,
-            "old_stps": self.pairs.steps,
-            "ro": self.pairs.ro,
-            "H_diag": self.eta,
-            "prev_flat_grad": self.gradient,
-            "prev_loss": self.loss,
-        }
+        names = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss")
+        return dict(zip(names, (self.d, self.t, *self.pairs, self.eta, self.gradient, self.loss), strict=True))
 
 
 # Directions ---------------------------------------------------------------------------------------------------------------
@@ -395,33 +347,26 @@ def _two_loops(pairs: _Pairs, eta: Any, g: Tensor) -> Tensor:
     return d
 
 
-@dataclass(frozen=True)
-class _Products:
+class _Products(NamedTuple):
     """Scalar products of remembered vectors.
 
     Attributes:
         pairs: the history that they are of.
         versions: how often its vectors had been written to by then.
         sy: row i, column j: of ``s`` i with ``y`` j; only from the diagonal on, which is all that the recursion asks for.
-        rho: the inverses that stand in ``pairs``, as numbers.
     """
 
     pairs: _Pairs
     versions: list[int]
     sy: Floats
-    rho: Floats
+
+    @classmethod
+    def of(cls, pairs: _Pairs, sy: Floats) -> _Products:
+        return cls(pairs, _versions(pairs), sy)
 
     def are_of(self, pairs: _Pairs) -> bool:
         mine, theirs = (list(itertools.chain(*p)) for p in (self.pairs, pairs))
         return len(mine) == len(theirs) and all(map(operator.is_, mine, theirs)) and self.versions == _versions(pairs)
-
-    def with_latest(self, pairs: _Pairs, s_y: Floats) -> _Products:
-        """With a pair more, its ``y`` times each ``s`` given; the oldest are dropped where the history is full."""
-        k = len(pairs.ro)
-        kept = len(self.rho) + 1 - k
-        sy = np.zeros((k, k))
-        sy[:-1, :-1], sy[:, -1] = self.sy[kept:, kept:], s_y[kept:]
-        return _Products(pairs, _versions(pairs), sy, np.append(self.rho[kept:], float(pairs.ro[-1])))
 
 
 def _versions(pairs: _Pairs) -> list[int]:
@@ -440,7 +385,7 @@ class _Work:
         """The two-loop recursion in one call, for vectors that stay in a cache."""
         d, k = torch.empty_like(g), len(pairs.ro)
         rows = np.array([row.data_ptr() for row in (*pairs.dirs, *pairs.steps)], np.int64)
-        numbers = np.array([scale, *map(float, pairs.ro), *[0.0] * k])
+        numbers = np.concatenate([[scale], _numbers(pairs.ro), np.empty(k)])
         self._run(_kernel(_RECURSION, g.dtype), 1, g.numel(), k, rows, numbers, self._vector(g), g, d)
         return d
 
@@ -451,23 +396,24 @@ class _Work:
             The history and its scale after ``last``, the direction, and its product with ``g``.
         """
         before, y, s = last.pairs, torch.empty_like(g), torch.empty_like(g)
-        if self.known is None or not self.known.are_of(before):
-            self.known = self.products(before)
+        known = self.known
+        sy = known.sy if known is not None and known.are_of(before) else self.products(before)
         # The new pair is one like the others in the pass that finds out whether it is to be remembered.
         found = self.times([*before.steps, s, y], g, y, last.gradient, s, last.d, np.array([last.t]))
         ys, yy = (_in_dtype(x, g) for x in found[-2:, 1])
         pairs, eta = last.remembered(y, s, ys, yy, size)
-        s_g = found[:-2, 0]
+        s_g, k = found[:-2, 0], len(pairs.ro)
         if pairs is not before:
-            self.known = self.known.with_latest(pairs, found[:-1, 1])
-            s_g = found[-1 - len(pairs.ro) : -1, 0]
-        sy, rho, scale = self.known.sy, self.known.rho, float(eta)
-        alphas = self._substituted(sy[::-1, ::-1], rho[::-1], s_g[::-1], np.zeros(len(rho)))[::-1]
+            kept, s_g = len(sy) + 1 - k, found[-1 - k : -1, 0]
+            sy = np.block([[sy[kept:, kept:], found[kept:-2, 1:]], [np.zeros(k - 1), found[-2, 1]]])
+        self.known = _Products.of(pairs, sy)
+        rho, scale = _numbers(pairs.ro), float(eta)
+        alphas = self._substituted(sy[::-1, ::-1], rho[::-1], s_g[::-1], np.zeros(k))[::-1]
         y_q = self.reduced(pairs.dirs, alphas, g)
         deltas = self._substituted(sy.T, rho, scale * y_q, alphas)
         return pairs, eta, *self.combined(pairs.steps, deltas, scale, g)
 
-    def products(self, pairs: _Pairs) -> _Products:
+    def products(self, pairs: _Pairs) -> Floats:
         """All of a history anew, as of one that was loaded."""
         k = len(pairs.ro)
         sy = np.zeros((k, k))
@@ -476,7 +422,7 @@ class _Work:
             columns = [first, min(first + 1, k - 1)]
             rows = columns[1] + 1
             sy[:rows, columns] = self.times(pairs.steps[:rows], *(pairs.dirs[j] for j in columns))
-        return _Products(pairs, _versions(pairs), sy, np.array([float(r) for r in pairs.ro]))
+        return sy
 
     def times(self, rows: Sequence[Tensor], a: Tensor, b: Tensor, *formed: Tensor | Floats) -> Floats:
         """The scalar product of each row with two vectors: rows, 2.
@@ -533,6 +479,10 @@ class _Work:
         for i, word in enumerate(words, 2):
             launch[i] = word if isinstance(word, int) else word.data_ptr() if isinstance(word, Tensor) else word.ctypes.data
         native.run(kernel, launch.ctypes.data, threads)
+
+
+def _numbers(entries: Sequence[Any]) -> Floats:
+    return np.array(list(map(float, entries)))
 
 
 def _padded(x: Floats) -> Floats:
