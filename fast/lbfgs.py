@@ -107,6 +107,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
         super().__setstate__(state)
         self._params = self.param_groups[0]["params"]
         self._numel_cache = None
+        self.__dict__.pop("_work", None)
         group = self.param_groups[0]
         if "_open_max_eval" not in state and self._open_max_eval is not None:
             # Loaded: it stays open where the other optimizer has what follows from its own max_iter.
@@ -227,7 +228,7 @@ class _Point:
     def parts(self, flat: Tensor) -> list[Tensor]:
         """Views of a vector in the shapes of the parameters."""
         shapes = [x.shape for x in self.reals()]
-        parts = zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)
+        parts = zip(flat.split_with_sizes([s.numel() for s in shapes]), shapes, strict=True)
         return [part if len(shape) == 1 else part.view(shape) for part, shape in parts]
 
 
@@ -360,10 +361,6 @@ class _Products(NamedTuple):
     versions: list[int]
     sy: Floats
 
-    @classmethod
-    def of(cls, pairs: _Pairs, sy: Floats) -> _Products:
-        return cls(pairs, _versions(pairs), sy)
-
     def are_of(self, pairs: _Pairs) -> bool:
         mine, theirs = (list(itertools.chain(*p)) for p in (self.pairs, pairs))
         return len(mine) == len(theirs) and all(map(operator.is_, mine, theirs)) and self.versions == _versions(pairs)
@@ -406,7 +403,7 @@ class _Work:
         if pairs is not before:
             kept, s_g = len(sy) + 1 - k, found[-1 - k : -1, 0]
             sy = np.block([[sy[kept:, kept:], found[kept:-2, 1:]], [np.zeros(k - 1), found[-2, 1]]])
-        self.known = _Products.of(pairs, sy)
+        self.known = _Products(pairs, _versions(pairs), sy)
         rho, scale = _numbers(pairs.ro), float(eta)
         alphas = self._substituted(sy[::-1, ::-1], rho[::-1], s_g[::-1], np.zeros(k))[::-1]
         y_q = self.reduced(pairs.dirs, alphas, g)
@@ -425,11 +422,7 @@ class _Work:
         return sy
 
     def times(self, rows: Sequence[Tensor], a: Tensor, b: Tensor, *formed: Tensor | Floats) -> Floats:
-        """The scalar product of each row with two vectors: rows, 2.
-
-        Where there are more arguments, vectors ``before``, ``s`` and ``d`` and a number ``t``, ``b`` and ``s`` are formed first:
-        as ``a - before`` and ``d * t``.
-        """
+        """The scalar product of each row with two vectors: rows, 2; given ``before, s, d, t``, ``b`` and ``s`` are formed first."""
         return self._pass(_TIMES, rows, a, b, *(formed or [0] * 4))
 
     def reduced(self, rows: Sequence[Tensor], coefficients: Floats, g: Tensor) -> Floats:
@@ -448,10 +441,10 @@ class _Work:
             self.q = np.empty(like.numel())
         return self.q
 
-    def _pass(self, block: str, rows: Sequence[Tensor], g: Tensor, *own: Tensor | Floats | int) -> Floats:
+    def _pass(self, block: str, rows: Sequence[Tensor], g: Tensor, *own: Any) -> Floats:
         n, k = g.numel(), len(rows)
         pieces, padded = -(-n // _PIECE), -(-k // _ROWS) * _ROWS
-        most = _BLOCK if block != _REDUCED else min(_BLOCK, max(64, _CACHED // (padded * g.element_size()) // 16 * 16))
+        most = _BLOCK if block != _REDUCED else min(_BLOCK, max(64, _CACHED // (max(1, padded) * g.element_size()) // 16 * 16))
         threads = min(torch.get_num_threads(), pieces) if n * k >= _WORTH_THREADS else 1
         # Rows of zeros fill up the last few that are taken at once.
         zeros, table = torch.zeros(_BLOCK, dtype=g.dtype), np.zeros((padded, 2), np.int64)
@@ -473,11 +466,12 @@ class _Work:
         return x
 
     @staticmethod
-    def _run(kernel: Kernel, threads: int, *words: Tensor | Floats | int) -> None:
-        """Run it on a launch of two counters and these words, with addresses in place of vectors."""
-        launch = np.zeros(2 + len(words), np.int64)
-        for i, word in enumerate(words, 2):
-            launch[i] = word if isinstance(word, int) else word.data_ptr() if isinstance(word, Tensor) else word.ctypes.data
+    def _run(kernel: Kernel, threads: int, *words: Any) -> None:
+        """Run it on a launch of two counters and these words, of vectors the addresses."""
+        places = (
+            x.data_ptr() if isinstance(x, Tensor) else x.ctypes.data if isinstance(x, np.ndarray) else x for x in words
+        )
+        launch = np.array([0, 0, *places], np.int64)
         native.run(kernel, launch.ctypes.data, threads)
 
 
@@ -653,9 +647,12 @@ def _kernel(source: str, dtype: torch.dtype, block: str = "") -> Kernel:
     for stream, kind in streams.items():
         given = f"({kind!r}, {stream!r}, {tuple(streams)})"
         lines.append(f"load_{stream}, store_{stream} = loader{given}, storer{given}")
-    source = re.sub(r"\[([^]]*)\]", lambda m: ", ".join(m[1].replace("#", str(i)) for i in range(_ROWS)), source + block)
-    for line in source.splitlines():
-        lines += [line.replace("#", str(i)) for i in range(_ROWS if "#" in line else 1)]
+
+    def each(text: str) -> list[str]:
+        return [text.replace("#", str(i)) for i in range(_ROWS if "#" in text else 1)]
+
+    for line in (source + block).splitlines():
+        lines += each(re.sub(r"\[([^]]*)\]", lambda m: ", ".join(each(m[1])), line))
     return native.kernel("\n".join(lines), reassociate=True)
 
 
@@ -692,12 +689,6 @@ class _Line:
         self.trials += 1
         return _Trial(t, self.point.loss, self.point.gradient, self.point.gradient.dot(self.d).item())
 
-    def settle(self, trial: _Trial) -> None:
-        """Make a trial the point that the search ends at."""
-        if self.at != trial.t:
-            self.go(trial.t)
-        self.point.loss, self.point.gradient = trial.loss, trial.gradient
-
     def too_high(self, trial: _Trial) -> bool:
         # A loss of NaN is neither too high nor low enough.
         return trial.loss > self.start.loss + DECREASE * trial.t * self.start.slope
@@ -717,7 +708,9 @@ def _strong_wolfe(point: _Point, now: _Iterate, most: int) -> tuple[float, int]:
     """
     line = _Line(point, now)
     found = _searched(line, now.t, most)
-    line.settle(found)
+    if line.at != found.t:
+        line.go(found.t)
+    point.loss, point.gradient = found.loss, found.gradient
     return found.t, line.trials
 
 
@@ -728,7 +721,7 @@ def _searched(line: _Line, t: float, most: int) -> _Trial:
     low, close = _lower(bracket), False
     width = _largest(line.d)
     while line.trials <= most and not abs(bracket[1].t - bracket[0].t) * width < LEAST_WIDTH:
-        t, close = _inside(_cubic_minimum(*bracket), bracket, close=close)
+        t, close = _inside(_cubic_minimum(bracket[0], bracket[1]), bracket, close=close)
         new, high = line.evaluate(t), 1 - low
         if line.too_high(new) or new.loss >= bracket[low].loss:
             bracket[high] = new
@@ -748,10 +741,8 @@ def _bracket(line: _Line, t: float, most: int) -> list[_Trial]:
     while line.trials <= most:
         if line.too_high(new) or (line.trials > 2 and new.loss >= last.loss):
             return [last, new]
-        if line.flat(new):
-            return [new]
-        if new.slope >= 0:
-            return [last, new]
+        if line.flat(new) or new.slope >= 0:
+            return [new] if line.flat(new) else [last, new]
         t = _cubic_minimum(last, new, (new.t + 0.01 * (new.t - last.t), 10 * new.t))
         last, new = new, line.evaluate(t)
     return [line.start, new]
