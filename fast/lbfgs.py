@@ -312,7 +312,7 @@ class _Iterate:
     def next(self, g: Tensor, lr: float, size: int, work: _Work) -> _Iterate:
         """The iteration after this one: what changed is remembered, and there is a new direction."""
         own = g.dtype in _OWN and g.device.type == "cpu"
-        if own and len(self.pairs.ro) * g.numel() >= _WORTH_PASSES:
+        if own and len(self.pairs.ro) * g.numel() >= max(1, _WORTH_PASSES):
             pairs, eta, d, slope = work.in_three_passes(self, g, size)
         else:
             y, s = g - self.gradient, self.d * self.t
@@ -444,7 +444,7 @@ class _Work:
     def _pass(self, block: str, rows: Sequence[Tensor], g: Tensor, *own: Any) -> Floats:
         n, k = g.numel(), len(rows)
         pieces, padded = -(-n // _PIECE), -(-k // _ROWS) * _ROWS
-        most = _BLOCK if block != _REDUCED else min(_BLOCK, max(64, _CACHED // (max(1, padded) * g.element_size()) // 16 * 16))
+        most = _BLOCK if block != _REDUCED else min(_BLOCK, max(64, _CACHED // (padded * g.element_size()) & -16))
         threads = min(torch.get_num_threads(), pieces) if n * k >= _WORTH_THREADS else 1
         # Rows of zeros fill up the last few that are taken at once.
         zeros, table = torch.zeros(_BLOCK, dtype=g.dtype), np.zeros((padded, 2), np.int64)
@@ -453,7 +453,9 @@ class _Work:
         sums = np.zeros((pieces, padded, 2))
         if len(self.scratch) < threads * 2 * _BLOCK:
             self.scratch = np.empty(threads * 2 * _BLOCK)
-        self._run(_kernel(_PASS, g.dtype, block), threads, pieces, n, padded, table, sums, self.scratch, most, g, *own)
+        self._run(
+            _kernel(_ROWWISE, g.dtype, block), threads, pieces, n, padded, table, sums, self.scratch, most, g, *own
+        )
         total: Floats = sums.sum(0)[:k]
         return total
 
@@ -496,7 +498,7 @@ _CACHED = 400_000
 _ROWS = 4
 
 # Below, a line with # stands for one line for each of the rows taken at once, and [x#] for x0, x1, x2, x3.
-_PASS = """
+_ROWWISE = """
 @njit(**OPTIONS)
 def at(rows, i, begin):
     return load_int64(rows, 2 * i) + begin * load_int64(rows, 2 * i + 1)
