@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.fast import lbfgs
+from stepcheck.fast import lbfgs, native
 from stepcheck.fast.lbfgs import LBFGS
 
 #: The unit roundoff of float64. Each iteration may multiply an error by the condition of the function, below 100 here.
@@ -404,3 +404,11 @@ def test_work_is_in_no_copy():
     assert "_work" in vars(optimizer)
     assert "_work" not in vars(copy.deepcopy(optimizer))
     assert "_work" not in optimizer.__getstate__()
+
+
+def test_sums_are_reordered_only_where_a_kernel_asks_for_it():
+    source = "def kernel(launch):\n    store_int64(launch, 0, 4321)\n"
+    plain, reordered = native.kernel(source), native.kernel(source, reassociate=True)
+    assert plain is not reordered
+    assert reordered is native.kernel(source, reassociate=True)
+    assert native._digest(source) != native._digest(source, native.REASSOCIATING)
