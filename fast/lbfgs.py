@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-import threading
-from collections import deque
+import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stepcheck.fast.engine import Group, Served, exotic
+from stepcheck.fast import native
+from stepcheck.fast.engine import Floats, Group, Served, exotic
+from stepcheck.fast.native import Kernel
 from stepcheck.fast.optimizer import Fast
 
 #: The curvature that a pair must exceed to be remembered, in loss units.
@@ -25,20 +27,12 @@ DECREASE, SLOPE = 1e-4, 0.9
 #: A bracket narrower than this, in parameter units, is not searched further.
 LEAST_WIDTH = 1e-9
 
-#: Elements that one piece of work of a kernel spans, of each row. Sums are formed piece by piece and the pieces added in order,
-#: so that how many threads there are changes no bit.
-_PIECE = 1 << 15
-#: Elements of a row that are taken before the next row's: those of the operand, and of the sums, stay in the first-level cache.
-_BLOCK = 1 << 12
-#: The same, of rows that are read twice in a row: a hundred of these blocks stay in the second-level cache.
-_SHORT_BLOCK = 1 << 10
+#: What the kernels take; all else takes one operation of torch after another.
+_OWN = (torch.float32, torch.float64)
 #: Products below which the vectors of a recursion stay in a cache from one use to the next.
 _WORTH_PASSES = 1 << 16
 #: Products below which starting a thread costs more than it saves.
 _WORTH_THREADS = 1 << 20
-
-Array = npt.NDArray[Any]
-Float64 = npt.NDArray[np.float64]
 
 
 class LBFGS(Fast, torch.optim.LBFGS):
@@ -77,6 +71,9 @@ class LBFGS(Fast, torch.optim.LBFGS):
     _numbers: ClassVar[tuple[str, ...]] = ("t", "H_diag", "prev_loss", "ro")
     _sparse: ClassVar[str] = "dense"
     _step_supports_amp_scaling = False  # GradScaler takes no closures
+    #: What ``max_eval`` is where it was left open: as long as nobody sets another, it follows ``max_iter``.
+    _open_max_eval: int | None = None
+    _work: _Work
 
     def __init__(
         self,
@@ -89,30 +86,17 @@ class LBFGS(Fast, torch.optim.LBFGS):
         history_size: int = 100,
         line_search_fn: str | None = None,
     ) -> None:
-        given = {
-            "lr": lr,
-            "max_iter": max_iter,
-            "max_eval": max_eval,
-            "tolerance_grad": tolerance_grad,
-            "tolerance_change": tolerance_change,
-            "history_size": history_size,
-            "line_search_fn": line_search_fn,
-        }
+        given = (lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn)
         members = params if isinstance(params, Tensor) else list(params)
         own = dict(members[0]) if len(members) and isinstance(members[0], dict) else {}
-        super().__init__(members, **given)
+        super().__init__(members, *given)
         group = self.param_groups[0]
-        #: What ``max_eval`` is where it was left open: as long as nobody sets another, it follows ``max_iter``.
-        self._open_max_eval: int | None = None
         if own.get("max_eval", max_eval) is None:
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
-        self._products: _Products | None = None
 
     def _served(self, group: Group) -> Served:
-        dtypes = {p.dtype for p in group["params"]}
-        if all(exotic(p) == "" for p in group["params"]) and dtypes <= {torch.float32, torch.float64}:
-            return Served("numba", "")
-        return Served("blas", "")
+        own = all(p.dtype in _OWN and exotic(p) == "" for p in group["params"])
+        return Served("numba" if own else "blas", "")
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled: what torch names, and whether ``max_eval`` was left open."""
@@ -123,7 +107,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
         super().__setstate__(state)
         self._params = self.param_groups[0]["params"]
         self._numel_cache = None
-        self._products = None
+        self.__dict__.pop("_work", None)
         group = self.param_groups[0]
         if "_open_max_eval" not in state and self._open_max_eval is not None:
             # Loaded: it stays open where the other optimizer has what follows from its own max_iter.
@@ -149,7 +133,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
         point = _Point(group["params"], torch.enable_grad()(closure))
         try:
-            returned, changed = self._iterate(_Options.of(group), point)
+            returned, changed = self._iterate(group, point)
         except BaseException:
             point.restore()
             raise
@@ -159,67 +143,39 @@ class LBFGS(Fast, torch.optim.LBFGS):
         state.pop("al", None)
         return returned
 
-    def _iterate(self, options: _Options, point: _Point) -> tuple[Any, dict[str, Any]]:
+    def _iterate(self, group: Group, point: _Point) -> tuple[Any, dict[str, Any]]:
         """What the closure returned first, and the entries of the state that change."""
+        lr, most, max_eval = float(group["lr"]), int(group["max_iter"]), int(group["max_eval"])
+        least, change, search = group["tolerance_grad"], group["tolerance_change"], group["line_search_fn"]
+        if search not in (None, "strong_wolfe"):
+            raise RuntimeError(f"only 'strong_wolfe' is supported, not line_search_fn={search!r}")
         state: Mapping[str, Any] = self.state.get(point.params[0], {})
         n_iter, evaluations = state.get("n_iter", 0), state.get("func_evals", 0)
-        returned = point.evaluate()
-        spent = 1
-        if not _exceeds(point.gradient, options.tolerance_grad):
+        returned, spent = point.evaluate(), 1
+        if _largest(point.gradient) <= least:
             return returned, {"n_iter": n_iter, "func_evals": evaluations + spent}
-        now = _Iterate.of(state, point.gradient)
-        for iteration in range(1, options.max_iter + 1):
+        now, work = _Iterate.of(state, point.gradient), self.__dict__.setdefault("_work", _Work())
+        for iteration in range(1, most + 1):
             n_iter += 1
-            g, loss = point.gradient, point.loss
-            now = _Iterate.first(g, options.lr) if n_iter == 1 else now.next(g, options, self._products)
+            g, loss, last = point.gradient, point.loss, iteration == most
+            now = _Iterate.first(g, lr) if n_iter == 1 else now.next(g, lr, int(group["history_size"]), work)
             now.loss = loss
-            last = iteration == options.max_iter
-            if now.slope > -options.tolerance_change:
+            if now.slope > -change:
                 break
-            if options.line_search:
-                now.t, trials = _strong_wolfe(point, now, options.max_eval - spent)
+            if search is not None:
+                now.t, trials = _strong_wolfe(point, now, max_eval - spent)
             else:
                 trials = 0 if last else 1
                 point.move(now.d, now.t, evaluated=not last)
             spent += trials
-            if last or spent >= options.max_eval or not _exceeds(point.gradient, options.tolerance_grad):
+            if last or spent >= max_eval or _largest(point.gradient) <= least:
                 break
-            if _largest(now.d) * abs(now.t) <= options.tolerance_change:
+            if _largest(now.d) * abs(now.t) <= change or abs(point.loss - loss) < change:
                 break
-            if abs(point.loss - loss) < options.tolerance_change:
-                break
-        self._products = now.products
         return returned, {"n_iter": n_iter, "func_evals": evaluations + spent, **now.entries()}
 
 
-# Options ------------------------------------------------------------------------------------------------------------------
-
-
-class _Options(NamedTuple):
-    lr: float
-    max_iter: int
-    max_eval: int
-    tolerance_grad: float
-    tolerance_change: float
-    history_size: int
-    line_search: bool
-
-    @classmethod
-    def of(cls, group: Mapping[str, Any]) -> _Options:
-        if group["line_search_fn"] not in (None, "strong_wolfe"):
-            raise RuntimeError(f"only 'strong_wolfe' is supported, not line_search_fn={group['line_search_fn']!r}")
-        return cls(
-            float(group["lr"]),
-            int(group["max_iter"]),
-            int(group["max_eval"]),
-            float(group["tolerance_grad"]),
-            float(group["tolerance_change"]),
-            int(group["history_size"]),
-            group["line_search_fn"] is not None,
-        )
-
-
-def _derived_max_eval(group: Mapping[str, Any]) -> int:
+def _derived_max_eval(group: Group) -> int:
     return int(group["max_iter"]) * 5 // 4
 
 
@@ -272,7 +228,7 @@ class _Point:
     def parts(self, flat: Tensor) -> list[Tensor]:
         """Views of a vector in the shapes of the parameters."""
         shapes = [x.shape for x in self.reals()]
-        parts = zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)
+        parts = zip(flat.split_with_sizes([s.numel() for s in shapes]), shapes, strict=True)
         return [part if len(shape) == 1 else part.view(shape) for part, shape in parts]
 
 
@@ -288,13 +244,9 @@ def _flat_gradient(p: Tensor) -> Tensor:
 
 
 def _largest(x: Tensor) -> float:
-    """The largest absolute value: NaN if there is one."""
-    return torch.linalg.vector_norm(x, math.inf).item() if x.numel() else 0.0
-
-
-def _exceeds(x: Tensor, tolerance: float) -> bool:
-    # NaN does not meet a tolerance.
-    return not _largest(x) <= tolerance
+    """The largest absolute value: NaN if there is one, which does not meet a tolerance."""
+    least, most = map(float, torch.aminmax(x)) if x.numel() else (0.0, 0.0)
+    return max(-least, most)
 
 
 def _in_dtype(x: float, like: Tensor) -> Tensor:
@@ -302,6 +254,17 @@ def _in_dtype(x: float, like: Tensor) -> Tensor:
 
 
 # Iterations ---------------------------------------------------------------------------------------------------------------
+
+
+class _Pairs(NamedTuple):
+    """The history, oldest first: changes of the gradient, the steps that caused them, inverses of their products."""
+
+    dirs: list[Tensor]
+    steps: list[Tensor]
+    ro: list[Any]
+
+    def with_latest(self, y: Tensor, s: Tensor, ys: Tensor, size: int) -> _Pairs:
+        return _Pairs([*self.dirs, y][-size:], [*self.steps, s][-size:], [*self.ro, 1.0 / ys][-size:])
 
 
 @dataclass
@@ -316,7 +279,6 @@ class _Iterate:
         gradient: where ``d`` starts.
         loss: there.
         slope: the directional derivative there.
-        products: of the vectors of ``pairs``, where they are known.
     """
 
     d: Tensor
@@ -326,7 +288,6 @@ class _Iterate:
     gradient: Tensor
     loss: float = math.nan
     slope: float = math.nan
-    products: _Products | None = None
 
     @classmethod
     def of(cls, state: Mapping[str, Any], like: Tensor) -> _Iterate:
@@ -348,434 +309,353 @@ class _Iterate:
         total = _in_dtype(torch.linalg.vector_norm(g, 1, dtype=torch.float64).item(), g).item()
         return cls(d, min(1.0, 1.0 / total) * lr, _Pairs([], [], []), 1, g, slope=g.dot(d).item())
 
-    def next(self, g: Tensor, options: _Options, products: _Products | None) -> _Iterate:
+    def next(self, g: Tensor, lr: float, size: int, work: _Work) -> _Iterate:
         """The iteration after this one: what changed is remembered, and there is a new direction."""
-        y, s = g - self.gradient, self.d * self.t
-        fast = g.dtype in (torch.float32, torch.float64) and g.device.type == "cpu"
-        short = len(self.pairs.ro) * g.numel() < _WORTH_PASSES
-        follow = _from_vectors if not fast else _in_one_kernel if short else _in_three_passes
-        known = self.products or products
-        pairs, eta, products, d, slope = follow(g, y, s, self.pairs, self.eta, options.history_size, known)
-        return _Iterate(d, options.lr, pairs, eta, g, slope=slope, products=products)
+        own = g.dtype in _OWN and g.device.type == "cpu"
+        if own and len(self.pairs.ro) * g.numel() >= max(1, _WORTH_PASSES):
+            pairs, eta, d, slope = work.in_three_passes(self, g, size)
+        else:
+            y, s = g - self.gradient, self.d * self.t
+            pairs, eta = self.remembered(y, s, y.dot(s), y.dot(y), size)
+            d = work.in_one_kernel(pairs, float(eta), g) if own else _two_loops(pairs, eta, g)
+            slope = g.dot(d).item()
+        return _Iterate(d, lr, pairs, eta, g, slope=slope)
+
+    def remembered(self, y: Tensor, s: Tensor, ys: Tensor, yy: Tensor, size: int) -> tuple[_Pairs, Any]:
+        """The history and the scale with a new pair, if it has enough curvature."""
+        if ys > LEAST_CURVATURE:
+            return self.pairs.with_latest(y, s, ys, size), ys / yy
+        return self.pairs, self.eta
 
     def entries(self) -> dict[str, Any]:
         """What of it the state holds."""
-        return {
-            "d": self.d,
-            "t": self.t,
-            "old_dirs": self.pairs.dirs,
-            "old_stps": self.pairs.steps,
-            "ro": self.pairs.ro,
-            "H_diag": self.eta,
-            "prev_flat_grad": self.gradient,
-            "prev_loss": self.loss,
-        }
+        names = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss")
+        return dict(zip(names, (self.d, self.t, *self.pairs, self.eta, self.gradient, self.loss), strict=True))
 
 
-class _Pairs(NamedTuple):
-    """The history, oldest first: changes of the gradient, the steps that caused them, inverses of their products."""
-
-    dirs: list[Tensor]
-    steps: list[Tensor]
-    ro: list[Any]
-
-    def with_latest(self, y: Tensor, s: Tensor, ys: Tensor, size: int) -> _Pairs:
-        return _Pairs([*self.dirs, y][-size:], [*self.steps, s][-size:], [*self.ro, 1.0 / ys][-size:])
+# Directions ---------------------------------------------------------------------------------------------------------------
 
 
-_Next = tuple[_Pairs, Any, "_Products | None", Tensor, float]
-
-
-def _from_vectors(g: Tensor, y: Tensor, s: Tensor, pairs: _Pairs, eta: Any, size: int, _: _Products | None) -> _Next:
+def _two_loops(pairs: _Pairs, eta: Any, g: Tensor) -> Tensor:
     """The two-loop recursion as it is written (Nocedal and Wright, algorithm 7.4)."""
-    pairs, eta = _remembered(y, s, y.dot(s), y.dot(y), pairs, eta, size)
     d, alphas = g.neg(), []
-    for y_i, s_i, rho in zip(*map(reversed, pairs), strict=True):
-        alphas.append(s_i.dot(d) * rho)
-        d.add_(y_i, alpha=-alphas[-1].item())
+    for y, s, rho in zip(*map(reversed, pairs), strict=True):
+        alphas.append(s.dot(d) * rho)
+        d.add_(y, alpha=-alphas[-1].item())
     d.mul_(eta)
-    for y_i, s_i, rho, alpha in zip(*pairs, reversed(alphas), strict=True):
-        d.add_(s_i, alpha=(alpha - y_i.dot(d) * rho).item())
-    return pairs, eta, None, d, g.dot(d).item()
+    for y, s, rho, alpha in zip(*pairs, reversed(alphas), strict=True):
+        d.add_(s, alpha=(alpha - y.dot(d) * rho).item())
+    return d
 
 
-def _in_one_kernel(g: Tensor, y: Tensor, s: Tensor, pairs: _Pairs, eta: Any, size: int, _: _Products | None) -> _Next:
-    """The same for short vectors, all of them in the nearest cache."""
-    pairs, eta = _remembered(y, s, y.dot(s), y.dot(y), pairs, eta, size)
-    d = torch.empty_like(g)
-    rho = np.array([float(r) for r in pairs.ro])
-    _kernels().recursion(
-        _addresses(pairs.dirs), _addresses(pairs.steps), rho, g.numpy(), float(eta), np.empty(g.numel()), d.numpy()
-    )
-    return pairs, eta, None, d, g.dot(d).item()
-
-
-def _in_three_passes(
-    g: Tensor, y: Tensor, s: Tensor, pairs: _Pairs, eta: Any, size: int, known: _Products | None
-) -> _Next:
-    """The same for vectors that no cache holds: through the steps, through the changes of the gradient, through the steps."""
-    if known is None or not known.are_of(pairs):
-        known = _Products.of(pairs)
-    # The new pair is one like the others in the pass that finds out whether it is to be remembered.
-    found = _times([*pairs.steps, s, y], g, y)
-    before = pairs
-    pairs, eta = _remembered(y, s, _in_dtype(found[-2, 1], g), _in_dtype(found[-1, 1], g), pairs, eta, size)
-    s_g = found[:-2, 0]
-    if pairs is not before:
-        known = known.with_latest(pairs, found[:-1, 1])
-        s_g = found[-1 - len(pairs.ro) : -1, 0]
-    scale = float(eta)
-    alphas = _kernels().alphas(known.sy, s_g, known.rho)
-    q, y_q = _reduced(pairs.dirs, alphas, g)
-    deltas = _kernels().deltas(known.sy, y_q, known.rho, alphas, scale)
-    d, slope = _combined(pairs.steps, deltas, q, scale, g)
-    return pairs, eta, known, d, slope
-
-
-def _remembered(y: Tensor, s: Tensor, ys: Tensor, yy: Tensor, pairs: _Pairs, eta: Any, size: int) -> tuple[_Pairs, Any]:
-    """The history and the scale with a new pair, if it has enough curvature."""
-    return (pairs.with_latest(y, s, ys, size), ys / yy) if ys > LEAST_CURVATURE else (pairs, eta)
-
-
-# Scalar products of the history -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Products:
+class _Products(NamedTuple):
     """Scalar products of remembered vectors.
 
     Attributes:
         pairs: the history that they are of.
         versions: how often its vectors had been written to by then.
         sy: row i, column j: of ``s`` i with ``y`` j; only from the diagonal on, which is all that the recursion asks for.
-        rho: the inverses that stand in ``pairs``, as numbers.
     """
 
     pairs: _Pairs
     versions: list[int]
-    sy: Float64
-    rho: Float64
+    sy: Floats
 
-    @classmethod
-    def of(cls, pairs: _Pairs) -> _Products:
-        """All of them anew: for a history that was loaded."""
+    def are_of(self, pairs: _Pairs) -> bool:
+        mine, theirs = (list(itertools.chain(*p)) for p in (self.pairs, pairs))
+        return len(mine) == len(theirs) and all(map(operator.is_, mine, theirs)) and self.versions == _versions(pairs)
+
+
+def _versions(pairs: _Pairs) -> list[int]:
+    return [x._version for x in itertools.chain(*pairs) if isinstance(x, Tensor)]  # noqa: SLF001 - what autograd counts writes with
+
+
+class _Work:
+    """What directions are formed with: memory, and products of the history that are known. It is in no copy of its optimizer."""
+
+    def __init__(self) -> None:
+        self.known: _Products | None = None
+        self.q: Floats = np.empty(0)
+        self.scratch: Floats = np.empty(0)
+
+    def in_one_kernel(self, pairs: _Pairs, scale: float, g: Tensor) -> Tensor:
+        """The two-loop recursion in one call, for vectors that stay in a cache."""
+        d, k = torch.empty_like(g), len(pairs.ro)
+        rows = np.array([row.data_ptr() for row in (*pairs.dirs, *pairs.steps)], np.int64)
+        numbers = np.concatenate([[scale], _numbers(pairs.ro), np.empty(k)])
+        self._run(_kernel(_RECURSION, g.dtype), 1, g.numel(), k, rows, numbers, self._vector(g), g, d)
+        return d
+
+    def in_three_passes(self, last: _Iterate, g: Tensor, size: int) -> tuple[_Pairs, Any, Tensor, float]:
+        """For vectors that no cache holds: through the steps, through the changes of the gradient, through the steps again.
+
+        Returns:
+            The history and its scale after ``last``, the direction, and its product with ``g``.
+        """
+        before, y, s = last.pairs, torch.empty_like(g), torch.empty_like(g)
+        known = self.known
+        sy = known.sy if known is not None and known.are_of(before) else self.products(before)
+        # The new pair is one like the others in the pass that finds out whether it is to be remembered.
+        found = self.times([*before.steps, s, y], g, y, last.gradient, s, last.d, np.array([last.t]))
+        ys, yy = (_in_dtype(x, g) for x in found[-2:, 1])
+        pairs, eta = last.remembered(y, s, ys, yy, size)
+        s_g, k = found[:-2, 0], len(pairs.ro)
+        if pairs is not before:
+            kept, s_g = len(sy) + 1 - k, found[-1 - k : -1, 0]
+            sy = np.block([[sy[kept:, kept:], found[kept:-2, 1:]], [np.zeros(k - 1), found[-2, 1]]])
+        self.known = _Products(pairs, _versions(pairs), sy)
+        rho, scale = _numbers(pairs.ro), float(eta)
+        alphas = self._substituted(sy[::-1, ::-1], rho[::-1], s_g[::-1], np.zeros(k))[::-1]
+        y_q = self.reduced(pairs.dirs, alphas, g)
+        deltas = self._substituted(sy.T, rho, scale * y_q, alphas)
+        return pairs, eta, *self.combined(pairs.steps, deltas, scale, g)
+
+    def products(self, pairs: _Pairs) -> Floats:
+        """All of a history anew, as of one that was loaded."""
         k = len(pairs.ro)
         sy = np.zeros((k, k))
         for first in range(0, k, 2):
             # Two columns in one pass.
             columns = [first, min(first + 1, k - 1)]
             rows = columns[1] + 1
-            sy[:rows, columns] = _times(pairs.steps[:rows], *(pairs.dirs[j] for j in columns))
-        return cls(pairs, _versions(pairs), sy, np.array([float(r) for r in pairs.ro]))
+            sy[:rows, columns] = self.times(pairs.steps[:rows], *(pairs.dirs[j] for j in columns))
+        return sy
 
-    def are_of(self, pairs: _Pairs) -> bool:
-        mine = (x for column in self.pairs for x in column)
-        theirs = (x for column in pairs for x in column)
-        same = len(self.pairs.ro) == len(pairs.ro) and all(a is b for a, b in zip(mine, theirs, strict=True))
-        return same and self.versions == _versions(pairs)
+    def times(self, rows: Sequence[Tensor], a: Tensor, b: Tensor, *formed: Tensor | Floats) -> Floats:
+        """The scalar product of each row with two vectors: rows, 2; given ``before, s, d, t``, ``b`` and ``s`` are formed first."""
+        return self._pass(_TIMES, rows, a, b, *(formed or [0] * 4))
 
-    def with_latest(self, pairs: _Pairs, s_y: Float64) -> _Products:
-        """With a pair more, its ``y`` times each ``s`` given; the oldest are dropped where the history is full."""
-        k = len(pairs.ro)
-        kept = len(self.rho) + 1 - k
-        sy = np.zeros((k, k))
-        sy[:-1, :-1], sy[:, -1] = self.sy[kept:, kept:], s_y[kept:]
-        return _Products(pairs, _versions(pairs), sy, np.append(self.rho[kept:], float(pairs.ro[-1])))
+    def reduced(self, rows: Sequence[Tensor], coefficients: Floats, g: Tensor) -> Floats:
+        """Make ``q`` of ``-g`` less each row times its coefficient; the scalar product of each row with it."""
+        found: Floats = self._pass(_REDUCED, rows, g, self._vector(g), _padded(-coefficients))[:, 0]
+        return found
+
+    def combined(self, rows: Sequence[Tensor], coefficients: Floats, scale: float, g: Tensor) -> tuple[Tensor, float]:
+        """``scale * q`` and each row times its coefficient, summed in float64 and rounded once; and its product with ``g``."""
+        d = torch.empty_like(g)
+        found = self._pass(_COMBINED, rows, g, self.q, _padded(coefficients), np.array([scale]), d)
+        return d, float(found[0, 0])
+
+    def _vector(self, like: Tensor) -> Floats:
+        if len(self.q) != like.numel():
+            self.q = np.empty(like.numel())
+        return self.q
+
+    def _pass(self, block: str, rows: Sequence[Tensor], g: Tensor, *own: Any) -> Floats:
+        n, k = g.numel(), len(rows)
+        pieces, padded = -(-n // _PIECE), -(-k // _ROWS) * _ROWS
+        most = _BLOCK if block != _REDUCED else min(_BLOCK, max(64, _CACHED // (padded * g.element_size()) & -16))
+        threads = min(torch.get_num_threads(), pieces) if n * k >= _WORTH_THREADS else 1
+        # Rows of zeros fill up the last few that are taken at once.
+        zeros, table = torch.zeros(_BLOCK, dtype=g.dtype), np.zeros((padded, 2), np.int64)
+        table[:, 0], table[:k, 1] = zeros.data_ptr(), g.element_size()
+        table[:k, 0] = [row.data_ptr() for row in rows]
+        sums = np.zeros((pieces, padded, 2))
+        if len(self.scratch) < threads * 2 * _BLOCK:
+            self.scratch = np.empty(threads * 2 * _BLOCK)
+        self._run(
+            _kernel(_ROWWISE, g.dtype, block), threads, pieces, n, padded, table, sums, self.scratch, most, g, *own
+        )
+        total: Floats = sums.sum(0)[:k]
+        return total
+
+    @staticmethod
+    def _substituted(matrix: Floats, rho: Floats, b: Floats, x: Floats) -> Floats:
+        """``x`` less ``rho`` times the sum of ``b`` and what the matrix, below its diagonal, makes of the entries before."""
+        x = x.copy()
+        given = [np.ascontiguousarray(a) for a in (matrix, rho, b)]
+        _Work._run(native.kernel(_SUBSTITUTION, reassociate=True), 1, len(x), *given, x)
+        return x
+
+    @staticmethod
+    def _run(kernel: Kernel, threads: int, *words: Any) -> None:
+        """Run it on a launch of two counters and these words, of vectors the addresses."""
+        places = (
+            x.data_ptr() if isinstance(x, Tensor) else x.ctypes.data if isinstance(x, np.ndarray) else x for x in words
+        )
+        launch = np.array([0, 0, *places], np.int64)
+        native.run(kernel, launch.ctypes.data, threads)
 
 
-def _versions(pairs: _Pairs) -> list[int]:
-    return [x._version for column in pairs for x in column if isinstance(x, Tensor)]  # noqa: SLF001 - what autograd counts writes with
+def _numbers(entries: Sequence[Any]) -> Floats:
+    return np.array(list(map(float, entries)))
+
+
+def _padded(x: Floats) -> Floats:
+    return np.concatenate([x, np.zeros(-len(x) % _ROWS)])
 
 
 # Kernels ------------------------------------------------------------------------------------------------------------------
 
+#: Elements of a piece, of which one thread forms its part of all sums; pieces are added in order, so that how many threads there
+#: are changes no bit.
+_PIECE = 1 << 14
+#: Elements of each row that are taken before those of the next, at most: a few vectors of as many stay in a cache.
+_BLOCK = 1 << 12
+#: Bytes of all rows together that are read twice in a row, the second time from a cache.
+_CACHED = 400_000
+#: Rows that are taken at once, for one reading of the vectors.
+_ROWS = 4
 
-def _times(rows: Sequence[Tensor], a: Tensor, b: Tensor) -> Float64:
-    """The scalar product of each row with two vectors, float64: rows, 2."""
-    sums = np.zeros((_pieces(a), len(rows), 2))
-    addresses, left, right = _addresses(rows), a.detach().numpy(), b.detach().numpy()
-    _shared(
-        lambda first, last: _kernels().times(addresses, left, right, first, last, sums),
-        len(sums),
-        len(rows) * a.numel(),
-    )
-    total: Float64 = sums.sum(0)
+# Below, a line with # stands for one line for each of the rows taken at once, and [x#] for x0, x1, x2, x3.
+_ROWWISE = """
+@njit(**OPTIONS)
+def at(rows, i, begin):
+    return load_int64(rows, 2 * i) + begin * load_int64(rows, 2 * i + 1)
+
+@njit(**OPTIONS)
+def two_products(n, [p#], u, v):
+    x# = 0.0
+    z# = 0.0
+    for j in range(n):
+        a, b = load_u(u, j), load_v(v, j)
+        w# = float64(load_row(p#, j))
+        x# += w# * a
+        z# += w# * b
+    return [x#], [z#]
+
+@njit(**OPTIONS)
+def products(n, [p#], u):
+    x# = 0.0
+    for j in range(n):
+        a = load_u(u, j)
+        x# += float64(load_row(p#, j)) * a
+    return [x#]
+
+@njit(**OPTIONS)
+def add_four(n, [p#], [c#], u):
+    for j in range(n):
+        w# = c# * float64(load_row(p#, j))
+        store_u(u, j, load_u(u, j) + (w0 + w1 + w2 + w3))
+
+@njit(**OPTIONS)
+def add_rows(rows, count, coefficients, begin, length, u):
+    for i in range(0, count, ROWS):
+        c# = load_float64(coefficients, i + #)
+        add_four(length, [at(rows, i + #, begin)], [c#], u)
+
+@njit(**OPTIONS)
+def add_to(sums, i, x):
+    store_float64(sums, i, load_float64(sums, i) + x)
+
+def kernel(launch):
+    pieces, n, count, rows = load_int64(launch, 2), load_int64(launch, 3), load_int64(launch, 4), load_int64(launch, 5)
+    u, most = load_int64(launch, 7) + next_number(launch + 8) * 16 * BLOCK, load_int64(launch, 8)
+    while True:
+        piece = next_number(launch)
+        if piece >= pieces:
+            break
+        sums, end = load_int64(launch, 6) + piece * count * 16, min(n, (piece + 1) * PIECE)
+        for begin in range(piece * PIECE, end, most):
+            block(launch + 72, rows, count, begin, min(most, end - begin), u, u + 8 * BLOCK, sums)
+"""
+
+#: The scalar product of each row with ``a`` and ``b``; where a vector ``before`` is given, ``b = a - before`` and ``s = t d`` first.
+_TIMES = """
+@njit(**OPTIONS)
+def block(own, rows, count, begin, length, u, v, sums):
+    a, b, before = load_int64(own, 0), load_int64(own, 1), load_int64(own, 2)
+    if before != 0:
+        s, d, t = load_int64(own, 3), load_int64(own, 4), real(load_float64(load_int64(own, 5), 0))
+        for j in range(begin, begin + length):
+            store_row(b, j, load_a(a, j) - load_a(before, j))
+            store_row(s, j, load_a(d, j) * t)
+    for j in range(length):
+        store_u(u, j, float64(load_a(a, begin + j)))
+        store_v(v, j, float64(load_row(b, begin + j)))
+    for i in range(0, count, ROWS):
+        [x#], [z#] = two_products(length, [at(rows, i + #, begin)], u, v)
+        add_to(sums, 2 * (i + #), x#)
+        add_to(sums, 2 * (i + #) + 1, z#)
+"""
+#: ``q = -g`` and each row times its coefficient; the scalar product of each row with that.
+_REDUCED = """
+@njit(**OPTIONS)
+def block(own, rows, count, begin, length, u, v, sums):
+    g, q, coefficients = load_int64(own, 0), load_int64(own, 1) + 8 * begin, load_int64(own, 2)
+    for j in range(length):
+        store_u(q, j, -float64(load_a(g, begin + j)))
+    add_rows(rows, count, coefficients, begin, length, q)
+    for i in range(0, count, ROWS):
+        [x#] = products(length, [at(rows, i + #, begin)], q)
+        add_to(sums, 2 * (i + #), x#)
+"""
+#: ``d = scale * q`` and each row times its coefficient, rounded once; its scalar product with ``g``.
+_COMBINED = """
+@njit(**OPTIONS)
+def block(own, rows, count, begin, length, u, v, sums):
+    g, q, coefficients = load_int64(own, 0), load_int64(own, 1) + 8 * begin, load_int64(own, 2)
+    scale, d, slope = load_float64(load_int64(own, 3), 0), load_int64(own, 4), 0.0
+    for j in range(length):
+        store_u(u, j, scale * load_v(q, j))
+    add_rows(rows, count, coefficients, begin, length, u)
+    for j in range(length):
+        x = real(load_u(u, j))
+        store_d(d, begin + j, x)
+        slope += float64(load_a(g, begin + j)) * float64(x)
+    add_to(sums, 0, slope)
+"""
+
+#: The two-loop recursion as it is written (Nocedal and Wright, algorithm 7.4).
+_RECURSION = """
+@njit(**OPTIONS)
+def product(n, row, q):
+    total = 0.0
+    for j in range(n):
+        total += float64(load_row(row, j)) * load_u(q, j)
     return total
 
+@njit(**OPTIONS)
+def add(n, c, row, q):
+    for j in range(n):
+        store_u(q, j, load_u(q, j) + c * float64(load_row(row, j)))
 
-def _reduced(rows: Sequence[Tensor], coefficients: Float64, g: Tensor) -> tuple[Float64, Float64]:
-    """``-g`` less each row times its coefficient, float64; and the scalar product of each row with that."""
-    q = np.empty(g.numel())
-    sums = np.zeros((_pieces(g), len(rows)))
-    addresses, vector = _addresses(rows), g.numpy()
-    _shared(
-        lambda first, last: _kernels().reduced(addresses, coefficients, vector, first, last, q, sums),
-        len(sums),
-        len(rows) * g.numel(),
-    )
-    return q, sums.sum(0)
-
-
-def _combined(
-    rows: Sequence[Tensor], coefficients: Float64, q: Float64, scale: float, g: Tensor
-) -> tuple[Tensor, float]:
-    """``scale * q`` and each row times its coefficient, summed in float64 and rounded once; and its product with ``g``."""
-    d = torch.empty_like(g)
-    sums = np.zeros(_pieces(g))
-    addresses, vector, result = _addresses(rows), g.numpy(), d.numpy()
-    _shared(
-        lambda first, last: _kernels().combined(addresses, coefficients, q, scale, vector, first, last, result, sums),
-        len(sums),
-        len(rows) * g.numel(),
-    )
-    return d, float(sums.sum())
-
-
-def _addresses(rows: Sequence[Tensor]) -> npt.NDArray[np.uint64]:
-    return np.array([row.data_ptr() for row in rows], np.uint64)
-
-
-def _pieces(x: Tensor) -> int:
-    return -(-x.numel() // _PIECE)
-
-
-def _shared(work: Callable[[int, int], object], pieces: int, products: int) -> None:
-    """Have all pieces done, from the first up to the last, by as many threads as torch would take.
-
-    The threads live as long as the call: none is lost in a fork, and callers from several threads do not wait for each other.
-    """
-    threads = min(torch.get_num_threads(), pieces) if products >= _WORTH_THREADS else 1
-    if threads == 1:
-        work(0, pieces)
-        return
-    left = deque(range(pieces))
-
-    def take() -> None:
-        while left:
-            try:
-                piece = left.popleft()
-            except IndexError:  # another thread was faster
-                return
-            work(piece, piece + 1)
-
-    others = [threading.Thread(target=take) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
-    take()
-    for thread in others:
-        thread.join()
-
-
-class _Kernels(NamedTuple):
-    times: Callable[..., None]
-    reduced: Callable[..., None]
-    combined: Callable[..., None]
-    alphas: Callable[..., Float64]
-    deltas: Callable[..., Float64]
-    recursion: Callable[..., None]
+def kernel(launch):
+    n, k, ys = load_int64(launch, 2), load_int64(launch, 3), load_int64(launch, 4)
+    numbers, q, g, d = load_int64(launch, 5), load_int64(launch, 6), load_int64(launch, 7), load_int64(launch, 8)
+    ss, rho, alphas, scale = ys + 8 * k, numbers + 8, numbers + 8 + 8 * k, load_float64(numbers, 0)
+    for j in range(n):
+        store_u(q, j, -float64(load_a(g, j)))
+    for i in range(k - 1, -1, -1):
+        alpha = product(n, load_int64(ss, i), q) * load_float64(rho, i)
+        store_float64(alphas, i, alpha)
+        add(n, -alpha, load_int64(ys, i), q)
+    for j in range(n):
+        store_u(q, j, scale * load_u(q, j))
+    for i in range(k):
+        delta = load_float64(alphas, i) - product(n, load_int64(ys, i), q) * load_float64(rho, i)
+        add(n, delta, load_int64(ss, i), q)
+    for j in range(n):
+        store_d(d, j, real(load_u(q, j)))
+"""
+_SUBSTITUTION = """
+def kernel(launch):
+    k, matrix, rho = load_int64(launch, 2), load_int64(launch, 3), load_int64(launch, 4)
+    b, x = load_int64(launch, 5), load_int64(launch, 6)
+    for i in range(k):
+        total = load_float64(b, i)
+        for j in range(i):
+            total += load_float64(matrix, i * k + j) * load_float64(x, j)
+        store_float64(x, i, load_float64(x, i) - total * load_float64(rho, i))
+"""
 
 
 @functools.cache
-def _kernels() -> _Kernels:
-    # numba takes most of a second to import.
-    import numba
-    from numba import extending, types
+def _kernel(source: str, dtype: torch.dtype, block: str = "") -> Kernel:
+    name = str(dtype).removeprefix("torch.")
+    streams = {"row": name, "a": name, "d": name, "u": "float64", "v": "float64"}
+    constants = (name, dtype.itemsize, _PIECE, _BLOCK, _ROWS)
+    lines = [f"real, SIZE, PIECE, BLOCK, ROWS = {', '.join(map(str, constants))}"]
+    for stream, kind in streams.items():
+        given = f"({kind!r}, {stream!r}, {tuple(streams)})"
+        lines.append(f"load_{stream}, store_{stream} = loader{given}, storer{given}")
 
-    @extending.type_callable(_pointer)
-    def _typed(_: Any) -> Any:
-        return lambda address, start, like: types.CPointer(like.dtype)
+    def each(text: str) -> list[str]:
+        return [text.replace("#", str(i)) for i in range(_ROWS if "#" in text else 1)]
 
-    @extending.lower_builtin(_pointer, types.uint64, types.Integer, types.Array)
-    def _lowered(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        whole = builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-        return builder.gep(whole, [arguments[1]])
-
-    # Sums in lanes, products contracted with them; NaN and infinity stay what they are.
-    lanes = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
-    plain = numba.njit(nogil=True, cache=True, error_model="numpy")
-    return _Kernels(
-        *map(lanes, (_times_kernel, _reduced_kernel, _combined_kernel)),
-        *map(plain, (_alphas_kernel, _deltas_kernel)),
-        lanes(_recursion_kernel),
-    )
-
-
-def _pointer(address: Any, start: Any, like: Any) -> Any:
-    """A pointer to a row from an element on, of the dtype of an array; for kernels alone."""
-    raise NotImplementedError
-
-
-def _times_kernel(rows: Any, a: Any, b: Any, first: int, last: int, sums: Any) -> None:
-    # Four rows at a time: four streams from memory, and one reading of the vectors for them.
-    count = len(rows)
-    for piece in range(first, last):
-        end = min((piece + 1) * _PIECE, len(a))
-        for begin in range(piece * _PIECE, end, _BLOCK):
-            length = min(_BLOCK, end - begin)
-            u, v = a[begin : begin + length], b[begin : begin + length]
-            for i in range(0, count - 3, 4):
-                p0, p1 = (
-                    _pointer(rows[i], begin, a),
-                    _pointer(rows[i + 1], begin, a),
-                )
-                p2, p3 = (
-                    _pointer(rows[i + 2], begin, a),
-                    _pointer(rows[i + 3], begin, a),
-                )
-                u0 = u1 = u2 = u3 = v0 = v1 = v2 = v3 = 0.0
-                for j in range(length):
-                    x, z = np.float64(u[j]), np.float64(v[j])
-                    w0, w1, w2, w3 = np.float64(p0[j]), np.float64(p1[j]), np.float64(p2[j]), np.float64(p3[j])
-                    u0 += w0 * x
-                    u1 += w1 * x
-                    u2 += w2 * x
-                    u3 += w3 * x
-                    v0 += w0 * z
-                    v1 += w1 * z
-                    v2 += w2 * z
-                    v3 += w3 * z
-                sums[piece, i, 0] += u0
-                sums[piece, i + 1, 0] += u1
-                sums[piece, i + 2, 0] += u2
-                sums[piece, i + 3, 0] += u3
-                sums[piece, i, 1] += v0
-                sums[piece, i + 1, 1] += v1
-                sums[piece, i + 2, 1] += v2
-                sums[piece, i + 3, 1] += v3
-            for i in range(count - count % 4, count):
-                p = _pointer(rows[i], begin, a)
-                u0 = v0 = 0.0
-                for j in range(length):
-                    w = np.float64(p[j])
-                    u0 += w * np.float64(u[j])
-                    v0 += w * np.float64(v[j])
-                sums[piece, i, 0] += u0
-                sums[piece, i, 1] += v0
-
-
-def _reduced_kernel(rows: Any, coefficients: Any, g: Any, first: int, last: int, q: Any, sums: Any) -> None:
-    # A block of every row is read twice, the second time from a cache.
-    count = len(rows)
-    for piece in range(first, last):
-        end = min((piece + 1) * _PIECE, len(g))
-        for begin in range(piece * _PIECE, end, _SHORT_BLOCK):
-            length = min(_SHORT_BLOCK, end - begin)
-            total = q[begin : begin + length]
-            for j in range(length):
-                total[j] = -np.float64(g[begin + j])
-            for i in range(0, count - 3, 4):
-                p0, p1 = _pointer(rows[i], begin, g), _pointer(rows[i + 1], begin, g)
-                p2, p3 = _pointer(rows[i + 2], begin, g), _pointer(rows[i + 3], begin, g)
-                c0, c1, c2, c3 = coefficients[i], coefficients[i + 1], coefficients[i + 2], coefficients[i + 3]
-                for j in range(length):
-                    left = c0 * np.float64(p0[j]) + c1 * np.float64(p1[j])
-                    right = c2 * np.float64(p2[j]) + c3 * np.float64(p3[j])
-                    total[j] -= left + right
-            for i in range(count - count % 4, count):
-                p, c = _pointer(rows[i], begin, g), coefficients[i]
-                for j in range(length):
-                    total[j] -= c * np.float64(p[j])
-            for i in range(0, count - 3, 4):
-                p0, p1 = _pointer(rows[i], begin, g), _pointer(rows[i + 1], begin, g)
-                p2, p3 = _pointer(rows[i + 2], begin, g), _pointer(rows[i + 3], begin, g)
-                s0 = s1 = s2 = s3 = 0.0
-                for j in range(length):
-                    s0 += np.float64(p0[j]) * total[j]
-                    s1 += np.float64(p1[j]) * total[j]
-                    s2 += np.float64(p2[j]) * total[j]
-                    s3 += np.float64(p3[j]) * total[j]
-                sums[piece, i] += s0
-                sums[piece, i + 1] += s1
-                sums[piece, i + 2] += s2
-                sums[piece, i + 3] += s3
-            for i in range(count - count % 4, count):
-                p, s0 = _pointer(rows[i], begin, g), 0.0
-                for j in range(length):
-                    s0 += np.float64(p[j]) * total[j]
-                sums[piece, i] += s0
-
-
-def _combined_kernel(
-    rows: Any, coefficients: Any, q: Any, scale: float, g: Any, first: int, last: int, d: Any, sums: Any
-) -> None:
-    count = len(rows)
-    total = np.empty(_BLOCK, np.float64)
-    for piece in range(first, last):
-        end = min((piece + 1) * _PIECE, len(g))
-        for begin in range(piece * _PIECE, end, _BLOCK):
-            length = min(_BLOCK, end - begin)
-            for j in range(length):
-                total[j] = scale * q[begin + j]
-            for i in range(0, count - 3, 4):
-                p0, p1 = _pointer(rows[i], begin, g), _pointer(rows[i + 1], begin, g)
-                p2, p3 = _pointer(rows[i + 2], begin, g), _pointer(rows[i + 3], begin, g)
-                c0, c1, c2, c3 = coefficients[i], coefficients[i + 1], coefficients[i + 2], coefficients[i + 3]
-                for j in range(length):
-                    left = c0 * np.float64(p0[j]) + c1 * np.float64(p1[j])
-                    right = c2 * np.float64(p2[j]) + c3 * np.float64(p3[j])
-                    total[j] += left + right
-            for i in range(count - count % 4, count):
-                p, c = _pointer(rows[i], begin, g), coefficients[i]
-                for j in range(length):
-                    total[j] += c * np.float64(p[j])
-            slope = 0.0
-            for j in range(length):
-                d[begin + j] = total[j]
-                slope += np.float64(g[begin + j]) * np.float64(d[begin + j])
-            sums[piece] += slope
-
-
-def _alphas_kernel(sy: Float64, s_g: Float64, rho: Float64) -> Float64:
-    """The coefficients of the first loop, from the products with the gradient."""
-    k = len(rho)
-    alphas = np.empty(k)
-    for i in range(k - 1, -1, -1):
-        product = -s_g[i]
-        for j in range(k - 1, i, -1):
-            product -= alphas[j] * sy[i, j]
-        alphas[i] = product * rho[i]
-    return alphas
-
-
-def _deltas_kernel(sy: Float64, y_q: Float64, rho: Float64, alphas: Float64, scale: float) -> Float64:
-    """The coefficients of the second loop, from the products with what the first leaves."""
-    k = len(rho)
-    deltas = np.empty(k)
-    for i in range(k):
-        product = scale * y_q[i]
-        for j in range(i):
-            product += deltas[j] * sy[j, i]
-        deltas[i] = alphas[i] - product * rho[i]
-    return deltas
-
-
-def _recursion_kernel(dirs: Any, steps: Any, rho: Any, g: Any, scale: float, q: Any, d: Any) -> None:
-    """The two-loop recursion as it is written, its vector in float64."""
-    n, k = len(g), len(rho)
-    alphas = np.empty(k)
-    for j in range(n):
-        q[j] = -np.float64(g[j])
-    for i in range(k - 1, -1, -1):
-        y, s = _pointer(dirs[i], 0, g), _pointer(steps[i], 0, g)
-        product = 0.0
-        for j in range(n):
-            product += np.float64(s[j]) * q[j]
-        alpha = product * rho[i]
-        for j in range(n):
-            q[j] -= alpha * np.float64(y[j])
-        alphas[i] = alpha
-    for j in range(n):
-        q[j] *= scale
-    for i in range(k):
-        y, s = _pointer(dirs[i], 0, g), _pointer(steps[i], 0, g)
-        product = 0.0
-        for j in range(n):
-            product += np.float64(y[j]) * q[j]
-        delta = alphas[i] - product * rho[i]
-        for j in range(n):
-            q[j] += delta * np.float64(s[j])
-    for j in range(n):
-        d[j] = q[j]
+    for line in (source + block).splitlines():
+        lines += each(re.sub(r"\[([^]]*)\]", lambda m: ", ".join(each(m[1])), line))
+    return native.kernel("\n".join(lines), reassociate=True)
 
 
 # Line search --------------------------------------------------------------------------------------------------------------
@@ -811,12 +691,6 @@ class _Line:
         self.trials += 1
         return _Trial(t, self.point.loss, self.point.gradient, self.point.gradient.dot(self.d).item())
 
-    def settle(self, trial: _Trial) -> None:
-        """Make a trial the point that the search ends at."""
-        if self.at != trial.t:
-            self.go(trial.t)
-        self.point.loss, self.point.gradient = trial.loss, trial.gradient
-
     def too_high(self, trial: _Trial) -> bool:
         # A loss of NaN is neither too high nor low enough.
         return trial.loss > self.start.loss + DECREASE * trial.t * self.start.slope
@@ -836,7 +710,9 @@ def _strong_wolfe(point: _Point, now: _Iterate, most: int) -> tuple[float, int]:
     """
     line = _Line(point, now)
     found = _searched(line, now.t, most)
-    line.settle(found)
+    if line.at != found.t:
+        line.go(found.t)
+    point.loss, point.gradient = found.loss, found.gradient
     return found.t, line.trials
 
 
@@ -847,7 +723,7 @@ def _searched(line: _Line, t: float, most: int) -> _Trial:
     low, close = _lower(bracket), False
     width = _largest(line.d)
     while line.trials <= most and not abs(bracket[1].t - bracket[0].t) * width < LEAST_WIDTH:
-        t, close = _inside(_cubic_minimum(*bracket), bracket, close=close)
+        t, close = _inside(_cubic_minimum(bracket[0], bracket[1]), bracket, close=close)
         new, high = line.evaluate(t), 1 - low
         if line.too_high(new) or new.loss >= bracket[low].loss:
             bracket[high] = new
@@ -867,10 +743,8 @@ def _bracket(line: _Line, t: float, most: int) -> list[_Trial]:
     while line.trials <= most:
         if line.too_high(new) or (line.trials > 2 and new.loss >= last.loss):
             return [last, new]
-        if line.flat(new):
-            return [new]
-        if new.slope >= 0:
-            return [last, new]
+        if line.flat(new) or new.slope >= 0:
+            return [new] if line.flat(new) else [last, new]
         t = _cubic_minimum(last, new, (new.t + 0.01 * (new.t - last.t), 10 * new.t))
         last, new = new, line.evaluate(t)
     return [line.start, new]

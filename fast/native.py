@@ -28,6 +28,8 @@ import torch
 SYMBOL = "stepcheck_kernel"
 #: Contraction of a product and a sum into one rounding is allowed, reassociation is not: it would change what is computed.
 OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "_nrt": False}
+#: Where a kernel asks for it: its sums are its own to order, and the sign of a zero is lost.
+REASSOCIATING: dict[str, Any] = {**OPTIONS, "fastmath": dict.fromkeys(("contract", "reassoc", "nsz"), True)}
 
 #: What kernels may call: functions of the C library, which is in every process.
 LIBRARY = frozenset({"pow", "memset", "memcpy"})
@@ -85,62 +87,61 @@ class Kernel:
         self.run_held: Callable[[int], None] = ctypes.PYFUNCTYPE(None, ctypes.c_int64)(address)
 
 
-_kernels: dict[str, Kernel] = {}
+_kernels: dict[tuple[str, bool], Kernel] = {}
 
 
-def kernel(source: str) -> Kernel:
+def kernel(source: str, *, reassociate: bool = False) -> Kernel:
     """The function ``kernel(launch)`` that ``source`` defines, in the Python that numba compiles, with :mod:`.intrinsics` at hand.
 
-    From memory, from disk or compiled, in this order.
+    From memory, from disk or compiled, in this order. With ``reassociate`` the terms of a sum may be added in another order, always
+    the same on one machine, so that sums over elements take several at a time.
     """
-    found = _kernels.get(source)
+    key = (source, reassociate)
+    found = _kernels.get(key)
     if found is None:
         with _lock:
-            found = _kernels.get(source)
+            found = _kernels.get(key)
             if found is None:
-                found = _kernels[source] = _load(source)
+                found = _kernels[key] = _load(source, OPTIONS if not reassociate else REASSOCIATING)
     return found
 
 
-def _load(source: str) -> Kernel:
+def _load(source: str, options: dict[str, Any]) -> Kernel:
     import llvmlite.binding as llvm
 
-    path = cache_folder() / f"{_digest(source)}.o"
+    digest = _digest(source, options)
+    path = cache_folder() / f"{digest}.o"
     machine_code = _kept(path)
     if machine_code is None:
-        machine_code = _compile(source)
+        machine_code = _compile(source, f"{SYMBOL}_{digest}", options)
         _keep(path, machine_code)
     # The symbol of each is its own, so that all can live in one engine.
     engine = _engine()
     engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
     engine.finalize_object()
-    return Kernel(engine.get_function_address(_symbol(source)))
+    return Kernel(engine.get_function_address(f"{SYMBOL}_{digest}"))
 
 
-def _digest(source: str) -> str:
+def _digest(source: str, options: dict[str, Any] = OPTIONS) -> str:
     """A name for all that machine code depends on."""
     intrinsics = (Path(__file__).parent / "intrinsics.py").read_text(encoding="utf-8")
-    parts = (source, intrinsics, repr(OPTIONS), *_machine(), version("numba"), version("llvmlite"), sys.version)
+    parts = (source, intrinsics, repr(options), *_machine(), version("numba"), version("llvmlite"), sys.version)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _symbol(source: str) -> str:
-    return f"{SYMBOL}_{hashlib.sha256(source.encode()).hexdigest()[:32]}"
-
-
-def _compile(source: str) -> bytes:
+def _compile(source: str, symbol: str = SYMBOL, options: dict[str, Any] = OPTIONS) -> bytes:
     import llvmlite.binding as llvm
     import numba
 
     from stepcheck.fast import intrinsics
 
-    namespace: dict[str, Any] = {**vars(intrinsics), "OPTIONS": OPTIONS}
+    namespace: dict[str, Any] = {**vars(intrinsics), "OPTIONS": options}
     exec(compile(source, "<kernel>", "exec"), namespace)  # noqa: S102 - source is made of this package's own rules
-    compiled: Any = numba.cfunc(numba.void(numba.int64), **OPTIONS)(namespace["kernel"])
-    module = llvm.parse_assembly(_exported(compiled.inspect_llvm(), compiled._wrapper_name, _symbol(source)))  # noqa: SLF001
+    compiled: Any = numba.cfunc(numba.void(numba.int64), **options)(namespace["kernel"])
+    module = llvm.parse_assembly(_exported(compiled.inspect_llvm(), compiled._wrapper_name, symbol))  # noqa: SLF001
     # All else is its own: objects that are loaded side by side must not find each other's functions.
     for value in (*module.functions, *module.global_variables):
-        if not value.is_declaration and value.name != _symbol(source):
+        if not value.is_declaration and value.name != symbol:
             value.linkage = "internal"
     declared = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
     foreign = declared & set(re.findall(r"call [^@\n]*@([\w.]+)\(", str(module))) - LIBRARY

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.fast import lbfgs
+from stepcheck.fast import lbfgs, native
 from stepcheck.fast.lbfgs import LBFGS
 
 #: The unit roundoff of float64. Each iteration may multiply an error by the condition of the function, below 100 here.
@@ -130,7 +130,7 @@ def test_long_vectors_take_the_direction_of_the_two_loops():
         optimizer.step(closure)
     state = state_of(optimizer)
     exact = two_loops(state["prev_flat_grad"], state)
-    assert optimizer._products is not None
+    assert optimizer._work.known is not None
     assert (state["d"].double() - exact).abs().max() <= 2.0**-22 * exact.abs().max()
 
 
@@ -141,9 +141,10 @@ def test_how_many_threads_there_are_changes_no_bit():
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            q, products = lbfgs._reduced(rows, coefficients, rows[0])
-            d, slope = lbfgs._combined(rows, coefficients, q, 0.5, rows[0])
-            found.append([x.tobytes() for x in (lbfgs._times(rows, *rows[:2]), q, products, d.numpy())] + [slope])
+            work = lbfgs._Work()
+            products = work.reduced(rows, coefficients, rows[0])
+            d, slope = work.combined(rows, coefficients, 0.5, rows[0])
+            found.append([x.tobytes() for x in (work.times(rows, *rows[:2]), work.q, products, d.numpy())] + [slope])
     finally:
         torch.set_num_threads(threads)
     assert found[0] == found[1] == found[2]
@@ -357,17 +358,57 @@ def test_memory_does_not_grow_once_the_history_is_full(way):
     held = []
     for _ in range(20):
         optimizer.step(quartic(params))
-        products = optimizer._products
-        small = 0 if products is None else products.sy.nbytes + products.rho.nbytes
+        products = optimizer._work.known
+        small = 0 if products is None else products.sy.nbytes
         held.append((sum(x.nbytes for n in ("old_dirs", "old_stps", "ro") for x in state_of(optimizer)[n]), small))
     assert len(set(held[5:])) == 1
-    assert held[-1][1] <= 8 * (3 * 3 + 3)
+    assert held[-1][1] <= 8 * 3 * 3
 
 
-def test_kernels_are_those_of_numpy():
-    generator = np.random.default_rng(0)
-    rows = [torch.from_numpy(generator.standard_normal(9001)) for _ in range(7)]
-    a, b = rows[:2]
-    found = lbfgs._times(rows, a, b)
-    exact = np.array([[math.fsum((r * v).tolist()) for v in (a, b)] for r in rows])
-    assert np.abs(found - exact).max() <= 200 * UNIT * 9001
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_kernels_are_those_of_numpy(dtype, count):
+    generator, work = torch.Generator().manual_seed(0), lbfgs._Work()
+    rows = list(torch.randn(count, 17_001, generator=generator, dtype=dtype))
+    a, last, d = torch.randn(3, 17_001, generator=generator, dtype=dtype)
+    b, s, t = torch.empty_like(a), torch.empty_like(a), 0.3
+    found = work.times([*rows, s], a, b, last, s, d, np.array([t]))
+    assert torch.equal(b, a - last)
+    assert torch.equal(s, d * t)
+    exact = np.array([[math.fsum((r.double() * v.double()).tolist()) for v in (a, b)] for r in (*rows, s)])
+    assert np.abs(found - exact).max() <= 200 * UNIT * 17_001
+    c = np.linspace(-1, 1, count)
+    products = work.reduced(rows, c, a)
+    q = -a.double() - sum(x * r.double() for x, r in zip(c, rows, strict=True))
+    assert np.abs(work.q - q.numpy()).max() <= 100 * UNIT
+    assert np.abs(products - [math.fsum((r.double() * q).tolist()) for r in rows]).max() <= 1000 * UNIT * 17_001
+    direction, slope = work.combined(rows, c, 0.5, a)
+    exact = 0.5 * q + sum(x * r.double() for x, r in zip(c, rows, strict=True))
+    assert (direction.double() - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max()
+    assert slope == pytest.approx((a.double() * direction.double()).sum().item(), abs=1000 * UNIT * 17_001)
+
+
+def test_what_is_not_finite_stays_where_it_is():
+    rows = list(torch.ones(5, 3000))
+    rows[1][7], rows[4][1500] = math.inf, math.nan
+    work = lbfgs._Work()
+    products = work.reduced(rows, np.ones(5), rows[0])
+    assert np.flatnonzero(~np.isfinite(work.q)).tolist() == [7, 1500]
+    assert work.q[7] == -math.inf
+    assert np.isnan(products).all()
+
+
+def test_work_is_in_no_copy():
+    params = parameters((400,))
+    optimizer = steps(LBFGS, params, 3, lr=1e-3, max_iter=1)
+    assert "_work" in vars(optimizer)
+    assert "_work" not in vars(copy.deepcopy(optimizer))
+    assert "_work" not in optimizer.__getstate__()
+
+
+def test_sums_are_reordered_only_where_a_kernel_asks_for_it():
+    source = "def kernel(launch):\n    store_int64(launch, 0, 4321)\n"
+    plain, reordered = native.kernel(source), native.kernel(source, reassociate=True)
+    assert plain is not reordered
+    assert reordered is native.kernel(source, reassociate=True)
+    assert native._digest(source) != native._digest(source, native.REASSOCIATING)
