@@ -311,8 +311,12 @@ class _Iterate:
 
     def next(self, g: Tensor, lr: float, size: int, work: _Work) -> _Iterate:
         """The iteration after this one: what changed is remembered, and there is a new direction."""
-        own = g.dtype in _OWN and g.device.type == "cpu"
-        if own and len(self.pairs.ro) * g.numel() >= max(1, _WORTH_PASSES):
+        long = len(self.pairs.ro) * g.numel() >= max(1, _WORTH_PASSES)
+        # The passes know scalar products of remembered pairs in float64, which is enough for vectors of float32 alone: where
+        # pairs are nearly dependent the products cancel.
+        passes = long and g.dtype is torch.float32 and g.device.type == "cpu"
+        own = not long and g.dtype in _OWN and g.device.type == "cpu"
+        if passes:
             pairs, eta, d, slope = work.in_three_passes(self, g, size)
         else:
             y, s = g - self.gradient, self.d * self.t
