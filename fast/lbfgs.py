@@ -43,7 +43,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
     *Large-scale L-BFGS using MapReduce*, 2014); those of the second from the products of all :math:`y_i` with what the first
     loop leaves, found as it is formed. So a direction takes three passes over half of the history each, where the recursion
     takes four, and a single call for each pass. Short vectors take the recursion as it is written, in one call. Sums are
-    float64. So it is with float32 and float64 on the CPU; all else takes one operation of torch after another.
+    float64. So it is with float32, and with short vectors of float64, on the CPU; all else takes one operation of torch after another.
 
     It differs from torch's class where that fails: options that make no sense are refused; ``max_eval`` that is left open
     follows the ``max_iter`` of the group; ``history_size`` may change at any time; copies go on; gradients may have any
