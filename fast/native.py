@@ -27,7 +27,7 @@ import torch
 #: In an object file and in memory, the name of what it exports.
 SYMBOL = "stepcheck_kernel"
 #: Contraction of a product and a sum into one rounding is allowed, reassociation is not: it would change what is computed.
-OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "_nrt": False}
+OPTIONS: dict[str, Any] = {"fastmath": {"contract": True}, "error_model": "numpy", "_nrt": False}
 #: Where a kernel asks for it: its sums are its own to order, and the sign of a zero is lost.
 REASSOCIATING: dict[str, Any] = {**OPTIONS, "fastmath": dict.fromkeys(("contract", "reassoc", "nsz"), True)}
 
@@ -119,13 +119,24 @@ def _load(source: str, options: dict[str, Any]) -> Kernel:
     engine = _engine()
     engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
     engine.finalize_object()
-    return Kernel(engine.get_function_address(f"{SYMBOL}_{digest}"))
+    address = engine.get_function_address(f"{SYMBOL}_{digest}")
+    assert address, f"{path} has no {SYMBOL}_{digest}"
+    return Kernel(address)
 
 
 def _digest(source: str, options: dict[str, Any] = OPTIONS) -> str:
     """A name for all that machine code depends on."""
-    intrinsics = (Path(__file__).parent / "intrinsics.py").read_text(encoding="utf-8")
-    parts = (source, intrinsics, repr(options), *_machine(), version("numba"), version("llvmlite"), sys.version)
+    # How it is compiled and under which name it is found stands in this file.
+    texts = [path.read_text(encoding="utf-8") for path in (Path(__file__), Path(__file__).with_name("intrinsics.py"))]
+    parts = (
+        source,
+        *texts,
+        repr(sorted(options.items(), key=str)),
+        *_machine(),
+        version("numba"),
+        version("llvmlite"),
+        sys.version,
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

@@ -78,7 +78,7 @@ def test_list_names_optimizers_subjects_and_checks(folder):
         r"SGD +forloop foreach fused differentiable compiled\n +float32, .*complex64 \(not fused\)", done.stdout
     )
     assert re.search(r"Adamax +forloop foreach \(capturable\)", done.stdout)
-    for word in (*SPECS, "torch:Adam[foreach]", "agreement", "save-load-continue"):
+    for word in (*SPECS, "torch:Adam[foreach]", "fast:Adam", "agreement", "save-load-continue"):
         assert word in done.stdout
 
 
@@ -165,6 +165,7 @@ def test_an_error_of_the_harness_in_a_replay_is_told_as_one(folder, divergence):
         (["check", "torch:Foo"], "no reference named 'Foo'"),
         (["check", "torch:Adam[warp]"], "forloop, foreach, fused"),
         (["check", "torch:RMSprop[fused]"], "forloop, foreach"),
+        (["check", "fast:Adam[warp]"], "has no modes"),
         (["check", "tensorflow"], "unknown subject"),
         (["check", "no_such_module:Thing", "--like", "Adam"], "cannot import no_such_module"),
         (["check", "some_module:Thing", "--like", "Adam"], "has no Thing"),

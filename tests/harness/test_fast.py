@@ -1,0 +1,76 @@
+"""The fast optimizers as subjects: all of them, with no excuse, and a wrong rule among them is found."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from stepcheck import fast
+from stepcheck.fast import rules
+from stepcheck.fast.rules import sqrt
+from stepcheck.harness.campaign import Campaign, Settings
+from stepcheck.harness.ledger import LEDGER
+from stepcheck.harness.subjects import UsageError, class_subject, fast_subject, resolve
+from stepcheck.reference import SPECS
+
+
+def test_there_is_one_for_each_reference():
+    assert [s.name for s in resolve("fast")] == [f"fast:{name}" for name in SPECS]
+    assert resolve("fast:Adam") == [fast_subject("Adam")]
+    assert {name for name in fast.__all__ if name != "Served"} == set(SPECS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("fast:Foo", "no reference named 'Foo'"), ("fast:", "name an optimizer"), ("fast:Adam[x]", "has no modes")],
+)
+def test_what_there_is_not_is_told(text, said):
+    with pytest.raises(UsageError, match=said.replace("'", ".")):
+        resolve(text)
+
+
+@pytest.mark.parametrize("name", list(SPECS))
+def test_the_ledger_excuses_none_of_them(name):
+    subject = fast_subject(name)
+    assert not any(entry.concerns(subject, subject.make) for entry in LEDGER.values())
+    assert issubclass(subject.make, getattr(torch.optim, name))
+
+
+def _eps_inside(
+    p, g, square_avg, grad_avg, momentum_buffer, sign, weight_decay, alpha, weight, eps, momentum, centered, lr
+):
+    g = sign * g
+    g = g + weight_decay * p if weight_decay != 0 else g
+    square_avg = alpha * square_avg + weight * g * g
+    grad_avg = alpha * grad_avg + weight * g
+    variance = square_avg - grad_avg * grad_avg if centered != 0 else square_avg
+    denom = sqrt(variance + eps)
+    momentum_buffer = momentum * momentum_buffer + g / denom
+    p = p - lr * momentum_buffer if momentum != 0 else p - lr * g / denom
+    return p, square_avg, grad_avg, momentum_buffer
+
+
+def _uncounted(step, lr, rho, eps, weight_decay, maximize):
+    return step, 1.0 - 2.0 * maximize, weight_decay, rho, 1.0 - rho, eps, lr
+
+
+class EpsInside(fast.RMSprop):
+    """A kernel of a wrong rule."""
+
+    rule = dataclasses.replace(rules.RMSPROP, name="eps_inside", update=_eps_inside)
+
+
+class Uncounted(fast.Adadelta):
+    """Never counts a step."""
+
+    rule = dataclasses.replace(rules.ADADELTA, name="uncounted", prepare=_uncounted)
+
+
+@pytest.mark.parametrize(
+    ("make", "like", "field"), [(EpsInside, "RMSprop", "parameter"), (Uncounted, "Adadelta", "step")]
+)
+def test_a_wrong_rule_is_found(make, like, field):
+    subject = class_subject(make, like, profile=fast_subject(like).profile)
+    result = Campaign(subject, Settings(examples=30, dtypes=("float32",), only=("agreement",))).run()
+    assert result.verdict == "fail", result.error
+    assert any(d.cause == field for d in result.divergences), [d.cause for d in result.divergences]
