@@ -384,8 +384,7 @@ def _rmsprop(
     variance = square_avg - grad_avg * grad_avg if centered != 0 else square_avg
     denom = sqrt(variance) + eps
     momentum_buffer = momentum * momentum_buffer + g / denom
-    p = p - lr * momentum_buffer if momentum != 0 else p - lr * g / denom
-    return p, square_avg, grad_avg, momentum_buffer
+    return p - lr * momentum_buffer, square_avg, grad_avg, momentum_buffer
 
 
 RMSPROP = Rule(

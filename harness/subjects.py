@@ -225,6 +225,7 @@ _FAST = Profile(
     narrow="once",
 )
 FAST_PROFILES: dict[str, Profile] = {
+    "RMSprop": _also(_FAST, "it divides before it scales", "quotient_first", "written"),
     "RAdam": _also(_FAST, "it folds all scalars into one", "folded", "written"),
     "Adafactor": _also(_FAST, "it multiplies by reciprocals of roots", "reciprocal", "written"),
     "LBFGS": _also(
