@@ -29,11 +29,11 @@ import numpy as np
 import torch
 
 from stepcheck.fast import native
-from stepcheck.fast.engine import REAL, SIZE, Group, Served, State, counter, exotic, full_like, overlaps, walk
+from stepcheck.fast.engine import REAL, SIZE, Group, Served, Standing, State, counter, exotic, full_like, overlaps, walk
 from stepcheck.fast.kernels import COMPUTED
 from stepcheck.fast.native import Kernel, kernel
 from stepcheck.fast.optimizer import Fast
-from stepcheck.fast.tensors import Addresses, Looks, Words
+from stepcheck.fast.tensors import Addresses, Words
 
 #: Elements of a block or a tile, about, and of a parameter or a matrix that is not cut: they fit into a second-level cache.
 PIECE = 1 << 15
@@ -827,8 +827,7 @@ class _Plan:
 
     def __init__(self, groups: list[Group], state: dict[torch.Tensor, State]) -> None:
         self._groups, self._state = groups, state
-        self._parameters = [p for group in groups for p in group["params"]]
-        self._idle = [p for p in self._parameters if p.grad is None]
+        idle = [p for group in groups for p in group["params"] if p.grad is None]
         self._active: list[torch.Tensor] = []
         self._launches: list[tuple[_Launch, slice]] = []
         self._values: list[Any] = [None] * len(groups)
@@ -844,11 +843,10 @@ class _Plan:
             self._launches.append((_Launch(dtype, members, len(groups)), part))
         self._read_options()
         gradients = [m.g for members in by_dtype.values() for m in members]
-        self._gradients = Looks(gradients)
         self._gradient_addresses = Addresses(len(gradients))
         self._gradient_addresses.read(gradients)
         self._resolved = gradients if not self._lasting else []
-        self._remember_state()
+        self._standing = Standing(groups, state, self._active, idle, self._entries())
 
     def _member(self, p: torch.Tensor, gradient: torch.Tensor, group: int) -> _Member:
         state = self._state[p]
@@ -856,7 +854,7 @@ class _Plan:
             shapes = {"row_var": (*p.shape[:-1], 1), "col_var": (*p.shape[:-2], 1, p.shape[-1])}
             for name, shape in shapes.items():
                 if state.get(name) is None:
-                    state[name] = torch.zeros(shape, dtype=p.dtype)
+                    state[name] = full_like(torch.empty(shape, dtype=p.dtype), 0.0)
         elif state.get("variance") is None:
             state["variance"] = full_like(p, 0.0)
         if not isinstance(state.get("step"), torch.Tensor):
@@ -864,49 +862,26 @@ class _Plan:
         self._lasting &= not gradient.is_neg()
         return _Member(p, gradient.resolve_neg(), [state[name] for name in _buffers(p)], state["step"], group)
 
-    def _remember_state(self) -> None:
-        """Which tensors of parameters and state the tables point to, under which keys, and where they are."""
-        self._states = list(self._state.values())
-        self._keyed: list[tuple[str, list[State], list[torch.Tensor]]] = []
-        self._held: list[torch.Tensor] = list(self._active)
-        for key in ("step", "row_var", "col_var", "variance"):
-            states = [self._state[p] for p in self._active if key == "step" or key in _buffers(p)]
-            tensors = [state[key] for state in states]
-            self._keyed.append((key, states, tensors))
-            self._held += tensors
-        self._held_addresses = Addresses(len(self._held))
-        self._expected = self._held_addresses.read(self._held).copy()
+    def _entries(self) -> Iterator[tuple[State, str]]:
+        """Where in the state the tensors are that the tables point to."""
+        return ((self._state[p], key) for p in self._active for key in ("step", *_buffers(p)))
 
     def holds(self, groups: list[Group]) -> bool:
-        """Whether all that the tables depend on is as it was. Reads the options of the groups on the way."""
-        same = operator.is_
-        if not self._lasting or len(groups) != len(self._groups) or not all(map(same, groups, self._groups)):
+        """Whether all that the tables depend on is as it was. Takes note of options and gradients on the way."""
+        gradients = self._standing.gradients(groups) if self._lasting else None
+        if gradients is None:
             return False
-        parameters = [p for group in groups for p in group["params"]]
-        if len(parameters) != len(self._parameters) or not all(map(same, parameters, self._parameters)):
-            return False
-        if any(p.grad is not None for p in self._idle):
-            return False
-        if len(self._state) != len(self._states) or not all(map(same, self._state.values(), self._states)):
-            return False
-        try:
-            found = all(all(map(same, map(operator.itemgetter(k), states), held)) for k, states, held in self._keyed)
-        except KeyError:
-            return False
-        gradients = [p.grad for p in self._active]
-        if not (found and self._gradients.same(gradients)):
-            return False
-        if not np.array_equal(self._held_addresses.read(self._held), self._expected):
-            return False
-        self._gradient_addresses.read(gradients)  # type: ignore[arg-type]
+        self._gradient_addresses.read(gradients)
         self._read_options()
         return True
 
     def _read_options(self) -> None:
         for n, group in enumerate(self._groups):
             values = lr, beta2_decay, (eps1, eps2), d, weight_decay, maximize = _READ(group)
-            if isinstance(lr, torch.Tensor) or values != self._values[n]:
-                self._values[n] = values
+            # By identity: a number may equal a tensor of float32 that is another number.
+            if self._values[n] is None or not all(map(operator.is_, values, self._values[n])):
+                # What is inside a tensor can change without the tensor.
+                self._values[n] = None if isinstance(lr, torch.Tensor) else values
                 for launch, _ in self._launches:
                     own = launch.machine_epsilon if eps1 is None else float(eps1)
                     launch.options[n] = [float(lr), beta2_decay, own, eps2, d, weight_decay, maximize]

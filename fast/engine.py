@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -275,6 +275,45 @@ def _batches(counts: Words) -> Words:
 # --- All launches of a step
 
 
+class Standing:
+    """What tables depend on beside options: groups, parameters, state and gradients, and whether they still stand as they stood.
+
+    It holds parameters and state; of gradients it remembers what they looked like.
+
+    Args:
+        groups: whose parameters are stepped.
+        state: the optimizer's.
+        active: the parameters that have gradients which the tables are made for.
+        idle: those that have none.
+        entries: dictionaries of the state and the keys of the tensors in them that the tables point to.
+    """
+
+    def __init__(
+        self,
+        groups: list[Group],
+        state: dict[torch.Tensor, State],
+        active: list[torch.Tensor],
+        idle: list[torch.Tensor],
+        entries: Iterable[tuple[State, str]],
+    ) -> None:
+        self._groups, self._state, self._active, self._idle = groups, state, active, idle
+        self._looks = Looks([*(p.grad for p in active if p.grad is not None), *active])
+        found = [(of_parameter, key, of_parameter[key]) for of_parameter, key in entries]
+        held = [*active, *(tensor for *_, tensor in found)]
+        self._watch = Watch([*(group["params"] for group in groups), list(state.values())], found, held)
+
+    def gradients(self, groups: list[Group]) -> list[Any] | None:
+        """The gradients of the active parameters, if nothing has changed but where they are."""
+        if len(groups) != len(self._groups) or not all(map(operator.is_, groups, self._groups)):
+            return None
+        if not self._watch.same(*[group["params"] for group in groups], list(self._state.values())):
+            return None
+        if self._idle and any(p.grad is not None for p in self._idle):
+            return None
+        gradients = [p.grad for p in self._active]
+        return gradients if self._looks.same([*gradients, *self._active]) else None
+
+
 class Plan:
     """What a step of some groups by one rule consists of.
 
@@ -293,10 +332,10 @@ class Plan:
         self._readers = [_reader(rule, group) for group in groups]
         self._values: list[Any] = [None] * len(groups)
         self._present = [rule.present(group) for group in groups]
+        self._odd: list[tuple[torch.Tensor, int]] = []
         self._read_options()
 
         self._idle: list[torch.Tensor] = []
-        self._odd: list[tuple[torch.Tensor, int]] = []
         self._active: list[torch.Tensor] = []
         plain: dict[Layout, list[tuple[torch.Tensor, int]]] = {}
         for n, group in enumerate(groups):
@@ -308,41 +347,35 @@ class Plan:
                 else:
                     plain.setdefault(self._layout(p, n), []).append((p, n))
         self._launches: list[tuple[Launch, slice]] = []
+        for layout in plain:
+            # To compile takes long and may be interrupted: before there is state, which would not be fresh the next time.
+            kernels.prepare_kernel(layout)
+            kernels.step_kernel(layout)
         for layout, parameters in plain.items():
             members = [self._member(layout, p, n, p.grad) for p, n in parameters]
             part = slice(len(self._active), len(self._active) + len(members))
             self._active += [p for p, _ in parameters]
             self._launches.append((Launch(layout, members, self._options), part))
-        self._gradients = Looks([p.grad for p in self._active if p.grad is not None])
         self._oddities = [(p.grad.layout, p.dtype) for p, _ in self._odd if p.grad is not None]
         self._gradient_addresses = Addresses(len(self._active))
-        self._remember_state()
+        self._standing = Standing(groups, state, self._active, self._idle, self._entries())
 
-    # What must not have changed
-
-    def _remember_state(self) -> None:
-        """Which tensors of parameters and state the tables point to, under which keys, and where they are."""
-        entries: list[tuple[State, str, torch.Tensor]] = []
+    def _entries(self) -> Iterator[tuple[State, str]]:
+        """Where in the state the tensors are that the tables point to."""
         for launch, part in self._launches:
             for state in (self._state[p] for p in self._active[part]):
-                entries += [(state, key, state[key]) for key in (*self._rule.counters, *launch.layout.buffers)]
-        held = [*self._active, *(tensor for *_, tensor in entries)]
-        self._watch = Watch([*(g["params"] for g in self._groups), list(self._state.values())], entries, held)
+                yield from ((state, key) for key in (*self._rule.counters, *launch.layout.buffers))
 
     def holds(self, groups: list[Group]) -> bool:
         """Whether all that the tables depend on is as it was. Takes note of options and gradients on the way."""
-        if len(groups) != len(self._groups) or not all(map(operator.is_, groups, self._groups)):
-            return False
-        if not self._watch.same(*[group["params"] for group in groups], list(self._state.values())):
-            return False
-        if self._idle and any(p.grad is not None for p in self._idle):
+        gradients = self._standing.gradients(groups)
+        if gradients is None:
             return False
         if self._odd and any(
             p.grad is None or not _as_odd(p.grad, was) for (p, _), was in zip(self._odd, self._oddities, strict=True)
         ):
             return False
-        gradients = [p.grad for p in self._active]
-        if not (self._gradients.same(gradients) and self._read_options()):
+        if not self._read_options():
             return False
         self._look(gradients)
         return True
@@ -358,9 +391,12 @@ class Plan:
         """Fill the table of options; whether they still ask for the same kernels."""
         for n, (group, read) in enumerate(zip(self._groups, self._readers, strict=True)):
             values = read(group)
-            if self._values[n] is None or values != self._values[n]:
+            # By identity: a number may equal a tensor of float32 that is another number.
+            if self._values[n] is None or not all(map(operator.is_, values, self._values[n])):
                 if self._rule.present(group) != self._present[n] or any(group.get(name) for name in _TORCH_ALONE):
                     return False
+                if self._odd and self._rule.dense_alone(group):
+                    return False  # sparse gradients, perhaps, which these options refuse
                 self._options[n, : len(self._option_names)] = [option(group, name) for name in self._option_names]
                 # What is inside a tensor can change without the tensor.
                 self._values[n] = None if any(isinstance(v, torch.Tensor) for v in values) else values

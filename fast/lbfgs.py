@@ -95,8 +95,14 @@ class LBFGS(Fast, torch.optim.LBFGS):
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
 
     def _served(self, group: Group) -> Served:
-        own = all(p.dtype in _OWN and exotic(p) == "" for p in group["params"])
-        return Served("numba" if own else "blas", "")
+        params = group["params"]
+        dtypes = {p.dtype for p in params}
+        # As _Iterate.next decides, of a history that is full.
+        long = group["history_size"] * sum(p.numel() for p in params) >= _WORTH_PASSES
+        kernels = dtypes == {torch.float32} or (dtypes == {torch.float64} and not long)
+        if kernels and not any(map(exotic, params)):
+            return Served("numba", "")
+        return Served("blas", "")
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled: what torch names, and whether ``max_eval`` was left open."""

@@ -10,15 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch._compile import _disable_dynamo
 from torch.autograd import profiler
-from torch.optim.optimizer import (
-    Optimizer,
-)
-from torch.optim.optimizer import (
-    _global_optimizer_post_hooks as _post_hooks,
-)
-from torch.optim.optimizer import (
-    _global_optimizer_pre_hooks as _pre_hooks,
-)
+from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from stepcheck.fast.engine import Group, Plan, Served, overlaps, refusal
 from stepcheck.fast.kernels import kernels_of
@@ -64,7 +56,11 @@ class Fast(Optimizer):
 
     @property
     def engine(self) -> tuple[Served, ...]:
-        """Who steps each group, by its place in ``param_groups``: ``numba``, or ``torch`` with the reason."""
+        """Who steps each group, by its place in ``param_groups``, and why.
+
+        ``numba``: kernels of this package; ``blas``: products and vector operations of torch, arranged by this package; ``torch``: the
+        code of ``torch.optim``, with the reason.
+        """
         return tuple(self._served(group) for group in self.param_groups)
 
     def _served(self, group: Group) -> Served:
@@ -211,7 +207,7 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
 
 def _with_hooks(step: Callable[..., Any], self: Fast, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     given = (self, *args)
-    for hook in chain(_pre_hooks.values(), self._optimizer_step_pre_hooks.values()):
+    for hook in chain(_global_optimizer_pre_hooks.values(), self._optimizer_step_pre_hooks.values()):
         result = hook(self, given, kwargs)
         if result is None:
             continue
@@ -220,7 +216,7 @@ def _with_hooks(step: Callable[..., Any], self: Fast, args: tuple[Any, ...], kwa
         given, kwargs = result
     out = step(*given, **kwargs)
     self._optimizer_step_code()
-    for hook in chain(self._optimizer_step_post_hooks.values(), _post_hooks.values()):
+    for hook in chain(self._optimizer_step_post_hooks.values(), _global_optimizer_post_hooks.values()):
         hook(self, given, kwargs)
     return out
 

@@ -187,6 +187,10 @@ def transposed_parameter(optimizer, p):
     p.data = p.data.t().contiguous().t()
 
 
+def turned_parameter(optimizer, p):
+    p.data = p.data.t()  # of a square: the same place, the same shape
+
+
 def other_state(optimizer, p):
     optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg"] + 1
 
@@ -210,6 +214,10 @@ def other_options(optimizer, p):
 
 def other_kernel(optimizer, p):
     optimizer.param_groups[0]["amsgrad"] = True
+    if not isinstance(optimizer, fast.Adam):
+        # torch's own has no maximum where amsgrad was turned on later, and raises.
+        for q in optimizer.param_groups[0]["params"]:
+            optimizer.state[q]["max_exp_avg_sq"] = torch.zeros_like(q)
 
 
 def fewer_parameters(optimizer, p):
@@ -225,14 +233,14 @@ def further_group(optimizer, p):
 @pytest.mark.parametrize(
     "change",
     [
-        moved_parameter, transposed_parameter, other_state, other_dictionary, moved_state, no_state, other_options, other_kernel,
+        moved_parameter, transposed_parameter, turned_parameter, other_state, other_dictionary, moved_state, no_state, other_options, other_kernel,
         fewer_parameters, further_group,
     ],
 )  # fmt: skip
 def test_a_change_between_steps_is_seen(change):
     def live(cls):
         torch.manual_seed(0)
-        params = [torch.randn(4, 6, dtype=torch.float64).requires_grad_() for _ in range(3)]
+        params = [torch.randn(5, 5, dtype=torch.float64).requires_grad_() for _ in range(3)]
         optimizer = cls(params, lr=0.1)
         run(optimizer, params, 3)
         change(optimizer, params[0])
@@ -240,11 +248,35 @@ def test_a_change_between_steps_is_seen(change):
         run(optimizer, whole, 2, 3)
         return [*params, *whole]
 
-    # torch's own, operation by operation, has no maximum for amsgrad that was turned on later.
-    if change is other_kernel:
-        assert live(fast.Adam)
-        return
     assert apart(live(fast.Adam), live(torch.optim.Adam)) < 1e-13
+
+
+def number_for_tensor(optimizer, p):
+    # As numbers of float32 the two are one.
+    optimizer.param_groups[0]["lr"] = (
+        0.1 if isinstance(optimizer.param_groups[0]["lr"], torch.Tensor) else torch.tensor(0.1)
+    )
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+@pytest.mark.parametrize(
+    "change", [moved_parameter, transposed_parameter, turned_parameter, no_state, fewer_parameters, number_for_tensor]
+)
+@pytest.mark.parametrize("name", ["Adadelta", "Adafactor", "RMSprop"])
+def test_a_change_between_steps_is_what_a_new_optimizer_sees(name, change, lr):
+    # Which has no memory of where things were, and is made for the step after the change.
+    def live(*, anew):
+        torch.manual_seed(0)
+        params = [torch.randn(5, 5, dtype=torch.float64).requires_grad_() for _ in range(3)]
+        optimizer = getattr(fast, name)(params, lr=lr)
+        run(optimizer, params, 3)
+        change(optimizer, params[0])
+        if anew:
+            optimizer = copy.copy(optimizer)
+        run(optimizer, params, 2, 3)
+        return params
+
+    assert all(map(torch.equal, live(anew=False), live(anew=True)))
 
 
 def test_gradients_come_and_go():
@@ -487,6 +519,19 @@ def test_how_many_threads_there_are_changes_nothing(name):
             torch.set_num_threads(before)
 
     assert torch.equal(live(1), live(2))
+
+
+def test_options_that_refuse_sparse_gradients_do_so_at_any_step():
+    p = torch.ones(3, 2, requires_grad=True)
+    optimizer = fast.SGD([p], lr=0.1)
+    for _ in range(4):
+        p.grad = torch.ones(3, 2).to_sparse(1)
+        optimizer.step()
+    before = p.detach().clone()
+    optimizer.param_groups[0]["weight_decay"] = 0.5
+    with pytest.raises(RuntimeError, match="weight_decay reads every element"):
+        optimizer.step()
+    assert torch.equal(p, before)
 
 
 def test_sparse_gradients_touch_what_they_name():
