@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from stepcheck.fast import native
-from stepcheck.fast.engine import REAL, SIZE, Group, Served, Standing, State, counter, exotic, full_like, overlaps, walk
+from stepcheck.fast.engine import REAL, SIZE, Group, Scaling, Served, Standing, State, counter, exotic, full_like, overlaps, walk
 from stepcheck.fast.kernels import COMPUTED
 from stepcheck.fast.native import Kernel, kernel
 from stepcheck.fast.optimizer import Fast
@@ -948,34 +948,34 @@ class Adafactor(Fast, torch.optim.Adafactor):
                 return Served("torch", reason)
         return Served("numba", "")
 
-    def _check_gradients(self, grad_scale: torch.Tensor | None) -> None:
+    def _check_gradients(self, scaling: Scaling) -> None:
         if any(p.grad is not None and p.is_complex() for group in self.param_groups for p in group["params"]):
             raise RuntimeError("Adafactor does not support complex parameters")
-        super()._check_gradients(grad_scale)
+        super()._check_gradients(scaling)
 
-    def _update(self, grad_scale: torch.Tensor | None) -> None:
+    def _update(self, scaling: Scaling) -> None:
         plan = self._plan
-        if grad_scale is None and plan is not None and plan.holds(self.param_groups):
+        if scaling.grad_scale is None and plan is not None and plan.holds(self.param_groups):
             plan.step()
         else:
-            self._step_anew(grad_scale)
+            self._step_anew(scaling)
 
     @torch.no_grad()
-    def _step_anew(self, grad_scale: torch.Tensor | None) -> None:
+    def _step_anew(self, scaling: Scaling) -> None:
         """A step that looks at everything first, and remembers what it found if kernels serve all of it."""
         self._plan = None
-        self._check_gradients(grad_scale)
+        self._check_gradients(scaling)
         engines = [served.engine for served in self.engine]
         own, left = (
             [g for g, e in zip(self.param_groups, engines, strict=True) if e == name] for name in ("numba", "torch")
         )
-        if grad_scale is not None:
-            factor = 1.0 / grad_scale.item()
+        if scaling.grad_scale is not None:
+            factor = scaling.factor
             for p in (p for group in own for p in group["params"] if p.grad is not None):
                 p.grad.mul_(factor)
         plan = _Plan(own, self.state)
         plan.step()
         if left:
-            self._step_by_torch(left, grad_scale)
+            self._step_by_torch(left, scaling)
         else:
             self._plan = plan

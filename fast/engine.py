@@ -1,4 +1,4 @@
-"""The CPU engine: from the parameters of an optimizer to the tables of a few launches, and from step to step.
+"""From the parameters of an optimizer to the tables of a few launches, and from step to step; here and on the CPU.
 
 A :class:`Plan` is made when something changed that the tables depend on: which parameters have gradients, of which layout, where
 parameters and state are. As long as nothing did, a step reads the options of the groups and the addresses of the gradients, and runs one
@@ -44,6 +44,29 @@ State = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """What ``GradScaler`` sets for the time of a step.
+
+    Attributes:
+        grad_scale: what the gradients were multiplied by, if they still are; one float32.
+        found_inf: not 0 if one of them is infinite, and nothing is to be stepped; one float32.
+    """
+
+    grad_scale: torch.Tensor | None = None
+    found_inf: torch.Tensor | None = None
+
+    @property
+    def skips(self) -> bool:
+        """Whether nothing is to be stepped. Of a tensor on another device, this waits for it."""
+        return self.found_inf is not None and bool(self.found_inf.item())
+
+    @property
+    def factor(self) -> float:
+        """What to multiply gradients by. Of a tensor on another device, this waits for it."""
+        return 1.0 if self.grad_scale is None else 1.0 / self.grad_scale.item()
+
+
 class Served(NamedTuple):
     """Who steps the parameters of a group, and why."""
 
@@ -52,22 +75,30 @@ class Served(NamedTuple):
 
 
 #: Options that only torch's own code can honour.
-_TORCH_ALONE = {
-    "differentiable": "differentiable=True: the step is to be part of an autograd graph",
-    "capturable": "capturable=True: made for graphs of other devices; torch decides whether it takes it on the CPU",
-}
+_TORCH_ALONE = ("differentiable", "capturable")
 
 
-def refusal(rule: Rule, group: Group, state: Mapping[torch.Tensor, State]) -> str:
-    """Why kernels do not step this group, or nothing."""
-    for name, reason in _TORCH_ALONE.items():
-        if group.get(name):
-            return reason
-    for p in group["params"]:
-        reason = exotic(p) or _foreign(rule, group, p, state.get(p, {}))
-        if reason:
-            return reason
+def torch_alone(group: Group) -> str:
+    """Which option asks for torch's own code, or nothing."""
+    if group.get("differentiable"):
+        return "differentiable=True: the step is to be part of an autograd graph"
+    if group.get("capturable") and any(p.device.type == "cpu" for p in group["params"]):
+        return "capturable=True: made for graphs of other devices; torch decides whether it takes it on the CPU"
     return ""
+
+
+def refusal(rule: Rule, group: Group, state: Mapping[torch.Tensor, State], *, interpreted: bool) -> str:
+    """Why kernels do not step this group, or nothing."""
+    reason = torch_alone(group)
+    for p in group["params"]:
+        reason = reason or exotic(p, interpreted=interpreted) or _foreign(rule, group, p, state.get(p, {}))
+    return reason
+
+
+def engine_of(devices: Iterable[torch.device], *, interpreted: bool) -> str:
+    """Whose kernels step parameters on these devices."""
+    names = {"numba" if device.type == "cpu" and not interpreted else "triton" for device in devices}
+    return " and ".join(sorted(names)) or "numba"
 
 
 def _foreign(rule: Rule, group: Group, p: torch.Tensor, state: State) -> str:
@@ -88,12 +119,20 @@ def _foreign(rule: Rule, group: Group, p: torch.Tensor, state: State) -> str:
 _GRADIENT_LAYOUTS = (torch.strided, torch.sparse_coo)
 
 
-def exotic(p: torch.Tensor) -> str:
-    """Why kernels do not step this parameter, or nothing."""
+def exotic(p: torch.Tensor, *, interpreted: bool = False) -> str:
+    """Why kernels do not step this parameter, or nothing.
+
+    Args:
+        interpreted: kernels for CUDA are run by Triton's interpreter where a parameter is on the CPU.
+    """
     if type(p) not in (torch.Tensor, torch.nn.Parameter):
         return f"a parameter is a {type(p).__name__}, whose memory is its own business"
-    if p.device.type != "cpu":
-        return f"a parameter is on {p.device}"
+    if interpreted or p.device.type != "cpu":
+        from stepcheck.fast.cuda.runtime import unavailable  # where nothing is on a GPU, nobody needs it
+
+        reason = unavailable(p.device)
+        if reason:
+            return f"a parameter is on {p.device}: {reason}"
     if p.layout is not torch.strided:
         return f"a parameter has the layout {p.layout}"
     if p.dtype not in REAL:
@@ -124,6 +163,7 @@ def overlaps(tensor: torch.Tensor) -> bool:
 class Member:
     """A parameter in a launch: its tensors in the order of the streams, its counters, its group."""
 
+    parameter: torch.Tensor
     tensors: Sequence[torch.Tensor]
     counters: Sequence[torch.Tensor]
     group: int
@@ -149,35 +189,49 @@ class _Entries(NamedTuple):
     strides: tuple[int, ...]  # from index to index, of the gradient from entry to entry; bytes
 
 
-def walk(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> _Walk:
-    """The fewest runs that pass all elements of tensors of one shape, given the strides of each, all in bytes."""
+Dimension = tuple[int, list[int]]
+
+
+def merged(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[Dimension] | None:
+    """The fewest dimensions that pass all elements of tensors of one shape, each with its distance in each of them; outermost first.
+
+    ``None`` where there is no element.
+    """
     dims = [(n, s) for n, *s in zip(shape, *strides, strict=True) if n != 1]
     if any(n == 0 for n, _ in dims):
-        return _Walk(0, tuple(0 for _ in strides), np.zeros((0, len(strides)), np.int64))
+        return None
     # As the first stream, the parameter, lies in memory; then neighbours that continue each other become one.
     dims.sort(key=lambda dim: -abs(dim[1][0]))
-    merged: list[tuple[int, list[int]]] = []
+    found: list[Dimension] = []
     for n, s in dims:
-        if merged and all(outer == inner * n for outer, inner in zip(merged[-1][1], s, strict=True)):
-            merged[-1] = (merged[-1][0] * n, s)
+        if found and all(outer == inner * n for outer, inner in zip(found[-1][1], s, strict=True)):
+            found[-1] = (found[-1][0] * n, s)
         else:
-            merged.append((n, s))
-    length, distances = merged.pop() if merged else (1, [0] * len(strides))
+            found.append((n, s))
+    return found
+
+
+def walk(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> _Walk:
+    """The fewest runs that pass all elements of tensors of one shape, given the strides of each, all in bytes."""
+    dims = merged(shape, strides)
+    if dims is None:
+        return _Walk(0, tuple(0 for _ in strides), np.zeros((0, len(strides)), np.int64))
+    length, distances = dims.pop() if dims else (1, [0] * len(strides))
     starts = np.zeros((1, len(strides)), np.int64)
-    for n, s in merged:
+    for n, s in dims:
         steps = np.arange(n, dtype=np.int64)[:, None] * np.array(s, np.int64)
         starts = (starts[:, None] + steps[None]).reshape(-1, len(strides))
     return _Walk(length, tuple(distances), starts)
 
 
-def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
+def byte_strides(tensor: torch.Tensor) -> tuple[int, ...]:
     """Strides in bytes, of real elements: a complex tensor has a further dimension of two."""
     size = tensor.element_size()
     inner = (size // 2,) if tensor.is_complex() else ()
     return (*(s * size for s in tensor.stride()), *inner)
 
 
-def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+def real_shape(tensor: torch.Tensor) -> tuple[int, ...]:
     return (*tensor.shape, *((2,) if tensor.is_complex() else ()))
 
 
@@ -218,7 +272,7 @@ class Launch:
         self.scalars = np.zeros((len(members), len(layout.scalars)), np.float64)
         chunks = []
         for r, (member, row) in enumerate(zip(members, self.rows, strict=True)):
-            way = member.named or walk(_shape(member.tensors[0]), [_strides(t) for t in member.tensors])
+            way = member.named or walk(real_shape(member.tensors[0]), [byte_strides(t) for t in member.tensors])
             if isinstance(way, _Entries):
                 row[layout.indices : layout.indices + 2] = way.indices.data_ptr(), way.length
                 row[layout.stride(0) :] = way.strides
@@ -315,56 +369,95 @@ class Standing:
 
 
 class Plan:
-    """What a step of some groups by one rule consists of.
+    """What a step of some groups by one rule consists of, on one device.
 
     Args:
         rule: of the optimizer.
         groups: those that the kernels serve.
         state: the optimizer's; what a parameter with a gradient lacks in it is made here.
+        device: of the parameters that this is about.
         unscale: whether gradients are to be multiplied by a number first, and left so.
     """
 
-    def __init__(self, rule: Rule, groups: list[Group], state: dict[torch.Tensor, State], *, unscale: bool) -> None:
+    def __init__(
+        self, rule: Rule, groups: list[Group], state: dict[torch.Tensor, State], device: torch.device, *, unscale: bool
+    ) -> None:
         self.unscale = unscale
-        self._rule, self._groups, self._state = rule, groups, state
+        self._rule, self._groups, self._state, self._device = rule, groups, state, device
         self._option_names = tuple(o for o in rule.options if o != "fresh")
-        self._options = np.zeros((len(groups), len(self._option_names) + unscale), np.float64)
         self._readers = [_reader(rule, group) for group in groups]
         self._values: list[Any] = [None] * len(groups)
         self._present = [rule.present(group) for group in groups]
         self._odd: list[tuple[torch.Tensor, int]] = []
+        self._start_options()
         self._read_options()
 
         self._idle: list[torch.Tensor] = []
-        self._active: list[torch.Tensor] = []
         plain: dict[Layout, list[tuple[torch.Tensor, int]]] = {}
         for n, group in enumerate(groups):
             for p in group["params"]:
+                if p.device != device:
+                    continue
                 if p.grad is None:
                     self._idle.append(p)
                 elif _is_odd(p.grad):
                     self._odd.append((p, n))
                 else:
                     plain.setdefault(self._layout(p, n), []).append((p, n))
-        self._launches: list[tuple[Launch, slice]] = []
         for layout in plain:
             # To compile takes long and may be interrupted: before there is state, which would not be fresh the next time.
-            kernels.prepare_kernel(layout)
-            kernels.step_kernel(layout)
-        for layout, parameters in plain.items():
-            members = [self._member(layout, p, n, p.grad) for p, n in parameters]
-            part = slice(len(self._active), len(self._active) + len(members))
-            self._active += [p for p, _ in parameters]
-            self._launches.append((Launch(layout, members, self._options), part))
+            self._ready(layout)
+        members = {
+            layout: [self._member(layout, p, n, p.grad) for p, n in parameters] for layout, parameters in plain.items()
+        }
         self._oddities = [(p.grad.layout, p.dtype) for p, _ in self._odd if p.grad is not None]
+        #: In the order in which :meth:`_look` wants their gradients.
+        self._active: list[torch.Tensor] = []
+        self._arrange(members)
         self._gradient_addresses = Addresses(len(self._active))
-        self._standing = Standing(groups, state, self._active, self._idle, self._entries())
+        self._standing = Standing(groups, state, self._active, self._idle, self._entries(members))
 
-    def _entries(self) -> Iterator[tuple[State, str]]:
+    def _entries(self, members: Mapping[Layout, Sequence[Member]]) -> Iterator[tuple[State, str]]:
         """Where in the state the tensors are that the tables point to."""
-        for launch, part in self._launches:
-            for state in (self._state[p] for p in self._active[part]):
-                yield from ((state, key) for key in (*self._rule.counters, *launch.layout.buffers))
+        for layout, of_layout in members.items():
+            for state in (self._state[m.parameter] for m in of_layout):
+                yield from ((state, key) for key in (*self._rule.counters, *layout.buffers))
+
+    # What each device does in its own way
+
+    def _start_options(self) -> None:
+        """Make a table for the options of all groups."""
+        raise NotImplementedError
+
+    def _set_options(self, n: int, group: Group) -> None:
+        """Fill in the options of group ``n``."""
+        raise NotImplementedError
+
+    def _ready(self, layout: Layout) -> None:
+        """Compile or load the kernels of a layout."""
+        raise NotImplementedError
+
+    def _arrange(self, members: Mapping[Layout, Sequence[Member]]) -> None:
+        """Make the tables, and put the parameters in ``_active``."""
+        raise NotImplementedError
+
+    def _look(self, gradients: list[Any]) -> None:
+        """Where the gradients of the active parameters are now."""
+        raise NotImplementedError
+
+    def _counter(self, value: float) -> torch.Tensor:
+        """A number of the state, beside its parameter."""
+        raise NotImplementedError
+
+    def step(self, scaling: Scaling) -> None:
+        """Step all parameters that had gradients when last looked; those are unscaled first if the plan unscales."""
+        raise NotImplementedError
+
+    # From step to step
+
+    def suits(self, scaling: Scaling) -> bool:
+        """Whether it is made for gradients that are scaled, or not, as these."""
+        return self.unscale is (scaling.grad_scale is not None)
 
     def holds(self, groups: list[Group]) -> bool:
         """Whether all that the tables depend on is as it was. Takes note of options and gradients on the way."""
@@ -377,15 +470,9 @@ class Plan:
             return False
         if not self._read_options():
             return False
-        self._look(gradients)
-        return True
-
-    def _look(self, gradients: list[Any]) -> None:
-        """Where the gradients are now."""
         if gradients:
-            addresses = self._gradient_addresses.read(gradients)
-            for launch, part in self._launches:
-                launch.gradients[:] = addresses[part]
+            self._look(gradients)
+        return True
 
     def _read_options(self) -> bool:
         """Fill the table of options; whether they still ask for the same kernels."""
@@ -393,11 +480,11 @@ class Plan:
             values = read(group)
             # By identity: a number may equal a tensor of float32 that is another number.
             if self._values[n] is None or not all(map(operator.is_, values, self._values[n])):
-                if self._rule.present(group) != self._present[n] or any(group.get(name) for name in _TORCH_ALONE):
+                if self._rule.present(group) != self._present[n] or torch_alone(group):
                     return False
                 if self._odd and self._rule.dense_alone(group):
                     return False  # sparse gradients, perhaps, which these options refuse
-                self._options[n, : len(self._option_names)] = [option(group, name) for name in self._option_names]
+                self._set_options(n, group)
                 # What is inside a tensor can change without the tensor.
                 self._values[n] = None if any(isinstance(v, torch.Tensor) for v in values) else values
         return True
@@ -414,56 +501,100 @@ class Plan:
             if state.get(name) is None:
                 state[name] = full_like(p, self._rule.buffers[name].initial(group))
         for name, initial in self._rule.counters.items():
-            if not isinstance(state.get(name), torch.Tensor):
-                state[name] = counter(state.get(name, initial(group)))
+            there = state.get(name)
+            if not isinstance(there, torch.Tensor):
+                state[name] = self._counter(state.get(name, initial(group)))
+            elif there.device != p.device:
+                state[name] = there.to(p.device)
         buffers = [state[name] for name in layout.buffers]
-        return Member((p, gradient, *buffers), [state[name] for name in self._rule.counters], n, fresh=fresh)
+        counters = [state[name] for name in self._rule.counters]
+        return Member(p, (p, gradient, *buffers), counters, n, fresh=fresh)
 
-    def _count_in_whole_numbers(self) -> None:
-        """Put the counters back as the numbers that they are in the state of this rule."""
-        for state in (self._state[p] for p, _ in self._odd):
-            state.update({name: int(state[name]) for name in self._rule.counters})
+    def _odd_member(self, p: torch.Tensor, n: int) -> tuple[Layout, Member, torch.Tensor | None]:
+        """A member whose gradient is made something else first, and, if that is sparse, what it is: coalesced."""
+        gradient = p.grad
+        assert gradient is not None
+        layout = replace(self._layout(p, n), unscales=False)
+        if not gradient.is_sparse:
+            return layout, self._member(layout, p, n, gradient.resolve_conj().resolve_neg()), None
+        if SIZE[layout.dtype] < SIZE["float32"] and not gradient.is_coalesced():
+            # Entries of one element are added up, and that must not round to the narrow format.
+            gradient, layout = gradient.to(torch.float32), replace(layout, gradient="float32")
+        gradient = gradient.coalesce()
+        return layout, self._member(layout, p, n, gradient._values()), gradient  # noqa: SLF001 - with no autograd to go through
 
-    # Running it
 
-    def step(self, scale: float) -> None:
-        """Step all parameters that had gradients when last looked; those are multiplied by ``scale`` first if the plan unscales."""
+class HostPlan(Plan):
+    """A plan of parameters on the CPU, whose kernels numba has compiled."""
+
+    def _start_options(self) -> None:
+        self._options = np.zeros((len(self._groups), len(self._option_names) + self.unscale), np.float64)
+
+    def _set_options(self, n: int, group: Group) -> None:
+        self._options[n, : len(self._option_names)] = [option(group, name) for name in self._option_names]
+
+    def _ready(self, layout: Layout) -> None:
+        kernels.prepare_kernel(layout)
+        kernels.step_kernel(layout)
+
+    def _arrange(self, members: Mapping[Layout, Sequence[Member]]) -> None:
+        self._launches: list[tuple[Launch, slice]] = []
+        for layout, of_layout in members.items():
+            part = slice(len(self._active), len(self._active) + len(of_layout))
+            self._active += [m.parameter for m in of_layout]
+            self._launches.append((Launch(layout, of_layout, self._options), part))
+
+    def _look(self, gradients: list[Any]) -> None:
+        addresses = self._gradient_addresses.read(gradients)
+        for launch, part in self._launches:
+            launch.gradients[:] = addresses[part]
+
+    def _counter(self, value: float) -> torch.Tensor:
+        return counter(value)
+
+    def step(self, scaling: Scaling) -> None:
+        if scaling.skips:
+            return
         if self.unscale:
-            self._options[:, -1] = scale
+            self._options[:, -1] = scaling.factor
         for launch, _ in self._launches:
             launch.run()
         torch.autograd.graph.increment_version(
             self._active
         )  # as an operation of torch would: it invalidates older graphs
         if self._odd:
-            self._step_odd(scale)
+            self._step_odd(scaling)
 
-    def _step_odd(self, scale: float) -> None:
+    def _step_odd(self, scaling: Scaling) -> None:
         """The gradients that have to be made something else first: sparse ones, and lazy conjugates and negatives."""
         launches: dict[Layout, list[Member]] = {}
         options = np.ascontiguousarray(self._options[:, : len(self._option_names)])
+        if self.unscale:
+            for p, _ in self._odd:
+                unscale(p, scaling.factor)
         for p, n in self._odd:
-            gradient = p.grad
-            assert gradient is not None
-            if self.unscale:
-                (gradient._values() if gradient.is_sparse else gradient).mul_(scale)  # noqa: SLF001 - as GradScaler does
-            layout = replace(self._layout(p, n), unscales=False)
-            if gradient.is_sparse:
-                if SIZE[layout.dtype] < SIZE["float32"] and not gradient.is_coalesced():
-                    # Entries of one element are added up, and that must not round to the narrow format.
-                    gradient, layout = gradient.to(torch.float32), replace(layout, gradient="float32")
-                gradient = gradient.coalesce()
-                member = self._member(layout, p, n, gradient._values())  # noqa: SLF001 - with no autograd to go through
-                member.named = _named(member, gradient)
+            layout, member, sparse = self._odd_member(p, n)
+            if sparse is not None:
+                member.named = _named(member, sparse)
                 layout = replace(layout, indexed=isinstance(member.named, _Entries))
-            else:
-                member = self._member(layout, p, n, gradient.resolve_conj().resolve_neg())
             launches.setdefault(layout, []).append(member)
         for layout, members in launches.items():
             Launch(layout, members, options).run()
         if self._rule.whole:
             self._count_in_whole_numbers()
         torch.autograd.graph.increment_version([p for p, _ in self._odd])
+
+    def _count_in_whole_numbers(self) -> None:
+        """Put the counters back as the numbers that they are in the state of this rule."""
+        for state in (self._state[p] for p, _ in self._odd):
+            state.update({name: int(state[name]) for name in self._rule.counters})
+
+
+def unscale(p: torch.Tensor, factor: float | torch.Tensor) -> None:
+    """Multiply the gradient of a parameter, as ``GradScaler`` does."""
+    gradient = p.grad
+    assert gradient is not None
+    (gradient._values() if gradient.is_sparse else gradient).mul_(factor)  # noqa: SLF001 - with no autograd to go through
 
 
 def _is_odd(gradient: torch.Tensor) -> bool:
@@ -477,13 +608,16 @@ def _as_odd(gradient: torch.Tensor, was: tuple[torch.layout, torch.dtype]) -> bo
 def _reader(rule: Rule, group: Group) -> Any:
     """A function of the group: the values of all options that the tables depend on."""
     read = {ENTRIES.get(name, (name, 0))[0] for name in rule.options}
-    keys = sorted(key for key in (read | set(_TORCH_ALONE) | {"momentum", "amsgrad", "centered"}) if key in group)
+    keys = sorted(key for key in (read | {*_TORCH_ALONE} | {"momentum", "amsgrad", "centered"}) if key in group)
     return operator.itemgetter(*keys)
 
 
 def full_like(p: torch.Tensor, value: float) -> torch.Tensor:
     """A tensor like ``p``, with this value in its elements; in both parts of complex ones."""
     made = torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False).detach()
+    if p.device.type != "cpu":
+        (torch.view_as_real(made) if p.is_complex() else made).fill_(value)
+        return made
     # Not by torch: it would wait for ever for its threads in a process that was forked after they were started.
     real = getattr(torch, REAL[p.dtype])
     word = np.dtype(f"u{real.itemsize}")
@@ -504,14 +638,14 @@ def _named(member: Member, gradient: torch.Tensor) -> _Walk | _Entries:
     """The elements that a coalesced sparse gradient names: in the parameter, the values and the buffers."""
     p, values, *buffers = member.tensors
     depth = gradient.sparse_dim()
-    whole = [_strides(t) for t in (p, *buffers)]
+    whole = [byte_strides(t) for t in (p, *buffers)]
     inner = [strides[depth:] for strides in whole]
-    way = walk(_shape(p)[depth:], [inner[0], _strides(values)[1:], *inner[1:]])
+    way = walk(real_shape(p)[depth:], [inner[0], byte_strides(values)[1:], *inner[1:]])
     indices = gradient._indices()  # noqa: SLF001 - with no autograd to go through
     if depth == 1 and len(way.starts) == 1 and indices.is_contiguous():
         outer = [strides[0] for strides in whole]
-        return _Entries(indices[0], way.length, way.distances, (outer[0], _strides(values)[0], *outer[1:]))
+        return _Entries(indices[0], way.length, way.distances, (outer[0], byte_strides(values)[0], *outer[1:]))
     found = [indices.numpy().T @ np.array(strides[:depth], np.int64) for strides in whole]
-    each = np.arange(indices.shape[1], dtype=np.int64) * _strides(values)[0]
+    each = np.arange(indices.shape[1], dtype=np.int64) * byte_strides(values)[0]
     starts = np.stack([found[0], each, *found[1:]], axis=1)
     return way._replace(starts=(starts[:, None] + way.starts[None]).reshape(-1, len(member.tensors)))

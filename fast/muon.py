@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from stepcheck.fast.engine import Group, Served, exotic
+from stepcheck.fast.engine import Group, Scaling, Served, exotic
 from stepcheck.fast.optimizer import Fast
 
 #: What the workspace may take, unless one matrix takes more. Small enough for caches to hold much of it.
@@ -77,19 +77,19 @@ class Muon(Fast, torch.optim.Muon):
         reason = next(filter(None, map(exotic, group["params"])), "")
         return Served("torch", reason) if reason else Served("blas", "")
 
-    def _check_gradients(self, grad_scale: torch.Tensor | None) -> None:
-        super()._check_gradients(grad_scale)
+    def _check_gradients(self, scaling: Scaling) -> None:
+        super()._check_gradients(scaling)
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
             if p.is_complex():
                 raise RuntimeError(f"Muon does not support complex parameters, got {p.dtype}")
 
     @torch.no_grad()
-    def _update(self, grad_scale: Tensor | None) -> None:
-        self._check_gradients(grad_scale)
+    def _update(self, scaling: Scaling) -> None:
+        self._check_gradients(scaling)
         own = [group for group in self.param_groups if not self._served(group).reason]
         left = [group for group in self.param_groups if self._served(group).reason]
-        if grad_scale is not None:
-            factor = 1.0 / grad_scale.item()
+        if scaling.grad_scale is not None:
+            factor = scaling.factor
             torch._foreach_mul_([p.grad for group in own for p in group["params"] if p.grad is not None], factor)
         stacks: dict[_Plan, list[Tensor]] = {}
         for group in own:
@@ -106,7 +106,7 @@ class Muon(Fast, torch.optim.Muon):
                 for n in _portions(plan, len(params)):
                     _step(plan, params[n], buffers[n], workspace.of(plan, len(params[n])))
         if left:
-            self._step_by_torch(left, grad_scale)
+            self._step_by_torch(left, scaling)
 
     def _buffer(self, p: Tensor) -> Tensor:
         state: dict[str, Any] = self.state[p]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch._compile import _disable_dynamo
 from torch.autograd import profiler
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from stepcheck.fast.engine import Group, Plan, Served, overlaps, refusal
+from stepcheck.fast.engine import Group, HostPlan, Plan, Scaling, Served, engine_of, overlaps, refusal, unscale
 from stepcheck.fast.kernels import kernels_of
 from stepcheck.fast.limits import problem
 from stepcheck.fast.native import Kernel
@@ -34,6 +34,8 @@ class Fast(Optimizer):
     _numbers: ClassVar[tuple[str, ...]] = ("step",)
     #: What a sparse gradient means to it; empty: it is refused.
     _sparse: ClassVar[str] = ""
+    #: On CPU tensors, the kernels for CUDA are run by Triton's interpreter: to check them where there is no GPU.
+    _interpreted: ClassVar[bool] = False
     _stepping = False
     #: ``GradScaler`` then leaves it to the step to undo the scaling.
     _step_supports_amp_scaling = True
@@ -58,8 +60,8 @@ class Fast(Optimizer):
     def engine(self) -> tuple[Served, ...]:
         """Who steps each group, by its place in ``param_groups``, and why.
 
-        ``numba``: kernels of this package; ``blas``: products and vector operations of torch, arranged by this package; ``torch``: the
-        code of ``torch.optim``, with the reason.
+        ``numba``: kernels of this package for the CPU; ``triton``: its kernels for CUDA; ``blas``: products and vector operations of
+        torch, arranged by this package; ``torch``: the code of ``torch.optim``, with the reason.
         """
         return tuple(self._served(group) for group in self.param_groups)
 
@@ -122,26 +124,25 @@ class Fast(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # What GradScaler sets for the time of a step: the factor in the gradients, and whether one of them is infinite.
-        found_inf = self.__dict__.get("found_inf")
-        if found_inf is None or not found_inf.item():
-            grad_scale = self.__dict__.get("grad_scale")
+        scaling = Scaling(self.__dict__.get("grad_scale"), self.__dict__.get("found_inf"))
+        # Where to ask whether gradients are infinite means to wait for a device, the kernels ask.
+        if self._interpreted or scaling.found_inf is None or scaling.found_inf.device.type != "cpu" or not scaling.skips:
             if torch.compiler.is_compiling():
-                _uncompiled(self, grad_scale)
+                _uncompiled(self, scaling)
             else:
-                self._update(grad_scale)
+                self._update(scaling)
         return loss
 
-    def _update(self, grad_scale: torch.Tensor | None) -> None:
-        """Step all groups; ``grad_scale`` is what the gradients were multiplied by, if they were."""
+    def _update(self, scaling: Scaling) -> None:
+        """Step all groups, unless ``scaling`` skips them."""
         raise NotImplementedError
 
-    def _check_gradients(self, grad_scale: torch.Tensor | None) -> None:
+    def _check_gradients(self, scaling: Scaling) -> None:
         """Refuse what cannot be taken before anything is stepped."""
         name = self._torch().__name__
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
             g = p.grad
-            if grad_scale is not None and g.layout is torch.strided and overlaps(g):
+            if scaling.grad_scale is not None and g.layout is torch.strided and overlaps(g):
                 raise RuntimeError(
                     f"{name}: a gradient whose elements share memory cannot be unscaled in place; clone it"
                 )
@@ -152,24 +153,25 @@ class Fast(Optimizer):
             if g.dtype != p.dtype:
                 raise RuntimeError(f"{name}: a gradient of {g.dtype} for a parameter of {p.dtype}")
 
-    def _step_by_torch(self, groups: list[Group], grad_scale: torch.Tensor | None) -> None:
+    def _step_by_torch(self, groups: list[Group], scaling: Scaling) -> None:
         """Step these groups by torch's own code, which finds the gradients unscaled."""
-        if grad_scale is not None:
-            factor = 1.0 / grad_scale.item()
+        if scaling.skips:
+            return
+        if scaling.grad_scale is not None:
             for p in (p for group in groups for p in group["params"] if p.grad is not None):
-                p.grad.mul_(factor)
+                unscale(p, scaling.factor)
         step: Any = self._torch().step
         step = step.__wrapped__ if getattr(step, "hooked", False) else step
         whole, self.param_groups = self.param_groups, groups
         # Of scaled gradients, torch's plain code takes no note but to refuse them.
-        scaling: dict[str, Any] = {
+        hidden: dict[str, Any] = {
             name: self.__dict__.pop(name) for name in ("grad_scale", "found_inf") if name in self.__dict__
         }
         try:
             step(self)
         finally:
             self.param_groups = whole
-            self.__dict__.update(scaling)
+            self.__dict__.update(hidden)
 
     def _patch_step_function(self) -> None:
         # torch's own looks for a profiler at the cost of a hundred small parameters, and wraps each class of a family anew.
@@ -180,9 +182,9 @@ class Fast(Optimizer):
 
 
 @_disable_dynamo  # that of torch.compiler imports the compiler here and now
-def _uncompiled(optimizer: Fast, grad_scale: torch.Tensor | None) -> None:
+def _uncompiled(optimizer: Fast, scaling: Scaling) -> None:
     """In a step that is given to ``torch.compile``: there is nothing in it to compile."""
-    optimizer._update(grad_scale)  # noqa: SLF001 - a part of the class
+    optimizer._update(scaling)  # noqa: SLF001 - a part of the class
 
 
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -251,7 +253,8 @@ class ByRule(Fast):
     """A fast optimizer whose step is a rule."""
 
     rule: ClassVar[Rule]
-    _plan: Plan | None = None
+    #: One for each device.
+    _plans: Sequence[Plan] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -263,35 +266,48 @@ class ByRule(Fast):
         return kernels_of(cls.rule)
 
     def _served(self, group: Group) -> Served:
-        reason = refusal(self.rule, group, self.state)
-        return Served("torch", reason) if reason else Served("numba", "")
+        reason = refusal(self.rule, group, self.state, interpreted=self._interpreted)
+        devices = {p.device for p in group["params"]}
+        return Served("torch", reason) if reason else Served(engine_of(devices, interpreted=self._interpreted), "")
 
-    def _check_gradients(self, grad_scale: torch.Tensor | None) -> None:
-        super()._check_gradients(grad_scale)
+    def _check_gradients(self, scaling: Scaling) -> None:
+        super()._check_gradients(scaling)
         for group in self.param_groups:
             reason = self.rule.dense_alone(group) if self.rule.sparse else ""
             if reason and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
                 raise RuntimeError(f"{self._torch().__name__} takes no sparse gradients with these options: {reason}")
 
-    def _update(self, grad_scale: torch.Tensor | None) -> None:
-        plan, unscale = self._plan, grad_scale is not None
-        if plan is not None and plan.unscale is unscale and plan.holds(self.param_groups):
-            plan.step(1.0 if grad_scale is None else 1.0 / grad_scale.item())
+    def _update(self, scaling: Scaling) -> None:
+        plans = self._plans
+        if plans and all(plan.suits(scaling) and plan.holds(self.param_groups) for plan in plans):
+            for plan in plans:
+                plan.step(scaling)
         else:
-            self._step_anew(grad_scale)
+            self._step_anew(scaling)
 
     @torch.no_grad()
-    def _step_anew(self, grad_scale: torch.Tensor | None) -> None:
+    def _step_anew(self, scaling: Scaling) -> None:
         """A step that looks at everything first, and remembers what it found if kernels serve all of it."""
-        self._check_gradients(grad_scale)
-        engines = [served.engine for served in self.engine]
-        own, left = (
-            [g for g, e in zip(self.param_groups, engines, strict=True) if e == name] for name in ("numba", "torch")
-        )
-        self._plan = None
-        plan = Plan(self.rule, own, self.state, unscale=grad_scale is not None)
-        plan.step(1.0 if grad_scale is None else 1.0 / grad_scale.item())
+        self._check_gradients(scaling)
+        served = [(group, self._served(group).engine) for group in self.param_groups]
+        own = [group for group, engine in served if engine != "torch"]
+        left = [group for group, engine in served if engine == "torch"]
+        self._plans = None
+        plans = [self._plan(own, device, scaling) for device in _devices(own)]
+        for plan in plans:
+            plan.step(scaling)
         if left:
-            self._step_by_torch(left, grad_scale)
+            self._step_by_torch(left, scaling)
         else:
-            self._plan = plan
+            self._plans = plans
+
+    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling) -> Plan:
+        make: type[Plan] = HostPlan
+        if self._interpreted or device.type != "cpu":
+            from stepcheck.fast.cuda.engine import DevicePlan as make
+        return make(self.rule, groups, self.state, device, unscale=scaling.grad_scale is not None)
+
+
+def _devices(groups: list[Group]) -> list[torch.device]:
+    """The devices of the parameters, in the order in which they appear."""
+    return list(dict.fromkeys(p.device for group in groups for p in group["params"]))

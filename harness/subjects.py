@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import logging
 import os
@@ -378,26 +379,38 @@ def torch_subject(name: str, mode: str) -> Subject:
     )
 
 
-@functools.cache
-def fast_subject(name: str) -> Subject:
-    """``stepcheck.fast.<name>``."""
-    from stepcheck import fast
+#: Kernels of stepcheck.fast that can be checked here, beside those for the CPU, which have no mode.
+FAST_MODES = ("triton",)
+#: A life by Triton's interpreter takes some ten times as long as one elsewhere.
+_INTERPRETED_COST = 5
 
-    spec = SPECS[name]
+
+@functools.cache
+def fast_subject(name: str, mode: str = "") -> Subject:
+    """``stepcheck.fast.<name>``; in the mode ``triton`` its kernels for CUDA, which Triton's interpreter runs on CPU tensors."""
+    module = importlib.import_module(f"stepcheck.fast{'.interpreted' if mode else ''}")
+    spec, cls = SPECS[name], getattr(module, name)
+    cost = 2 if spec.closure or spec.products else 1
     return Subject(
-        name=f"fast:{name}",
+        name=f"fast:{name}[{mode}]" if mode else f"fast:{name}",
         spec=spec,
-        make=getattr(fast, name),
+        make=cls,
         profile=FAST_PROFILES.get(name, _FAST),
         options=frozenset(h.name for h in spec.hyper),
         explicit=False,
         callee=name,
-        imports=f"from stepcheck.fast import {name}",
+        imports=f"from {module.__name__} import {name}",
         dtypes=_torch_dtypes(spec, {}, ""),
-        cost=2 if spec.closure or spec.products else 1,
+        cost=_INTERPRETED_COST * cost if mode else cost,
+        unsupported=_no_triton() if mode else "",
         tensor_lr=True,
-        prepare=getattr(fast, name).kernels,
+        prepare=tuple if mode else cls.kernels,
     )
+
+
+def _no_triton() -> str:
+    """Why Triton's interpreter cannot run here, or nothing."""
+    return "" if importlib.util.find_spec("triton") else "triton is not installed"
 
 
 def _takes_tensor_lr(spec: Spec, cls: Any, keywords: Mapping[str, bool], mode: str) -> bool:
@@ -548,12 +561,15 @@ def _resolve_fast(text: str, rest: str) -> list[Subject]:
     if not rest:
         if text != "fast":
             raise UsageError(f"{text!r}: name an optimizer after the colon (one of {', '.join(SPECS)})")
-        return [fast_subject(name) for name in SPECS]
-    name, bracket, _ = rest.partition("[")
+        return [fast_subject(name, mode) for mode in ("", *FAST_MODES) for name in SPECS]
+    name, bracket, mode = rest.partition("[")
     _spec(name)
-    if bracket:
-        raise UsageError(f"{text!r}: fast:{name} has no modes")
-    return [fast_subject(name)]
+    if not bracket:
+        return [fast_subject(name)]
+    mode = mode.removesuffix("]")
+    if mode not in FAST_MODES or not rest.endswith("]"):
+        raise UsageError(f"{text!r}: fast:{name} has the modes {', '.join(FAST_MODES)}, or none, for the CPU")
+    return [fast_subject(name, mode)]
 
 
 def _spec(name: str) -> Spec:
