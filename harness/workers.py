@@ -60,9 +60,12 @@ def run(subjects: Sequence[Subject], settings: Settings, listener: Listener) -> 
         UsageError: a subject turns out to be no optimizer.
     """
     _warm_up()
-    if "fork" not in multiprocessing.get_all_start_methods():
-        return [_in_process(s, settings, listener) for s in subjects]
-    return _Pool(subjects, settings, listener).run()
+    try:
+        if "fork" not in multiprocessing.get_all_start_methods():
+            return [_in_process(s, settings, listener) for s in subjects]
+        return _Pool(subjects, settings, listener).run()
+    finally:
+        gc.unfreeze()  # at exit, Triton's own modules would be taken for a leak, and said so
 
 
 def slots() -> int:
