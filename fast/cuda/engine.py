@@ -16,7 +16,18 @@ import torch
 from stepcheck.fast.cuda import kernels, runtime
 from stepcheck.fast.cuda.kernels import ADDRESS, ALIGNED, FIRST_PROGRAM, OPTION_WORDS, VALUE, WIDE, N
 from stepcheck.fast.cuda.runtime import Source
-from stepcheck.fast.engine import SIZE, Dimension, Group, Member, Plan, Scaling, byte_strides, merged, real_shape, unscale
+from stepcheck.fast.engine import (
+    SIZE,
+    Dimension,
+    Group,
+    Member,
+    Plan,
+    Scaling,
+    byte_strides,
+    merged,
+    real_shape,
+    unscale,
+)
 from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import ENTRIES, Rule, option
 from stepcheck.fast.tensors import Words
@@ -132,7 +143,12 @@ class _Prepared:
     """
 
     def __init__(
-        self, rule: Rule, members: Mapping[tuple[Layout, bool], Sequence[Member]], device: torch.device, *, unscale: bool
+        self,
+        rule: Rule,
+        members: Mapping[tuple[Layout, bool], Sequence[Member]],
+        device: torch.device,
+        *,
+        unscale: bool,
     ) -> None:
         self._device, self._source = device, kernels.prepare_source(rule, unscales=unscale)
         everyone = [m for some in members.values() for m in some]
@@ -142,6 +158,8 @@ class _Prepared:
             for k, counter in enumerate(member.counters):
                 at = kernels.COUNTERS + 2 * k
                 row[at : at + 2] = counter.data_ptr(), counter.dtype is torch.float64
+        #: Whether the next step is somebody's first, and that matters.
+        self.fresh = "fresh" in rule.options and any(m.fresh for m in everyone)
         self.members = runtime.uploaded(table, device)
         self._count = runtime.uploaded(np.array([len(everyone)], np.int64), device)
         scalars = len(rule.scalars) + unscale
@@ -237,6 +255,7 @@ class DevicePlan(Plan):
         if self._active:
             self._prepared.run(self._options.there, grad_scale, found_inf)
             torch.autograd.graph.increment_version(self._active)
+            self._begun(self._prepared, self._active, scaling)
         if self._odd:
             self._step_odd(scaling, grad_scale, found_inf)
 
@@ -257,7 +276,9 @@ class DevicePlan(Plan):
                 member.named = _named(layout, member, sparse)
                 layout = replace(layout, indexed=True)
             members.setdefault((layout, sparse is not None or not _is_dense(layout, member)), []).append(member)
-        _Prepared(self._rule, members, self._device, unscale=False).run(self._options.there, grad_scale, found_inf)
+        prepared = _Prepared(self._rule, members, self._device, unscale=False)
+        prepared.run(self._options.there, grad_scale, found_inf)
+        self._begun(prepared, [m.parameter for some in members.values() for m in some], scaling)
         if self._rule.whole:
             self._count_in_whole_numbers(before, skipped=scaling.skips)
         torch.autograd.graph.increment_version([p for p, _ in self._odd])
@@ -267,6 +288,17 @@ class DevicePlan(Plan):
         for (p, _), counts in zip(self._odd, before, strict=True):
             for name, count in zip(self._rule.counters, counts, strict=True):
                 self._state[p][name] = int(count or 0) + (not skipped)
+
+    def _begun(self, prepared: _Prepared, parameters: list[torch.Tensor], scaling: Scaling) -> None:
+        """After a first step: buffers that nobody can tell from begun ones are taken back if the device skipped it.
+
+        This asks the device, once for each parameter, and only where a rule depends on whether a step is the first.
+        """
+        if prepared.fresh and scaling.found_inf is not None:
+            for p, fresh in zip(parameters, prepared.members[:, kernels.FRESH].tolist(), strict=True):
+                for name in self._rule.buffers if fresh else ():
+                    del self._state[p][name]
+        prepared.fresh = False
 
 
 def _option_tensor(group: Group, name: str) -> torch.Tensor | None:
@@ -284,9 +316,7 @@ def _elements(member: Member) -> int:
 def _real_strides(layout: Layout, member: Member) -> list[tuple[int, ...]]:
     """Of each stream, in elements of its real format."""
     sizes = [SIZE[layout.stored(s)] for s in layout.streams]
-    return [
-        tuple(stride // size for stride in byte_strides(t)) for t, size in zip(member.tensors, sizes, strict=True)
-    ]
+    return [tuple(stride // size for stride in byte_strides(t)) for t, size in zip(member.tensors, sizes, strict=True)]
 
 
 def _dimensions(layout: Layout, member: Member) -> list[Dimension] | None:

@@ -93,7 +93,8 @@ def _statements(function: object, *, wide: bool, results: tuple[str, ...]) -> li
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
     definition = _Expressions(wide=wide).visit(tree).body[0]
     *body, last = definition.body
-    assert isinstance(last, ast.Return) and last.value is not None
+    assert isinstance(last, ast.Return)
+    assert last.value is not None
     values = last.value.elts if isinstance(last.value, ast.Tuple) else [last.value]
     kept = [(name, ast.unparse(value)) for name, value in zip(results, values, strict=True) if name != "_"]
     return [*map(ast.unparse, body), *(f"{name} = {value}" for name, value in kept)]
@@ -129,7 +130,11 @@ def _body(layout: Layout, size: int, mask: str, *, quartered: bool = False) -> l
         lines += [f"{s}_0, {s}_1 = tl.split(tl.reshape(all_{s}, ({size // 2}, 2)))"]
         lines += [f"{s}_{k}0, {s}_{k}1 = tl.split(tl.reshape({s}_{k}, ({part}, 2)))" for k in (0, 1)]
     for k in ("00", "01", "10", "11"):
-        lines += [*(f"part_{s} = {s}_{k}" for s in streams), *update, *(f"done_{s}_{k} = {rounded[s]}" for s in written)]
+        lines += [
+            *(f"part_{s} = {s}_{k}" for s in streams),
+            *update,
+            *(f"done_{s}_{k} = {rounded[s]}" for s in written),
+        ]
     for s in written:
         lines += [f"{s}_{k} = tl.reshape(tl.join(done_{s}_{k}0, done_{s}_{k}1), ({size // 2},))" for k in (0, 1)]
         lines += [f"tl.store(at_{s}, tl.reshape(tl.join({s}_0, {s}_1), ({size},)){masked})"]

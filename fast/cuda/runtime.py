@@ -52,7 +52,9 @@ def unavailable(device: torch.device) -> str:
     if device.type == "cpu":
         return ""
     if torch.version.hip is not None or device.type != "cuda":
-        return f"there are kernels for the CPU and for CUDA, not for {device.type}{' (HIP)' if torch.version.hip else ''}"
+        return (
+            f"there are kernels for the CPU and for CUDA, not for {device.type}{' (HIP)' if torch.version.hip else ''}"
+        )
     return _too_old(device.index)
 
 
