@@ -83,7 +83,10 @@ def list_() -> int:
         sparse = {"": "", "only": "; sparse gradients alone"}.get(SPECS[name].sparse, "; sparse gradients")
         _console.print(f"  {'':<11}[dim]{', '.join(told)}{sparse}[/]")
     _console.print("  A mode in parentheses is unsupported here: stepcheck check says why.", markup=False)
-    _console.print("  stepcheck.fast has all of them, in the same dtypes: fast:NAME.")
+    _console.print(
+        "  stepcheck.fast has all of them, in the same dtypes: fast:NAME; its kernels for CUDA are checked as"
+    )
+    _console.print("  fast:NAME[triton], run by Triton's interpreter, and as fast:NAME[cuda] on a GPU.", markup=False)
     _console.print(
         "  Subjects: torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, or package.module:Class --like NAME",
         markup=False,
@@ -130,7 +133,7 @@ def check(
 ) -> int:
     """Play fuzzed lives of SUBJECTS and judge every step against the reference.
 
-    SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, or package.module:ClassOrFactory with --like. Without any: torch and
+    SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], or package.module:ClassOrFactory with --like. Without any: torch and
     fast.
     """
     chosen = {s.name: s for text in subjects or FAMILIES for s in resolve(text, like)}
@@ -251,6 +254,8 @@ def replay(name: str, subject: str | None, out: Path) -> int:
     found = resolve(who, saved.trace.optimizer)
     if len(found) != 1:
         raise UsageError(f"{who} is {len(found)} subjects; name one, such as {found[0].name}")
+    if found[0].unsupported:
+        raise UsageError(f"{path}: {found[0].name} cannot play it here: {found[0].unsupported}")
     problem = saved.trace.problem(found[0].spec)
     if problem:
         raise UsageError(f"{path}: {found[0].name} cannot play it: {problem}")

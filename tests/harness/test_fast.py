@@ -15,14 +15,20 @@ from stepcheck.reference import SPECS
 
 
 def test_there_is_one_for_each_reference():
-    assert [s.name for s in resolve("fast")] == [f"fast:{name}" for name in SPECS]
+    modes = ["", "[triton]", *(["[cuda]"] if torch.cuda.is_available() else [])]
+    assert [s.name for s in resolve("fast")] == [f"fast:{name}{mode}" for mode in modes for name in SPECS]
     assert resolve("fast:Adam") == [fast_subject("Adam")]
+    assert resolve("fast:Adam[cuda]") == [fast_subject("Adam", "cuda")]
     assert {name for name in fast.__all__ if name != "Served"} == set(SPECS)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("fast:Foo", "no reference named 'Foo'"), ("fast:", "name an optimizer"), ("fast:Adam[x]", "has no modes")],
+    [
+        ("fast:Foo", "no reference named 'Foo'"),
+        ("fast:", "name an optimizer"),
+        ("fast:Adam[x]", "has the modes triton, cuda, or none"),
+    ],
 )
 def test_what_there_is_not_is_told(text, said):
     with pytest.raises(UsageError, match=said.replace("'", ".")):
