@@ -294,6 +294,8 @@ def _worst(found: Iterator[tuple[Finding, Entry | None]]) -> tuple[Finding, Entr
                    f"{benchmark.PATIENCE:.0f} s, unless asked for).")  # fmt: skip
 @click.option("--quick", is_flag=True, help=f"Small workloads alone, {benchmark.QUICK_ROUNDS} rounds.")
 @click.option("--compiled", is_flag=True, help=_COMPILED_HELP)
+@click.option("--host", is_flag=True,
+              help="Instead, the processor's part of a step on CUDA, without a GPU: launches are stubbed.")  # fmt: skip
 @click.option("--scaling", is_flag=True, help="Also what a further tensor costs, and a further element.")
 @click.option("--threads", type=click.IntRange(1), help="Of torch and fast alike (default: torch's).")
 @click.option(
@@ -309,6 +311,7 @@ def bench(
     rounds: int | None,
     quick: bool,
     compiled: bool,
+    host: bool,
     scaling: bool,
     threads: int | None,
     seed: int,
@@ -320,6 +323,14 @@ def bench(
     NAME is an optimizer, such as Adam; default all. Before anything is timed all contenders take the same steps; exit status is 1 if the
     fast class comes somewhere else than torch.
     """
+    if host:
+        others = {"--device cuda": device == "cuda", "--workload": workloads, "--compiled": compiled, "--scaling": scaling,
+                  "--threads": threads, "--plot": plot_file}  # fmt: skip
+        if any(others.values()):
+            raise UsageError(
+                f"--host takes no {next(o for o, given in others.items() if given)}; it has lists of its own"
+            )
+        return _bench_host(names, rounds or (benchmark.QUICK_ROUNDS if quick else benchmark.ROUNDS), json_file)
     benchmark.check_device(device)
     chosen = names or tuple(SPECS)
     named = workloads or (QUICK if quick else tuple(WORKLOADS))
@@ -364,6 +375,23 @@ def bench(
     if plot_file is not None:
         tables.plot(rows, plot_file)
     return DIVERGES if any(r.wrong for r in rows) else CONFORMS
+
+
+def _bench_host(names: Sequence[str], rounds: int, json_file: Path | None) -> int:
+    from stepcheck.harness.bench import host  # it takes Triton with it
+
+    host.check(names)
+    _writable(json_file)
+    about = tables.environment("cpu")
+    _console.print(f"torch {about['torch']}, {about['processor']}, 1 thread", markup=False)
+    with _bench_progress() as progress:
+        rows = list(host.rows(names or host.takers(), rounds, progress))
+    _console.print(host.table(rows))
+    _console.print(host.LEGEND, markup=False)
+    if json_file is not None:
+        data = {"stepcheck": __version__, "environment": about, "host": host.to_json(rows)}
+        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return CONFORMS
 
 
 @contextmanager
