@@ -202,8 +202,8 @@ class DevicePlan(Plan):
         tensors = []
         for k, name in enumerate(self._option_names):
             tensor = _option_tensor(group, name)
-            if tensor is None or tensor.device != self._device or self._device.type == "cpu":
-                # Of a tensor on the CPU its value, as of now; of one on another device too, which waits for it.
+            if tensor is None or tensor.device != self._device:
+                # Of a tensor elsewhere, usually on the CPU, its value as of now.
                 row[k, VALUE] = np.float64(option(group, name)).view(np.int64)
                 continue
             if tensor.dtype not in (torch.float32, torch.float64):
