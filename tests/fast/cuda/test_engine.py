@@ -152,6 +152,38 @@ def test_sparse_gradients_of_several_sparse_dimensions_step_what_they_name():
     assert torch.equal(mine == 1, dense == 0)
 
 
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_a_state_goes_on_with_the_kernels_of_the_cpu_and_back(name):
+    options = OPTIONS.get(name, {})
+    parameters, others = (_parameters((3, 5), 300, dtype=torch.float64) for _ in range(2))
+    first, second, third = (
+        getattr(interpreted, name)(parameters, **options),
+        getattr(fast, name)(parameters, **options),
+        getattr(interpreted, name)(parameters, **options),
+    )
+    first.step()
+    second.load_state_dict(first.state_dict())
+    second.step()
+    third.load_state_dict(second.state_dict())
+    third.step()
+    whole = getattr(fast, name)(others, **options)
+    for _ in range(3):
+        whole.step()
+    for a, b in zip(parameters, others, strict=True):
+        assert (a - b).abs().max() <= 64 * torch.finfo(torch.float64).eps * max(1.0, b.abs().max())
+
+
+def test_the_default_dtype_is_nobody_s_business():
+    (p,), (q,) = _parameters(5), _parameters(5)
+    interpreted.SGD([p]).step()
+    torch.set_default_dtype(torch.float64)
+    try:
+        interpreted.SGD([q]).step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(p, q)
+
+
 # --- Launches and tables
 
 
