@@ -44,7 +44,7 @@ class _Table:
     def __init__(self, words: np.ndarray[Any, Any], device: torch.device) -> None:
         self.words, self.there = words, runtime.uploaded(words, device)
         # A graph that is recorded copies from here whenever it runs: what it copies must not change any more.
-        self._kept = torch.from_numpy(words.copy()).pin_memory() if device.type == "cuda" else None
+        self._kept = torch.from_numpy(words.copy()).pin_memory() if device.type == "cuda" and words.size else None
 
     def send(self) -> None:
         """Make the device's like ``words``."""
@@ -195,15 +195,15 @@ class DevicePlan(Plan):
         self._options = _Table(np.zeros((len(self._groups), width), np.int64), self._device)
         #: Tensors that have an option, as long as the table has their addresses.
         self._option_tensors: dict[int, list[torch.Tensor]] = {}
-        self._ones, self._zeros = (torch.full((1,), x, device=self._device) for x in (1.0, 0.0))
+        self._ones, self._zeros = (torch.full((1,), x, dtype=torch.float32, device=self._device) for x in (1.0, 0.0))
 
     def _set_options(self, n: int, group: Group) -> None:
         row: Words = np.zeros((len(self._option_names), OPTION_WORDS), np.int64)
         tensors = []
         for k, name in enumerate(self._option_names):
             tensor = _option_tensor(group, name)
-            if tensor is None or tensor.device != self._device or self._device.type == "cpu":
-                # Of a tensor on the CPU its value, as of now; of one on another device too, which waits for it.
+            if tensor is None or tensor.device != self._device:
+                # Of a tensor elsewhere, usually on the CPU, its value as of now.
                 row[k, VALUE] = np.float64(option(group, name)).view(np.int64)
                 continue
             if tensor.dtype not in (torch.float32, torch.float64):
