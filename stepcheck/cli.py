@@ -368,7 +368,8 @@ def bench(
     _console.print()
     for note in tables.notes(rows):
         _console.print(note, markup=False)
-    _console.print(f"{tables.LEGEND} {time.perf_counter() - start:.0f} s in all.", markup=False)
+    legend = tables.LEGEND + (tables.CUDA_LEGEND if device == "cuda" else "")
+    _console.print(f"{legend} {time.perf_counter() - start:.0f} s in all.", markup=False)
     if json_file is not None:
         data = tables.to_json(__version__, settings, rows, scalings)
         json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
