@@ -425,9 +425,10 @@ def fast_subject(name: str, mode: str = "") -> Subject:
 
 def _counted_profile(name: str, written: Profile) -> Profile:
     """The profile of a fast optimizer on the GPU here, from what was counted in its kernels, or, without the census, as it is written."""
-    if importlib.util.find_spec("stepcheck.harness.census") is None:
+    try:
+        facts = importlib.import_module("stepcheck.harness.census.facts")
+    except ModuleNotFoundError:
         return written
-    facts = importlib.import_module("stepcheck.harness.census.facts")
     major, minor = torch.cuda.get_device_capability()
     profile: Profile = facts.cuda_profile(name, 10 * major + minor)
     return profile
