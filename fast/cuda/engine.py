@@ -194,8 +194,6 @@ class _Prepared:
 class DevicePlan(Plan):
     """A plan of parameters on one CUDA device; on the CPU, for Triton's interpreter."""
 
-    _captured = False
-
     def _start_options(self) -> None:
         width = OPTION_WORDS * len(self._option_names)
         self._options = _Table(np.zeros((len(self._groups), width), np.int64), self._device)
@@ -251,9 +249,9 @@ class DevicePlan(Plan):
     def holds(self, groups: list[Group]) -> bool:
         """Whether all that the tables depend on is as it was; those that a graph copies from are no others' to change."""
         captures = runtime.capturing(self._device)
-        if self._captured and not captures:
+        if self.captured and not captures:
             return False
-        self._captured |= captures
+        self.captured |= captures
         return super().holds(groups)
 
     def step(self, scaling: Scaling) -> None:

@@ -214,6 +214,18 @@ def test_too_few_examples_to_ask_every_check_is_unknown(folder):
     assert run(folder, "check", "torch:SGD[forloop]", "--examples", "1").returncode == 3
 
 
+def test_nothing_is_said_at_exit_of_what_triton_leaves_behind(folder):
+    done = run(folder, "check", "fast:SGD[triton]", "--examples", "5", "--only", "agreement")
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is built with CUDA")
+def test_without_cuda_a_subject_on_it_is_unsupported_and_says_why(folder):
+    done = run(folder, "check", "fast:Adam[cuda]")
+    assert done.returncode == 0
+    assert "fast:Adam[cuda]: unsupported: no CUDA device: torch was built without CUDA" in done.stdout
+
+
 def test_the_same_command_twice_says_the_same(folder):
     command = ("check", "torch:AdamW[fused]", "--examples", "60", "--seed", "2", "--json")
     said = [run(folder, *command, name).returncode for name in ("a.json", "b.json")]
