@@ -19,6 +19,8 @@ from stepcheck.fast import native
 from stepcheck.fast.engine import Floats, Group, Served, exotic
 from stepcheck.fast.native import Kernel
 from stepcheck.fast.optimizer import Fast
+from stepcheck.fast.shards import GATHERED, agreed, any_sharded, is_sharded, local, part_of, whole
+from stepcheck.fast.shards import refusal as shard_refusal
 
 #: The curvature that a pair must exceed to be remembered, in loss units.
 LEAST_CURVATURE = 1e-10
@@ -100,9 +102,10 @@ class LBFGS(Fast, torch.optim.LBFGS):
         # As _Iterate.next decides, of a history that is full.
         long = group["history_size"] * sum(p.numel() for p in params) >= _WORTH_PASSES
         kernels = dtypes == {torch.float32} or (dtypes == {torch.float64} and not long)
-        if kernels and not any(map(exotic, params)):
-            return Served("numba", "")
-        return Served("blas", "")
+        gathered = GATHERED if any_sharded([group]) else ""
+        if kernels and not any(exotic(p) for p in params if not is_sharded(p)):
+            return Served("numba", gathered)
+        return Served("blas", gathered)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled: what torch names, and whether ``max_eval`` was left open."""
@@ -205,7 +208,11 @@ class _Point:
 
     def evaluate(self) -> Any:
         returned = self.closure()
-        self.loss = float(returned)
+        for p in filter(is_sharded, self.params):
+            wrong = shard_refusal(p, whole=True) if p.grad is not None else ""
+            if wrong:
+                raise RuntimeError(f"LBFGS: {wrong}")
+        self.loss = agreed(returned, self.params)
         self.gradient = torch.cat([_flat_gradient(p) for p in self.params])
         return returned
 
@@ -229,19 +236,24 @@ class _Point:
             x.copy_(old)
 
     def reals(self) -> list[Tensor]:
-        return [torch.view_as_real(p) if p.is_complex() else p for p in self.params]
+        """The parameters, of DTensors what is on this rank."""
+        here = map(local, self.params)
+        return [torch.view_as_real(p) if p.is_complex() else p for p in here]
 
     def parts(self, flat: Tensor) -> list[Tensor]:
-        """Views of a vector in the shapes of the parameters."""
-        shapes = [x.shape for x in self.reals()]
-        parts = zip(flat.split_with_sizes([s.numel() for s in shapes]), shapes, strict=True)
-        return [part if len(shape) == 1 else part.view(shape) for part, shape in parts]
+        """Views of a vector in the shapes of the parameters; of DTensors what is on this rank."""
+        shapes = [(*p.shape, *((2,) if p.is_complex() else ())) for p in self.params]
+        parts = flat.split_with_sizes([math.prod(shape) for shape in shapes])
+        full = [part if len(shape) == 1 else part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return [part_of(p, x) if is_sharded(p) else x for p, x in zip(self.params, full, strict=True)]
 
 
 def _flat_gradient(p: Tensor) -> Tensor:
     g = p.grad
     if g is None:
-        g = torch.zeros_like(p, memory_format=torch.contiguous_format)
+        g = torch.zeros(p.shape, dtype=p.dtype, device=p.device)
+    elif is_sharded(g):
+        g = whole(g)
     elif g.layout != torch.strided:
         g = g.to_dense()
     if g.is_complex():

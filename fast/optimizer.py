@@ -17,6 +17,8 @@ from stepcheck.fast.kernels import kernels_of
 from stepcheck.fast.limits import problem
 from stepcheck.fast.native import Kernel
 from stepcheck.fast.rules import Rule
+from stepcheck.fast.shards import local
+from stepcheck.fast.shards import refusal as shard_refusal
 
 Closure = Callable[[], Any]
 
@@ -34,6 +36,8 @@ class Fast(Optimizer):
     _numbers: ClassVar[tuple[str, ...]] = ("step",)
     #: What a sparse gradient means to it; empty: it is refused.
     _sparse: ClassVar[str] = ""
+    #: Of a DTensor, whether the step needs the whole of it, rather than what is on this rank.
+    _whole: ClassVar[bool] = True
     #: On CPU tensors, the kernels for CUDA are run by Triton's interpreter: to check them where there is no GPU.
     _interpreted: ClassVar[bool] = False
     _stepping = False
@@ -141,7 +145,10 @@ class Fast(Optimizer):
         """Refuse what cannot be taken before anything is stepped."""
         name = self._torch().__name__
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-            g = p.grad
+            wrong = shard_refusal(p, whole=self._whole)
+            if wrong:
+                raise RuntimeError(f"{name}: {wrong}")
+            g = local(p.grad)
             if scaling.grad_scale is not None and g.layout is torch.strided and overlaps(g):
                 raise RuntimeError(
                     f"{name}: a gradient whose elements share memory cannot be unscaled in place; clone it"
@@ -253,6 +260,7 @@ class ByRule(Fast):
     """A fast optimizer whose step is a rule."""
 
     rule: ClassVar[Rule]
+    _whole = False
     #: One for each device.
     _plans: Sequence[Plan] | None = None
 
