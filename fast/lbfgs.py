@@ -19,7 +19,7 @@ from stepcheck.fast import native
 from stepcheck.fast.engine import Floats, Group, Served, exotic
 from stepcheck.fast.native import Kernel
 from stepcheck.fast.optimizer import Fast
-from stepcheck.fast.shards import GATHERED, agreed, any_sharded, is_sharded, local, part_of, whole
+from stepcheck.fast.shards import GATHERED, agreed, any_sharded, is_sharded, local, part_of, plain, whole
 from stepcheck.fast.shards import refusal as shard_refusal
 
 #: The curvature that a pair must exceed to be remembered, in loss units.
@@ -209,7 +209,7 @@ class _Point:
     def evaluate(self) -> Any:
         returned = self.closure()
         for p in filter(is_sharded, self.params):
-            wrong = shard_refusal(p, whole=True) if p.grad is not None else ""
+            wrong = shard_refusal(p, {}, (), whole=True) if p.grad is not None else ""
             if wrong:
                 raise RuntimeError(f"LBFGS: {wrong}")
         self.loss = agreed(returned, self.params)
@@ -315,11 +315,12 @@ class _Iterate:
 
         def taken(x: Tensor) -> Tensor:
             # Loading casts the state to the dtype of the first parameter, which need not be that of all of them together.
+            x = plain(x)  # what torch keeps of DTensors is one
             return x if x.dtype == like.dtype and x.is_contiguous() else x.to(like).contiguous()
 
         dirs, steps = (list(map(taken, state[name])) for name in ("old_dirs", "old_stps"))
-        pairs = _Pairs(dirs, steps, list(state["ro"]))
-        return cls(taken(state["d"]), float(state["t"]), pairs, state["H_diag"], taken(state["prev_flat_grad"]))
+        pairs = _Pairs(dirs, steps, list(map(plain, state["ro"])))
+        return cls(taken(state["d"]), float(state["t"]), pairs, plain(state["H_diag"]), taken(state["prev_flat_grad"]))
 
     @classmethod
     def first(cls, g: Tensor, lr: float) -> _Iterate:

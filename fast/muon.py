@@ -85,7 +85,9 @@ class Muon(Fast, torch.optim.Muon):
                 raise RuntimeError(f"Muon does not support complex parameters, got {p.dtype}")
             buffer = self.state.get(p, {}).get("momentum_buffer")
             if buffer is not None and not alike(p, buffer):
-                raise RuntimeError("Muon: a momentum_buffer is not placed as its parameter is; distribute_tensor places it")
+                raise RuntimeError(
+                    "Muon: a momentum_buffer is not placed as its parameter is; distribute_tensor places it"
+                )
 
     @torch.no_grad()
     def _update(self, scaling: Scaling) -> None:
@@ -236,7 +238,7 @@ def _step(plan: _Plan, params: list[Tensor], buffers: list[Tensor], stacks: _Sta
     if plan.nesterov:
         torch._foreach_copy_(stacks.ys, buffers)
         stacks.x.lerp_(stacks.y, plan.momentum)
-    x, y, xs, ys = _orthogonalized(plan, stacks)
+    x, y, _, ys = _orthogonalized(plan, stacks)
     torch._foreach_copy_(ys, params)
     y.mul_(plan.kept).add_(x, alpha=-plan.rate)
     torch._foreach_copy_(params, ys)

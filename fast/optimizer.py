@@ -145,7 +145,7 @@ class Fast(Optimizer):
         """Refuse what cannot be taken before anything is stepped."""
         name = self._torch().__name__
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-            wrong = shard_refusal(p, whole=self._whole)
+            wrong = shard_refusal(p, self.state.get(p, {}), self._numbers, whole=self._whole)
             if wrong:
                 raise RuntimeError(f"{name}: {wrong}")
             g = local(p.grad)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -75,16 +75,23 @@ def gradients(params: Sequence[Any], found: Sequence[Any]) -> list[torch.Tensor]
     return [local(g) for g in found] if all(map(alike, params, found)) else None
 
 
-def refusal(p: Any, *, whole: bool) -> str:
-    """Why nothing can step this parameter with the gradient that it has, or nothing.
+def refusal(p: Any, state: Mapping[str, Any], numbers: Sequence[str], *, whole: bool) -> str:
+    """Why nothing can step this parameter with the gradient and the state that it has, or nothing.
 
     Args:
+        p: a parameter that has a gradient.
+        state: its own.
+        numbers: keys of the state that have plain tensors.
         whole: its optimizer needs the whole of it.
     """
     g = p.grad
     if is_sharded(g) is not is_sharded(p):
         kinds = ["a DTensor" if is_sharded(x) else "a plain tensor" for x in (g, p)]
         return f"a gradient is {kinds[0]}, its parameter {kinds[1]}: make both the same with distribute_tensor or full_tensor"
+    for key, value in state.items():
+        if key not in numbers and isinstance(value, torch.Tensor) and is_sharded(value) is not is_sharded(p):
+            kinds = ["a DTensor" if is_sharded(x) else "a plain tensor" for x in (value, p)]
+            return f"{key} in the state is {kinds[0]}, its parameter {kinds[1]}: load it with set_optimizer_state_dict"
     if not is_sharded(p):
         return ""
     mesh, placements, order = _placed(p)
@@ -93,8 +100,14 @@ def refusal(p: Any, *, whole: bool) -> str:
     if _placed(g)[0] != mesh:
         return f"a gradient is on {_placed(g)[0]}, its parameter on {mesh}: bring it to the parameter's mesh"
     # The public ways to place a tensor apply placements in the order of the dimensions of the mesh.
-    if (whole or not alike(p, g)) and order is not None and order != type(p._spec).compute_default_shard_order(placements):  # noqa: SLF001
-        return f"a parameter is sharded in the order {order}: redistribute it to the order of the dimensions of its mesh"
+    if (
+        (whole or not alike(p, g))
+        and order is not None
+        and order != type(p._spec).compute_default_shard_order(placements)
+    ):  # noqa: SLF001
+        return (
+            f"a parameter is sharded in the order {order}: redistribute it to the order of the dimensions of its mesh"
+        )
     return ""
 
 
@@ -134,14 +147,18 @@ def whole(tensor: DTensor) -> torch.Tensor:
     return tensor.full_tensor().detach()
 
 
+def plain(value: Any) -> Any:
+    """A plain tensor in place of a DTensor; all else as it is."""
+    return whole(value) if is_sharded(value) else value
+
+
 def agreed(loss: Any, params: Sequence[Any]) -> float:
     """A loss as a number; with DTensors among ``params``, that which all ranks have.
 
     Raises:
         RuntimeError: ranks have different ones, so that they would take different decisions.
     """
-    if is_sharded(loss):
-        loss = whole(loss)
+    loss = plain(loss)
     for mesh in dict.fromkeys(p.device_mesh for p in params if is_sharded(p)):
         from torch.distributed.tensor import DTensor, Shard
 
@@ -149,7 +166,9 @@ def agreed(loss: Any, params: Sequence[Any]) -> float:
         placements = [Shard(0)] * mesh.ndim
         found = whole(DTensor.from_local(own, mesh, placements, run_check=False)).tolist()
         if len(set(map(str, found))) > 1:  # as text, in which NaN is NaN
-            raise RuntimeError(f"the closure returns another loss on each rank, {found}; reduce it over all ranks first")
+            raise RuntimeError(
+                f"the closure returns another loss on each rank, {found}; reduce it over all ranks first"
+            )
     return float(loss)
 
 
@@ -184,24 +203,26 @@ def step_whole(optimizer: Optimizer, numbers: Sequence[str], step: Callable[[], 
                 full = whole(p)
                 full.grad = whole(p.grad)
                 there = states.get(p, {})
-                state = {key: whole(x) if is_sharded(x) else x for key, x in there.items()}
-                optimizer.param_groups, optimizer.state = [{**group, "params": [full]}], defaultdict(dict, {full: state})
+                state = {key: plain(x) for key, x in there.items()}
+                optimizer.param_groups, optimizer.state = (
+                    [{**group, "params": [full]}],
+                    defaultdict(dict, {full: state}),
+                )
                 step()
                 local(p).copy_(part_of(p, full))
                 torch.autograd.graph.increment_version([p])
-                kept = {key: _kept(p, there.get(key), x, plain=key in numbers) for key, x in state.items()}
-                if kept:
-                    states[p].update(kept)
-        plain = [{**group, "params": [p for p in group["params"] if not is_sharded(p)]} for group in groups]
-        optimizer.param_groups, optimizer.state = plain, states
+                if state:
+                    states[p].update({k: x if k in numbers else _kept(p, there.get(k), x) for k, x in state.items()})
+        others = [{**group, "params": [p for p in group["params"] if not is_sharded(p)]} for group in groups]
+        optimizer.param_groups, optimizer.state = others, states
         step()
     finally:
         optimizer.param_groups, optimizer.state = groups, states
 
 
-def _kept(p: DTensor, there: Any, value: Any, *, plain: bool) -> Any:
+def _kept(p: DTensor, there: Any, value: Any) -> Any:
     """What stands in the state of ``p`` for ``value``, which stands in that of the whole."""
-    if plain or not isinstance(value, torch.Tensor):
+    if not isinstance(value, torch.Tensor):
         return value
     if is_sharded(there):
         local(there).copy_(part_of(there, value))
