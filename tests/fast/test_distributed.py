@@ -310,8 +310,10 @@ def lazy_negatives_and_unfinished_gradients_are_stepped(folder):
     assert type(everywhere._local_tensor) is AsyncCollectiveTensor
     replicated, q = placed(full), nn.Parameter(full.clone())
     replicated.grad, q.grad = everywhere, full.clone()
-    fast.AdamW([replicated]).step()
+    optimizer = fast.AdamW([replicated])
+    optimizer.step()
     fast.AdamW([q]).step()
+    assert optimizer.engine == (("numba", ""),)
     equal([*sharded, replicated], [*plain, q])
 
 
