@@ -386,10 +386,12 @@ class Standing:
             return None
         if self._idle and any(p.grad is not None for p in self._idle):
             return None
-        gradients: list[Any] | None = [p.grad for p in self._active]
+        gradients: list[Any] = [p.grad for p in self._active]
         if self._sharded:
-            gradients = shards.gradients(self._active, gradients)
-        return gradients if gradients is not None and self._looks.same([*gradients, *self._parameters]) else None
+            if not all(map(alike, self._active, gradients)):
+                return None
+            gradients = list(map(local, gradients))
+        return gradients if self._looks.same([*gradients, *self._parameters]) else None
 
 
 class Plan:
@@ -589,8 +591,7 @@ class HostPlan(Plan):
             self._step_odd(scaling)
 
     def _step_odd(self, scaling: Scaling) -> None:
-        """The gradients that have to be made something else first: sparse ones, lazy conjugates and negatives, and those of DTensors
-        that are placed otherwise than their parameters."""
+        """The gradients that have to be made something else first: sparse, lazily conjugate or negative, placed elsewhere."""
         launches: dict[Layout, list[Member]] = {}
         options = np.ascontiguousarray(self._options[:, : len(self._option_names)])
         if self.unscale:

@@ -221,6 +221,7 @@ class _Point:
         if evaluated:
             self.keep()
         torch._foreach_add_(self.reals(), self.parts(d), alpha=t)
+        torch.autograd.graph.increment_version(list(filter(is_sharded, self.params)))
         if evaluated:
             self.evaluate()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 
@@ -27,7 +27,7 @@ GATHERED = "the whole of each DTensor is gathered on every rank"
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def is_sharded(tensor: Any) -> bool:
+def is_sharded(tensor: Any) -> TypeGuard[DTensor]:
     """Whether this is a DTensor, however placed."""
     if type(tensor) in _PLAIN:
         return False
@@ -54,13 +54,19 @@ def local(tensor: Any) -> torch.Tensor:
 
 def parts(tensors: Sequence[Any]) -> list[torch.Tensor]:
     """The very objects that DTensors hold as their parts."""
-    return [t._local_tensor for t in tensors]  # noqa: SLF001 - see above
+    return [t._local_tensor for t in tensors]
 
 
 def _placed(tensor: DTensor) -> tuple[Any, ...]:
     """Where the elements of a DTensor are: its mesh, its placements, and in which order they apply."""
-    spec = tensor._spec  # noqa: SLF001 - the order has no public name
+    spec = tensor._spec
     return spec.mesh, spec.placements, getattr(spec, "shard_order", None)
+
+
+def _in_order(tensor: DTensor) -> bool:
+    """Whether the placements apply in the order of the dimensions of the mesh, or say themselves in which."""
+    *_, order = _placed(tensor)
+    return order is None or all(list(entry.mesh_dims) == sorted(entry.mesh_dims) for entry in order)
 
 
 def alike(p: Any, other: Any) -> bool:
@@ -68,11 +74,6 @@ def alike(p: Any, other: Any) -> bool:
     if is_sharded(p) is not is_sharded(other):
         return False
     return not is_sharded(p) or _placed(p) == _placed(other)
-
-
-def gradients(params: Sequence[Any], found: Sequence[Any]) -> list[torch.Tensor] | None:
-    """The parts of the gradients of these parameters, unless one of them is placed otherwise than its parameter."""
-    return [local(g) for g in found] if all(map(alike, params, found)) else None
 
 
 def refusal(p: Any, state: Mapping[str, Any], numbers: Sequence[str], *, whole: bool) -> str:
@@ -99,15 +100,9 @@ def refusal(p: Any, state: Mapping[str, Any], numbers: Sequence[str], *, whole: 
         return f"a parameter is placed as {placements}, a sum yet to be taken: redistribute it to Shard or Replicate"
     if _placed(g)[0] != mesh:
         return f"a gradient is on {_placed(g)[0]}, its parameter on {mesh}: bring it to the parameter's mesh"
-    # The public ways to place a tensor apply placements in the order of the dimensions of the mesh.
-    if (
-        (whole or not alike(p, g))
-        and order is not None
-        and order != type(p._spec).compute_default_shard_order(placements)
-    ):  # noqa: SLF001
-        return (
-            f"a parameter is sharded in the order {order}: redistribute it to the order of the dimensions of its mesh"
-        )
+    # The public ways to place a tensor apply placements in the order of the dimensions of its mesh.
+    if (whole or not alike(p, g)) and not _in_order(p):
+        return f"a parameter is sharded in the order {order}: redistribute it to the order of its mesh's dimensions"
     return ""
 
 
@@ -201,7 +196,7 @@ def step_whole(optimizer: Optimizer, numbers: Sequence[str], step: Callable[[], 
         for group in groups:
             for p in (p for p in group["params"] if is_sharded(p) and p.grad is not None):
                 full = whole(p)
-                full.grad = whole(p.grad)
+                full.grad = plain(p.grad)
                 there = states.get(p, {})
                 state = {key: plain(x) for key, x in there.items()}
                 optimizer.param_groups, optimizer.state = (

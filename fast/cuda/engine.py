@@ -244,8 +244,7 @@ class DevicePlan(Plan):
         return otherwise if given is None else given.to(self._device, torch.float32, non_blocking=True)
 
     def _step_odd(self, scaling: Scaling, grad_scale: torch.Tensor, found_inf: torch.Tensor) -> None:
-        """The gradients that have to be made something else first: sparse ones, lazy conjugates and negatives, and those of DTensors
-        that are placed otherwise than their parameters."""
+        """The gradients that have to be made something else first: sparse, lazily conjugate or negative, placed elsewhere."""
         if self.unscale:
             factor = torch.where(found_inf == 0, 1.0 / grad_scale.double(), 1.0)
             for p, _ in self._odd:
