@@ -925,6 +925,9 @@ class Adafactor(Fast, torch.optim.Adafactor):
     Where ``torch.optim`` is wrong it departs: ``eps[0] = None`` is the machine epsilon of each parameter's own dtype, an ``eps[0]``
     whose square float16 does not hold is taken, parameters without elements are counted and left alone.
 
+    A DTensor is stepped whole: one after another, each rank gathers parameter, gradient and state, does what all do, and keeps its part.
+    ``torch.optim`` cannot step one that is sharded. Of the state, ``row_var`` and ``col_var`` are replicated.
+
     Beside the state it holds sums and factors of rows and columns: of a few million elements' matrices at a time, again for the next.
 
     Raises:
@@ -989,7 +992,8 @@ class Adafactor(Fast, torch.optim.Adafactor):
         if scaling.skips:
             return
         if scaling.grad_scale is not None:
+            factor = scaling.factor
             for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-                unscale(p, scaling.factor)
+                unscale(p, factor)
         step_whole(self, self._numbers, lambda: self._step_anew(Scaling()))
         self._plan = None

@@ -47,6 +47,9 @@ class LBFGS(Fast, torch.optim.LBFGS):
     takes four, and a single call for each pass. Short vectors take the recursion as it is written, in one call. Sums are
     float64. So it is with float32, and with short vectors of float64, on the CPU; all else takes one operation of torch after another.
 
+    Of DTensors, each evaluation gathers the gradient; every rank has all of the history, as plain tensors, and moves its part of the
+    parameters. The closure has to return the same loss on every rank.
+
     It differs from torch's class where that fails: options that make no sense are refused; ``max_eval`` that is left open
     follows the ``max_iter`` of the group; ``history_size`` may change at any time; copies go on; gradients may have any
     layout; parameters without elements, and losses of NaN, are stepped; ``state["t"]`` is a number, never the learning rate's
@@ -133,7 +136,8 @@ class LBFGS(Fast, torch.optim.LBFGS):
             What the closure returned first.
 
         Raises:
-            Exception: whatever the closure raises; parameters and state are then as they were before.
+            RuntimeError: parameters are DTensors, and the closure returns another loss on each rank.
+            Exception: whatever the closure raises. Parameters and state are then as they were before.
         """
         if len(self.param_groups) != 1:
             raise AssertionError(f"Expected exactly one param_group, but got {len(self.param_groups)}")

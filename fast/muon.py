@@ -41,6 +41,9 @@ class Muon(Fast, torch.optim.Muon):
     in float64, and 17 to 220 ms in bfloat16. The products follow ``torch.set_float32_matmul_precision``, whose default
     is float32 itself; nothing here changes it.
 
+    Of a DTensor, each rank has its part of the momentum and moves its part of the parameter; D is gathered, once for each matrix,
+    and orthogonalized by every rank.
+
     Elsewhere it differs from torch on purpose: invalid options are refused, in a group as well as by keyword, and
     ``eps``, ``ns_coefficients`` and ``ns_steps`` are looked at too; all gradients are looked at before anything
     changes, so that a step that raises has done nothing; a norm neither overflows nor vanishes where its matrix does

@@ -65,7 +65,8 @@ class Fast(Optimizer):
         """Who steps each group, by its place in ``param_groups``, and why.
 
         ``numba``: kernels of this package for the CPU; ``triton``: its kernels for CUDA; ``blas``: products and vector operations of
-        torch, arranged by this package; ``torch``: the code of ``torch.optim``, with the reason.
+        torch, arranged by this package; ``torch``: the code of ``torch.optim``, with the reason. Of DTensors, each rank steps what it
+        has, unless the reason says that the whole is gathered.
         """
         return tuple(self._served(group) for group in self.param_groups)
 
@@ -122,7 +123,8 @@ class Fast(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse where none is taken, dense where only sparse ones are, or not of its parameter's
-                dtype. Nothing is changed then.
+                dtype; or of gradient, parameter and state some are DTensors and some are not, a gradient is on another mesh than its
+                parameter, or a parameter is a sum yet to be taken. Nothing is changed then.
         """
         loss = None
         if closure is not None:

@@ -6,7 +6,7 @@ the parts and lets ranks alone; what needs the whole gathers it.
 This module, and no other, looks into a DTensor. Its part has a public name, ``to_local``, but that makes a new tensor at each call where
 gradients are enabled or the DTensor is a parameter; a plan has to know whether a part is still the one that it points to.
 
-Nothing here imports ``torch.distributed.tensor``, which takes long: as long as nobody has, no tensor is a DTensor.
+``torch.distributed.tensor`` takes long to import, and is imported here only where there is a DTensor, so that somebody has done it.
 """
 
 from __future__ import annotations
@@ -154,16 +154,14 @@ def agreed(loss: Any, params: Sequence[Any]) -> float:
         RuntimeError: ranks have different ones, so that they would take different decisions.
     """
     loss = plain(loss)
-    for mesh in dict.fromkeys(p.device_mesh for p in params if is_sharded(p)):
+    for mesh, device in {p.device_mesh: p.device for p in params if is_sharded(p)}.items():
         from torch.distributed.tensor import DTensor, Shard
 
-        own = torch.tensor([float(loss)], dtype=torch.float64, device=mesh.device_type)
+        own = torch.tensor([float(loss)], dtype=torch.float64, device=device)
         placements = [Shard(0)] * mesh.ndim
         found = whole(DTensor.from_local(own, mesh, placements, run_check=False)).tolist()
         if len(set(map(str, found))) > 1:  # as text, in which NaN is NaN
-            raise RuntimeError(
-                f"the closure returns another loss on each rank, {found}; reduce it over all ranks first"
-            )
+            raise RuntimeError(f"the closure returns another loss on each rank, {found}; reduce it over all ranks")
     return float(loss)
 
 
