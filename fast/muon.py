@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stepcheck.fast.engine import Group, Scaling, Served, exotic
 from stepcheck.fast.optimizer import Fast
+from stepcheck.fast.shards import GATHERED, alike, any_sharded, gathered, is_sharded, local, part_of, placed_as
 
 #: What the workspace may take, unless one matrix takes more. Small enough for caches to hold much of it.
 WORKSPACE_BYTES = 8 * 2**20
@@ -39,6 +40,9 @@ class Muon(Fast, torch.optim.Muon):
     for bfloat16 (AVX2) that is faster as well: of two 512 x 512 matrices, the product takes 2 ms in float32, 4 ms
     in float64, and 17 to 220 ms in bfloat16. The products follow ``torch.set_float32_matmul_precision``, whose default
     is float32 itself; nothing here changes it.
+
+    Of a DTensor, each rank has its part of the momentum and moves its part of the parameter; D is gathered, once for each matrix,
+    and orthogonalized by every rank.
 
     Elsewhere it differs from torch on purpose: invalid options are refused, in a group as well as by keyword, and
     ``eps``, ``ns_coefficients`` and ``ns_steps`` are looked at too; all gradients are looked at before anything
@@ -74,37 +78,44 @@ class Muon(Fast, torch.optim.Muon):
         super().add_param_group(group)
 
     def _served(self, group: Group) -> Served:
-        reason = next(filter(None, map(exotic, group["params"])), "")
-        return Served("torch", reason) if reason else Served("blas", "")
+        reason = next(filter(None, (exotic(p, sharded=True) for p in group["params"])), "")
+        return Served("torch", reason) if reason else Served("blas", GATHERED if any_sharded([group]) else "")
 
     def _check_gradients(self, scaling: Scaling) -> None:
         super()._check_gradients(scaling)
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
             if p.is_complex():
                 raise RuntimeError(f"Muon does not support complex parameters, got {p.dtype}")
+            buffer = self.state.get(p, {}).get("momentum_buffer")
+            if buffer is not None and not alike(p, buffer):
+                raise RuntimeError(
+                    "Muon: a momentum_buffer is not placed as its parameter is; distribute_tensor places it"
+                )
 
     @torch.no_grad()
     def _update(self, scaling: Scaling) -> None:
         self._check_gradients(scaling)
-        own = [group for group in self.param_groups if not self._served(group).reason]
-        left = [group for group in self.param_groups if self._served(group).reason]
+        engines = [served.engine for served in self.engine]
+        own = [group for group, engine in zip(self.param_groups, engines, strict=True) if engine != "torch"]
+        left = [group for group, engine in zip(self.param_groups, engines, strict=True) if engine == "torch"]
         if scaling.grad_scale is not None:
             factor = scaling.factor
-            torch._foreach_mul_([p.grad for group in own for p in group["params"] if p.grad is not None], factor)
-        stacks: dict[_Plan, list[Tensor]] = {}
+            torch._foreach_mul_([local(p.grad) for group in own for p in group["params"] if p.grad is not None], factor)
+        stacks: dict[tuple[_Plan, bool], list[Tensor]] = {}
         for group in own:
-            alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
+            same: dict[tuple[torch.Size, torch.dtype, torch.device, bool], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    alike.setdefault((p.shape, p.dtype, p.device), []).append(p)
-            for (shape, dtype, device), params in alike.items():
-                stacks.setdefault(_plan(shape, dtype, device, group), []).extend(params)
+                    same.setdefault((p.shape, p.dtype, p.device, is_sharded(p)), []).append(p)
+            for (shape, dtype, device, sharded), params in same.items():
+                stacks.setdefault((_plan(shape, dtype, device, group), sharded), []).extend(params)
         workspace: _Workspace = self.__dict__.setdefault("_workspace", _Workspace())
-        for plan, params in stacks.items():
+        for (plan, sharded), params in stacks.items():
+            step = _step_shards if sharded else _step
             buffers = [self._buffer(p) for p in params]
             if plan.rows and plan.columns:
                 for n in _portions(plan, len(params)):
-                    _step(plan, params[n], buffers[n], workspace.of(plan, len(params[n])))
+                    step(plan, params[n], buffers[n], workspace.of(plan, len(params[n])))
         if left:
             self._step_by_torch(left, scaling)
 
@@ -226,11 +237,33 @@ def _portions(plan: _Plan, count: int) -> Iterator[slice]:
 def _step(plan: _Plan, params: list[Tensor], buffers: list[Tensor], stacks: _Stacks) -> None:
     grads = [p.grad for p in params if p.grad is not None]  # all have one, which types do not say
     torch._foreach_lerp_(buffers, grads, 1 - plan.momentum)
-    x, y, gram, polynomial, xs, ys = stacks
-    torch._foreach_copy_(xs, grads if plan.nesterov else buffers)
+    torch._foreach_copy_(stacks.xs, grads if plan.nesterov else buffers)
     if plan.nesterov:
-        torch._foreach_copy_(ys, buffers)
-        x.lerp_(y, plan.momentum)
+        torch._foreach_copy_(stacks.ys, buffers)
+        stacks.x.lerp_(stacks.y, plan.momentum)
+    x, y, _, ys = _orthogonalized(plan, stacks)
+    torch._foreach_copy_(ys, params)
+    y.mul_(plan.kept).add_(x, alpha=-plan.rate)
+    torch._foreach_copy_(params, ys)
+
+
+def _step_shards(plan: _Plan, params: list[Any], buffers: list[Any], stacks: _Stacks) -> None:
+    """Step DTensors: each rank its part, but that the directions are gathered, and orthogonalized by all."""
+    for p, buffer, x in zip(params, buffers, stacks.xs, strict=True):
+        g, b = placed_as(p.grad, p), local(buffer)
+        b.lerp_(g, 1 - plan.momentum)
+        direction = (g if plan.nesterov else b).to(plan.computed)
+        x.copy_(gathered(p, direction.lerp(b.to(plan.computed), plan.momentum) if plan.nesterov else direction))
+    _, _, xs, _ = _orthogonalized(plan, stacks)
+    for p, x in zip(params, xs, strict=True):
+        part = local(p)
+        part.copy_(part.to(plan.computed).mul(plan.kept).add_(part_of(p, x), alpha=-plan.rate))
+        torch.autograd.graph.increment_version([p])
+
+
+def _orthogonalized(plan: _Plan, stacks: _Stacks) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Orthogonalize what is in ``x``; returned: the stack where that is now, the other one, and the matrices of both."""
+    x, y, gram, polynomial, xs, ys = stacks
     _normalize(x, plan.eps)
     a, b, c = plan.coefficients
     for _ in range(plan.steps):
@@ -238,9 +271,7 @@ def _step(plan: _Plan, params: list[Tensor], buffers: list[Tensor], stacks: _Sta
         torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=polynomial)
         torch.baddbmm(x, polynomial, x, beta=a, out=y)
         x, y, xs, ys = y, x, ys, xs
-    torch._foreach_copy_(ys, params)
-    y.mul_(plan.kept).add_(x, alpha=-plan.rate)
-    torch._foreach_copy_(params, ys)
+    return x, y, xs, ys
 
 
 def _normalize(x: Tensor, eps: float) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from stepcheck import cli
 from stepcheck.reference import SPECS
