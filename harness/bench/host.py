@@ -37,15 +37,17 @@ LISTS: dict[str, tuple[Shape, ...]] = {
     **{name: WORKLOADS[name].shapes for name in ("resnet50", "gpt2")},
     "1000 small": ((64,),) * 1000,
 }
-#: Where gradients are: those of the step before, zeroed; or made anew by a backward pass, as after ``zero_grad(set_to_none=True)``.
-GRADIENTS = ("kept", "new")
+#: Where gradients are: where they were in the step before; in one of two places in turn; or made anew by a backward pass, as after
+#: ``zero_grad(set_to_none=True)``, which leaves to the step to find all objects in memory again, and to Python to make one of each gradient.
+GRADIENTS = ("kept", "moved", "new")
 #: Steps of a round.
 _STEPS = 10
 _WARM_UP = 3
 LEGEND = (
     "Microseconds of the processor for a step, divided by tensors, medians of rounds (in parentheses the least); ratio: torch's fused step over fast's,"
     " the median of the ratios of single rounds. Launches are stubbed: their number is told, and each adds some microseconds to a step,"
-    " not to a tensor. fused: torch.optim on CPU tensors, its kernels included, which for one element cost next to nothing."
+    " not to a tensor. gradients: where they were; moved, in two places in turn; new, made by a backward pass just before, after which nothing is in"
+    " the caches. fused: torch.optim on CPU tensors, its kernels included, which for one element cost next to nothing."
 )
 
 
@@ -157,8 +159,16 @@ class _Contender:
     def __init__(self, make: Callable[..., Any], shapes: Sequence[Shape], gradients: str, **options: Any) -> None:
         self.parameters = [torch.ones((1,) * len(shape)).requires_grad_() for shape in shapes]
         self.optimizer = make(self.parameters, **options)
-        self.anew = gradients == "new"
+        self.gradients = gradients
         self._backward()
+        self.places = [[p.grad for p in self.parameters], [torch.ones_like(p) for p in self.parameters]]
+
+    def _prepare(self, step: int) -> None:
+        if self.gradients == "new":
+            self._backward()
+        elif self.gradients == "moved":
+            for p, gradient in zip(self.parameters, self.places[step % 2], strict=True):
+                p.grad = gradient
 
     def _backward(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -167,9 +177,8 @@ class _Contender:
     def seconds(self, steps: int) -> float:
         """Of the steps alone."""
         spent = 0.0
-        for _ in range(steps):
-            if self.anew:
-                self._backward()
+        for step in range(steps):
+            self._prepare(step)
             start = time.perf_counter()
             self.optimizer.step()
             spent += time.perf_counter() - start

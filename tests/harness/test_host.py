@@ -34,10 +34,13 @@ def test_a_step_that_is_stubbed_changes_nothing():
 
 
 @pytest.mark.parametrize("gradients", host.GRADIENTS)
-def test_gradients_are_kept_or_made_anew(gradients):
+def test_gradients_are_kept_moved_or_made_anew(gradients):
     contender = host._Contender(torch.optim.SGD, SHAPES, gradients, fused=True)
     before = [p.grad for p in contender.parameters]
     contender.seconds(1)
+    same = [p.grad is g for p, g in zip(contender.parameters, before, strict=True)]
+    assert same == [gradients != "new"] * 3
+    contender.seconds(2)
     same = [p.grad is g for p, g in zip(contender.parameters, before, strict=True)]
     assert same == [gradients == "kept"] * 3
 
@@ -85,7 +88,7 @@ def test_the_command_prints_a_table_and_writes_json(command, tmp_path):
     assert "Launches are stubbed" in out
     data = json.loads((tmp_path / "host.json").read_text())
     assert [(r["optimizer"], r["gradients"]) for r in data["host"]] == [
-        ("SGD", "kept"), ("SGD", "new"), ("RMSprop", "kept"), ("RMSprop", "new")
+        (name, how) for name in ("SGD", "RMSprop") for how in ("kept", "moved", "new")
     ]  # fmt: skip
 
 
