@@ -161,7 +161,10 @@ class _Contender:
         self.optimizer = make(self.parameters, **options)
         self.gradients = gradients
         self._backward()
-        self.places = [[p.grad for p in self.parameters], [torch.ones_like(p) for p in self.parameters]]
+        self.places: list[list[torch.Tensor | None]] = [
+            [p.grad for p in self.parameters],
+            [torch.ones_like(p) for p in self.parameters],
+        ]
 
     def _prepare(self, step: int) -> None:
         if self.gradients == "new":
