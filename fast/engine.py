@@ -91,7 +91,7 @@ def refusal(rule: Rule, group: Group, state: Mapping[torch.Tensor, State], *, in
     """Why kernels do not step this group, or nothing."""
     reason = torch_alone(group)
     for p in group["params"]:
-        reason = reason or exotic(p, interpreted=interpreted) or _foreign(rule, group, p, state.get(p, {}))
+        reason = reason or exotic(p, interpreted=interpreted) or foreign(rule.present(group), p, state.get(p, {}))
     return reason
 
 
@@ -101,9 +101,9 @@ def engine_of(devices: Iterable[torch.device], *, interpreted: bool) -> str:
     return " and ".join(sorted(names)) or "numba"
 
 
-def _foreign(rule: Rule, group: Group, p: torch.Tensor, state: State) -> str:
-    """Why kernels do not read this state, or nothing."""
-    for name in rule.present(group):
+def foreign(names: Iterable[str], p: torch.Tensor, state: State) -> str:
+    """Why kernels do not read the buffers of these names in the state of a parameter, or nothing."""
+    for name in names:
         buffer = state.get(name)
         if buffer is None:
             continue

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stepcheck.fast.engine import Group, Scaling, Served, exotic
+from stepcheck.fast.engine import Group, Scaling, Served, exotic, foreign
 from stepcheck.fast.optimizer import Fast
+
+if TYPE_CHECKING:
+    from stepcheck.fast.cuda.muon import DevicePlan
 
 #: What the workspace may take, unless one matrix takes more. Small enough for caches to hold much of it.
 WORKSPACE_BYTES = 8 * 2**20
+#: The key of the momentum in the state.
+BUFFER = "momentum_buffer"
 #: Parts of the workspace start at cache lines.
 _ALIGNMENT = 64
 
@@ -54,6 +59,8 @@ class Muon(Fast, torch.optim.Muon):
     _numbers: ClassVar[tuple[str, ...]] = ()
     # Made when it is first needed: neither copying nor pickling an optimizer takes it along.
     _workspace: _Workspace
+    #: One for each device, where that is no CPU; nothing where there is anything beside them.
+    _plans: list[DevicePlan] | None = None
 
     def add_param_group(self, param_group: Group) -> None:
         """As ``torch.optim``, with a copy of the dictionary, its options validated, and its parameters: they must be matrices.
@@ -74,8 +81,18 @@ class Muon(Fast, torch.optim.Muon):
         super().add_param_group(group)
 
     def _served(self, group: Group) -> Served:
-        reason = next(filter(None, map(exotic, group["params"])), "")
-        return Served("torch", reason) if reason else Served("blas", "")
+        reason = next(filter(None, map(self._exotic, group["params"])), "")
+        engines = {"triton" if self._on_device(p) else "blas" for p in group["params"]}
+        return Served("torch", reason) if reason else Served(" and ".join(sorted(engines)) or "blas", "")
+
+    def _exotic(self, p: Tensor) -> str:
+        reason = exotic(p, interpreted=self._interpreted)
+        if not reason and self._on_device(p):
+            reason = foreign((BUFFER,), p, self.state.get(p, {}))
+        return reason
+
+    def _on_device(self, p: Tensor) -> bool:
+        return self._interpreted or p.device.type != "cpu"
 
     def _check_gradients(self, scaling: Scaling) -> None:
         super()._check_gradients(scaling)
@@ -85,35 +102,67 @@ class Muon(Fast, torch.optim.Muon):
 
     @torch.no_grad()
     def _update(self, scaling: Scaling) -> None:
+        plans = self._plans
+        if plans and all(plan.holds(self.param_groups, scaling) for plan in plans):
+            for plan in plans:
+                plan.step(scaling)
+            return
         self._check_gradients(scaling)
-        own = [group for group in self.param_groups if not self._served(group).reason]
-        left = [group for group in self.param_groups if self._served(group).reason]
-        if scaling.grad_scale is not None:
-            factor = scaling.factor
-            torch._foreach_mul_([p.grad for group in own for p in group["params"] if p.grad is not None], factor)
-        stacks: dict[_Plan, list[Tensor]] = {}
-        for group in own:
-            alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
+        served = [(group, self._served(group)) for group in self.param_groups]
+        own = [group for group, by in served if not by.reason]
+        left = [group for group, by in served if by.reason]
+        places = dict.fromkeys((self._on_device(p), p.device) for group in own for p in group["params"])
+        self._plans = None
+        plans = [self._plan(own, device, scaling) for on_device, device in places if on_device]
+        for plan in plans:
+            plan.step(scaling)
+        on_host = any(not on_device for on_device, _ in places)
+        if on_host and not scaling.skips:
+            self._step_on_host(own, scaling)
+        if left:
+            self._step_by_torch(left, scaling)
+        elif not on_host:
+            self._plans = plans
+
+    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling) -> DevicePlan:
+        from stepcheck.fast.cuda.muon import DevicePlan  # where nothing is on a GPU, nobody needs it
+
+        return DevicePlan(groups, self.state, device, scaling)
+
+    def _step_on_host(self, groups: list[Group], scaling: Scaling) -> None:
+        alike: dict[tuple[int, torch.Size, torch.dtype], list[Tensor]] = {}
+        for n, group in enumerate(groups):
             for p in group["params"]:
-                if p.grad is not None:
-                    alike.setdefault((p.shape, p.dtype, p.device), []).append(p)
-            for (shape, dtype, device), params in alike.items():
-                stacks.setdefault(_plan(shape, dtype, device, group), []).extend(params)
+                if p.grad is not None and not self._on_device(p):
+                    alike.setdefault((n, p.shape, p.dtype), []).append(p)
+        if scaling.grad_scale is not None:
+            grads = [p.grad for params in alike.values() for p in params if p.grad is not None]
+            torch._foreach_mul_(grads, scaling.factor)
+        stacks: dict[_Plan, list[Tensor]] = {}
+        for (n, shape, dtype), params in alike.items():
+            stacks.setdefault(_plan(shape, dtype, groups[n]), []).extend(params)
         workspace: _Workspace = self.__dict__.setdefault("_workspace", _Workspace())
         for plan, params in stacks.items():
-            buffers = [self._buffer(p) for p in params]
+            buffers = [momentum_buffer(self.state[p], p) for p in params]
             if plan.rows and plan.columns:
                 for n in _portions(plan, len(params)):
                     _step(plan, params[n], buffers[n], workspace.of(plan, len(params[n])))
-        if left:
-            self._step_by_torch(left, scaling)
 
-    def _buffer(self, p: Tensor) -> Tensor:
-        state: dict[str, Any] = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        buffer: Tensor = state["momentum_buffer"]
-        return buffer
+
+def momentum_buffer(state: dict[str, Any], p: Tensor) -> Tensor:
+    """The buffer in the state of a parameter; of one that has none, zeros."""
+    if BUFFER not in state:
+        state[BUFFER] = torch.zeros_like(p, memory_format=torch.preserve_format)
+    buffer: Tensor = state[BUFFER]
+    return buffer
+
+
+def adjustment(shape: torch.Size, adjust_lr_fn: str | None) -> float:
+    """What the learning rate of a matrix is multiplied by."""
+    rows, columns = shape
+    if adjust_lr_fn == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1.0, rows / columns)) if columns else 1.0
 
 
 class _Plan(NamedTuple):
@@ -122,7 +171,6 @@ class _Plan(NamedTuple):
     rows: int
     columns: int
     dtype: torch.dtype
-    device: torch.device
     momentum: float
     nesterov: bool
     coefficients: tuple[float, ...]
@@ -136,25 +184,20 @@ class _Plan(NamedTuple):
         return torch.float64 if self.dtype is torch.float64 else torch.float32
 
 
-def _plan(shape: torch.Size, dtype: torch.dtype, device: torch.device, group: Mapping[str, Any]) -> _Plan:
+def _plan(shape: torch.Size, dtype: torch.dtype, group: Mapping[str, Any]) -> _Plan:
     rows, columns = shape
     lr = float(group["lr"])
-    if group["adjust_lr_fn"] == "match_rms_adamw":
-        ratio = 0.2 * math.sqrt(max(rows, columns))
-    else:
-        ratio = math.sqrt(max(1.0, rows / columns)) if columns else 1.0
     return _Plan(
         rows=rows,
         columns=columns,
         dtype=dtype,
-        device=device,
         momentum=float(group["momentum"]),
         nesterov=bool(group["nesterov"]),
         coefficients=tuple(map(float, group["ns_coefficients"])),
         eps=float(group["eps"]),
         steps=int(group["ns_steps"]),
         kept=1 - lr * float(group["weight_decay"]),
-        rate=lr * ratio,
+        rate=lr * adjustment(shape, group["adjust_lr_fn"]),
     )
 
 
@@ -176,15 +219,15 @@ class _Stacks(NamedTuple):
 
 
 class _Workspace:
-    """Memory that all stacks share, one after another: for each dtype and device one piece, as large as was ever needed."""
+    """Memory that all stacks share, one after another: for each dtype one piece, as large as was ever needed."""
 
     def __init__(self) -> None:
-        self.pieces: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        self.stacks: dict[tuple[torch.dtype, torch.device, int, int], _Stacks] = {}
+        self.pieces: dict[torch.dtype, Tensor] = {}
+        self.stacks: dict[tuple[torch.dtype, int, int], _Stacks] = {}
 
     def of(self, plan: _Plan, count: int) -> _Stacks:
         """Stacks for ``count`` matrices; what is in them is left from elsewhere."""
-        key = (plan.computed, plan.device, plan.rows, plan.columns)
+        key = (plan.computed, plan.rows, plan.columns)
         stacks = self.stacks.get(key)
         if stacks is None or len(stacks.xs) != count:
             stacks = self.stacks[key] = self._carved(plan, count)
@@ -192,11 +235,11 @@ class _Workspace:
 
     def _carved(self, plan: _Plan, count: int) -> _Stacks:
         sizes = _sizes(plan, count)
-        key = (plan.computed, plan.device)
+        key = plan.computed
         if key not in self.pieces or self.pieces[key].numel() < sum(sizes):
             self.pieces.pop(key, None)
             self.stacks.clear()  # these hold the old piece, which is given back before more is taken
-            self.pieces[key] = torch.empty(sum(sizes), dtype=plan.computed, device=plan.device)
+            self.pieces[key] = torch.empty(sum(sizes), dtype=plan.computed)
         short, long = sorted((plan.rows, plan.columns))
         x, y, gram, polynomial = (
             part[: count * short * n].view(count, short, n)

@@ -50,8 +50,8 @@ class Profile:
         narrow_scalars: in float16 and bfloat16, hyperparameters are rounded to the dtype before they are used, not to float32.
         counters: the format in which scalars are computed that depend on a number kept for each parameter (``step``).
         in_place: the same, for a number that is updated in place (``mu_product``).
-        products: the format of matrix products: ``"bfloat16"``; ``"wide"``, float64 for float64 and float32 for all others; or
-            ``"any"`` of them, where that is not known.
+        products: the format of matrix products: ``"bfloat16"``; ``"wide"``, float64 for float64 and float32 for all others;
+            ``"tensor_cores"``, float64 for float64 and bfloat16 for all others; or ``"any"`` of them, where that is not known.
         products_rounded_once: matrix products in bfloat16 are accumulated wider, addend included, and rounded once.
     """
 
@@ -68,8 +68,10 @@ class Profile:
 
     def products_format(self, dtype: str) -> Format | None:
         """The format of matrix products for parameters of ``dtype``; ``None`` where it is not known."""
+        if self.products in ("wide", "tensor_cores") and FORMATS[dtype] is BINARY64:
+            return BINARY64
         if self.products == "wide":
-            return BINARY64 if FORMATS[dtype] is BINARY64 else BINARY32
+            return BINARY32
         return None if self.products == "any" else BFLOAT16
 
     def arithmetic(self, dtype: str) -> Arithmetic:
@@ -225,19 +227,27 @@ _FAST = Profile(
     ),
     narrow="once",
 )
-FAST_PROFILES: dict[str, Profile] = {
-    "RMSprop": _also(_FAST, "it divides before it scales", "quotient_first", "written"),
-    "RAdam": _also(_FAST, "it folds all scalars into one", "folded", "written"),
-    "Adafactor": _also(_FAST, "it multiplies by reciprocals of roots", "reciprocal", "written"),
-    "LBFGS": _also(
+#: By name and mode; a mode that is not named computes as the kernels for the CPU do.
+FAST_PROFILES: dict[tuple[str, str], Profile] = {
+    ("RMSprop", ""): _also(_FAST, "it divides before it scales", "quotient_first", "written"),
+    ("RAdam", ""): _also(_FAST, "it folds all scalars into one", "folded", "written"),
+    ("Adafactor", ""): _also(_FAST, "it multiplies by reciprocals of roots", "reciprocal", "written"),
+    ("LBFGS", ""): _also(
         TORCH_CPU,
         "stepcheck.fast forms the scalar products of float32 and float64 in float64; all else is operations of torch",
     ),
-    "Muon": _also(
+    ("Muon", ""): _also(
         _FAST,
         "it averages with lerp, and multiplies matrices in float64 for float64 and in float32 for all else",
         "lerp",
         products="wide",
+    ),
+    ("Muon", "triton"): _also(
+        _FAST,
+        "it averages with lerp, and multiplies matrices in float64 for float64 and in bfloat16 for all else, each product accumulated in"
+        " float32; the norm is that of the matrix in bfloat16, and rounded to it; how often a library rounds a product is its own choice",
+        "lerp",
+        products="tensor_cores",
     ),
 }
 
@@ -395,7 +405,7 @@ def fast_subject(name: str, mode: str = "") -> Subject:
         name=f"fast:{name}[{mode}]" if mode else f"fast:{name}",
         spec=spec,
         make=cls,
-        profile=FAST_PROFILES.get(name, _FAST),
+        profile=FAST_PROFILES.get((name, mode), FAST_PROFILES.get((name, ""), _FAST)),
         options=frozenset(h.name for h in spec.hyper),
         explicit=False,
         callee=name,
