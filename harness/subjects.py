@@ -392,7 +392,7 @@ def torch_subject(name: str, mode: str) -> Subject:
 #: Kernels of stepcheck.fast that can be checked here, beside those for the CPU, which have no mode.
 FAST_MODES = ("triton",)
 #: A life by Triton's interpreter takes some ten times as long as one elsewhere.
-_INTERPRETED_COST = 5
+_INTERPRETED_COST = 4
 
 
 @functools.cache
