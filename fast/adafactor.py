@@ -29,7 +29,20 @@ import numpy as np
 import torch
 
 from stepcheck.fast import native
-from stepcheck.fast.engine import REAL, SIZE, Group, Scaling, Served, Standing, State, counter, exotic, full_like, overlaps, walk
+from stepcheck.fast.engine import (
+    REAL,
+    SIZE,
+    Group,
+    Scaling,
+    Served,
+    Standing,
+    State,
+    counter,
+    exotic,
+    full_like,
+    overlaps,
+    walk,
+)
 from stepcheck.fast.kernels import COMPUTED
 from stepcheck.fast.native import Kernel, kernel
 from stepcheck.fast.optimizer import Fast

@@ -168,8 +168,8 @@ class Member:
     counters: Sequence[torch.Tensor]
     group: int
     fresh: bool = False
-    #: Of a sparse gradient: the elements that it names.
-    named: _Walk | _Entries | None = None
+    #: Of a sparse gradient: the elements that it names, as the tables of a device describe them.
+    named: Any = None
 
 
 class _Walk(NamedTuple):

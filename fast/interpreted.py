@@ -15,11 +15,15 @@ from stepcheck.fast.optimizer import Fast
 
 
 def _interpreted(cls: type[Fast]) -> type[Fast]:
-    namespace = {"_interpreted": True, "__module__": __name__, "__doc__": f"``stepcheck.fast.{cls.__name__}``, interpreted."}
+    namespace = {
+        "_interpreted": True,
+        "__module__": __name__,
+        "__doc__": f"``stepcheck.fast.{cls.__name__}``, interpreted.",
+    }
     return type(cls.__name__, (cls,), namespace)
 
 
-__all__ = [name for name in fast.__all__ if name != "Served"]  # noqa: PLE0605 - the same names as there
+__all__ = [name for name in fast.__all__ if name != "Served"]
 _CLASSES = {name: _interpreted(getattr(fast, name)) for name in __all__}
 
 

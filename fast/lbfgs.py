@@ -148,6 +148,11 @@ class LBFGS(Fast, torch.optim.LBFGS):
         if len(self.param_groups) != 1:
             raise AssertionError(f"Expected exactly one param_group, but got {len(self.param_groups)}")
         group = self.param_groups[0]
+        devices = {p.device for p in group["params"]}
+        if len(devices) > 1:
+            raise RuntimeError(
+                f"LBFGS forms one vector of all parameters, got some on {' and '.join(map(str, devices))}"
+            )
         if group["max_eval"] is None or group["max_eval"] == self._open_max_eval:
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
         point = _Point(group["params"], torch.enable_grad()(closure))
@@ -280,7 +285,7 @@ class _Seen:
     @classmethod
     def of(cls, loss: Any, gradient: Tensor, d: Tensor | None) -> _Seen:
         slope = math.nan if d is None else gradient.dot(d)
-        if gradient.device.type == "cpu":
+        if _on_host(gradient):
             return cls(float(loss), gradient, float(slope))
         here = (
             isinstance(loss, Tensor) and loss.device == gradient.device and loss.numel() == 1 and not loss.is_complex()
@@ -294,6 +299,11 @@ class _Seen:
         if self._largest is None:
             self._largest = _largest(self.gradient)
         return self._largest
+
+
+def _on_host(x: Tensor) -> bool:
+    """Whether to read a number of it costs nothing."""
+    return x.device.type == "cpu"
 
 
 def _together(numbers: Sequence[Tensor]) -> list[float]:
@@ -328,9 +338,10 @@ def _size(x: Tensor) -> Tensor:
 def _slope_and_size(g: Tensor, d: Tensor) -> tuple[float, float | None]:
     """The derivative along a direction and its largest element, read from a device together; on the CPU the latter may wait."""
     slope = g.dot(d)
-    if d.device.type == "cpu":
+    if _on_host(d):
         return slope.item(), None
-    return tuple(_together([slope, _size(d)]))
+    slope, size = _together([slope, _size(d)])
+    return slope, size
 
 
 def _in_dtype(x: float, like: Tensor) -> Tensor:
@@ -626,12 +637,7 @@ class _DeviceWork(_Work):
 
 
 def _numbers(entries: Sequence[Any]) -> Floats:
-    there = {x.device for x in entries if isinstance(x, Tensor)}
-    if (
-        len(there) == 1
-        and "cpu" not in {device.type for device in there}
-        and all(isinstance(x, Tensor) for x in entries)
-    ):
+    if entries and all(isinstance(x, Tensor) and not _on_host(x) for x in entries):
         return np.array(_together(entries))
     return np.array(list(map(float, entries)))
 

@@ -126,7 +126,12 @@ class Fast(Optimizer):
                 loss = closure()
         scaling = Scaling(self.__dict__.get("grad_scale"), self.__dict__.get("found_inf"))
         # Where to ask whether gradients are infinite means to wait for a device, the kernels ask.
-        if self._interpreted or scaling.found_inf is None or scaling.found_inf.device.type != "cpu" or not scaling.skips:
+        if (
+            self._interpreted
+            or scaling.found_inf is None
+            or scaling.found_inf.device.type != "cpu"
+            or not scaling.skips
+        ):
             if torch.compiler.is_compiling():
                 _uncompiled(self, scaling)
             else:
@@ -304,7 +309,9 @@ class ByRule(Fast):
     def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling) -> Plan:
         make: type[Plan] = HostPlan
         if self._interpreted or device.type != "cpu":
-            from stepcheck.fast.cuda.engine import DevicePlan as make
+            from stepcheck.fast.cuda.engine import DevicePlan  # where nothing is on a GPU, nobody needs it
+
+            make = DevicePlan
         return make(self.rule, groups, self.state, device, unscale=scaling.grad_scale is not None)
 
 

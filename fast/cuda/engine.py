@@ -32,7 +32,6 @@ from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import ENTRIES, Rule, option
 from stepcheck.fast.tensors import Words
 
-
 #: Why a step cannot be recorded in a CUDA graph.
 NOT_CAPTURED = (
     "a CUDA graph is being captured, and the tables for these parameters are not made yet: step once with gradients of the same"
@@ -51,7 +50,7 @@ class Table:
     def __init__(self, words: np.ndarray[Any, Any], device: torch.device) -> None:
         self.words, self.there = words, runtime.uploaded(words, device)
         # A graph that is recorded copies from here whenever it runs: what it copies must not change any more.
-        self._kept = torch.from_numpy(words.copy()).pin_memory() if device.type == "cuda" else None
+        self._kept = torch.from_numpy(words.copy()).pin_memory() if device.type == "cuda" and words.size else None
 
     def send(self) -> None:
         """Make the device's like ``words``."""
@@ -165,6 +164,8 @@ class _Prepared:
             for k, counter in enumerate(member.counters):
                 at = kernels.COUNTERS + 2 * k
                 row[at : at + 2] = counter.data_ptr(), counter.dtype is torch.float64
+        #: Whether the next step is somebody's first, and that matters.
+        self.fresh = "fresh" in rule.options and any(m.fresh for m in everyone)
         self.members = runtime.uploaded(table, device)
         self._count = runtime.uploaded(np.array([len(everyone)], np.int64), device)
         scalars = len(rule.scalars) + unscale
@@ -200,7 +201,7 @@ class DevicePlan(Plan):
         self._options = Table(np.zeros((len(self._groups), width), np.int64), self._device)
         #: Tensors that have an option, as long as the table has their addresses.
         self._option_tensors: dict[int, list[torch.Tensor]] = {}
-        self._ones, self._zeros = (torch.full((1,), x, device=self._device) for x in (1.0, 0.0))
+        self._ones, self._zeros = (torch.full((1,), x, dtype=torch.float32, device=self._device) for x in (1.0, 0.0))
 
     def _set_options(self, n: int, group: Group) -> None:
         row, self._option_tensors[n] = option_words(group, self._option_names, self._device)
@@ -245,6 +246,7 @@ class DevicePlan(Plan):
         if self._active:
             self._prepared.run(self._options.there, grad_scale, found_inf)
             torch.autograd.graph.increment_version(self._active)
+            self._begun(self._prepared, self._active, scaling)
         if self._odd:
             self._step_odd(scaling, grad_scale, found_inf)
 
@@ -265,7 +267,9 @@ class DevicePlan(Plan):
                 member.named = _named(layout, member, sparse)
                 layout = replace(layout, indexed=True)
             members.setdefault((layout, sparse is not None or not _is_dense(layout, member)), []).append(member)
-        _Prepared(self._rule, members, self._device, unscale=False).run(self._options.there, grad_scale, found_inf)
+        prepared = _Prepared(self._rule, members, self._device, unscale=False)
+        prepared.run(self._options.there, grad_scale, found_inf)
+        self._begun(prepared, [m.parameter for some in members.values() for m in some], scaling)
         if self._rule.whole:
             self._count_in_whole_numbers(before, skipped=scaling.skips)
         torch.autograd.graph.increment_version([p for p, _ in self._odd])
@@ -276,6 +280,17 @@ class DevicePlan(Plan):
             for name, count in zip(self._rule.counters, counts, strict=True):
                 self._state[p][name] = int(count or 0) + (not skipped)
 
+    def _begun(self, prepared: _Prepared, parameters: list[torch.Tensor], scaling: Scaling) -> None:
+        """After a first step: buffers that nobody can tell from begun ones are taken back if the device skipped it.
+
+        This asks the device, once for each parameter, and only where a rule depends on whether a step is the first.
+        """
+        if prepared.fresh and scaling.found_inf is not None:
+            for p, fresh in zip(parameters, prepared.members[:, kernels.FRESH].tolist(), strict=True):
+                for name in self._rule.buffers if fresh else ():
+                    del self._state[p][name]
+        prepared.fresh = False
+
 
 def option_words(group: Group, names: Sequence[str], device: torch.device) -> tuple[Words, list[torch.Tensor]]:
     """The row of a table that tells a kernel these options, and the tensors on the device that it points to."""
@@ -283,8 +298,8 @@ def option_words(group: Group, names: Sequence[str], device: torch.device) -> tu
     tensors = []
     for k, name in enumerate(names):
         tensor = _option_tensor(group, name)
-        if tensor is None or tensor.device != device or device.type == "cpu":
-            # Of a tensor on the CPU its value, as of now; of one on another device too, which waits for it.
+        if tensor is None or tensor.device != device:
+            # Of a tensor elsewhere, usually on the CPU, its value as of now.
             row[k, VALUE] = np.float64(option(group, name)).view(np.int64)
             continue
         if tensor.dtype not in (torch.float32, torch.float64):

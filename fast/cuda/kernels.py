@@ -93,7 +93,8 @@ def statements(function: object, *, wide: bool, results: tuple[str, ...]) -> lis
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
     definition = _Expressions(wide=wide).visit(tree).body[0]
     *body, last = definition.body
-    assert isinstance(last, ast.Return) and last.value is not None
+    assert isinstance(last, ast.Return)
+    assert last.value is not None
     values = last.value.elts if isinstance(last.value, ast.Tuple) else [last.value]
     kept = [(name, ast.unparse(value)) for name, value in zip(results, values, strict=True) if name != "_"]
     return [*map(ast.unparse, body), *(f"{name} = {value}" for name, value in kept)]
@@ -284,12 +285,12 @@ def prepare_source(rule: Rule, *, unscales: bool) -> Source:
             f"{name} = {_either(f'at_{name}', f'inside & wide_{name}', f'inside & (wide_{name} == 0)')}",
         ]
     for k, name in enumerate(options):
-        at = f"group + {OPTION_WORDS * k}"
+        place = f"group + {OPTION_WORDS * k}"
         read += [
-            f"where_{name} = tl.load({at} + {ADDRESS}, mask=inside, other=0)",
-            f"kind_{name} = tl.load({at} + {WIDE}, mask=inside, other=0)",
+            f"where_{name} = tl.load({place} + {ADDRESS}, mask=inside, other=0)",
+            f"kind_{name} = tl.load({place} + {WIDE}, mask=inside, other=0)",
             f"there = {_either(f'where_{name}', f'(where_{name} != 0) & (kind_{name} != 0)', f'(where_{name} != 0) & (kind_{name} == 0)')}",
-            f"{name} = tl.load({at} + {VALUE}, mask=inside, other=0).to(tl.float64, bitcast=True)",
+            f"{name} = tl.load({place} + {VALUE}, mask=inside, other=0).to(tl.float64, bitcast=True)",
             f"{name} = tl.where(where_{name} != 0, there, {name})",
         ]
     if "fresh" in rule.options:
@@ -307,9 +308,9 @@ def prepare_source(rule: Rule, *, unscales: bool) -> Source:
         values = ["scalar_unscale", *values]
         made += ["scalar_unscale = zero + 1.0 / tl.load(grad_scale).to(tl.float64)"]
     for k, value in enumerate(values):
-        at = f"r * {len(values)} + {k}"
-        write += [f"tl.store(scalars64 + {at}, {value}, mask=inside)"]
-        write += [f"tl.store(scalars32 + {at}, {value}.to(tl.float32), mask=inside)"]
+        entry = f"r * {len(values)} + {k}"
+        write += [f"tl.store(scalars64 + {entry}, {value}, mask=inside)"]
+        write += [f"tl.store(scalars32 + {entry}, {value}.to(tl.float32), mask=inside)"]
     if "fresh" in rule.options:
         write += [f"tl.store(member + {FRESH}, tl.full(({ROWS},), 0, tl.int64), mask=inside)"]
     text = f"""

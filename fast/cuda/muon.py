@@ -484,7 +484,7 @@ class DevicePlan:
             raise RuntimeError(NOT_CAPTURED)
         self._unscale = scaling.grad_scale is not None
         self._groups, self._device = groups, device
-        self._ones, self._zeros = (torch.full((1,), x, device=device) for x in (1.0, 0.0))
+        self._ones, self._zeros = (torch.full((1,), x, dtype=torch.float32, device=device) for x in (1.0, 0.0))
         self._forms = [_form(group) for group in groups]
         stacks: dict[_Kind, list[tuple[Tensor, int]]] = {}
         #: Rows of scalars: a group, the shape and the dtype of its matrices.

@@ -52,7 +52,9 @@ def unavailable(device: torch.device) -> str:
     if device.type == "cpu":
         return ""
     if torch.version.hip is not None or device.type != "cuda":
-        return f"there are kernels for the CPU and for CUDA, not for {device.type}{' (HIP)' if torch.version.hip else ''}"
+        return (
+            f"there are kernels for the CPU and for CUDA, not for {device.type}{' (HIP)' if torch.version.hip else ''}"
+        )
     return _too_old(device.index)
 
 
@@ -195,10 +197,9 @@ def _index(device: torch.device) -> int:
 
 def uploaded(table: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
     """A copy of a table in the memory of the device, without waiting for it."""
-    if device.type == "cpu":
-        return torch.from_numpy(table.copy())
+    copy = torch.from_numpy(table.copy())
     # The allocator of pinned memory does not give it to others before the copy has been made.
-    return torch.from_numpy(np.ascontiguousarray(table)).pin_memory().to(device, non_blocking=True)
+    return copy.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and table.size else copy.to(device)
 
 
 def capturing(device: torch.device) -> bool:

@@ -52,7 +52,7 @@ def launch(parameters: list[torch.Tensor], gradients: list[torch.Tensor], buffer
     rule = RULES[buffers]
     layout = Layout(rule, "float32", tuple(rule.buffers))
     members = [
-        Member((p, g, *(torch.ones_like(p, requires_grad=False) for _ in range(buffers))), (), 0)
+        Member(p, (p, g, *(torch.ones_like(p, requires_grad=False) for _ in range(buffers))), (), 0)
         for p, g in zip(parameters, gradients, strict=True)
     ]
     return Launch(layout, members, np.zeros((1, 0), np.float64))

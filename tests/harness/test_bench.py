@@ -127,7 +127,7 @@ def test_a_ceiling_moves_as_many_bytes_as_its_streams_and_computes_the_least(buf
 
 def test_a_ceiling_flips_its_buffers(monkeypatch):
     made = []
-    monkeypatch.setattr(ceiling, "Member", lambda tensors, *rest: made.append(tensors) or Member(tensors, *rest))
+    monkeypatch.setattr(ceiling, "Member", lambda p, tensors, *rest: made.append(tensors) or Member(p, tensors, *rest))
     ceiling.launch([torch.ones(4)], [torch.ones(4)], 3).run()
     assert [t.tolist() for t in made[0][2:]] == [[-1.0] * 4] * 3
 
