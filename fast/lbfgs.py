@@ -43,7 +43,13 @@ class LBFGS(Fast, torch.optim.LBFGS):
     *Large-scale L-BFGS using MapReduce*, 2014); those of the second from the products of all :math:`y_i` with what the first
     loop leaves, found as it is formed. So a direction takes three passes over half of the history each, where the recursion
     takes four, and a single call for each pass. Short vectors take the recursion as it is written, in one call. Sums are
-    float64. So it is with float32, and with short vectors of float64, on the CPU; all else takes one operation of torch after another.
+    float64. So it is with float32, and with short vectors of float64, on the CPU, and on CUDA with float32 of any length; all else
+    takes one operation of torch after another.
+
+    On CUDA it waits for the device, as it must: the search decides on the CPU. It reads one tensor of a few numbers for each
+    evaluation (loss, largest element of the gradient, derivative along the direction) and three for each direction (products of
+    the history with the gradient, those of the second loop, derivative and largest element of the direction); where torch
+    forms it, a comparison and one such tensor. Parameters on several devices are refused, as in torch, which joins them to one vector.
 
     It differs from torch's class where that fails: options that make no sense are refused; ``max_eval`` that is left open
     follows the ``max_iter`` of the group; ``history_size`` may change at any time; copies go on; gradients may have any
@@ -64,6 +70,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
 
     Raises:
         ValueError: an option is outside its domain, in a group too, or there are several groups.
+        RuntimeError: in ``step``, the parameters are on several devices.
 
     Source: Nocedal and Wright, *Numerical optimization*, 2nd ed., algorithms 3.5, 3.6 and 7.4; Schmidt, *minFunc*, 2005.
     """

@@ -45,6 +45,13 @@ class Muon(Fast, torch.optim.Muon):
     in float64, and 17 to 220 ms in bfloat16. The products follow ``torch.set_float32_matmul_precision``, whose default
     is float32 itself; nothing here changes it.
 
+    On CUDA the products are bfloat16, as those of torch are, accumulated in float32 (how often a result is rounded on the
+    way follows ``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction``), and D and its norm are rounded to it
+    first; those of float64 parameters stay float64. Momentum and parameters are computed in float32, or float64, and
+    rounded when they are stored. A step reads nothing from the device: a learning rate, momentum, ``eps`` or weight decay
+    may be a tensor there, and whether to unscale gradients, or to skip the step, is the kernels' business. It takes one
+    launch in all, and four and the products for as many matrices of a shape as the workspace holds.
+
     Elsewhere it differs from torch on purpose: invalid options are refused, in a group as well as by keyword, and
     ``eps``, ``ns_coefficients`` and ``ns_steps`` are looked at too; all gradients are looked at before anything
     changes, so that a step that raises has done nothing; a norm neither overflows nor vanishes where its matrix does
