@@ -347,8 +347,8 @@ def _slope_and_size(g: Tensor, d: Tensor) -> tuple[float, float | None]:
     slope = g.dot(d)
     if _on_host(d):
         return slope.item(), None
-    slope, size = _together([slope, _size(d)])
-    return slope, size
+    found, size = _together([slope, _size(d)])
+    return found, size
 
 
 def _in_dtype(x: float, like: Tensor) -> Tensor:
@@ -624,7 +624,7 @@ class _DeviceWork(_Work):
         from stepcheck.fast.cuda import lbfgs as kernels
 
         if formed:
-            before, s, d, t = formed
+            before, s, d, t = (x if isinstance(x, Tensor) else torch.from_numpy(x) for x in formed)
             torch.sub(a, before, out=b)
             torch.mul(d, t.item(), out=s)
         return kernels.products(rows, (a, b))

@@ -152,8 +152,8 @@ class Muon(Fast, torch.optim.Muon):
         for plan, params in stacks.items():
             buffers = [momentum_buffer(self.state[p], p) for p in params]
             if plan.rows and plan.columns:
-                for n in _portions(plan, len(params)):
-                    _step(plan, params[n], buffers[n], workspace.of(plan, len(params[n])))
+                for part in _portions(plan, len(params)):
+                    _step(plan, params[part], buffers[part], workspace.of(plan, len(params[part])))
 
 
 def momentum_buffer(state: dict[str, Any], p: Tensor) -> Tensor:

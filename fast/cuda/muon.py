@@ -16,9 +16,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -495,7 +496,8 @@ class DevicePlan:
                 if p.grad is None:
                     idle.append(p)
                     continue
-                kind = _Kind(*p.shape, REAL[p.dtype], self._unscale, *self._forms[n])
+                rows, columns = p.shape
+                kind = _Kind(rows, columns, REAL[p.dtype], self._unscale, *self._forms[n])
                 self._odd |= p.grad.is_neg()
                 row = self._scaled.setdefault((n, p.shape, kind.dtype), len(self._scaled))
                 stacks.setdefault(kind, []).append((p, row))
@@ -589,15 +591,22 @@ class _Scalars:
             dtype: torch.empty((len(rows), len(RULE.scalars) + unscales), dtype=dtype, device=device)
             for dtype in (torch.float32, torch.float64)
         }
+        self._values: list[Any] | None = None
         self.look(groups)
 
     def look(self, groups: list[Group]) -> None:
         """What the options are now; of those that are tensors on the device, where."""
+        values = [group[name] for group in groups for name in _READ]
+        # By identity: a number may equal a tensor of float32 that is another number.
+        if self._values is not None and all(map(operator.is_, values, self._values)):
+            return
+        # What is inside a tensor can change without the tensor.
+        self._values = None if any(isinstance(x, Tensor) for x in values) else values
         words = np.zeros_like(self._options.words)
         self._tensors: list[Tensor] = []  # as long as the table has their addresses
         for (n, shape, dtype), row in self._rows.items():
-            least = _TINY[COMPUTED[dtype]]
-            options = {**groups[n], "ratio": adjustment(shape, groups[n]["adjust_lr_fn"]), "least": least}
+            ratio, least = adjustment(shape, groups[n]["adjust_lr_fn"]), _TINY[COMPUTED[dtype]]
+            options = {**groups[n], "ratio": ratio, "least": least}
             words[row], tensors = option_words(options, RULE.options, self._device)
             self._tensors += tensors
         if not np.array_equal(words, self._options.words):
@@ -608,6 +617,10 @@ class _Scalars:
         narrow, wide = self.of.values()
         arguments = (self._members, self._options.there, self._count, narrow, wide, grad_scale, found_inf)
         runtime.launch(self._source, self._device, -(-len(self._rows) // kernels.ROWS), arguments)
+
+
+#: The options that scalars depend on.
+_READ = ("lr", "weight_decay", "momentum", "eps", "adjust_lr_fn")
 
 
 def _form(group: Group) -> tuple[bool, tuple[float, ...], int]:
