@@ -155,11 +155,9 @@ class LBFGS(Fast, torch.optim.LBFGS):
         if len(self.param_groups) != 1:
             raise AssertionError(f"Expected exactly one param_group, but got {len(self.param_groups)}")
         group = self.param_groups[0]
-        devices = {p.device for p in group["params"]}
+        devices = sorted({str(p.device) for p in group["params"]})
         if len(devices) > 1:
-            raise RuntimeError(
-                f"LBFGS forms one vector of all parameters, got some on {' and '.join(map(str, devices))}"
-            )
+            raise RuntimeError(f"LBFGS forms one vector of all parameters, got some on {' and '.join(devices)}")
         if group["max_eval"] is None or group["max_eval"] == self._open_max_eval:
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
         point = _Point(group["params"], torch.enable_grad()(closure))

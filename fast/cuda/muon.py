@@ -266,9 +266,9 @@ def kernel(rows, scalars, found_inf, partials, norms):
             totals += tl.load(first + 2 * program, mask=program < programs, other=0.0) * squared_power(tops - top)
         total = tl.reduce(totals, 0, tl.standard._sum_combine)
         norm, scale = {root}, inverse_power(top)
-        # Scaled, eps may leave the format. Above it, the quotient vanishes; below, what matters is that it is not 0.
-        scaled = eps * scale
-        eps = tl.where((eps > 0.0) & (scaled < {_TINY[real]}), {_TINY[real]}, scaled)
+        # Scaled, eps may leave the format. Above it, the quotient vanishes; below, the norm is at least 1: the scale of a matrix
+        # of zeros makes eps larger.
+        eps = eps * scale
         tl.store(norms + 2 * m, {widened(narrowed(bound, kind, real), kind, real)})
         tl.store(norms + 2 * m + 1, scale)
 """
@@ -456,12 +456,11 @@ class _Portion:
         tall = self._kind.rows > self._kind.columns
         for _ in range(self._kind.steps):
             torch.bmm(x.mT, x, out=gram) if tall else torch.bmm(x, x.mT, out=gram)
-            if (
-                c == 0
-            ):  # a cubic iteration; torch.baddbmm on the CPU (2.13, bfloat16) would forget beta beside an alpha of 0
-                torch.mul(gram, b, out=polynomial)
-            else:
+            if c:
                 torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=polynomial)
+            else:
+                # A cubic iteration. Beside an alpha of 0, torch.baddbmm on the CPU (2.13, bfloat16) would forget beta.
+                torch.mul(gram, b, out=polynomial)
             # The polynomial is symmetric: it may stand on either side.
             torch.baddbmm(x, *((x, polynomial) if tall else (polynomial, x)), beta=a, out=y)
             x, y = y, x

@@ -138,6 +138,7 @@ def test_passes_are_those_of_numpy(count, offset):
     assert ((direction.double() - exact).abs() <= 2.0**-24 * exact.abs() + 100 * UNIT).all()
     assert slope == pytest.approx((a.double() * direction.double()).sum().item(), abs=1000 * UNIT * n)
     assert work.size == direction.abs().max()
+    assert kernels._table(rows, (a,)).tolist()[kernels.ALIGNED] == (offset == 0 and n % 4 == 0)
 
 
 @pytest.mark.parametrize("at", [7, 1500])  # in a whole block, and in what is left

@@ -103,13 +103,14 @@ def test_without_iterations_the_matrix_is_normalized_in_bfloat16(dtype):
     assert torch.equal(stack[0], (cast.double() / norm).to(torch.float32).to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("coefficients", [CONVERGING, (1.5, -0.5, 0.0)])
 @pytest.mark.parametrize("shape", [(20, 33), (33, 20)])
-def test_singular_values_move_to_one_as_far_as_bfloat16_goes(shape):
+def test_singular_values_move_to_one_as_far_as_bfloat16_goes(shape, coefficients):
     (p,) = _parameters(shape)
     was = p.detach().clone()
     u, _, v = torch.linalg.svd(p.grad.double(), full_matrices=False)
     interpreted.Muon(
-        [p], lr=1.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_coefficients=CONVERGING, ns_steps=20
+        [p], lr=1.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_coefficients=coefficients, ns_steps=20
     ).step()
     step = (was - p.detach()).double() / (0.2 * math.sqrt(33))
     # The fixed point forgets what happened before the last iterations, each of which rounds three times.
@@ -181,6 +182,8 @@ def test_whole_blocks_are_what_parts_are(dtype):
     for p in (whole, part):
         optimizer = interpreted.Muon([p], ns_steps=0, momentum=0.0)
         optimizer.step()
+        ((portion, _),) = _orthogonalized(optimizer)
+        assert portion._rows.words[0, muon.ALIGNED] == (p is whole)
     assert torch.equal(whole.detach(), part.detach())
 
 
