@@ -137,17 +137,17 @@ class Muon(Fast, torch.optim.Muon):
         return DevicePlan(groups, self.state, device, scaling)
 
     def _step_on_host(self, groups: list[Group], scaling: Scaling) -> None:
-        alike: dict[tuple[int, torch.Size, torch.dtype], list[Tensor]] = {}
+        alike: dict[tuple[int, torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
         for n, group in enumerate(groups):
             for p in group["params"]:
                 if p.grad is not None and not self._on_device(p):
-                    alike.setdefault((n, p.shape, p.dtype), []).append(p)
+                    alike.setdefault((n, p.shape, p.dtype, p.device), []).append(p)
         if scaling.grad_scale is not None:
             grads = [p.grad for params in alike.values() for p in params if p.grad is not None]
             torch._foreach_mul_(grads, scaling.factor)
         stacks: dict[_Plan, list[Tensor]] = {}
-        for (n, shape, dtype), params in alike.items():
-            stacks.setdefault(_plan(shape, dtype, groups[n]), []).extend(params)
+        for (n, shape, dtype, device), params in alike.items():
+            stacks.setdefault(_plan(shape, dtype, device, groups[n]), []).extend(params)
         workspace: _Workspace = self.__dict__.setdefault("_workspace", _Workspace())
         for plan, params in stacks.items():
             buffers = [momentum_buffer(self.state[p], p) for p in params]
@@ -178,6 +178,7 @@ class _Plan(NamedTuple):
     rows: int
     columns: int
     dtype: torch.dtype
+    device: torch.device
     momentum: float
     nesterov: bool
     coefficients: tuple[float, ...]
@@ -191,13 +192,14 @@ class _Plan(NamedTuple):
         return torch.float64 if self.dtype is torch.float64 else torch.float32
 
 
-def _plan(shape: torch.Size, dtype: torch.dtype, group: Mapping[str, Any]) -> _Plan:
+def _plan(shape: torch.Size, dtype: torch.dtype, device: torch.device, group: Mapping[str, Any]) -> _Plan:
     rows, columns = shape
     lr = float(group["lr"])
     return _Plan(
         rows=rows,
         columns=columns,
         dtype=dtype,
+        device=device,
         momentum=float(group["momentum"]),
         nesterov=bool(group["nesterov"]),
         coefficients=tuple(map(float, group["ns_coefficients"])),
@@ -226,15 +228,15 @@ class _Stacks(NamedTuple):
 
 
 class _Workspace:
-    """Memory that all stacks share, one after another: for each dtype one piece, as large as was ever needed."""
+    """Memory that all stacks share, one after another: for each dtype and device one piece, as large as was ever needed."""
 
     def __init__(self) -> None:
-        self.pieces: dict[torch.dtype, Tensor] = {}
-        self.stacks: dict[tuple[torch.dtype, int, int], _Stacks] = {}
+        self.pieces: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self.stacks: dict[tuple[torch.dtype, torch.device, int, int], _Stacks] = {}
 
     def of(self, plan: _Plan, count: int) -> _Stacks:
         """Stacks for ``count`` matrices; what is in them is left from elsewhere."""
-        key = (plan.computed, plan.rows, plan.columns)
+        key = (plan.computed, plan.device, plan.rows, plan.columns)
         stacks = self.stacks.get(key)
         if stacks is None or len(stacks.xs) != count:
             stacks = self.stacks[key] = self._carved(plan, count)
@@ -242,11 +244,11 @@ class _Workspace:
 
     def _carved(self, plan: _Plan, count: int) -> _Stacks:
         sizes = _sizes(plan, count)
-        key = plan.computed
+        key = (plan.computed, plan.device)
         if key not in self.pieces or self.pieces[key].numel() < sum(sizes):
             self.pieces.pop(key, None)
             self.stacks.clear()  # these hold the old piece, which is given back before more is taken
-            self.pieces[key] = torch.empty(sum(sizes), dtype=plan.computed)
+            self.pieces[key] = torch.empty(sum(sizes), dtype=plan.computed, device=plan.device)
         short, long = sorted((plan.rows, plan.columns))
         x, y, gram, polynomial = (
             part[: count * short * n].view(count, short, n)
