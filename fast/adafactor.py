@@ -41,11 +41,13 @@ from stepcheck.fast.engine import (
     exotic,
     full_like,
     overlaps,
+    unscale,
     walk,
 )
 from stepcheck.fast.kernels import COMPUTED
 from stepcheck.fast.native import Kernel, kernel
 from stepcheck.fast.optimizer import Fast
+from stepcheck.fast.shards import GATHERED, any_sharded, is_sharded, step_whole
 from stepcheck.fast.tensors import Addresses, Words
 
 #: Elements of a block or a tile, about, and of a parameter or a matrix that is not cut: they fit into a second-level cache.
@@ -937,6 +939,9 @@ class Adafactor(Fast, torch.optim.Adafactor):
     Where ``torch.optim`` is wrong it departs: ``eps[0] = None`` is the machine epsilon of each parameter's own dtype, an ``eps[0]``
     whose square float16 does not hold is taken, parameters without elements are counted and left alone.
 
+    A DTensor is stepped whole: one after another, each rank gathers parameter, gradient and state, does what all do, and keeps its part.
+    ``torch.optim`` cannot step one that is sharded. Of the state, ``row_var`` and ``col_var`` are replicated.
+
     Beside the state it holds sums and factors of rows and columns: of a few million elements' matrices at a time, again for the next.
 
     Raises:
@@ -955,11 +960,11 @@ class Adafactor(Fast, torch.optim.Adafactor):
         yield from map(step_kernel, COMPUTED)
 
     def _served(self, group: Group) -> Served:
-        for p in group["params"]:
+        for p in (p for p in group["params"] if not is_sharded(p)):
             reason = exotic(p) or _foreign(p, self.state.get(p, {}))
             if reason:
                 return Served("torch", reason)
-        return Served("numba", "")
+        return Served("numba", GATHERED if any_sharded([group]) else "")
 
     def _check_gradients(self, scaling: Scaling) -> None:
         if any(p.grad is not None and p.is_complex() for group in self.param_groups for p in group["params"]):
@@ -978,6 +983,9 @@ class Adafactor(Fast, torch.optim.Adafactor):
         """A step that looks at everything first, and remembers what it found if kernels serve all of it."""
         self._plan = None
         self._check_gradients(scaling)
+        if any_sharded(self.param_groups):
+            self._step_shards(scaling)
+            return
         engines = [served.engine for served in self.engine]
         own, left = (
             [g for g, e in zip(self.param_groups, engines, strict=True) if e == name] for name in ("numba", "torch")
@@ -992,3 +1000,14 @@ class Adafactor(Fast, torch.optim.Adafactor):
             self._step_by_torch(left, scaling)
         else:
             self._plan = plan
+
+    def _step_shards(self, scaling: Scaling) -> None:
+        """Step where there are DTensors: the state of a matrix is made of sums over its rows and columns."""
+        if scaling.skips:
+            return
+        if scaling.grad_scale is not None:
+            factor = scaling.factor
+            for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+                unscale(p, factor)
+        step_whole(self, self._numbers, lambda: self._step_anew(Scaling()))
+        self._plan = None

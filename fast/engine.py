@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stepcheck.fast import kernels, native
+from stepcheck.fast import kernels, native, shards
 from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import ENTRIES, Rule, option
+from stepcheck.fast.shards import alike, is_sharded, local
 from stepcheck.fast.tensors import Addresses, Looks, Watch, Words
 
 #: Elements of a chunk at most: a few streams of as many fit into a second-level cache.
@@ -91,7 +92,9 @@ def refusal(rule: Rule, group: Group, state: Mapping[torch.Tensor, State], *, in
     """Why kernels do not step this group, or nothing."""
     reason = torch_alone(group)
     for p in group["params"]:
-        reason = reason or exotic(p, interpreted=interpreted) or foreign(rule.present(group), p, state.get(p, {}))
+        own = state.get(p, {})
+        reason = reason or exotic(p, interpreted=interpreted, sharded=True)
+        reason = reason or foreign(rule.counters, rule.present(group), p, own)
     return reason
 
 
@@ -101,16 +104,22 @@ def engine_of(devices: Iterable[torch.device], *, interpreted: bool) -> str:
     return " and ".join(sorted(names)) or "numba"
 
 
-def foreign(names: Iterable[str], p: torch.Tensor, state: State) -> str:
-    """Why kernels do not read the buffers of these names in the state of a parameter, or nothing."""
-    for name in names:
+def foreign(numbers: Iterable[str], buffers: Iterable[str], p: torch.Tensor, state: State) -> str:
+    """Why kernels do not read the numbers and the buffers of these names in the state of a parameter, or nothing."""
+    for name in numbers:
+        if is_sharded(state.get(name)):
+            return f"{name} in the state is a DTensor"
+    for name in buffers:
         buffer = state.get(name)
         if buffer is None:
             continue
+        if not alike(p, buffer):
+            return f"{name} in the state is not placed as its parameter is"
+        own, buffer = local(p), local(buffer)
         if not isinstance(buffer, torch.Tensor) or buffer.layout is not torch.strided or buffer.device != p.device:
             return f"{name} in the state is no dense tensor beside its parameter"
-        if buffer.dtype != p.dtype or buffer.shape != p.shape:
-            return f"{name} in the state is {tuple(buffer.shape)} of {buffer.dtype}, its parameter {tuple(p.shape)} of {p.dtype}"
+        if buffer.dtype != p.dtype or buffer.shape != own.shape:
+            return f"{name} in the state is {tuple(buffer.shape)} of {buffer.dtype}, its parameter {tuple(own.shape)} of {p.dtype}"
         if overlaps(buffer):
             return f"elements of {name} in the state share memory"
     return ""
@@ -119,12 +128,18 @@ def foreign(names: Iterable[str], p: torch.Tensor, state: State) -> str:
 _GRADIENT_LAYOUTS = (torch.strided, torch.sparse_coo)
 
 
-def exotic(p: torch.Tensor, *, interpreted: bool = False) -> str:
+def exotic(p: torch.Tensor, *, interpreted: bool = False, sharded: bool = False) -> str:
     """Why kernels do not step this parameter, or nothing.
 
     Args:
         interpreted: kernels for CUDA are run by Triton's interpreter where a parameter is on the CPU.
+        sharded: of a DTensor they step what is on this rank.
     """
+    g = p.grad
+    if sharded and is_sharded(p):
+        if g is not None and alike(p, g) and local(g).shape != local(p).shape:
+            return "a gradient and its parameter are placed alike, yet differ in what is on this rank"
+        p, g = local(p), local(g)
     if type(p) not in (torch.Tensor, torch.nn.Parameter):
         return f"a parameter is a {type(p).__name__}, whose memory is its own business"
     if interpreted or p.device.type != "cpu":
@@ -137,7 +152,6 @@ def exotic(p: torch.Tensor, *, interpreted: bool = False) -> str:
         return f"a parameter has the layout {p.layout}"
     if p.dtype not in REAL:
         return f"a parameter is of {p.dtype}"
-    g = p.grad
     if g is not None and (type(g) not in (torch.Tensor, torch.nn.Parameter) or g.layout not in _GRADIENT_LAYOUTS):
         return f"a gradient is a {type(g).__name__} of layout {g.layout}"
     if p.is_conj() or p.is_neg():
@@ -161,7 +175,7 @@ def overlaps(tensor: torch.Tensor) -> bool:
 
 @dataclass
 class Member:
-    """A parameter in a launch: its tensors in the order of the streams, its counters, its group."""
+    """A parameter in a launch: its tensors on this rank in the order of the streams, its counters, its group."""
 
     parameter: torch.Tensor
     tensors: Sequence[torch.Tensor]
@@ -351,21 +365,34 @@ class Standing:
         entries: Iterable[tuple[State, str]],
     ) -> None:
         self._groups, self._state, self._active, self._idle = groups, state, active, idle
-        self._looks = Looks([*(p.grad for p in active if p.grad is not None), *active])
+        self._parameters = [local(p) for p in active]
+        self._looks = Looks([*(local(p.grad) for p in active if p.grad is not None), *self._parameters])
         found = [(of_parameter, key, of_parameter[key]) for of_parameter, key in entries]
         held = [*active, *(tensor for *_, tensor in found)]
-        self._watch = Watch([*(group["params"] for group in groups), list(state.values())], found, held)
+        self._sharded = [tensor for tensor in held if is_sharded(tensor)]
+        self._watch = Watch(self._lists(groups), found, [local(tensor) for tensor in held])
+
+    def _lists(self, groups: list[Group]) -> list[list[Any]]:
+        """What must be the very objects that it was."""
+        lists = [*(group["params"] for group in groups), list(self._state.values())]
+        if self._sharded:
+            lists.append(shards.parts(self._sharded))
+        return lists
 
     def gradients(self, groups: list[Group]) -> list[Any] | None:
-        """The gradients of the active parameters, if nothing has changed but where they are."""
+        """The gradients of the active parameters, of DTensors what is on this rank, if nothing has changed but where they are."""
         if len(groups) != len(self._groups) or not all(map(operator.is_, groups, self._groups)):
             return None
-        if not self._watch.same(*[group["params"] for group in groups], list(self._state.values())):
+        if not self._watch.same(*self._lists(groups)):
             return None
         if self._idle and any(p.grad is not None for p in self._idle):
             return None
-        gradients = [p.grad for p in self._active]
-        return gradients if self._looks.same([*gradients, *self._active]) else None
+        gradients: list[Any] = [p.grad for p in self._active]
+        if self._sharded:
+            if not all(map(alike, self._active, gradients)):
+                return None
+            gradients = list(map(local, gradients))
+        return gradients if self._looks.same([*gradients, *self._parameters]) else None
 
 
 class Plan:
@@ -400,7 +427,7 @@ class Plan:
                     continue
                 if p.grad is None:
                     self._idle.append(p)
-                elif _is_odd(p.grad):
+                elif _is_odd(p):
                     self._odd.append((p, n))
                 else:
                     plain.setdefault(self._layout(p, n), []).append((p, n))
@@ -465,7 +492,7 @@ class Plan:
         if gradients is None:
             return False
         if self._odd and any(
-            p.grad is None or not _as_odd(p.grad, was) for (p, _), was in zip(self._odd, self._oddities, strict=True)
+            p.grad is None or not _as_odd(p, was) for (p, _), was in zip(self._odd, self._oddities, strict=True)
         ):
             return False
         if not self._read_options():
@@ -506,14 +533,13 @@ class Plan:
                 state[name] = self._counter(state.get(name, initial(group)))
             elif there.device != p.device:
                 state[name] = there.to(p.device)
-        buffers = [state[name] for name in layout.buffers]
+        tensors = [local(t) for t in (p, gradient, *(state[name] for name in layout.buffers))]
         counters = [state[name] for name in self._rule.counters]
-        return Member(p, (p, gradient, *buffers), counters, n, fresh=fresh)
+        return Member(p, tensors, counters, n, fresh=fresh)
 
     def _odd_member(self, p: torch.Tensor, n: int) -> tuple[Layout, Member, torch.Tensor | None]:
         """A member whose gradient is made something else first, and, if that is sparse, what it is: coalesced."""
-        gradient = p.grad
-        assert gradient is not None
+        gradient = shards.placed_as(p.grad, p)
         layout = replace(self._layout(p, n), unscales=False)
         if not gradient.is_sparse:
             return layout, self._member(layout, p, n, gradient.resolve_conj().resolve_neg()), None
@@ -566,7 +592,7 @@ class HostPlan(Plan):
             self._step_odd(scaling)
 
     def _step_odd(self, scaling: Scaling) -> None:
-        """The gradients that have to be made something else first: sparse ones, and lazy conjugates and negatives."""
+        """The gradients that have to be made something else first: sparse, lazily conjugate or negative, placed elsewhere."""
         launches: dict[Layout, list[Member]] = {}
         options = np.ascontiguousarray(self._options[:, : len(self._option_names)])
         if self.unscale:
@@ -592,17 +618,18 @@ class HostPlan(Plan):
 
 def unscale(p: torch.Tensor, factor: float | torch.Tensor) -> None:
     """Multiply the gradient of a parameter, as ``GradScaler`` does."""
-    gradient = p.grad
-    assert gradient is not None
+    gradient = local(p.grad)
     (gradient._values() if gradient.is_sparse else gradient).mul_(factor)  # noqa: SLF001 - with no autograd to go through
 
 
-def _is_odd(gradient: torch.Tensor) -> bool:
-    return gradient.is_sparse or gradient.is_conj() or gradient.is_neg()
+def _is_odd(p: torch.Tensor) -> bool:
+    gradient = local(p.grad)
+    return gradient.is_sparse or gradient.is_conj() or gradient.is_neg() or not alike(p, p.grad)
 
 
-def _as_odd(gradient: torch.Tensor, was: tuple[torch.layout, torch.dtype]) -> bool:
-    return _is_odd(gradient) and (gradient.layout, gradient.dtype) == was
+def _as_odd(p: torch.Tensor, was: tuple[torch.layout, torch.dtype]) -> bool:
+    gradient = local(p.grad)
+    return _is_odd(p) and (gradient.layout, gradient.dtype) == was
 
 
 def _reader(rule: Rule, group: Group) -> Any:
@@ -613,11 +640,12 @@ def _reader(rule: Rule, group: Group) -> Any:
 
 
 def full_like(p: torch.Tensor, value: float) -> torch.Tensor:
-    """A tensor like ``p``, with this value in its elements; in both parts of complex ones."""
-    made = torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False).detach()
+    """A tensor like ``p``, with this value in its elements; in both parts of complex ones. Of a DTensor, it is one too."""
+    result = torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False).detach()
+    made = local(result)
     if p.device.type != "cpu":
         (torch.view_as_real(made) if p.is_complex() else made).fill_(value)
-        return made
+        return result
     # Not by torch: it would wait for ever for its threads in a process that was forked after they were started.
     real = getattr(torch, REAL[p.dtype])
     word = np.dtype(f"u{real.itemsize}")
@@ -625,7 +653,7 @@ def full_like(p: torch.Tensor, value: float) -> torch.Tensor:
     if made.numel():
         memory = (ctypes.c_byte * (made.numel() * made.element_size())).from_address(made.data_ptr())
         np.frombuffer(memoryview(memory).cast("B"), word).fill(pattern)
-    return made
+    return result
 
 
 def counter(value: float) -> torch.Tensor:

@@ -19,6 +19,8 @@ from stepcheck.fast import native
 from stepcheck.fast.engine import Floats, Group, Served, exotic
 from stepcheck.fast.native import Kernel
 from stepcheck.fast.optimizer import Fast
+from stepcheck.fast.shards import GATHERED, agreed, any_sharded, is_sharded, local, part_of, plain, whole
+from stepcheck.fast.shards import refusal as shard_refusal
 
 #: The curvature that a pair must exceed to be remembered, in loss units.
 LEAST_CURVATURE = 1e-10
@@ -50,6 +52,9 @@ class LBFGS(Fast, torch.optim.LBFGS):
     evaluation (loss, largest element of the gradient, derivative along the direction) and three for each direction (products of
     the history with the gradient, those of the second loop, derivative and largest element of the direction); where torch
     forms it, a comparison and one such tensor. Parameters on several devices are refused, as in torch, which joins them to one vector.
+
+    Of DTensors, each evaluation gathers the gradient; every rank has all of the history, as plain tensors, and moves its part of the
+    parameters. The closure has to return the same loss on every rank.
 
     It differs from torch's class where that fails: options that make no sense are refused; ``max_eval`` that is left open
     follows the ``max_iter`` of the group; ``history_size`` may change at any time; copies go on; gradients may have any
@@ -110,9 +115,10 @@ class LBFGS(Fast, torch.optim.LBFGS):
         on_device = any(map(self._on_device, params))
         if on_device:
             kernels = functools.reduce(torch.promote_types, (p.dtype.to_real() for p in params)) is torch.float32
-        if kernels and not any(exotic(p, interpreted=self._interpreted) for p in params):
-            return Served("triton" if on_device else "numba", "")
-        return Served("blas", "")
+        reason = GATHERED if any_sharded([group]) else ""
+        if kernels and not any(exotic(p, interpreted=self._interpreted) for p in params if not is_sharded(p)):
+            return Served("triton" if on_device else "numba", reason)
+        return Served("blas", reason)
 
     def _on_device(self, p: Tensor) -> bool:
         return self._interpreted or p.device.type != "cpu"
@@ -150,7 +156,8 @@ class LBFGS(Fast, torch.optim.LBFGS):
             What the closure returned first.
 
         Raises:
-            Exception: whatever the closure raises; parameters and state are then as they were before.
+            RuntimeError: parameters are DTensors, and the closure returns another loss on each rank.
+            Exception: whatever the closure raises. Parameters and state are then as they were before.
         """
         if len(self.param_groups) != 1:
             raise AssertionError(f"Expected exactly one param_group, but got {len(self.param_groups)}")
@@ -238,8 +245,13 @@ class _Point:
     def evaluate(self, d: Tensor | None = None) -> Any:
         """The loss and the gradient here; and the derivative along ``d``, if it is wanted."""
         returned = self.closure()
+        for p in filter(is_sharded, self.params):
+            wrong = shard_refusal(p, {}, (), whole=True) if p.grad is not None else ""
+            if wrong:
+                raise RuntimeError(f"LBFGS: {wrong}")
+        loss = agreed(returned, self.params) if any(map(is_sharded, self.params)) else returned
         gradient = torch.cat([_flat_gradient(p) for p in self.params])
-        self.seen = _Seen.of(returned, gradient, d)
+        self.seen = _Seen.of(loss, gradient, d)
         return returned
 
     def move(self, d: Tensor, t: float, *, evaluated: bool) -> None:
@@ -247,6 +259,7 @@ class _Point:
         if evaluated:
             self.keep()
         torch._foreach_add_(self.reals(), self.parts(d), alpha=t)
+        torch.autograd.graph.increment_version(list(filter(is_sharded, self.params)))
         if evaluated:
             self.evaluate()
 
@@ -262,13 +275,16 @@ class _Point:
             x.copy_(old)
 
     def reals(self) -> list[Tensor]:
-        return [torch.view_as_real(p) if p.is_complex() else p for p in self.params]
+        """The parameters, of DTensors what is on this rank."""
+        here = map(local, self.params)
+        return [torch.view_as_real(p) if p.is_complex() else p for p in here]
 
     def parts(self, flat: Tensor) -> list[Tensor]:
-        """Views of a vector in the shapes of the parameters."""
-        shapes = [x.shape for x in self.reals()]
-        parts = zip(flat.split_with_sizes([s.numel() for s in shapes]), shapes, strict=True)
-        return [part if len(shape) == 1 else part.view(shape) for part, shape in parts]
+        """Views of a vector in the shapes of the parameters; of DTensors what is on this rank."""
+        shapes = [(*p.shape, *((2,) if p.is_complex() else ())) for p in self.params]
+        parts = flat.split_with_sizes([math.prod(shape) for shape in shapes])
+        full = [part if len(shape) == 1 else part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return [part_of(p, x) if is_sharded(p) else x for p, x in zip(self.params, full, strict=True)]
 
 
 @dataclass
@@ -320,7 +336,9 @@ def _together(numbers: Sequence[Tensor]) -> list[float]:
 def _flat_gradient(p: Tensor) -> Tensor:
     g = p.grad
     if g is None:
-        g = torch.zeros_like(p, memory_format=torch.contiguous_format)
+        g = torch.zeros(p.shape, dtype=p.dtype, device=p.device)
+    elif is_sharded(g):
+        g = whole(g)
     elif g.layout != torch.strided:
         g = g.to_dense()
     if g.is_complex():
@@ -415,11 +433,12 @@ class _Iterate:
 
         def taken(x: Tensor) -> Tensor:
             # Loading casts the state to the dtype of the first parameter, which need not be that of all of them together.
+            x = plain(x)  # what torch keeps of DTensors is one
             return x if x.dtype == like.dtype and x.is_contiguous() else x.to(like).contiguous()
 
         dirs, steps = (list(map(taken, state[name])) for name in ("old_dirs", "old_stps"))
-        pairs = _Pairs(dirs, steps, list(state["ro"]))
-        return cls(taken(state["d"]), float(state["t"]), pairs, state["H_diag"], taken(state["prev_flat_grad"]))
+        pairs = _Pairs(dirs, steps, list(map(plain, state["ro"])))
+        return cls(taken(state["d"]), float(state["t"]), pairs, plain(state["H_diag"]), taken(state["prev_flat_grad"]))
 
     @classmethod
     def first(cls, g: Tensor, lr: float) -> _Iterate:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stepcheck.fast.engine import Group, Scaling, Served, exotic, foreign
 from stepcheck.fast.optimizer import Fast
+from stepcheck.fast.shards import GATHERED, alike, any_sharded, gathered, is_sharded, local, part_of, placed_as
 
 if TYPE_CHECKING:
     from stepcheck.fast.cuda.muon import DevicePlan
@@ -52,6 +53,9 @@ class Muon(Fast, torch.optim.Muon):
     may be a tensor there, and whether to unscale gradients, or to skip the step, is the kernels' business. It takes one
     launch in all, and four and the products for as many matrices of a shape as the workspace holds.
 
+    Of a DTensor, each rank has its part of the momentum and moves its part of the parameter; D is gathered, once for each matrix,
+    and orthogonalized by every rank, by operations of torch in float32 or float64 on any device.
+
     Elsewhere it differs from torch on purpose: invalid options are refused, in a group as well as by keyword, and
     ``eps``, ``ns_coefficients`` and ``ns_steps`` are looked at too; all gradients are looked at before anything
     changes, so that a step that raises has done nothing; a norm neither overflows nor vanishes where its matrix does
@@ -89,23 +93,31 @@ class Muon(Fast, torch.optim.Muon):
 
     def _served(self, group: Group) -> Served:
         reason = next(filter(None, map(self._exotic, group["params"])), "")
+        if reason:
+            return Served("torch", reason)
         engines = {"triton" if self._on_device(p) else "blas" for p in group["params"]}
-        return Served("torch", reason) if reason else Served(" and ".join(sorted(engines)) or "blas", "")
+        return Served(" and ".join(sorted(engines)) or "blas", GATHERED if any_sharded([group]) else "")
 
     def _exotic(self, p: Tensor) -> str:
-        reason = exotic(p, interpreted=self._interpreted)
+        reason = exotic(p, interpreted=self._interpreted, sharded=True)
         if not reason and self._on_device(p):
-            reason = foreign((BUFFER,), p, self.state.get(p, {}))
+            reason = foreign((), (BUFFER,), p, self.state.get(p, {}))
         return reason
 
     def _on_device(self, p: Tensor) -> bool:
-        return self._interpreted or p.device.type != "cpu"
+        """Whether kernels for CUDA step it."""
+        return (self._interpreted or p.device.type != "cpu") and not is_sharded(p)
 
     def _check_gradients(self, scaling: Scaling) -> None:
         super()._check_gradients(scaling)
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
             if p.is_complex():
                 raise RuntimeError(f"Muon does not support complex parameters, got {p.dtype}")
+            buffer = self.state.get(p, {}).get("momentum_buffer")
+            if buffer is not None and not alike(p, buffer):
+                raise RuntimeError(
+                    "Muon: a momentum_buffer is not placed as its parameter is; distribute_tensor places it"
+                )
 
     @torch.no_grad()
     def _update(self, scaling: Scaling) -> None:
@@ -116,19 +128,19 @@ class Muon(Fast, torch.optim.Muon):
             return
         self._check_gradients(scaling)
         served = [(group, self._served(group)) for group in self.param_groups]
-        own = [group for group, by in served if not by.reason]
-        left = [group for group, by in served if by.reason]
+        own = [group for group, by in served if by.engine != "torch"]
+        left = [group for group, by in served if by.engine == "torch"]
         places = dict.fromkeys((self._on_device(p), p.device) for group in own for p in group["params"])
         self._plans = None
         plans = [self._plan(own, device, scaling) for on_device, device in places if on_device]
         for plan in plans:
             plan.step(scaling)
-        on_host = any(not on_device for on_device, _ in places)
-        if on_host and not scaling.skips:
-            self._step_on_host(own, scaling)
+        others = any(not on_device for on_device, _ in places)
+        if others and not scaling.skips:
+            self._step_by_operations(own, scaling)
         if left:
             self._step_by_torch(left, scaling)
-        elif not on_host:
+        elif not others:
             self._plans = plans
 
     def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling) -> DevicePlan:
@@ -136,24 +148,24 @@ class Muon(Fast, torch.optim.Muon):
 
         return DevicePlan(groups, self.state, device, scaling)
 
-    def _step_on_host(self, groups: list[Group], scaling: Scaling) -> None:
-        alike: dict[tuple[int, torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
+    def _step_by_operations(self, groups: list[Group], scaling: Scaling) -> None:
+        same: dict[tuple[int, torch.Size, torch.dtype, torch.device, bool], list[Tensor]] = {}
         for n, group in enumerate(groups):
             for p in group["params"]:
                 if p.grad is not None and not self._on_device(p):
-                    alike.setdefault((n, p.shape, p.dtype, p.device), []).append(p)
+                    same.setdefault((n, p.shape, p.dtype, p.device, is_sharded(p)), []).append(p)
         if scaling.grad_scale is not None:
-            grads = [p.grad for params in alike.values() for p in params if p.grad is not None]
-            torch._foreach_mul_(grads, scaling.factor)
-        stacks: dict[_Plan, list[Tensor]] = {}
-        for (n, shape, dtype, device), params in alike.items():
-            stacks.setdefault(_plan(shape, dtype, device, groups[n]), []).extend(params)
+            torch._foreach_mul_([local(p.grad) for params in same.values() for p in params], scaling.factor)
+        stacks: dict[tuple[_Plan, bool], list[Tensor]] = {}
+        for (n, shape, dtype, device, sharded), params in same.items():
+            stacks.setdefault((_plan(shape, dtype, device, groups[n]), sharded), []).extend(params)
         workspace: _Workspace = self.__dict__.setdefault("_workspace", _Workspace())
-        for plan, params in stacks.items():
+        for (plan, sharded), params in stacks.items():
+            step = _step_shards if sharded else _step
             buffers = [momentum_buffer(self.state[p], p) for p in params]
             if plan.rows and plan.columns:
                 for part in _portions(plan, len(params)):
-                    _step(plan, params[part], buffers[part], workspace.of(plan, len(params[part])))
+                    step(plan, params[part], buffers[part], workspace.of(plan, len(params[part])))
 
 
 def momentum_buffer(state: dict[str, Any], p: Tensor) -> Tensor:
@@ -278,11 +290,33 @@ def _portions(plan: _Plan, count: int) -> Iterator[slice]:
 def _step(plan: _Plan, params: list[Tensor], buffers: list[Tensor], stacks: _Stacks) -> None:
     grads = [p.grad for p in params if p.grad is not None]  # all have one, which types do not say
     torch._foreach_lerp_(buffers, grads, 1 - plan.momentum)
-    x, y, gram, polynomial, xs, ys = stacks
-    torch._foreach_copy_(xs, grads if plan.nesterov else buffers)
+    torch._foreach_copy_(stacks.xs, grads if plan.nesterov else buffers)
     if plan.nesterov:
-        torch._foreach_copy_(ys, buffers)
-        x.lerp_(y, plan.momentum)
+        torch._foreach_copy_(stacks.ys, buffers)
+        stacks.x.lerp_(stacks.y, plan.momentum)
+    x, y, _, ys = _orthogonalized(plan, stacks)
+    torch._foreach_copy_(ys, params)
+    y.mul_(plan.kept).add_(x, alpha=-plan.rate)
+    torch._foreach_copy_(params, ys)
+
+
+def _step_shards(plan: _Plan, params: list[Any], buffers: list[Any], stacks: _Stacks) -> None:
+    """Step DTensors: each rank its part, but that the directions are gathered, and orthogonalized by all."""
+    for p, buffer, x in zip(params, buffers, stacks.xs, strict=True):
+        g, b = placed_as(p.grad, p), local(buffer)
+        b.lerp_(g, 1 - plan.momentum)
+        direction = (g if plan.nesterov else b).to(plan.computed)
+        x.copy_(gathered(p, direction.lerp(b.to(plan.computed), plan.momentum) if plan.nesterov else direction))
+    _, _, xs, _ = _orthogonalized(plan, stacks)
+    for p, x in zip(params, xs, strict=True):
+        part = local(p)
+        part.copy_(part.to(plan.computed).mul(plan.kept).add_(part_of(p, x), alpha=-plan.rate))
+        torch.autograd.graph.increment_version([p])
+
+
+def _orthogonalized(plan: _Plan, stacks: _Stacks) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Orthogonalize what is in ``x``; returned: the stack where that is now, the other one, and the matrices of both."""
+    x, y, gram, polynomial, xs, ys = stacks
     _normalize(x, plan.eps)
     a, b, c = plan.coefficients
     for _ in range(plan.steps):
@@ -290,9 +324,7 @@ def _step(plan: _Plan, params: list[Tensor], buffers: list[Tensor], stacks: _Sta
         torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=polynomial)
         torch.baddbmm(x, polynomial, x, beta=a, out=y)
         x, y, xs, ys = y, x, ys, xs
-    torch._foreach_copy_(ys, params)
-    y.mul_(plan.kept).add_(x, alpha=-plan.rate)
-    torch._foreach_copy_(params, ys)
+    return x, y, xs, ys
 
 
 def _normalize(x: Tensor, eps: float) -> None:

@@ -17,6 +17,8 @@ from stepcheck.fast.kernels import kernels_of
 from stepcheck.fast.limits import problem
 from stepcheck.fast.native import Kernel
 from stepcheck.fast.rules import Rule
+from stepcheck.fast.shards import local
+from stepcheck.fast.shards import refusal as shard_refusal
 
 Closure = Callable[[], Any]
 
@@ -34,6 +36,8 @@ class Fast(Optimizer):
     _numbers: ClassVar[tuple[str, ...]] = ("step",)
     #: What a sparse gradient means to it; empty: it is refused.
     _sparse: ClassVar[str] = ""
+    #: Of a DTensor, whether the step needs the whole of it, rather than what is on this rank.
+    _whole: ClassVar[bool] = True
     #: On CPU tensors, the kernels for CUDA are run by Triton's interpreter: to check them where there is no GPU.
     _interpreted: ClassVar[bool] = False
     _stepping = False
@@ -61,7 +65,8 @@ class Fast(Optimizer):
         """Who steps each group, by its place in ``param_groups``, and why.
 
         ``numba``: kernels of this package for the CPU; ``triton``: its kernels for CUDA; ``blas``: products and vector operations of
-        torch, arranged by this package; ``torch``: the code of ``torch.optim``, with the reason.
+        torch, arranged by this package; ``torch``: the code of ``torch.optim``, with the reason. Of DTensors, each rank steps what it
+        has, unless the reason says that the whole is gathered.
         """
         return tuple(self._served(group) for group in self.param_groups)
 
@@ -118,7 +123,8 @@ class Fast(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse where none is taken, dense where only sparse ones are, or not of its parameter's
-                dtype. Nothing is changed then.
+                dtype; or of gradient, parameter and state some are DTensors and some are not, a gradient is on another mesh than its
+                parameter, or a parameter is a sum yet to be taken. Nothing is changed then.
         """
         loss = None
         if closure is not None:
@@ -146,7 +152,10 @@ class Fast(Optimizer):
         """Refuse what cannot be taken before anything is stepped."""
         name = self._torch().__name__
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-            g = p.grad
+            wrong = shard_refusal(p, self.state.get(p, {}), self._numbers, whole=self._whole)
+            if wrong:
+                raise RuntimeError(f"{name}: {wrong}")
+            g = local(p.grad)
             if scaling.grad_scale is not None and g.layout is torch.strided and overlaps(g):
                 raise RuntimeError(
                     f"{name}: a gradient whose elements share memory cannot be unscaled in place; clone it"
@@ -258,6 +267,7 @@ class ByRule(Fast):
     """A fast optimizer whose step is a rule."""
 
     rule: ClassVar[Rule]
+    _whole = False
     #: One for each device.
     _plans: Sequence[Plan] | None = None
 

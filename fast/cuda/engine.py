@@ -254,7 +254,7 @@ class DevicePlan(Plan):
         return otherwise if given is None else given.to(self._device, torch.float32, non_blocking=True)
 
     def _step_odd(self, scaling: Scaling, grad_scale: torch.Tensor, found_inf: torch.Tensor) -> None:
-        """The gradients that have to be made something else first: sparse ones, and lazy conjugates and negatives."""
+        """The gradients that have to be made something else first: sparse, lazily conjugate or negative, placed elsewhere."""
         if self.unscale:
             factor = torch.where(found_inf == 0, 1.0 / grad_scale.double(), 1.0)
             for p, _ in self._odd:
@@ -317,7 +317,7 @@ def _option_tensor(group: Group, name: str) -> torch.Tensor | None:
 
 
 def _elements(member: Member) -> int:
-    p = member.parameter
+    p = member.tensors[0]
     return p.numel() * (2 if p.is_complex() else 1)
 
 
@@ -328,7 +328,7 @@ def _real_strides(layout: Layout, member: Member) -> list[tuple[int, ...]]:
 
 
 def _dimensions(layout: Layout, member: Member) -> list[Dimension] | None:
-    return merged(real_shape(member.parameter), _real_strides(layout, member))
+    return merged(real_shape(member.tensors[0]), _real_strides(layout, member))
 
 
 def _is_dense(layout: Layout, member: Member) -> bool:
@@ -349,7 +349,7 @@ def _named(layout: Layout, member: Member, gradient: torch.Tensor) -> _Entries:
             offsets.append(sum((indices[d] * of_stream[d] for d in range(depth)), torch.zeros_like(indices[0])))
     inner = [s[1:] if stream == "g" else s[depth:] for stream, s in zip(layout.streams, strides, strict=True)]
     # The parameter leads, as everywhere.
-    dimensions = merged(real_shape(member.parameter)[depth:], inner)
+    dimensions = merged(real_shape(member.tensors[0])[depth:], inner)
     if dimensions is None:
         return _Entries([o[:0] for o in offsets], [])
     return _Entries(offsets, dimensions)

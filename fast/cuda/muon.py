@@ -33,6 +33,7 @@ from stepcheck.fast.engine import REAL, SIZE, Group, Scaling, Standing, State, u
 from stepcheck.fast.kernels import COMPUTED
 from stepcheck.fast.muon import BUFFER, adjustment, momentum_buffer
 from stepcheck.fast.rules import Rule, maximum
+from stepcheck.fast.shards import is_sharded
 from stepcheck.fast.tensors import Addresses, Words
 
 #: What the workspace may take, unless one matrix takes more: enough for products to fill a GPU, little of its memory.
@@ -471,7 +472,7 @@ class DevicePlan:
     """What a step of Muon consists of on one CUDA device; on the CPU, for Triton's interpreter.
 
     Args:
-        groups: those that kernels serve.
+        groups: those that kernels serve; DTensors in them are left to others.
         state: the optimizer's; buffers that are missing in it are made here.
         device: of the parameters that this is about.
         unscale: whether gradients are to be multiplied by a number first, and left so.
@@ -491,7 +492,7 @@ class DevicePlan:
         self._scaled: dict[tuple[int, torch.Size, str], int] = {}
         idle, self._odd = [], False
         for n, group in enumerate(groups):
-            for p in (p for p in group["params"] if p.device == device):
+            for p in (p for p in group["params"] if p.device == device and not is_sharded(p)):
                 if p.grad is None:
                     idle.append(p)
                     continue

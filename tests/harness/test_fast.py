@@ -8,6 +8,7 @@ import torch
 from stepcheck import fast
 from stepcheck.fast import rules
 from stepcheck.fast.rules import sqrt
+from stepcheck.harness import campaign
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.ledger import LEDGER
 from stepcheck.harness.subjects import UsageError, class_subject, fast_subject, resolve
@@ -15,23 +16,29 @@ from stepcheck.reference import SPECS
 
 
 def test_there_is_one_for_each_reference():
-    assert [s.name for s in resolve("fast")] == [f"fast:{name}" for name in SPECS]
+    assert [s.name for s in resolve("fast")] == [f"fast:{name}{mode}" for mode in ("", "[triton]") for name in SPECS]
     assert resolve("fast:Adam") == [fast_subject("Adam")]
+    assert resolve("fast:Adam[triton]") == [fast_subject("Adam", "triton")]
     assert {name for name in fast.__all__ if name != "Served"} == set(SPECS)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("fast:Foo", "no reference named 'Foo'"), ("fast:", "name an optimizer"), ("fast:Adam[x]", "has no modes")],
+    [
+        ("fast:Foo", "no reference named 'Foo'"),
+        ("fast:", "name an optimizer"),
+        ("fast:Adam[x]", "has the modes triton"),
+    ],
 )
 def test_what_there_is_not_is_told(text, said):
     with pytest.raises(UsageError, match=said.replace("'", ".")):
         resolve(text)
 
 
+@pytest.mark.parametrize("mode", ["", "triton"])
 @pytest.mark.parametrize("name", list(SPECS))
-def test_the_ledger_excuses_none_of_them(name):
-    subject = fast_subject(name)
+def test_the_ledger_excuses_none_of_them(name, mode):
+    subject = fast_subject(name, mode)
     assert not any(entry.concerns(subject, subject.make) for entry in LEDGER.values())
     assert issubclass(subject.make, getattr(torch.optim, name))
 
@@ -66,11 +73,30 @@ class Uncounted(fast.Adadelta):
     rule = dataclasses.replace(rules.ADADELTA, name="uncounted", prepare=_uncounted)
 
 
+class EpsInsideOnCuda(EpsInside):
+    """The same, as its kernel for CUDA."""
+
+    _interpreted = True
+
+
+class UncountedOnCuda(Uncounted):
+    """The same, as its kernel for CUDA."""
+
+    _interpreted = True
+
+
 @pytest.mark.parametrize(
-    ("make", "like", "field"), [(EpsInside, "RMSprop", "parameter"), (Uncounted, "Adadelta", "step")]
+    ("make", "like", "field"),
+    [
+        (EpsInside, "RMSprop", "parameter"),
+        (Uncounted, "Adadelta", "step"),
+        (EpsInsideOnCuda, "RMSprop", "parameter"),
+        (UncountedOnCuda, "Adadelta", "step"),
+    ],
 )
-def test_a_wrong_rule_is_found(make, like, field):
+def test_a_wrong_rule_is_found(make, like, field, monkeypatch):
+    monkeypatch.setattr(campaign, "_ATTEMPTS", 10)  # lives take long to shrink where they are interpreted
     subject = class_subject(make, like, profile=fast_subject(like).profile)
-    result = Campaign(subject, Settings(examples=30, dtypes=("float32",), only=("agreement",))).run()
+    result = Campaign(subject, Settings(examples=12, dtypes=("float32",), only=("agreement",))).run()
     assert result.verdict == "fail", result.error
     assert any(d.cause == field for d in result.divergences), [d.cause for d in result.divergences]
