@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -11,6 +12,12 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "tests", "certificate_short", "check"]
 
 SOURCES = ("reference", "fast", "harness", "stepcheck", "tests", "examples", "noxfile.py")
+
+
+def _gpu() -> bool:
+    """Whether there is a GPU of NVIDIA's, or at least its driver; torch need not be installed to tell."""
+    places = (*Path("/dev").glob("nvidia[0-9]*"), Path("/proc/driver/nvidia/version"))
+    return any(place.exists() for place in places) or shutil.which("nvidia-smi") is not None
 
 
 def _install(session: nox.Session, *packages: str) -> None:
@@ -85,3 +92,15 @@ def bench(session: nox.Session) -> None:
     """torch.optim and stepcheck.fast, timed in turns; writes ``reports/bench.json`` and ``reports/bench.png``."""
     _install(session, "-e", ".[plot]")
     session.run("stepcheck", "bench", "--json", "reports/bench.json", "--plot", "reports/bench.png", *session.posargs)
+
+
+@nox.session(venv_backend=None if _gpu() else "none")
+def cuda(session: nox.Session) -> None:
+    """All that needs a GPU, and ``reports/cuda/<its name>/`` to send back; without one, nothing. ``-- --quick`` for the short form."""
+    if not _gpu():
+        session.skip(
+            "no NVIDIA GPU here (no /dev/nvidia0, no driver, no nvidia-smi): nothing was installed, nothing was run"
+        )
+    # Without the constraints: they name the Triton that goes with torch for the CPU, and torch for CUDA brings the one that it was built with.
+    session.install("-e", ".[test,plot]")
+    session.run("python", "-m", "stepcheck.harness.cuda_session", "run", *session.posargs)

@@ -410,6 +410,8 @@ class Plan:
         self, rule: Rule, groups: list[Group], state: dict[torch.Tensor, State], device: torch.device, *, unscale: bool
     ) -> None:
         self.unscale = unscale
+        #: Whether a CUDA graph has recorded a step, and reads the tables whenever it is replayed.
+        self.captured = False
         self._rule, self._groups, self._state, self._device = rule, groups, state, device
         self._option_names = tuple(o for o in rule.options if o != "fresh")
         self._readers = [_reader(rule, group) for group in groups]

@@ -72,6 +72,8 @@ class Muon(Fast, torch.optim.Muon):
     _workspace: _Workspace
     #: One for each device, where that is no CPU; nothing where there is anything beside them.
     _plans: list[DevicePlan] | None = None
+    #: Those that CUDA graphs have recorded: whoever has such a graph may replay it for as long as there is the optimizer.
+    _recorded: tuple[DevicePlan, ...] = ()
 
     def add_param_group(self, param_group: Group) -> None:
         """As ``torch.optim``, with a copy of the dictionary, its options validated, and its parameters: they must be matrices.
@@ -131,6 +133,7 @@ class Muon(Fast, torch.optim.Muon):
         own = [group for group, by in served if by.engine != "torch"]
         left = [group for group, by in served if by.engine == "torch"]
         places = dict.fromkeys((self._on_device(p), p.device) for group in own for p in group["params"])
+        self._recorded += tuple(plan for plan in self._plans or () if plan.captured)
         self._plans = None
         plans = [self._plan(own, device, scaling) for on_device, device in places if on_device]
         for plan in plans:

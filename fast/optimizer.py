@@ -270,6 +270,8 @@ class ByRule(Fast):
     _whole = False
     #: One for each device.
     _plans: Sequence[Plan] | None = None
+    #: Those that CUDA graphs have recorded: whoever has such a graph may replay it for as long as there is the optimizer.
+    _recorded: tuple[Plan, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -307,6 +309,7 @@ class ByRule(Fast):
         served = [(group, self._served(group).engine) for group in self.param_groups]
         own = [group for group, engine in served if engine != "torch"]
         left = [group for group, engine in served if engine == "torch"]
+        self._recorded += tuple(plan for plan in self._plans or () if plan.captured)
         self._plans = None
         plans = [self._plan(own, device, scaling) for device in _devices(own)]
         for plan in plans:

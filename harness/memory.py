@@ -75,9 +75,13 @@ def room(shape: tuple[int, ...], layout: str) -> int:
 class Allocation:
     """A tensor that is a view of a larger buffer, with guard elements around and between its own.
 
+    The buffer is made on the CPU and moved as a whole, so that views of it have the strides and the offset, and share the memory, that they
+    would have there.
+
     Args:
         start: the element of the buffer that it starts at.
         within: a sliced tensor of the same shape, whose gaps this one fills.
+        device: where it stands; of all but ``"cpu"``, what is read is a copy.
     """
 
     def __init__(
@@ -87,16 +91,18 @@ class Allocation:
         layout: str,
         start: int = GUARD_ELEMENTS,
         within: Allocation | None = None,
+        device: str = "cpu",
     ) -> None:
         self.shape, self.layout = shape, layout
+        self._at_hand = device == "cpu"
         if within is None:
             self.start = start
-            self.buffer = _guarded(room(shape, layout), _TORCH_DTYPES[dtype]).clone()
+            self.buffer = _guarded(room(shape, layout), _TORCH_DTYPES[dtype]).clone().to(device)
         else:
             self.start = within.start + 1
             self.buffer = within.buffer
         self.view = self._view()
-        self.array = in_numpy(self.buffer)
+        self._array = in_numpy(self.buffer) if self._at_hand else None
         """The buffer's memory, to be looked at again and again without asking torch for it."""
         self.repeats = layout == "expanded" and len(shape) > 0
 
@@ -104,10 +110,15 @@ class Allocation:
         view = self.buffer.as_strided(self.shape, strides(self.shape, self.layout), self.start)
         return view.conj() if self.layout == "conjugated" else view
 
+    @property
+    def array(self) -> Raw:
+        """What is in the buffer now."""
+        return in_numpy(self.buffer.cpu()) if self._array is None else self._array
+
     def fill(self, values: Raw) -> None:
         """Fill with real numbers; of a complex tensor, the last dimension is real and imaginary part."""
         target, source = (self.view[:1], values[:1]) if self.repeats else (self.view, values)
-        if self.buffer.dtype in _ROUNDED_BY_NUMPY:
+        if self._at_hand and self.buffer.dtype in _ROUNDED_BY_NUMPY:
             with np.errstate(over="ignore"):
                 # To float16 torch goes by way of float32.
                 once = source.astype(np.float32) if self.buffer.dtype is torch.float16 else source
@@ -120,7 +131,7 @@ class Allocation:
         self.buffer = self.buffer.requires_grad_().clone()
         self.view = self._view()
         self.view.retain_grad()
-        self.array = in_numpy(self.buffer)
+        self._array = in_numpy(self.buffer) if self._at_hand else None
 
     def memory(self) -> bytes:
         """All of the buffer, as bytes."""
@@ -135,11 +146,11 @@ class Allocation:
 class SparseAllocation:
     """A sparse tensor."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, sparse: Sparse, values: Raw) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: str, sparse: Sparse, values: Raw, device: str = "cpu") -> None:
         indices = np.array(np.unravel_index(np.array(sparse.entries, np.int64), shape[: sparse.dimensions]))
         self.view = torch.sparse_coo_tensor(
-            torch.from_numpy(indices.reshape(sparse.dimensions, -1)),
-            rounded(values, _TORCH_DTYPES[dtype]).clone(),
+            torch.from_numpy(indices.reshape(sparse.dimensions, -1)).to(device),
+            rounded(values, _TORCH_DTYPES[dtype]).clone().to(device),
             shape,
             is_coalesced=sparse.coalesced,
             check_invariants=True,
@@ -188,12 +199,12 @@ def as_bytes(tensor: torch.Tensor) -> bytes:
     detached = tensor.detach()
     if detached.is_sparse:
         return as_bytes(detached._indices()) + as_bytes(detached._values())  # noqa: SLF001 - an uncoalesced tensor has no other way
-    return in_numpy(detached).tobytes()
+    return in_numpy(detached.cpu()).tobytes()
 
 
 def raw(tensor: torch.Tensor) -> Raw:
-    """The tensor's memory as an array; bfloat16, which NumPy lacks, as float32."""
-    detached = tensor.detach() if tensor.requires_grad else tensor
+    """The tensor's memory, or a copy of it where it is not the CPU's, as an array; bfloat16, which NumPy lacks, as float32."""
+    detached = (tensor.detach() if tensor.requires_grad else tensor).cpu()
     dtype = detached.dtype
     if dtype is torch.bfloat16:
         detached = detached.float()
@@ -219,7 +230,7 @@ def copy_gradient(gradient: torch.Tensor) -> Raw | SparseRaw:
         return copy(gradient)
     shape, dimensions = tuple(gradient.shape), gradient.sparse_dim()
     inner = math.prod(shape[dimensions:])
-    entries = np.ravel_multi_index(tuple(gradient._indices().numpy()), shape[:dimensions])  # noqa: SLF001 - an uncoalesced tensor has no other way
+    entries = np.ravel_multi_index(tuple(gradient._indices().cpu().numpy()), shape[:dimensions])  # noqa: SLF001 - an uncoalesced tensor has no other way
     elements = entries[:, None] * inner + np.arange(inner)
     return SparseRaw(elements.reshape(-1), copy(gradient._values()).reshape(-1))  # noqa: SLF001 - an uncoalesced tensor has no other way
 

@@ -12,7 +12,7 @@ from stepcheck.harness.trace import OBJECTIVES, Objective
 #: A scalar of ``x``, a float64 vector: a parameter's distance from its centre.
 EXPRESSIONS: dict[str, str] = {
     # Curvatures 1, 2, 3, ...
-    "quadratic": "(x * x * torch.arange(1, x.numel() + 1)).sum() / 2",
+    "quadratic": "(x * x * torch.arange(1, x.numel() + 1, device=x.device)).sum() / 2",
     "quartic": "(x**4).sum() / 4 + (x * x).sum() / 20",
     "rosenbrock": "(100 * (x[1:] - x[:-1] ** 2) ** 2).sum() + ((1 - x) ** 2).sum()",
     # Curvature changes its sign, so that a line search without a Wolfe condition meets pairs to be refused.

@@ -149,14 +149,14 @@ class Player:
         start = 0 if row_major else GUARD_ELEMENTS
         alone = parameter.within is None or self.subject.differentiable  # there each buffer is copied by itself
         within = None if alone else self.allocations[parameter.within or 0]
-        allocation = Allocation(parameter.shape, parameter.dtype, parameter.layout, start, within)
+        allocation = Allocation(parameter.shape, parameter.dtype, parameter.layout, start, within, self.subject.device)
         allocation.fill(parameter.values.realise(in_reals(parameter.shape, parameter.dtype)))
         return allocation
 
     def _outside(self, allocation: Allocation) -> npt.NDArray[np.intp]:
         """The buffer's elements that are no parameter's own."""
         sharing = tuple((a.shape, a.layout, a.start) for a in self.allocations if a.buffer is allocation.buffer)
-        return beside(len(allocation.array), sharing)
+        return beside(len(allocation.buffer), sharing)
 
     def play(self) -> Recording:
         """The recording. What the subject raises is recorded, not raised.
@@ -173,7 +173,7 @@ class Player:
         return self.recording
 
     def _play(self) -> None:
-        drawn = _random_state()
+        drawn = _random_state(self.subject.device)
         try:
             # What a subject warns of is not judged, nor shown a thousand times.
             with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -192,7 +192,7 @@ class Player:
         self._note_random_state(drawn)
 
     def _note_random_state(self, before: object) -> None:
-        holds = _random_state() == before
+        holds = _random_state(self.subject.device) == before
         if not holds and not self.watching:
             watched = Player(self.subject, self.trace, watching=True).play()
             self.recording.breaches += [b for b in watched.breaches if b.check == "random-state"][:1]
@@ -215,7 +215,7 @@ class Player:
             self.recording.breaches.append(Breach(check, self.event, cause, told, parameter, option))
 
     def _live(self) -> None:
-        drawn = _random_state() if self.watching else None
+        drawn = _random_state(self.subject.device) if self.watching else None
         self.optimizer = self._construct(self.subject, self.options, self.trace.form)
         self.recording.initial_state = [self._state(i) for i in range(len(self.parameters))]
         self._check_options()
@@ -233,7 +233,7 @@ class Player:
                 self._idle(event, what)
             self._check_options()
             self._check_places()
-            if self.watching and _random_state() != drawn:
+            if self.watching and _random_state(self.subject.device) != drawn:
                 break
             if self.due or self.calls:
                 self._note("hooks-run-once", self.calls == self.due, *self._miscounted())
@@ -282,7 +282,7 @@ class Player:
             params = iter(tensors)
         elif form == "named":
             params = [(f"p{i}", p) for i, p in zip(members, tensors, strict=True)]
-        return {"params": params, **{k: as_given(v) for k, v in options.items()}}
+        return {"params": params, **{k: as_given(v, self.subject.device) for k, v in options.items()}}
 
     def _unchanged(self, what: str, before: Any, after: Any) -> None:
         self._note("dicts-unchanged", before == after, what, f"changes {what}")
@@ -381,8 +381,8 @@ class Player:
     def _overflows(self) -> bool:
         """Scale the gradients, as the backward pass of a scaled loss would; whether one of them then is infinite or NaN."""
         if self.scaler is None:
-            self.scaler = torch.amp.GradScaler("cpu", growth_interval=2)
-            self.scaler.scale(torch.zeros(()))
+            self.scaler = torch.amp.GradScaler(self.subject.device, growth_interval=2)
+            self.scaler.scale(torch.zeros((), device=self.subject.device))
         scale, finite = self.scaler.get_scale(), True
         for i in (i for g in self.groups for i in g.parameters):
             p, allocation = self.parameters[i], self.gradients[i]
@@ -528,7 +528,8 @@ class Player:
         kept = p.grad
         if what.kind == "dtype":
             p.grad_dtype = None
-            p.grad = torch.ones(p.shape, dtype=torch.float32 if p.dtype is torch.float64 else torch.float64)
+            other = torch.float32 if p.dtype is torch.float64 else torch.float64
+            p.grad = torch.ones(p.shape, dtype=other, device=p.device)
         elif self.subject.spec.sparse == "only":
             p.grad = torch.ones_like(p)
         else:
@@ -556,9 +557,11 @@ class Player:
         values = gradient.realise(parameter.shape, parameter.dtype)
         allocation: Allocation | SparseAllocation
         if gradient.sparse is not None:
-            allocation = SparseAllocation(parameter.shape, parameter.dtype, gradient.sparse, values)
+            allocation = SparseAllocation(
+                parameter.shape, parameter.dtype, gradient.sparse, values, self.subject.device
+            )
         else:
-            allocation = Allocation(parameter.shape, parameter.dtype, gradient.layout)
+            allocation = Allocation(parameter.shape, parameter.dtype, gradient.layout, device=self.subject.device)
             allocation.fill(values)
         self.parameters[index].grad = allocation.view
         self.gradients[index] = allocation
@@ -589,7 +592,8 @@ class Player:
 
     def _product(self, index: int, gradient: Gradient) -> torch.Tensor:
         parameter = self.trace.parameters[index]
-        return rounded(gradient.realise(parameter.shape, parameter.dtype), self.parameters[index].dtype).clone()
+        p = self.parameters[index]
+        return rounded(gradient.realise(parameter.shape, parameter.dtype), p.dtype).clone().to(p.device)
 
     @staticmethod
     def backward(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
@@ -672,7 +676,7 @@ class Player:
 
     def _set_option(self, what: SetOption) -> None:
         self._force(what.group, {what.option: what.value})
-        self.optimizer.param_groups[what.group][what.option] = as_given(what.value)
+        self.optimizer.param_groups[what.group][what.option] = as_given(what.value, self.subject.device)
         if self.rehearsal is not None and what.option in schedules.SCHEDULED:
             self.rehearsal.set(what.group, what.option, what.value)
 
@@ -898,7 +902,9 @@ class _Evaluator:
         self.shapes = [in_reals(p.shape, p.dtype) for p in player.trace.parameters]
         seeds = range(objective.centre.seed, objective.centre.seed + len(self.shapes))
         self.centres = [
-            torch.from_numpy(replace(objective.centre, seed=seed).realise((math.prod(shape),)))
+            torch.from_numpy(replace(objective.centre, seed=seed).realise((math.prod(shape),))).to(
+                player.subject.device
+            )
             for seed, shape in zip(seeds, self.shapes, strict=True)
         ]
 
@@ -949,13 +955,15 @@ def _place(p: torch.Tensor) -> tuple[Any, ...]:
     return p.dtype, p.shape, p.stride(), p.data_ptr()
 
 
-def _random_state() -> tuple[bytes, object, object]:
+def _random_state(device: str) -> tuple[object, ...]:
     """The state of the generators that everybody shares."""
     generator: Any = np.random.mtrand.get_bit_generator()
     # To have NumPy make a dictionary of its state costs more than a step: 624 words and a position.
     twister = isinstance(generator, np.random.MT19937)
     state = ctypes.string_at(generator.ctypes.state_address, 625 * 4) if twister else repr(generator.state)
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), state
+    # Of a device's too, which is read as it is told, without waiting for the device.
+    there = torch.cuda.get_rng_state(device).numpy().tobytes() if device.startswith("cuda") else b""
+    return torch.get_rng_state().numpy().tobytes(), there, random.getstate(), state
 
 
 @functools.lru_cache(maxsize=64)

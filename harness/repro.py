@@ -60,7 +60,7 @@ _CLOSURE = [
 ]
 _VIEW = [
     "def view(values, size, stride, room):  # a tensor inside a larger buffer, guard values around it",
-    f"    buffer = torch.full((room,), {GUARD!r}, dtype=values.dtype)",
+    f"    buffer = torch.full((room,), {GUARD!r}, dtype=values.dtype, device=values.device)",
     f"    return buffer.as_strided(size, stride, {GUARD_ELEMENTS}).copy_(values)",
     "",
     "",
@@ -147,6 +147,19 @@ class _Writer:
             imports.append("torch.set_printoptions(precision=20, threshold=100000)")
         return [f"# {self.subject.name}: {finding.summary}", *imports, "", *([""] if helper else []), *helper, *body]
 
+    @property
+    def _there(self) -> str:
+        """The argument that makes a tensor where parameters are."""
+        return _on(self.subject.device)
+
+    def _dense(self, values: Array, dtype: str) -> str:
+        """An expression for a row-major tensor where parameters are."""
+        moved = "" if self.subject.device == "cpu" else f".to({self.subject.device!r})"
+        return _dense(values, dtype) + moved
+
+    def _literals(self, options: Mapping[str, Any]) -> dict[str, str]:
+        return {k: _literal(v, self.subject.device) for k, v in options.items()}
+
     def _parameter(self, p: Parameter) -> str:
         made = self._tensor(p.values, p.shape, p.dtype, p.layout, guarded=self.guarded)
         # In a differentiable step the parameter is no leaf.
@@ -157,13 +170,13 @@ class _Writer:
         if layout == "conjugated":
             # What is given is the conjugate of what stands in memory.
             realised = realised * np.array([1.0, -1.0])
-            return f"{_dense(realised, dtype)}.conj()"
+            return f"{self._dense(realised, dtype)}.conj()"
         if layout == "expanded" and shape:
             row = (1, *shape[1:])
-            inner = _dense(realised[:1], dtype)
+            inner = self._dense(realised[:1], dtype)
             size = room(shape, layout)
             return f"view({inner}, {row}, {strides(shape, layout)}, {size}).expand({shape})"
-        dense = _dense(realised, dtype)
+        dense = self._dense(realised, dtype)
         if layout == "contiguous" and not guarded:
             return dense
         return f"view({dense}, {shape}, {strides(shape, layout)}, {room(shape, layout)})"
@@ -180,12 +193,12 @@ class _Writer:
         """The statements that construct the optimizer; ``named``, the groups get a name first."""
         options = [subject.complete(o) for o in options]
         common = keywords(options, form)
-        shared = _literals({k: v for k, v in options[0].items() if k in common})
+        shared = self._literals({k: v for k, v in options[0].items() if k in common})
         given = [
-            (self._members(g, form), _literals({k: v for k, v in o.items() if k not in common}))
+            (self._members(g, form), self._literals({k: v for k, v in o.items() if k not in common}))
             for g, o in zip(groups, options, strict=True)
         ]
-        flags = _literals(subject.mode_options)
+        flags = self._literals(subject.mode_options)
         if len(given) == 1 and form not in ("dicts", "mixed"):
             return [f"optimizer = {_call(subject.callee, given[0][0], {**shared, **flags})}"]
         if subject.explicit:
@@ -217,7 +230,8 @@ class _Writer:
             else keywords([g.options for g in self.trace.groups], self.trace.form)
         )
         options = {**{k: default[k] for k in sorted(names)}, **group.options}
-        return _dictionary(self._members(group, "named" if self.trace.form == "named" else "list"), _literals(options))
+        members = self._members(group, "named" if self.trace.form == "named" else "list")
+        return _dictionary(members, self._literals(options))
 
     def _event(self, event: Event) -> list[str]:
         if isinstance(event, Step):
@@ -232,7 +246,8 @@ class _Writer:
         if isinstance(event, ZeroGrad):
             return [f"optimizer.zero_grad(set_to_none={event.set_to_none})"]
         if isinstance(event, SetOption):
-            return [f"optimizer.param_groups[{event.group}][{event.option!r}] = {_literal(event.value)}"]
+            value = _literal(event.value, self.subject.device)
+            return [f"optimizer.param_groups[{event.group}][{event.option!r}] = {value}"]
         if isinstance(event, AddGroup):
             self.groups.append(event.group)
             return [f"group = {self._added(event.group)}", "optimizer.add_param_group(group)"]
@@ -254,7 +269,7 @@ class _Writer:
         """A call that must raise."""
         about_parameters = event.option == "params"
         given = dict(event.beside) if about_parameters else {**event.beside, event.option: event.value}
-        options, flags = _literals(self.subject.complete(given)), _literals(self.subject.mode_options)
+        options, flags = self._literals(self.subject.complete(given)), self._literals(self.subject.mode_options)
         # Wrong parameters are pictured in Python: lists of p, of q, and of what is made of them.
         pictured = str(event.value) if about_parameters else "params"
         if event.place == "group":
@@ -267,7 +282,7 @@ class _Writer:
         else:
             call = _call(self.subject.callee, pictured, {**options, **flags})
         return [
-            "p, q = params[0], torch.zeros(2, 3, requires_grad=True)",
+            f"p, q = params[0], torch.zeros(2, 3, requires_grad=True{self._there})",
             "accepted = True",
             "try:",
             f"    {call}",
@@ -299,11 +314,8 @@ class _Writer:
             lines = ["; ".join(lines)]
         if not event.scaling:
             return [*lines, "optimizer.step()"]
-        first = (
-            []
-            if self.scaler
-            else ['scaler = torch.amp.GradScaler("cpu", growth_interval=2); scaler.scale(torch.zeros(()))']
-        )
+        made = f'scaler = torch.amp.GradScaler("{self.subject.device}", growth_interval=2)'
+        first = [] if self.scaler else [f"{made}; scaler.scale(torch.zeros((){self._there}))"]
         self.scaler = True
         return [
             *lines,
@@ -315,7 +327,7 @@ class _Writer:
 
     def _addend(self, index: int, gradient: Gradient) -> str:
         p = self.trace.parameters[index]
-        return _real(_dense(gradient.realise(p.shape, p.dtype), p.dtype), p)
+        return _real(self._dense(gradient.realise(p.shape, p.dtype), p.dtype), p)
 
     def _fail(self, event: Fail) -> list[str]:
         i, kept = event.parameter, []
@@ -328,9 +340,8 @@ class _Writer:
             step = "hook = optimizer.register_step_pre_hook(lambda *_: 1 / 0); optimizer.step()"
         elif event.kind == "dtype":
             other = "float32" if self.trace.parameters[i].dtype == "float64" else "float64"
-            kept = [
-                f"params[{i}].grad_dtype = None; params[{i}].grad = torch.ones(params[{i}].shape, dtype=torch.{other})"
-            ]
+            unfit = f"torch.ones(params[{i}].shape, dtype=torch.{other}{self._there})"
+            kept = [f"params[{i}].grad_dtype = None; params[{i}].grad = {unfit}"]
         elif self.subject.spec.sparse == "only":
             kept = [f"params[{i}].grad = torch.ones_like(params[{i}])"]
         else:
@@ -388,7 +399,7 @@ class _Writer:
         centres = []
         for n, p in enumerate(self.trace.parameters):
             values = replace(objective.centre, seed=objective.centre.seed + n)
-            centres.append(_dense(values.realise((math.prod(in_reals(p.shape, p.dtype)),)), "float64"))
+            centres.append(self._dense(values.realise((math.prod(in_reals(p.shape, p.dtype)),)), "float64"))
         expression = EXPRESSIONS[objective.kind]
         return [f"function, scale = lambda x: {expression}, {objective.scale!r}", f"centres = [{', '.join(centres)}]"]
 
@@ -401,8 +412,8 @@ class _Writer:
         sparse = gradient.sparse
         entries = np.array(sparse.entries, np.int64)
         indices = np.array(np.unravel_index(entries, p.shape[: sparse.dimensions])).reshape(sparse.dimensions, -1)
-        listed = f"torch.tensor({indices.tolist()}, dtype=torch.int64)"
-        values = _dense(gradient.realise(p.shape, p.dtype), p.dtype)
+        listed = f"torch.tensor({indices.tolist()}, dtype=torch.int64{self._there})"
+        values = self._dense(gradient.realise(p.shape, p.dtype), p.dtype)
         coalesced = ", is_coalesced=True" if sparse.coalesced else ""
         return f"torch.sparse_coo_tensor({listed}, {values}, {p.shape}{coalesced}, check_invariants=True)"
 
@@ -581,6 +592,11 @@ _RANDOM = "[torch.get_rng_state().tolist(), random.getstate()]"
 _GRADIENTS = "[p.grad if p.grad is None else p.grad.to_dense().tolist() for p in params]"
 
 
+def _on(device: str) -> str:
+    """The argument that makes a tensor on this device."""
+    return "" if device == "cpu" else f", device={device!r}"
+
+
 def _call(callee: str, members: str, options: Mapping[str, str]) -> str:
     return f"{callee}({', '.join([members, *(f'{k}={v}' for k, v in options.items())])})"
 
@@ -589,15 +605,13 @@ def _dictionary(members: str, options: Mapping[str, str]) -> str:
     return f"{{'params': {members}{''.join(f', {k!r}: {v}' for k, v in options.items())}}}"
 
 
-def _literals(options: Mapping[str, Any]) -> dict[str, str]:
-    return {k: _literal(v) for k, v in options.items()}
-
-
-def _literal(value: Any) -> str:
+def _literal(value: Any, device: str = "cpu") -> str:
+    """A value as an expression; of a tensor, on the device where it stands when parameters are on this one."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_literal, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, Scalar):
-        return f"torch.tensor({_number(value.value)})"
+        where = schedules.place(value, device)
+        return f"torch.tensor({_number(value.value)}{_on(where)})"
     return _number(value) if isinstance(value, float) else repr(value)
 
 

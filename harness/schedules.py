@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -117,9 +118,16 @@ def _group(options: Mapping[str, Option]) -> dict[str, Any]:
     return {"params": [torch.zeros(1)], **scheduled}
 
 
-def as_given(value: Option) -> Any:
-    """An option as an optimizer is given it."""
-    return torch.tensor(value.value, dtype=torch.float32) if isinstance(value, Scalar) else value
+def as_given(value: Option, device: str = "cpu") -> Any:
+    """An option as an optimizer is given it; a tensor on the CPU or on the device, as :func:`place` says."""
+    if not isinstance(value, Scalar):
+        return value
+    return torch.tensor(value.value, dtype=torch.float32, device=place(value, device))
+
+
+def place(value: Scalar, device: str) -> str:
+    """Where the tensor of an option stands: half of the numbers on the CPU, the others on the device of the parameters."""
+    return device if zlib.crc32(repr(value.value).encode()) % 2 else "cpu"
 
 
 def as_option(value: Any) -> Option:

@@ -227,7 +227,7 @@ _FAST = Profile(
     ),
     narrow="once",
 )
-#: By name and mode; a mode that is not named computes as the kernels for the CPU do.
+#: By name, and ``triton`` for kernels for CUDA, whoever runs them, where they do not compute as those for the CPU do.
 FAST_PROFILES: dict[tuple[str, str], Profile] = {
     ("RMSprop", ""): _also(_FAST, "it divides before it scales", "quotient_first", "written"),
     ("RAdam", ""): _also(_FAST, "it folds all scalars into one", "folded", "written"),
@@ -260,7 +260,7 @@ class Subject:
         name: as it is written on the command line.
         spec: the reference it is held to.
         make: builds the optimizer from parameter groups and default options.
-        profile: how it computes.
+        computes: its profile, or what gives it where a device has to be asked.
         options: the names of the Spec's hyperparameters that its constructor takes.
         explicit: pass every option, defaults included, because its own defaults may rightly differ from the Spec's.
         dtypes: the parameter dtypes it supports.
@@ -276,12 +276,13 @@ class Subject:
         callee: what a repro calls to construct it: ``torch.optim.Adam``.
         imports: the import statement that a repro needs for it, if any.
         prepare: what takes long once and is no part of a step, such as compiling, piece by piece; done before it plays.
+        device: where its parameters are, and their gradients.
     """
 
     name: str
     spec: Spec
     make: Callable[..., Any]
-    profile: Profile
+    computes: Profile | Callable[[], Profile]
     options: frozenset[str]
     explicit: bool
     callee: str
@@ -297,6 +298,12 @@ class Subject:
     mode: str = ""
     tensor_lr: bool = False
     prepare: Callable[[], Iterable[object]] = tuple
+    device: str = "cpu"
+
+    @functools.cached_property
+    def profile(self) -> Profile:
+        """How it computes."""
+        return self.computes() if callable(self.computes) else self.computes
 
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options to pass: where its own defaults may rightly differ from the Spec's, all that it has."""
@@ -373,7 +380,7 @@ def torch_subject(name: str, mode: str) -> Subject:
         name=f"torch:{name}[{mode}]",
         spec=spec,
         make=_compiled(cls) if compiled else cls,
-        profile=TORCH_PROFILES.get((name, mode), MODE_PROFILES[mode]),
+        computes=TORCH_PROFILES.get((name, mode), MODE_PROFILES[mode]),
         options=frozenset(h.name for h in spec.hyper),
         explicit=False,
         callee=f"torch.optim.{name}",
@@ -389,38 +396,64 @@ def torch_subject(name: str, mode: str) -> Subject:
     )
 
 
-#: Kernels of stepcheck.fast that can be checked here, beside those for the CPU, which have no mode.
-FAST_MODES = ("triton",)
-#: A life by Triton's interpreter takes some ten times as long as one elsewhere.
-_INTERPRETED_COST = 4
+#: How stepcheck.fast is checked beside its kernels for the CPU, which are no mode: those for CUDA, run by Triton's interpreter on CPU tensors,
+#: and run by a GPU.
+FAST_MODES = ("triton", "cuda")
+#: A life by Triton's interpreter takes some ten times as long as one elsewhere; on a GPU each tensor that is read is waited for, and the
+#: first lives compile. Twice this, of those that multiply matrices or take closures, is not so much that they get lives of plain kinds alone.
+_MODE_COST = 4
 
 
 @functools.cache
 def fast_subject(name: str, mode: str = "") -> Subject:
-    """``stepcheck.fast.<name>``; in the mode ``triton`` its kernels for CUDA, which Triton's interpreter runs on CPU tensors."""
-    module = importlib.import_module(f"stepcheck.fast{'.interpreted' if mode else ''}")
+    """``stepcheck.fast.<name>``.
+
+    Args:
+        mode: ``triton``: its kernels for CUDA, which Triton's interpreter runs on CPU tensors; ``cuda``: on a GPU, compiled.
+    """
+    module = importlib.import_module(f"stepcheck.fast{'.interpreted' if mode == 'triton' else ''}")
     spec, cls = SPECS[name], getattr(module, name)
     cost = 2 if spec.closure or spec.products else 1
+    written = FAST_PROFILES.get((name, "triton" if mode else ""), FAST_PROFILES.get((name, ""), _FAST))
     return Subject(
         name=f"fast:{name}[{mode}]" if mode else f"fast:{name}",
         spec=spec,
         make=cls,
-        profile=FAST_PROFILES.get((name, mode), FAST_PROFILES.get((name, ""), _FAST)),
+        computes=functools.partial(_counted_profile, name, written) if mode == "cuda" else written,
         options=frozenset(h.name for h in spec.hyper),
         explicit=False,
         callee=name,
         imports=f"from {module.__name__} import {name}",
         dtypes=_torch_dtypes(spec, {}, ""),
-        cost=_INTERPRETED_COST * cost if mode else cost,
-        unsupported=_no_triton() if mode else "",
+        cost=_MODE_COST * cost if mode else cost,
+        unsupported={"triton": _no_triton, "cuda": no_cuda}.get(mode, str)(),
         tensor_lr=True,
         prepare=tuple if mode else cls.kernels,
+        device="cuda" if mode == "cuda" else "cpu",
     )
+
+
+def _counted_profile(name: str, written: Profile) -> Profile:
+    """The profile of a fast optimizer on the GPU here, from what was counted in its kernels, or, without the census, as it is written."""
+    try:
+        facts = importlib.import_module("stepcheck.harness.census.facts")
+    except ModuleNotFoundError:
+        return written
+    major, minor = torch.cuda.get_device_capability()
+    profile: Profile = facts.cuda_profile(name, 10 * major + minor)
+    return profile
 
 
 def _no_triton() -> str:
     """Why Triton's interpreter cannot run here, or nothing."""
     return "" if importlib.util.find_spec("triton") else "triton is not installed"
+
+
+def no_cuda() -> str:
+    """Why nothing can be played on a GPU here, or nothing. It leaves CUDA alone, which would not work in processes forked later."""
+    if torch.version.cuda is None:
+        return "no CUDA device: torch was built without CUDA"
+    return _no_triton() if torch.cuda.device_count() else "no CUDA device: no GPU is visible"
 
 
 def _takes_tensor_lr(spec: Spec, cls: Any, keywords: Mapping[str, bool], mode: str) -> bool:
@@ -516,7 +549,7 @@ def class_subject(
         name=name or f"{module}:{attribute}",
         spec=spec,
         make=make,
-        profile=profile,
+        computes=profile,
         options=options,
         explicit=True,
         callee=attribute,
@@ -571,7 +604,8 @@ def _resolve_fast(text: str, rest: str) -> list[Subject]:
     if not rest:
         if text != "fast":
             raise UsageError(f"{text!r}: name an optimizer after the colon (one of {', '.join(SPECS)})")
-        return [fast_subject(name, mode) for mode in ("", *FAST_MODES) for name in SPECS]
+        modes = ("", *(mode for mode in FAST_MODES if mode != "cuda" or not no_cuda()))
+        return [fast_subject(name, mode) for mode in modes for name in SPECS]
     name, bracket, mode = rest.partition("[")
     _spec(name)
     if not bracket:

@@ -297,7 +297,7 @@ def _run(subject: Subject, cell: Cell) -> tuple[Outcome, list[str]]:
 
 def _prepare(subject: Subject, cell: Cell) -> tuple[Any, Callable[[], object]]:
     """The optimizer that there is beforehand, if any, and the call to be tried."""
-    p = _leaf()
+    p = _leaf(subject.device)
     more = _more_parameters(cell, p)
     given = dict(cell.beside) if cell.option == _PARAMETERS else {**cell.beside, cell.option: cell.value}
     if cell.place == "construction":
@@ -316,18 +316,18 @@ def _prepare(subject: Subject, cell: Cell) -> tuple[Any, Callable[[], object]]:
     return optimizer, lambda: optimizer.load_state_dict(loaded)
 
 
-def _leaf() -> torch.Tensor:
-    return torch.zeros(_SHAPE, requires_grad=True)
+def _leaf(device: str | torch.device) -> torch.Tensor:
+    return torch.zeros(_SHAPE, requires_grad=True, device=device)
 
 
 def _more_parameters(cell: Cell, p: torch.Tensor) -> list[Any]:
     """What stands beside the parameter ``p``, in its list, in another group, or in the group that is added."""
     if cell.option != _PARAMETERS:
-        return [_leaf()] if cell.place == "add_param_group" else []
+        return [_leaf(p.device)] if cell.place == "add_param_group" else []
     if cell.kind == "duplicate":
         return [p]
-    wrong: dict[str, list[Any]] = {"not a tensor": [1.0], "not a leaf": [2 * _leaf()]}
-    return wrong.get(cell.kind, [_leaf()])
+    wrong: dict[str, list[Any]] = {"not a tensor": [1.0], "not a leaf": [2 * _leaf(p.device)]}
+    return wrong.get(cell.kind, [_leaf(p.device)])
 
 
 def _make(subject: Subject, members: list[Any], given: Mapping[str, Any]) -> Any:

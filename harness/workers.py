@@ -21,7 +21,7 @@ from stepcheck.harness import ledger
 from stepcheck.harness.campaign import HANGS, Campaign, Settings, patience, shows, tell
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.ledger import Entry
-from stepcheck.harness.subjects import Subject, UsageError
+from stepcheck.harness.subjects import Subject, UsageError, resolve
 from stepcheck.harness.trace import Trace, loads
 from stepcheck.harness.verdict import Divergence, Result, Tally
 
@@ -60,9 +60,12 @@ def run(subjects: Sequence[Subject], settings: Settings, listener: Listener) -> 
         UsageError: a subject turns out to be no optimizer.
     """
     _warm_up()
-    if "fork" not in multiprocessing.get_all_start_methods():
-        return [_in_process(s, settings, listener) for s in subjects]
-    return _Pool(subjects, settings, listener).run()
+    try:
+        if "fork" not in multiprocessing.get_all_start_methods():
+            return [_in_process(s, settings, listener) for s in subjects]
+        return _Pool(subjects, settings, listener).run()
+    finally:
+        gc.unfreeze()  # at exit, Triton's own modules would be taken for a leak, and said so
 
 
 def slots() -> int:
@@ -115,8 +118,12 @@ class _Pool:
     def _start(self, n: int, careful: bool) -> None:
         diary = Path(tempfile.mkdtemp(prefix="stepcheck-")) / "trace.json" if careful else None
         receive, send = multiprocessing.Pipe(duplex=False)
-        context = multiprocessing.get_context("fork")
-        process = context.Process(target=_work, args=(self.subjects[n], self.settings, send, diary), daemon=True)
+        subject = self.subjects[n]
+        # CUDA does not work in a process that was forked after its parent began with it.
+        apart = subject.device != "cpu" and not subject.unsupported
+        context: Any = multiprocessing.get_context("spawn" if apart else "fork")
+        target, who = (_work_apart, subject.name) if apart else (_work, subject)
+        process = context.Process(target=target, args=(who, self.settings, send, diary), daemon=True)
         process.start()
         send.close()
         self.jobs[n] = _Job(self.subjects[n], process, receive, diary)
@@ -235,6 +242,16 @@ def _signal_name(exitcode: int) -> str:
     if exitcode < 0:
         return signal.Signals(-exitcode).name
     return f"exit status {exitcode}"
+
+
+def _work_apart(name: str, settings: Settings, pipe: Connection, diary: Path | None) -> None:
+    """In a worker that has nothing of its parent's."""
+    (subject,) = resolve(name)
+    _warm_up()
+    try:
+        _work(subject, settings, pipe, diary)
+    finally:
+        gc.unfreeze()
 
 
 def _work(subject: Subject, settings: Settings, pipe: Connection, diary: Path | None) -> None:

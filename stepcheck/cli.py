@@ -83,7 +83,10 @@ def list_() -> int:
         sparse = {"": "", "only": "; sparse gradients alone"}.get(SPECS[name].sparse, "; sparse gradients")
         _console.print(f"  {'':<11}[dim]{', '.join(told)}{sparse}[/]")
     _console.print("  A mode in parentheses is unsupported here: stepcheck check says why.", markup=False)
-    _console.print("  stepcheck.fast has all of them, in the same dtypes: fast:NAME.")
+    _console.print(
+        "  stepcheck.fast has all of them, in the same dtypes: fast:NAME; its kernels for CUDA are checked as"
+    )
+    _console.print("  fast:NAME[triton], run by Triton's interpreter, and as fast:NAME[cuda] on a GPU.", markup=False)
     _console.print(
         "  Subjects: torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, or package.module:Class --like NAME",
         markup=False,
@@ -130,7 +133,7 @@ def check(
 ) -> int:
     """Play fuzzed lives of SUBJECTS and judge every step against the reference.
 
-    SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, or package.module:ClassOrFactory with --like. Without any: torch and
+    SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], or package.module:ClassOrFactory with --like. Without any: torch and
     fast.
     """
     chosen = {s.name: s for text in subjects or FAMILIES for s in resolve(text, like)}
@@ -251,6 +254,8 @@ def replay(name: str, subject: str | None, out: Path) -> int:
     found = resolve(who, saved.trace.optimizer)
     if len(found) != 1:
         raise UsageError(f"{who} is {len(found)} subjects; name one, such as {found[0].name}")
+    if found[0].unsupported:
+        raise UsageError(f"{path}: {found[0].name} cannot play it here: {found[0].unsupported}")
     problem = saved.trace.problem(found[0].spec)
     if problem:
         raise UsageError(f"{path}: {found[0].name} cannot play it: {problem}")
@@ -289,6 +294,8 @@ def _worst(found: Iterator[tuple[Finding, Entry | None]]) -> tuple[Finding, Entr
                    f"{benchmark.PATIENCE:.0f} s, unless asked for).")  # fmt: skip
 @click.option("--quick", is_flag=True, help=f"Small workloads alone, {benchmark.QUICK_ROUNDS} rounds.")
 @click.option("--compiled", is_flag=True, help=_COMPILED_HELP)
+@click.option("--host", is_flag=True,
+              help="Instead, the processor's part of a step on CUDA, without a GPU: launches are stubbed.")  # fmt: skip
 @click.option("--scaling", is_flag=True, help="Also what a further tensor costs, and a further element.")
 @click.option("--threads", type=click.IntRange(1), help="Of torch and fast alike (default: torch's).")
 @click.option(
@@ -304,6 +311,7 @@ def bench(
     rounds: int | None,
     quick: bool,
     compiled: bool,
+    host: bool,
     scaling: bool,
     threads: int | None,
     seed: int,
@@ -315,6 +323,14 @@ def bench(
     NAME is an optimizer, such as Adam; default all. Before anything is timed all contenders take the same steps; exit status is 1 if the
     fast class comes somewhere else than torch.
     """
+    if host:
+        others = {"--device cuda": device == "cuda", "--workload": workloads, "--compiled": compiled, "--scaling": scaling,
+                  "--threads": threads, "--plot": plot_file}  # fmt: skip
+        if any(others.values()):
+            raise UsageError(
+                f"--host takes no {next(o for o, given in others.items() if given)}; it has lists of its own"
+            )
+        return _bench_host(names, rounds or (benchmark.QUICK_ROUNDS if quick else benchmark.ROUNDS), json_file)
     benchmark.check_device(device)
     chosen = names or tuple(SPECS)
     named = workloads or (QUICK if quick else tuple(WORKLOADS))
@@ -352,13 +368,31 @@ def bench(
     _console.print()
     for note in tables.notes(rows):
         _console.print(note, markup=False)
-    _console.print(f"{tables.LEGEND} {time.perf_counter() - start:.0f} s in all.", markup=False)
+    legend = tables.LEGEND + (tables.CUDA_LEGEND if device == "cuda" else "")
+    _console.print(f"{legend} {time.perf_counter() - start:.0f} s in all.", markup=False)
     if json_file is not None:
         data = tables.to_json(__version__, settings, rows, scalings)
         json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     if plot_file is not None:
         tables.plot(rows, plot_file)
     return DIVERGES if any(r.wrong for r in rows) else CONFORMS
+
+
+def _bench_host(names: Sequence[str], rounds: int, json_file: Path | None) -> int:
+    from stepcheck.harness.bench import host  # it takes Triton with it
+
+    host.check(names)
+    _writable(json_file)
+    about = tables.environment("cpu")
+    _console.print(f"torch {about['torch']}, {about['processor']}, 1 thread", markup=False)
+    with _bench_progress() as progress:
+        rows = list(host.rows(names or host.takers(), rounds, progress))
+    _console.print(host.table(rows))
+    _console.print(host.LEGEND, markup=False)
+    if json_file is not None:
+        data = {"stepcheck": __version__, "environment": about, "host": host.to_json(rows)}
+        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return CONFORMS
 
 
 @contextmanager

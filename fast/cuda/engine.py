@@ -49,18 +49,19 @@ class Table:
 
     def __init__(self, words: np.ndarray[Any, Any], device: torch.device) -> None:
         self.words, self.there = words, runtime.uploaded(words, device)
+        self._here = torch.from_numpy(words)  # the same memory
         # A graph that is recorded copies from here whenever it runs: what it copies must not change any more.
         self._kept = torch.from_numpy(words.copy()).pin_memory() if device.type == "cuda" and words.size else None
 
     def send(self) -> None:
         """Make the device's like ``words``."""
         if self._kept is None:
-            self.there.copy_(torch.from_numpy(self.words))
+            self.there.copy_(self._here)
         elif runtime.capturing(self.there.device):
-            self._kept.copy_(torch.from_numpy(self.words))
+            self._kept.copy_(self._here)
             self.there.copy_(self._kept, non_blocking=True)
         else:
-            self.there.copy_(torch.from_numpy(self.words).pin_memory(), non_blocking=True)
+            self.there.copy_(self._here.pin_memory(), non_blocking=True)
 
 
 @dataclass
@@ -91,6 +92,8 @@ class _Launch:
         own = np.delete(rows[:, self._first : self._first + streams], 1, axis=1)
         self._rest_aligned = (own % kernels.ALIGNMENT == 0).all(axis=1) & (not scattered)
         self._scattered = scattered
+        self._gradients = rows[:, self._first + 1].copy()
+        self._seen = self._gradients.tobytes()
         self._align(rows)
         self.programs = int(programs.sum())
         self._rows = Table(rows, device)
@@ -99,7 +102,7 @@ class _Launch:
 
     def _align(self, rows: Words) -> None:
         if not self._scattered:
-            rows[:, ALIGNED] = self._rest_aligned & (rows[:, self._first + 1] % kernels.ALIGNMENT == 0)
+            rows[:, ALIGNED] = self._rest_aligned & (self._gradients & (kernels.ALIGNMENT - 1) == 0)
 
     def _describe(self, rows: Words, members: Sequence[Member], *, scattered: bool) -> None:
         """Fill in how many elements there are and, where they are scattered, how to find them."""
@@ -130,9 +133,12 @@ class _Launch:
 
     def look(self, addresses: Words) -> None:
         """Where the gradients are now."""
-        column = self._rows.words[:, self._first + 1]
-        if not np.array_equal(column, addresses):
-            column[:] = addresses
+        # As bytes: with a hundred of them, a comparison by NumPy takes longer than all the rest.
+        seen = addresses.tobytes()
+        if seen != self._seen:
+            self._seen = seen
+            self._gradients[:] = addresses
+            self._rows.words[:, self._first + 1] = addresses
             self._align(self._rows.words)
             self._rows.send()
 
@@ -194,8 +200,6 @@ class _Prepared:
 class DevicePlan(Plan):
     """A plan of parameters on one CUDA device; on the CPU, for Triton's interpreter."""
 
-    _captured = False
-
     def _start_options(self) -> None:
         width = OPTION_WORDS * len(self._option_names)
         self._options = Table(np.zeros((len(self._groups), width), np.int64), self._device)
@@ -236,9 +240,9 @@ class DevicePlan(Plan):
     def holds(self, groups: list[Group]) -> bool:
         """Whether all that the tables depend on is as it was; those that a graph copies from are no others' to change."""
         captures = runtime.capturing(self._device)
-        if self._captured and not captures:
+        if self.captured and not captures:
             return False
-        self._captured |= captures
+        self.captured |= captures
         return super().holds(groups)
 
     def step(self, scaling: Scaling) -> None:

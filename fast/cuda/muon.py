@@ -478,11 +478,11 @@ class DevicePlan:
         unscale: whether gradients are to be multiplied by a number first, and left so.
     """
 
-    _captured = False
-
     def __init__(self, groups: list[Group], state: dict[Tensor, State], device: torch.device, scaling: Scaling) -> None:
         if runtime.capturing(device):
             raise RuntimeError(NOT_CAPTURED)
+        #: Whether a CUDA graph has recorded a step, and reads the tables whenever it is replayed.
+        self.captured = False
         self._unscale = scaling.grad_scale is not None
         self._groups, self._device = groups, device
         self._ones, self._zeros = (torch.full((1,), x, dtype=torch.float32, device=device) for x in (1.0, 0.0))
@@ -544,9 +544,9 @@ class DevicePlan:
         """Whether all that the tables depend on is as it was. Takes note of options and gradients on the way."""
         captures = runtime.capturing(self._device)
         # What a graph copies from is no others' to change.
-        if self._odd or self._unscale is not (scaling.grad_scale is not None) or (self._captured and not captures):
+        if self._odd or self._unscale is not (scaling.grad_scale is not None) or (self.captured and not captures):
             return False
-        self._captured |= captures
+        self.captured |= captures
         gradients = self._standing.gradients(groups)
         if gradients is None or [_form(group) for group in groups] != self._forms:
             return False

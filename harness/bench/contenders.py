@@ -13,13 +13,18 @@ import torch
 from stepcheck import fast
 from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import Rule
-from stepcheck.harness.bench import ceiling
+from stepcheck.harness.bench import ceiling, cuda
 from stepcheck.harness.bench.workloads import Problem
 from stepcheck.harness.subjects import TORCH_MODES, torch_subject
 
-#: The modes that are made for speed, or are what one gets.
-TIMED_MODES = ("forloop", "foreach", "fused", "compiled")
+#: The capturable mode, replayed by a CUDA graph; and the fast class.
+GRAPH, FAST_GRAPH = "graph", "fast graph"
+#: The modes that are made for speed, or are what one gets; on a GPU those too that are made for its graphs.
+TIMED_MODES = ("forloop", "foreach", "fused", "capturable", GRAPH, "compiled")
+_FOR_GRAPHS = ("capturable", GRAPH)
 FAST, CEILING = "fast", "ceiling"
+#: What reads numbers from the device in the middle of a step, which no graph can record.
+_NEVER_CAPTURED = ("LBFGS", "SparseAdam")
 #: What a class keeps for each element, where no rule says: Adafactor of vectors, Muon.
 _USUAL_BUFFERS = 1
 
@@ -29,16 +34,18 @@ class Contender:
     """Somebody who steps a problem.
 
     Attributes:
-        name: the mode of torch, ``"fast"`` or ``"ceiling"``.
+        name: the mode of torch, ``"graph"``, ``"fast"``, ``"fast graph"`` or ``"ceiling"``.
         parameters: its own.
         step: takes no arguments.
         optimizer: whose step it is, if it is one's.
+        taken: steps that it has taken already.
     """
 
     name: str
     parameters: list[torch.Tensor]
     step: Callable[[], Any]
     optimizer: Any = None
+    taken: int = 0
 
     def distance(self, reference: Contender, start: list[torch.Tensor]) -> float:
         """How far its parameters are from the reference's, in lengths of the way that those came from ``start``."""
@@ -61,10 +68,26 @@ def _norm(tensors: Iterable[torch.Tensor]) -> float:
     return math.hypot(*(torch.linalg.vector_norm(t, dtype=torch.float64).item() for t in tensors))
 
 
-def modes(name: str, kind: str, *, compiled: bool) -> tuple[str, ...]:
+def modes(name: str, kind: str, *, compiled: bool, device: str = "cpu") -> tuple[str, ...]:
     """The modes of ``torch.optim.<name>`` that take a kind of workload; the first is the plain one."""
-    named = [mode for mode in TIMED_MODES if mode in TORCH_MODES[name] and (compiled or mode != "compiled")]
+    left_out = {*(() if compiled else ("compiled",)), *(() if device == "cuda" else _FOR_GRAPHS)}
+    if name in _NEVER_CAPTURED or kind == "sparse":
+        left_out.add(GRAPH)
+    named = [mode for mode in TIMED_MODES if mode not in left_out and _plain(mode) in TORCH_MODES[name]]
     return tuple(mode for mode in named if kind != "sparse" or torch_subject(name, mode).sparse)
+
+
+def _plain(mode: str) -> str:
+    """The mode that a graph replays, or the mode itself."""
+    return "capturable" if mode == GRAPH else mode
+
+
+def fast_modes(name: str, kind: str, device: str) -> tuple[str, ...]:
+    """The ways in which the fast class, if there is one, takes a kind of workload."""
+    if fast_class(name) is None:
+        return ()
+    graph = device == "cuda" and name not in _NEVER_CAPTURED and kind != "sparse"
+    return (FAST, FAST_GRAPH) if graph else (FAST,)
 
 
 def fast_class(name: str) -> Any:
@@ -99,15 +122,23 @@ def build(name: str, contender: str, options: Mapping[str, Any], problem: Proble
     if contender == CEILING:
         found = layout(name, options)
         assert found is not None
+        if problem.device.type == "cuda":
+            elements = sum(p.numel() for p in problem.start)
+            return Contender(CEILING, [], cuda.copy(found.bytes_per_element * elements))
         own = [p.clone() for p in problem.start]
         return Contender(CEILING, own, ceiling.launch(own, problem.gradients, len(found.buffers)).run)
     parameters, closure = problem.parameters()
     if contender == FAST:
         optimizer = fast_class(name)(parameters, **options)
+    elif contender == FAST_GRAPH:
+        flags = {"capturable": True} if "capturable" in TORCH_MODES[name] else {}
+        optimizer = fast_class(name)(parameters, **options, **flags)
     else:
-        subject = torch_subject(name, contender)
-        if subject.unsupported:
+        subject = torch_subject(name, _plain(contender))
+        if subject.unsupported and problem.device.type == "cpu":  # it is not said of others
             raise RuntimeError(subject.unsupported)
         optimizer = subject.make(parameters, **options, **subject.mode_options)
     step = optimizer.step if closure is None else functools.partial(optimizer.step, closure)
+    if contender in (GRAPH, FAST_GRAPH):
+        return Contender(contender, parameters, cuda.captured(step), optimizer, cuda.WARM_UP)
     return Contender(contender, parameters, step, optimizer)

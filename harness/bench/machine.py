@@ -44,6 +44,17 @@ def processor(device: str = "cpu") -> str:
     return _table("/proc/cpuinfo").get("model name", platform.machine())
 
 
+def gpu() -> dict[str, object]:
+    """What is to be said of the GPU beside its name."""
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "cuda": torch.version.cuda,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "gpu_memory_bytes": properties.total_memory,
+    }
+
+
 def _table(path: str) -> dict[str, str]:
     """The lines ``key: value`` of a file of the kernel's, the first of each key."""
     try:

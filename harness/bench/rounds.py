@@ -17,10 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcheck.harness.bench import machine
-from stepcheck.harness.bench.contenders import CEILING, FAST, Contender, buffers, build, fast_class, layout, modes
+from stepcheck.harness.bench import cuda, machine
+from stepcheck.harness.bench.contenders import (
+    CEILING,
+    FAST,
+    FAST_GRAPH,
+    GRAPH,
+    Contender,
+    buffers,
+    build,
+    fast_class,
+    fast_modes,
+    layout,
+    modes,
+)
 from stepcheck.harness.bench.workloads import Problem, Workload, dense, options, takes
-from stepcheck.harness.subjects import UsageError
+from stepcheck.harness.subjects import UsageError, no_cuda
 
 ROUNDS = 15
 QUICK_ROUNDS = 3
@@ -33,8 +45,8 @@ LONGEST = 60.0
 _BATCH = 0.01
 #: Steps of a batch of an optimizer that gets nearer to a minimum with each: the same for all, and few.
 _HISTORY_BATCH = 5
-#: Steps before the comparison: the second is the first that finds a state.
-_COMPARED_STEPS = 2
+#: Steps before the comparison: the second is the first that finds a state. On a GPU as many again, which graphs replay.
+_COMPARED_STEPS = {"cpu": 2, "cuda": 2 * cuda.WARM_UP}
 #: Of the way that torch's parameters went: far above any rounding, Muon's bfloat16 included, far below a wrong update.
 SANE = 0.05
 #: Part of the free memory that a row may take.
@@ -70,6 +82,7 @@ class Timing:
         name: of the contender.
         seconds: of a step, for each round.
         batch: steps of a round.
+        host: seconds of a step until it returns, for each round; on a GPU alone, which may then still have to do it.
         distance: from torch's plain mode after the same steps, in lengths of the way that it went; ``None``: not compared.
         error: why it did not take part.
     """
@@ -77,6 +90,7 @@ class Timing:
     name: str
     seconds: list[float] = field(default_factory=list)
     batch: int = 0
+    host: list[float] = field(default_factory=list)
     distance: float | None = None
     error: str = ""
 
@@ -90,6 +104,11 @@ class Timing:
         """Seconds of a step; NaN if it was not timed."""
         return float(np.median(self.seconds)) if self.seconds else math.nan
 
+    @property
+    def host_median(self) -> float | None:
+        """Seconds of the processor for a step, where the GPU's are others."""
+        return float(np.median(self.host)) if self.host else None
+
 
 @dataclass
 class Row:
@@ -100,7 +119,8 @@ class Row:
         bytes_per_element: the memory traffic of a step that does no more than its rule needs; ``None``: no rule.
         torch: its modes.
         fast: its fast class, if it took part.
-        ceiling: as many streams without arithmetic, where that is memory's speed and not the cache's.
+        fast_graph: the same, replayed by a CUDA graph.
+        ceiling: as many streams without arithmetic, on a GPU a copy of as many bytes, where that is memory's speed and not the cache's.
         engine: who steps the fast class.
         note: why something is missing, or not what it seems.
     """
@@ -111,6 +131,7 @@ class Row:
     bytes_per_element: int | None = None
     torch: list[Timing] = field(default_factory=list)
     fast: Timing | None = None
+    fast_graph: Timing | None = None
     ceiling: Timing | None = None
     engine: str = ""
     note: str = ""
@@ -118,12 +139,20 @@ class Row:
     @property
     def timings(self) -> list[Timing]:
         """All of them."""
-        return [t for t in (*self.torch, self.fast, self.ceiling) if t is not None]
+        return [t for t in (*self.torch, self.fast, self.fast_graph, self.ceiling) if t is not None]
 
     @property
     def best(self) -> Timing | None:
-        """The fastest of torch's modes."""
-        return min((t for t in self.torch if t.seconds and t.sane), key=lambda t: t.median, default=None)
+        """The fastest of torch's modes, without a graph."""
+        able = (t for t in self.torch if t.seconds and t.sane and t.name != GRAPH)
+        return min(able, key=lambda t: t.median, default=None)
+
+    @property
+    def graph_ratio(self) -> float | None:
+        """How many times longer torch's capturable mode takes than the fast class, both replayed by graphs."""
+        graph, fast = next((t for t in self.torch if t.name == GRAPH), None), self.fast_graph
+        able = graph is not None and fast is not None and graph.seconds and fast.seconds and graph.sane
+        return graph.median / fast.median if able and graph and fast else None
 
     @property
     def ratio(self) -> float | None:
@@ -156,7 +185,7 @@ class Row:
     @property
     def wrong(self) -> bool:
         """Whether the fast class steps somewhere else."""
-        return self.fast is not None and not self.fast.sane
+        return any(t is not None and not t.sane for t in (self.fast, self.fast_graph))
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float] | None:
@@ -174,17 +203,7 @@ def _processor_seconds(step: Callable[[], Any], count: int) -> float:
     return time.perf_counter() - start
 
 
-def _gpu_seconds(step: Callable[[], Any], count: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    for _ in range(count):
-        step()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
-
-
-_CLOCKS = {"cpu": _processor_seconds, "cuda": _gpu_seconds}
+_CLOCKS: dict[str, Callable[[Callable[[], Any], int], float]] = {"cpu": _processor_seconds, "cuda": cuda.seconds}
 
 
 def check_device(device: str) -> None:
@@ -193,10 +212,9 @@ def check_device(device: str) -> None:
     Raises:
         UsageError: torch has no such device here.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        built = torch.version.cuda
-        why = "finds no GPU" if built else "is built without CUDA"
-        raise UsageError(f"no CUDA device here: torch {torch.__version__} {why}; run it with --device cpu")
+    why = no_cuda() if device == "cuda" else ""
+    if why:
+        raise UsageError(f"{why} (torch {torch.__version__}); run it with --device cpu")
 
 
 # --- A row
@@ -227,15 +245,16 @@ def rows(names: Sequence[str], workloads: Sequence[Workload], settings: Settings
 
 def _planned(row: Row, settings: Settings) -> list[str]:
     """The contenders of a row."""
-    named = [*modes(row.optimizer, row.workload.kind, compiled=settings.compiled)]
+    kind, device = row.workload.kind, settings.device
+    named = [*modes(row.optimizer, kind, compiled=settings.compiled, device=device)]
     if fast_class(row.optimizer) is None:
         return named
     streams = layout(row.optimizer, row.options)
-    beyond = streams is not None and row.workload.kind == "dense" and settings.device == "cpu"
+    beyond = streams is not None and kind == "dense"
     if streams is not None and beyond:
         # Half of it in the cache, and it would be the cache's speed that is measured.
-        beyond = len(streams.streams) * 4 * row.workload.elements >= 2 * machine.cache_bytes()
-    return [*named, FAST, *([CEILING] if beyond else [])]
+        beyond = len(streams.streams) * 4 * row.workload.elements >= 2 * machine.cache_bytes(device)
+    return [*named, *fast_modes(row.optimizer, kind, device), *([CEILING] if beyond else [])]
 
 
 def _too_large(row: Row, settings: Settings, *, made: bool) -> str:
@@ -272,13 +291,15 @@ def _time(row: Row, problem: Problem, settings: Settings) -> None:
         timing = Timing(name)
         if name == FAST:
             row.fast = timing
+        elif name == FAST_GRAPH:
+            row.fast_graph = timing
         elif name == CEILING:
             row.ceiling = timing
         else:
             row.torch.append(timing)
         try:
             contender = build(row.optimizer, name, row.options, problem)
-            for _ in range(_COMPARED_STEPS):
+            for _ in range(_COMPARED_STEPS[settings.device] - contender.taken):
                 contender.step()
         except Exception as error:  # noqa: BLE001 - whatever it raises is why it does not take part
             timing.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -288,11 +309,11 @@ def _time(row: Row, problem: Problem, settings: Settings) -> None:
     for timing in row.timings:
         if reference is not None and timing.name in contenders and timing.name not in (reference.name, CEILING):
             timing.distance = contenders[timing.name].distance(reference, problem.start)
-    row.note = _served(row, contenders.get(FAST))
+    row.note = _served(row, contenders.get(FAST), _COMPARED_STEPS[settings.device])
     _rounds([(t, contenders[t.name].step) for t in row.timings if t.name in contenders], row, settings)
 
 
-def _served(row: Row, contender: Contender | None) -> str:
+def _served(row: Row, contender: Contender | None, steps: int) -> str:
     """What is to be said of who steps the fast class, or nothing."""
     if row.fast is None:
         return f"stepcheck.fast has no {row.optimizer}"
@@ -300,10 +321,13 @@ def _served(row: Row, contender: Contender | None) -> str:
         return f"fast: {row.fast.error}"
     row.engine, reason = contender.served
     told = [f"stepped by torch: {reason}"] if row.engine == "torch" else []
-    if row.wrong:
-        told.append(
-            f"WRONG: after {_COMPARED_STEPS} steps {row.fast.distance:.2g} of torch's way from torch's parameters"
-        )
+    told += [
+        f"WRONG: after {steps} steps {t.name} is {t.distance:.2g} of torch's way from torch's parameters"
+        for t in (row.fast, row.fast_graph)
+        if t is not None and not t.sane
+    ]
+    if row.fast_graph is not None and row.fast_graph.error:
+        told.append(f"{FAST_GRAPH}: {row.fast_graph.error}")
     return "; ".join(told)
 
 
@@ -322,6 +346,8 @@ def _rounds(timed: list[tuple[Timing, Callable[[], Any]]], row: Row, settings: S
             turn = n % max(len(timed), 1)
             for timing, step in (*timed[turn:], *timed[:turn]):
                 timing.seconds.append(clock(step, timing.batch) / timing.batch)
+                if settings.device == "cuda":
+                    timing.host.append(cuda.enqueue_seconds(step))
             spent = time.perf_counter() - start
             enough = n + 1 >= _FEW_ROUNDS or spent / (n + 1) > PATIENCE
             if settings.rounds is None and spent > PATIENCE and enough:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from stepcheck.harness import report
 from stepcheck.harness.bench import machine
-from stepcheck.harness.bench.contenders import FAST, TIMED_MODES
+from stepcheck.harness.bench.contenders import FAST, FAST_GRAPH, TIMED_MODES
 from stepcheck.harness.bench.rounds import Row, Scaling, Settings, Timing, quartiles
 from stepcheck.harness.bench.workloads import Workload
 from stepcheck.harness.subjects import UsageError
@@ -25,6 +25,11 @@ LEGEND = (
     "ratio: the fastest of torch's modes (bold) over fast, each the median of its rounds; by rounds: the median (quartiles) of the"
     " ratios of single rounds. GB/s: bytes that a step has to move, over fast's time. ceiling: the share of the speed of a kernel"
     " that moves as many and computes next to nothing, where they exceed the cache."
+)
+CUDA_LEGEND = (
+    " Times are the GPU's, between events around many steps; graph, fast graph: torch's capturable mode and fast, each replayed by a CUDA graph, and"
+    " their ratio; ratio: without graphs. host: the processor's time until a step returns, of torch's fastest mode and of fast. ceiling: on a GPU,"
+    " the share of the speed of a copy of as many bytes."
 )
 
 
@@ -57,18 +62,31 @@ def title(workload: Workload) -> str:
 def table(rows: Sequence[Row]) -> Table:
     """The rows of one workload; columns that none of them fills are left out."""
     names = [
-        name for name in (*TIMED_MODES, FAST) if any(t.name == name and t.seconds for r in rows for t in r.timings)
+        name
+        for name in (*TIMED_MODES, FAST, FAST_GRAPH)
+        if any(t.name == name and t.seconds for r in rows for t in r.timings)
     ]
     compared, moved, held = (
         any(r.ratio is not None for r in rows),
         any(r.bandwidth for r in rows),
         any(r.share for r in rows),
     )
-    made = _table("optimizer", *names, *["ratio", "by rounds"] * compared, *["GB/s"] * moved, *["ceiling"] * held)
+    graphed, hosted = any(r.graph_ratio for r in rows), any(t.host for r in rows for t in r.timings)
+    made = _table(
+        "optimizer",
+        *names,
+        *["ratio", "by rounds"] * compared,
+        *["graph ratio"] * graphed,
+        *["torch host", "fast host"] * hosted,
+        *["GB/s"] * moved,
+        *["ceiling"] * held,
+    )
     for row in rows:
         times = {t.name: _time(t, row) for t in row.timings}
         cells = [row.optimizer, *(times.get(name, "") for name in names)]
         cells += [*_ratio(row)] * compared
+        cells += [_three(row.graph_ratio) if row.graph_ratio else ""] * graphed
+        cells += [_host(row.best), _host(row.fast)] * hosted
         cells += [f"{row.bandwidth / 1e9:.1f}" if row.bandwidth else ""] * moved
         cells += [f"{row.share:.0%}" if row.share else ""] * held
         made.add_row(*cells)
@@ -82,6 +100,11 @@ def _time(timing: Timing, row: Row) -> str:
     if not timing.sane:
         return f"[red]{told}[/]"
     return f"[bold]{told}[/]" if timing is row.best else told
+
+
+def _host(timing: Timing | None) -> str:
+    seconds = timing.host_median if timing else None
+    return "" if seconds is None else duration(seconds)
 
 
 def _ratio(row: Row) -> tuple[str, str]:
@@ -132,6 +155,7 @@ def environment(device: str) -> dict[str, Any]:
         "processor": machine.processor(device),
         "threads": torch.get_num_threads(),
         "cache_bytes": machine.cache_bytes(device),
+        **(machine.gpu() if device == "cuda" else {}),
     }
 
 
@@ -165,10 +189,12 @@ def _result(row: Row) -> dict[str, Any]:
         "options": row.options,
         "torch": {t.name: _timing(t) for t in row.torch},
         "fast": _timing(row.fast) if row.fast else None,
+        "fast_graph": _timing(row.fast_graph) if row.fast_graph else None,
         "ceiling": _timing(row.ceiling) if row.ceiling else None,
         "best": row.best.name if row.best else None,
         "ratio": row.ratio,
         "round_ratios": {"median": _median(row.round_ratios), "quartiles": quartiles(row.round_ratios)},
+        "graph_ratio": row.graph_ratio,
         "engine": row.engine or None,
         "wrong": row.wrong,
         "bytes_per_element": row.bytes_per_element,
@@ -184,6 +210,7 @@ def _timing(timing: Timing) -> dict[str, Any]:
         "quartiles": quartiles(timing.seconds),
         "rounds": timing.seconds,
         "steps_per_round": timing.batch,
+        "host": {"median": timing.host_median, "rounds": timing.host} if timing.host else None,
         "distance": timing.distance,
         "error": timing.error,
     }

@@ -138,6 +138,11 @@ class Problem:
     gradients: list[torch.Tensor]
     curvatures: list[torch.Tensor]
 
+    @property
+    def device(self) -> torch.device:
+        """Where all of it is."""
+        return self.start[0].device
+
     def parameters(self) -> tuple[list[torch.Tensor], Callable[[], Any] | None]:
         """New parameters with their gradients, and the closure that their step wants, if any."""
         parameters = [p.clone().requires_grad_() for p in self.start]

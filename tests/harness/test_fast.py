@@ -11,14 +11,16 @@ from stepcheck.fast.rules import sqrt
 from stepcheck.harness import campaign
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.ledger import LEDGER
-from stepcheck.harness.subjects import UsageError, class_subject, fast_subject, resolve
+from stepcheck.harness.subjects import UsageError, class_subject, fast_subject, no_cuda, resolve
 from stepcheck.reference import SPECS
 
 
 def test_there_is_one_for_each_reference():
-    assert [s.name for s in resolve("fast")] == [f"fast:{name}{mode}" for mode in ("", "[triton]") for name in SPECS]
+    modes = ["", "[triton]", *([] if no_cuda() else ["[cuda]"])]
+    assert [s.name for s in resolve("fast")] == [f"fast:{name}{mode}" for mode in modes for name in SPECS]
     assert resolve("fast:Adam") == [fast_subject("Adam")]
     assert resolve("fast:Adam[triton]") == [fast_subject("Adam", "triton")]
+    assert resolve("fast:Adam[cuda]") == [fast_subject("Adam", "cuda")]
     assert {name for name in fast.__all__ if name != "Served"} == set(SPECS)
 
 
@@ -27,7 +29,7 @@ def test_there_is_one_for_each_reference():
     [
         ("fast:Foo", "no reference named 'Foo'"),
         ("fast:", "name an optimizer"),
-        ("fast:Adam[x]", "has the modes triton"),
+        ("fast:Adam[x]", "has the modes triton, cuda, or none"),
     ],
 )
 def test_what_there_is_not_is_told(text, said):

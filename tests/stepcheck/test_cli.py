@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from stepcheck import cli
 from stepcheck.reference import SPECS
@@ -165,7 +166,7 @@ def test_an_error_of_the_harness_in_a_replay_is_told_as_one(folder, divergence):
         (["check", "torch:Foo"], "no reference named 'Foo'"),
         (["check", "torch:Adam[warp]"], "forloop, foreach, fused"),
         (["check", "torch:RMSprop[fused]"], "forloop, foreach"),
-        (["check", "fast:Adam[warp]"], "has no modes"),
+        (["check", "fast:Adam[warp]"], "has the modes triton, cuda, or none"),
         (["check", "tensorflow"], "unknown subject"),
         (["check", "no_such_module:Thing", "--like", "Adam"], "cannot import no_such_module"),
         (["check", "some_module:Thing", "--like", "Adam"], "has no Thing"),
@@ -212,6 +213,18 @@ def test_a_bad_trace_file_is_one_line_and_exit_status_2(refuse, folder, text, sa
 
 def test_too_few_examples_to_ask_every_check_is_unknown(folder):
     assert run(folder, "check", "torch:SGD[forloop]", "--examples", "1").returncode == 3
+
+
+def test_nothing_is_said_at_exit_of_what_triton_leaves_behind(folder):
+    done = run(folder, "check", "fast:SGD[triton]", "--examples", "5", "--only", "agreement")
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is built with CUDA")
+def test_without_cuda_a_subject_on_it_is_unsupported_and_says_why(folder):
+    done = run(folder, "check", "fast:Adam[cuda]")
+    assert done.returncode == 0
+    assert "fast:Adam[cuda]: unsupported: no CUDA device: torch was built without CUDA" in done.stdout
 
 
 def test_the_same_command_twice_says_the_same(folder):

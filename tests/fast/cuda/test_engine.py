@@ -324,6 +324,8 @@ def test_tables_that_a_graph_copies_from_are_not_used_by_later_steps(monkeypatch
     monkeypatch.undo()
     optimizer.step()
     assert optimizer._plans != [plan]
+    # The graph goes on reading them.
+    assert optimizer._recorded == (plan,)
 
 
 def test_it_says_who_steps(monkeypatch):

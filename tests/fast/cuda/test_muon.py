@@ -294,6 +294,19 @@ def test_a_graph_cannot_be_captured_before_the_tables_are_made(monkeypatch):
         optimizer.step()
 
 
+def test_tables_that_a_graph_has_recorded_are_kept_and_not_used_by_later_steps(monkeypatch):
+    optimizer = interpreted.Muon(_parameters((4, 4)))
+    optimizer.step()
+    (plan,) = optimizer._plans
+    monkeypatch.setattr(runtime, "capturing", lambda _: True)
+    optimizer.step()
+    assert optimizer._plans == [plan]
+    monkeypatch.undo()
+    optimizer.step()
+    assert optimizer._plans != [plan]
+    assert optimizer._recorded == (plan,)
+
+
 # --- Scaled gradients, and what else kernels are given
 
 
