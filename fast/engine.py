@@ -93,7 +93,8 @@ def refusal(rule: Rule, group: Group, state: Mapping[torch.Tensor, State], *, in
     reason = torch_alone(group)
     for p in group["params"]:
         own = state.get(p, {})
-        reason = reason or exotic(p, interpreted=interpreted, sharded=True) or _foreign(rule, group, p, own)
+        reason = reason or exotic(p, interpreted=interpreted, sharded=True)
+        reason = reason or foreign(rule.counters, rule.present(group), p, own)
     return reason
 
 
@@ -103,12 +104,12 @@ def engine_of(devices: Iterable[torch.device], *, interpreted: bool) -> str:
     return " and ".join(sorted(names)) or "numba"
 
 
-def _foreign(rule: Rule, group: Group, p: torch.Tensor, state: State) -> str:
-    """Why kernels do not read this state, or nothing."""
-    for name in rule.counters:
+def foreign(numbers: Iterable[str], buffers: Iterable[str], p: torch.Tensor, state: State) -> str:
+    """Why kernels do not read the numbers and the buffers of these names in the state of a parameter, or nothing."""
+    for name in numbers:
         if is_sharded(state.get(name)):
             return f"{name} in the state is a DTensor"
-    for name in rule.present(group):
+    for name in buffers:
         buffer = state.get(name)
         if buffer is None:
             continue

@@ -45,7 +45,13 @@ class LBFGS(Fast, torch.optim.LBFGS):
     *Large-scale L-BFGS using MapReduce*, 2014); those of the second from the products of all :math:`y_i` with what the first
     loop leaves, found as it is formed. So a direction takes three passes over half of the history each, where the recursion
     takes four, and a single call for each pass. Short vectors take the recursion as it is written, in one call. Sums are
-    float64. So it is with float32, and with short vectors of float64, on the CPU; all else takes one operation of torch after another.
+    float64. So it is with float32, and with short vectors of float64, on the CPU, and on CUDA with float32 of any length; all else
+    takes one operation of torch after another.
+
+    On CUDA it waits for the device, as it must: the search decides on the CPU. It reads one tensor of a few numbers for each
+    evaluation (loss, largest element of the gradient, derivative along the direction) and three for each direction (products of
+    the history with the gradient, those of the second loop, derivative and largest element of the direction); where torch
+    forms it, a comparison and one such tensor. Parameters on several devices are refused, as in torch, which joins them to one vector.
 
     Of DTensors, each evaluation gathers the gradient; every rank has all of the history, as plain tensors, and moves its part of the
     parameters. The closure has to return the same loss on every rank.
@@ -69,6 +75,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
 
     Raises:
         ValueError: an option is outside its domain, in a group too, or there are several groups.
+        RuntimeError: in ``step``, the parameters are on several devices.
 
     Source: Nocedal and Wright, *Numerical optimization*, 2nd ed., algorithms 3.5, 3.6 and 7.4; Schmidt, *minFunc*, 2005.
     """
@@ -105,10 +112,23 @@ class LBFGS(Fast, torch.optim.LBFGS):
         # As _Iterate.next decides, of a history that is full.
         long = group["history_size"] * sum(p.numel() for p in params) >= _WORTH_PASSES
         kernels = dtypes == {torch.float32} or (dtypes == {torch.float64} and not long)
-        gathered = GATHERED if any_sharded([group]) else ""
-        if kernels and not any(exotic(p) for p in params if not is_sharded(p)):
-            return Served("numba", gathered)
-        return Served("blas", gathered)
+        on_device = any(map(self._on_device, params))
+        if on_device:
+            kernels = functools.reduce(torch.promote_types, (p.dtype.to_real() for p in params)) is torch.float32
+        reason = GATHERED if any_sharded([group]) else ""
+        if kernels and not any(exotic(p, interpreted=self._interpreted) for p in params if not is_sharded(p)):
+            return Served("triton" if on_device else "numba", reason)
+        return Served("blas", reason)
+
+    def _on_device(self, p: Tensor) -> bool:
+        return self._interpreted or p.device.type != "cpu"
+
+    def _worker(self, like: Tensor) -> _Work:
+        """What directions are formed with on the device of the parameters."""
+        kind = _DeviceWork if self._on_device(like) else _Work
+        if type(self.__dict__.get("_work")) is not kind:
+            self._work = kind()
+        return self._work
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled: what torch names, and whether ``max_eval`` was left open."""
@@ -142,6 +162,9 @@ class LBFGS(Fast, torch.optim.LBFGS):
         if len(self.param_groups) != 1:
             raise AssertionError(f"Expected exactly one param_group, but got {len(self.param_groups)}")
         group = self.param_groups[0]
+        devices = sorted({str(p.device) for p in group["params"]})
+        if len(devices) > 1:
+            raise RuntimeError(f"LBFGS forms one vector of all parameters, got some on {' and '.join(devices)}")
         if group["max_eval"] is None or group["max_eval"] == self._open_max_eval:
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
         point = _Point(group["params"], torch.enable_grad()(closure))
@@ -165,9 +188,9 @@ class LBFGS(Fast, torch.optim.LBFGS):
         state: Mapping[str, Any] = self.state.get(point.params[0], {})
         n_iter, evaluations = state.get("n_iter", 0), state.get("func_evals", 0)
         returned, spent = point.evaluate(), 1
-        if _largest(point.gradient) <= least:
+        if point.largest <= least:
             return returned, {"n_iter": n_iter, "func_evals": evaluations + spent}
-        now, work = _Iterate.of(state, point.gradient), self.__dict__.setdefault("_work", _Work())
+        now, work = _Iterate.of(state, point.gradient), self._worker(point.gradient)
         for iteration in range(1, most + 1):
             n_iter += 1
             g, loss, last = point.gradient, point.loss, iteration == most
@@ -181,9 +204,9 @@ class LBFGS(Fast, torch.optim.LBFGS):
                 trials = 0 if last else 1
                 point.move(now.d, now.t, evaluated=not last)
             spent += trials
-            if last or spent >= max_eval or _largest(point.gradient) <= least:
+            if last or spent >= max_eval or point.largest <= least:
                 break
-            if _largest(now.d) * abs(now.t) <= change or abs(point.loss - loss) < change:
+            if now.largest * abs(now.t) <= change or abs(point.loss - loss) < change:
                 break
         return returned, {"n_iter": n_iter, "func_evals": evaluations + spent, **now.entries()}
 
@@ -199,25 +222,36 @@ class _Point:
     """The parameters as one vector, and the loss and the gradient there.
 
     Attributes:
-        loss: a Python float.
-        gradient: one vector of all gradients, a new one for each evaluation; of a complex number, the real and the imaginary
-            part.
+        seen: what the last evaluation found.
     """
 
     def __init__(self, params: Sequence[Tensor], closure: Callable[[], Any]) -> None:
         self.params, self.closure = params, closure
-        self.loss = math.nan
-        self.gradient = torch.empty(0)
+        self.seen = _Seen(math.nan, torch.empty(0))
         self.before: list[Tensor] | None = None
 
-    def evaluate(self) -> Any:
+    @property
+    def loss(self) -> float:
+        return self.seen.loss
+
+    @property
+    def gradient(self) -> Tensor:
+        return self.seen.gradient
+
+    @property
+    def largest(self) -> float:
+        return self.seen.largest
+
+    def evaluate(self, d: Tensor | None = None) -> Any:
+        """The loss and the gradient here; and the derivative along ``d``, if it is wanted."""
         returned = self.closure()
         for p in filter(is_sharded, self.params):
             wrong = shard_refusal(p, {}, (), whole=True) if p.grad is not None else ""
             if wrong:
                 raise RuntimeError(f"LBFGS: {wrong}")
-        self.loss = agreed(returned, self.params)
-        self.gradient = torch.cat([_flat_gradient(p) for p in self.params])
+        loss = agreed(returned, self.params) if any(map(is_sharded, self.params)) else returned
+        gradient = torch.cat([_flat_gradient(p) for p in self.params])
+        self.seen = _Seen.of(loss, gradient, d)
         return returned
 
     def move(self, d: Tensor, t: float, *, evaluated: bool) -> None:
@@ -253,6 +287,52 @@ class _Point:
         return [part_of(p, x) if is_sharded(p) else x for p, x in zip(self.params, full, strict=True)]
 
 
+@dataclass
+class _Seen:
+    """What an evaluation found. Of a device it is read in one transfer; on the CPU, where reading costs nothing, when it is wanted.
+
+    Attributes:
+        loss: a Python float.
+        gradient: one vector of all gradients, a new one for each evaluation; of a complex number, the real and the imaginary
+            part.
+        slope: the derivative along a direction.
+    """
+
+    loss: float
+    gradient: Tensor
+    slope: float = math.nan
+    _largest: float | None = None
+
+    @classmethod
+    def of(cls, loss: Any, gradient: Tensor, d: Tensor | None) -> _Seen:
+        slope = math.nan if d is None else gradient.dot(d)
+        if _on_host(gradient):
+            return cls(float(loss), gradient, float(slope))
+        here = (
+            isinstance(loss, Tensor) and loss.device == gradient.device and loss.numel() == 1 and not loss.is_complex()
+        )
+        known = [_size(gradient), *([slope] if d is not None else ()), *([loss] if here else ())]
+        largest, *rest = _together(known)
+        return cls(rest[-1] if here else float(loss), gradient, rest[0] if d is not None else math.nan, largest)
+
+    @property
+    def largest(self) -> float:
+        if self._largest is None:
+            self._largest = _largest(self.gradient)
+        return self._largest
+
+
+def _on_host(x: Tensor) -> bool:
+    """Whether to read a number of it costs nothing."""
+    return x.device.type == "cpu"
+
+
+def _together(numbers: Sequence[Tensor]) -> list[float]:
+    """Tensors of one number each as Python's numbers, in one transfer, which waits for their device."""
+    found: list[float] = torch.stack([x.detach().reshape(()).to(torch.float64) for x in numbers]).tolist()
+    return found
+
+
 def _flat_gradient(p: Tensor) -> Tensor:
     g = p.grad
     if g is None:
@@ -272,8 +352,31 @@ def _largest(x: Tensor) -> float:
     return max(-least, most)
 
 
+def _size(x: Tensor) -> Tensor:
+    """The same, where the tensor is."""
+    least, most = torch.aminmax(x) if x.numel() else (x.sum(), x.sum())
+    return torch.maximum(-least, most)
+
+
+def _slope_and_size(g: Tensor, d: Tensor) -> tuple[float, float | None]:
+    """The derivative along a direction and its largest element, read from a device together; on the CPU the latter may wait."""
+    slope = g.dot(d)
+    if _on_host(d):
+        return slope.item(), None
+    found, size = _together([slope, _size(d)])
+    return found, size
+
+
 def _in_dtype(x: float, like: Tensor) -> Tensor:
-    return torch.tensor(x, dtype=like.dtype, device=like.device)
+    """A number rounded to the dtype of a tensor; on the CPU, where it is decided upon."""
+    return torch.tensor(x, dtype=like.dtype)
+
+
+def _beside(x: Any, like: Tensor) -> Any:
+    """A number that was decided upon, where the state has it, without waiting for the device."""
+    if not isinstance(x, Tensor) or x.device == like.device:
+        return x
+    return torch.full((), x.item(), dtype=x.dtype, device=like.device)
 
 
 # Iterations ---------------------------------------------------------------------------------------------------------------
@@ -287,7 +390,8 @@ class _Pairs(NamedTuple):
     ro: list[Any]
 
     def with_latest(self, y: Tensor, s: Tensor, ys: Tensor, size: int) -> _Pairs:
-        return _Pairs([*self.dirs, y][-size:], [*self.steps, s][-size:], [*self.ro, 1.0 / ys][-size:])
+        ro = [*self.ro, _beside(1.0 / ys, y)]
+        return _Pairs([*self.dirs, y][-size:], [*self.steps, s][-size:], ro[-size:])
 
 
 @dataclass
@@ -302,6 +406,7 @@ class _Iterate:
         gradient: where ``d`` starts.
         loss: there.
         slope: the directional derivative there.
+        size: the largest element of ``d``, if that is known already.
     """
 
     d: Tensor
@@ -311,6 +416,14 @@ class _Iterate:
     gradient: Tensor
     loss: float = math.nan
     slope: float = math.nan
+    size: float | None = None
+
+    @property
+    def largest(self) -> float:
+        """The largest element of the direction."""
+        if self.size is None:
+            self.size = _largest(self.d)
+        return self.size
 
     @classmethod
     def of(cls, state: Mapping[str, Any], like: Tensor) -> _Iterate:
@@ -331,26 +444,22 @@ class _Iterate:
     def first(cls, g: Tensor, lr: float) -> _Iterate:
         d = g.neg()
         total = _in_dtype(torch.linalg.vector_norm(g, 1, dtype=torch.float64).item(), g).item()
-        return cls(d, min(1.0, 1.0 / total) * lr, _Pairs([], [], []), 1, g, slope=g.dot(d).item())
+        t, (slope, size) = min(1.0, 1.0 / total) * lr, _slope_and_size(g, d)
+        return cls(d, t, _Pairs([], [], []), 1, g, slope=slope, size=size)
 
     def next(self, g: Tensor, lr: float, size: int, work: _Work) -> _Iterate:
         """The iteration after this one: what changed is remembered, and there is a new direction."""
-        long = len(self.pairs.ro) * g.numel() >= max(1, _WORTH_PASSES)
-        # The passes know scalar products of remembered pairs in float64, which is enough for vectors of float32 alone: where
-        # pairs are nearly dependent the products cancel.
-        passes = long and g.dtype is torch.float32 and g.device.type == "cpu"
-        own = not long and g.dtype in _OWN and g.device.type == "cpu"
-        if passes:
-            pairs, eta, d, slope = work.in_three_passes(self, g, size)
-        else:
-            y, s = g - self.gradient, self.d * self.t
-            pairs, eta = self.remembered(y, s, y.dot(s), y.dot(y), size)
-            d = work.in_one_kernel(pairs, float(eta), g) if own else _two_loops(pairs, eta, g)
-            slope = g.dot(d).item()
-        return _Iterate(d, lr, pairs, eta, g, slope=slope)
+        way = work.way(len(self.pairs.ro), g)
+        if way == "passes":
+            return work.in_three_passes(self, g, lr, size)
+        y, s = g - self.gradient, self.d * self.t
+        pairs, eta = self.remembered(y, s, y.dot(s), y.dot(y), size)
+        d = work.in_one_kernel(pairs, float(eta), g) if way == "kernel" else _two_loops(pairs, eta, g)
+        slope, largest = _slope_and_size(g, d)
+        return _Iterate(d, lr, pairs, eta, g, slope=slope, size=largest)
 
     def remembered(self, y: Tensor, s: Tensor, ys: Tensor, yy: Tensor, size: int) -> tuple[_Pairs, Any]:
-        """The history and the scale with a new pair, if it has enough curvature."""
+        """The history and the scale with a new pair, if it has enough curvature; the scale is where ``ys`` is."""
         if ys > LEAST_CURVATURE:
             return self.pairs.with_latest(y, s, ys, size), ys / yy
         return self.pairs, self.eta
@@ -365,14 +474,14 @@ class _Iterate:
 
 
 def _two_loops(pairs: _Pairs, eta: Any, g: Tensor) -> Tensor:
-    """The two-loop recursion as it is written (Nocedal and Wright, algorithm 7.4)."""
+    """The two-loop recursion as it is written (Nocedal and Wright, algorithm 7.4); it reads no number from a device."""
     d, alphas = g.neg(), []
     for y, s, rho in zip(*map(reversed, pairs), strict=True):
         alphas.append(s.dot(d) * rho)
-        d.add_(y, alpha=-alphas[-1].item())
+        d.addcmul_(y, alphas[-1], value=-1)
     d.mul_(eta)
     for y, s, rho, alpha in zip(*pairs, reversed(alphas), strict=True):
-        d.add_(s, alpha=(alpha - y.dot(d) * rho).item())
+        d.addcmul_(s, alpha - y.dot(d) * rho)
     return d
 
 
@@ -383,11 +492,13 @@ class _Products(NamedTuple):
         pairs: the history that they are of.
         versions: how often its vectors had been written to by then.
         sy: row i, column j: of ``s`` i with ``y`` j; only from the diagonal on, which is all that the recursion asks for.
+        rho: the inverses that the history has, as numbers of the CPU.
     """
 
     pairs: _Pairs
     versions: list[int]
     sy: Floats
+    rho: Floats
 
     def are_of(self, pairs: _Pairs) -> bool:
         mine, theirs = (list(itertools.chain(*p)) for p in (self.pairs, pairs))
@@ -404,7 +515,18 @@ class _Work:
     def __init__(self) -> None:
         self.known: _Products | None = None
         self.q: Floats = np.empty(0)
+        #: The largest element of the last direction, where it was read with the slope.
+        self.size: float | None = None
         self.scratch: Floats = np.empty(0)
+
+    def way(self, k: int, g: Tensor) -> str:
+        """How to form the direction at ``g`` with ``k`` pairs: ``"passes"``, one ``"kernel"``, or ``"operations"`` of torch."""
+        long = k * g.numel() >= max(1, _WORTH_PASSES)
+        # The passes know scalar products of remembered pairs in float64, which is enough for vectors of float32 alone: where
+        # pairs are nearly dependent the products cancel.
+        if long and g.dtype is torch.float32:
+            return "passes"
+        return "kernel" if not long and g.dtype in _OWN else "operations"
 
     def in_one_kernel(self, pairs: _Pairs, scale: float, g: Tensor) -> Tensor:
         """The two-loop recursion in one call, for vectors that stay in a cache."""
@@ -414,15 +536,13 @@ class _Work:
         self._run(_kernel(_RECURSION, g.dtype), 1, g.numel(), k, rows, numbers, self._vector(g), g, d)
         return d
 
-    def in_three_passes(self, last: _Iterate, g: Tensor, size: int) -> tuple[_Pairs, Any, Tensor, float]:
-        """For vectors that no cache holds: through the steps, through the changes of the gradient, through the steps again.
-
-        Returns:
-            The history and its scale after ``last``, the direction, and its product with ``g``.
-        """
+    def in_three_passes(self, last: _Iterate, g: Tensor, lr: float, size: int) -> _Iterate:
+        """For vectors that no cache holds: through the steps, through the changes of the gradient, through the steps again."""
         before, y, s = last.pairs, torch.empty_like(g), torch.empty_like(g)
         known = self.known
-        sy = known.sy if known is not None and known.are_of(before) else self.products(before)
+        if known is None or not known.are_of(before):
+            known = _Products(before, [], self.products(before), _numbers(before.ro))
+        sy, rho = known.sy, known.rho
         # The new pair is one like the others in the pass that finds out whether it is to be remembered.
         found = self.times([*before.steps, s, y], g, y, last.gradient, s, last.d, np.array([last.t]))
         ys, yy = (_in_dtype(x, g) for x in found[-2:, 1])
@@ -431,12 +551,14 @@ class _Work:
         if pairs is not before:
             kept, s_g = len(sy) + 1 - k, found[-1 - k : -1, 0]
             sy = np.block([[sy[kept:, kept:], found[kept:-2, 1:]], [np.zeros(k - 1), found[-2, 1]]])
-        self.known = _Products(pairs, _versions(pairs), sy)
-        rho, scale = _numbers(pairs.ro), float(eta)
+            rho = np.append(rho[kept:], (1.0 / ys).item())
+        self.known = _Products(pairs, _versions(pairs), sy, rho)
+        scale = float(eta)
         alphas = self._substituted(sy[::-1, ::-1], rho[::-1], s_g[::-1], np.zeros(k))[::-1]
         y_q = self.reduced(pairs.dirs, alphas, g)
         deltas = self._substituted(sy.T, rho, scale * y_q, alphas)
-        return pairs, eta, *self.combined(pairs.steps, deltas, scale, g)
+        d, slope = self.combined(pairs.steps, deltas, scale, g)
+        return _Iterate(d, lr, pairs, _beside(eta, g), g, slope=slope, size=self.size)
 
     def products(self, pairs: _Pairs) -> Floats:
         """All of a history anew, as of one that was loaded."""
@@ -505,7 +627,42 @@ class _Work:
         native.run(kernel, launch.ctypes.data, threads)
 
 
+class _DeviceWork(_Work):
+    """The same on a CUDA device, or by Triton's interpreter: passes however short the vectors are, each read in one transfer."""
+
+    q: Tensor  # type: ignore[assignment]
+
+    def way(self, k: int, g: Tensor) -> str:
+        from stepcheck.fast.cuda.runtime import unavailable
+
+        return "passes" if k and g.numel() and g.dtype is torch.float32 and not unavailable(g.device) else "operations"
+
+    def times(self, rows: Sequence[Tensor], a: Tensor, b: Tensor, *formed: Tensor | Floats) -> Floats:
+        from stepcheck.fast.cuda import lbfgs as kernels
+
+        if formed:
+            before, s, d, t = (x if isinstance(x, Tensor) else torch.from_numpy(x) for x in formed)
+            torch.sub(a, before, out=b)
+            torch.mul(d, t.item(), out=s)
+        return kernels.products(rows, (a, b))
+
+    def reduced(self, rows: Sequence[Tensor], coefficients: Floats, g: Tensor) -> Floats:
+        from stepcheck.fast.cuda import lbfgs as kernels
+
+        self.q = kernels.summed(rows, -coefficients, -1.0, g)
+        return kernels.products(rows, (self.q,))[:, 0]
+
+    def combined(self, rows: Sequence[Tensor], coefficients: Floats, scale: float, g: Tensor) -> tuple[Tensor, float]:
+        from stepcheck.fast.cuda import lbfgs as kernels
+
+        d, slope = kernels.rounded_sum(rows, coefficients, scale, self.q, g)
+        found, self.size = _together([slope, _size(d)])
+        return d, found
+
+
 def _numbers(entries: Sequence[Any]) -> Floats:
+    if entries and all(isinstance(x, Tensor) and not _on_host(x) for x in entries):
+        return np.array(_together(entries))
     return np.array(list(map(float, entries)))
 
 
@@ -690,21 +847,24 @@ def _kernel(source: str, dtype: torch.dtype, block: str = "") -> Kernel:
 
 
 class _Trial(NamedTuple):
-    """A step length along a direction, with loss, gradient and directional derivative there."""
+    """A step length along a direction, and what was seen there; the derivative is along the direction."""
 
     t: float
-    loss: float
-    gradient: Tensor
+    seen: _Seen
     slope: float
+
+    @property
+    def loss(self) -> float:
+        return self.seen.loss
 
 
 class _Line:
     """The line through a point along a direction, and the conditions that its points meet."""
 
     def __init__(self, point: _Point, now: _Iterate) -> None:
-        self.point, self.d = point, now.d
+        self.point, self.now, self.d = point, now, now.d
         self.x, self.parts = point.keep(), point.parts(now.d)
-        self.start = _Trial(0.0, point.loss, point.gradient, now.slope)
+        self.start = _Trial(0.0, point.seen, now.slope)
         self.trials = 0
         self.at = 0.0
 
@@ -715,9 +875,9 @@ class _Line:
 
     def evaluate(self, t: float) -> _Trial:
         self.go(t)
-        self.point.evaluate()
+        self.point.evaluate(self.d)
         self.trials += 1
-        return _Trial(t, self.point.loss, self.point.gradient, self.point.gradient.dot(self.d).item())
+        return _Trial(t, self.point.seen, self.point.seen.slope)
 
     def too_high(self, trial: _Trial) -> bool:
         # A loss of NaN is neither too high nor low enough.
@@ -740,7 +900,7 @@ def _strong_wolfe(point: _Point, now: _Iterate, most: int) -> tuple[float, int]:
     found = _searched(line, now.t, most)
     if line.at != found.t:
         line.go(found.t)
-    point.loss, point.gradient = found.loss, found.gradient
+    point.seen = found.seen
     return found.t, line.trials
 
 
@@ -749,7 +909,7 @@ def _searched(line: _Line, t: float, most: int) -> _Trial:
     if len(bracket) == 1:
         return bracket[0]
     low, close = _lower(bracket), False
-    width = _largest(line.d)
+    width = line.now.largest
     while line.trials <= most and not abs(bracket[1].t - bracket[0].t) * width < LEAST_WIDTH:
         t, close = _inside(_cubic_minimum(bracket[0], bracket[1]), bracket, close=close)
         new, high = line.evaluate(t), 1 - low
@@ -797,7 +957,7 @@ def _cubic_minimum(a: _Trial, b: _Trial, bounds: tuple[float, float] | None = No
     """The minimizer, within bounds, of the cubic through two trials (Nocedal and Wright, equation 3.59)."""
     left, right = (a, b) if a.t <= b.t else (b, a)
     low, high = bounds or (left.t, right.t)
-    number = np.float64 if a.gradient.dtype == torch.float64 else np.float32
+    number = np.float64 if a.seen.gradient.dtype == torch.float64 else np.float32
     # Slopes have the range of the gradients that they come from, and a bracket of no width is no error.
     with np.errstate(all="ignore"):
         run = np.float64(right.t) - left.t

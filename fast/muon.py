@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stepcheck.fast.engine import Group, Scaling, Served, exotic
+from stepcheck.fast.engine import Group, Scaling, Served, exotic, foreign
 from stepcheck.fast.optimizer import Fast
 from stepcheck.fast.shards import GATHERED, alike, any_sharded, gathered, is_sharded, local, part_of, placed_as
 
+if TYPE_CHECKING:
+    from stepcheck.fast.cuda.muon import DevicePlan
+
 #: What the workspace may take, unless one matrix takes more. Small enough for caches to hold much of it.
 WORKSPACE_BYTES = 8 * 2**20
+#: The key of the momentum in the state.
+BUFFER = "momentum_buffer"
 #: Parts of the workspace start at cache lines.
 _ALIGNMENT = 64
 
@@ -41,8 +46,15 @@ class Muon(Fast, torch.optim.Muon):
     in float64, and 17 to 220 ms in bfloat16. The products follow ``torch.set_float32_matmul_precision``, whose default
     is float32 itself; nothing here changes it.
 
+    On CUDA the products are bfloat16, as those of torch are, accumulated in float32 (how often a result is rounded on the
+    way follows ``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction``), and D and its norm are rounded to it
+    first; those of float64 parameters stay float64. Momentum and parameters are computed in float32, or float64, and
+    rounded when they are stored. A step reads nothing from the device: a learning rate, momentum, ``eps`` or weight decay
+    may be a tensor there, and whether to unscale gradients, or to skip the step, is the kernels' business. It takes one
+    launch in all, and four and the products for as many matrices of a shape as the workspace holds.
+
     Of a DTensor, each rank has its part of the momentum and moves its part of the parameter; D is gathered, once for each matrix,
-    and orthogonalized by every rank.
+    and orthogonalized by every rank, by operations of torch in float32 or float64 on any device.
 
     Elsewhere it differs from torch on purpose: invalid options are refused, in a group as well as by keyword, and
     ``eps``, ``ns_coefficients`` and ``ns_steps`` are looked at too; all gradients are looked at before anything
@@ -58,6 +70,10 @@ class Muon(Fast, torch.optim.Muon):
     _numbers: ClassVar[tuple[str, ...]] = ()
     # Made when it is first needed: neither copying nor pickling an optimizer takes it along.
     _workspace: _Workspace
+    #: One for each device, where that is no CPU; nothing where there is anything beside them.
+    _plans: list[DevicePlan] | None = None
+    #: Those that CUDA graphs have recorded: whoever has such a graph may replay it for as long as there is the optimizer.
+    _recorded: tuple[DevicePlan, ...] = ()
 
     def add_param_group(self, param_group: Group) -> None:
         """As ``torch.optim``, with a copy of the dictionary, its options validated, and its parameters: they must be matrices.
@@ -78,8 +94,21 @@ class Muon(Fast, torch.optim.Muon):
         super().add_param_group(group)
 
     def _served(self, group: Group) -> Served:
-        reason = next(filter(None, (exotic(p, sharded=True) for p in group["params"])), "")
-        return Served("torch", reason) if reason else Served("blas", GATHERED if any_sharded([group]) else "")
+        reason = next(filter(None, map(self._exotic, group["params"])), "")
+        if reason:
+            return Served("torch", reason)
+        engines = {"triton" if self._on_device(p) else "blas" for p in group["params"]}
+        return Served(" and ".join(sorted(engines)) or "blas", GATHERED if any_sharded([group]) else "")
+
+    def _exotic(self, p: Tensor) -> str:
+        reason = exotic(p, interpreted=self._interpreted, sharded=True)
+        if not reason and self._on_device(p):
+            reason = foreign((), (BUFFER,), p, self.state.get(p, {}))
+        return reason
+
+    def _on_device(self, p: Tensor) -> bool:
+        """Whether kernels for CUDA step it."""
+        return (self._interpreted or p.device.type != "cpu") and not is_sharded(p)
 
     def _check_gradients(self, scaling: Scaling) -> None:
         super()._check_gradients(scaling)
@@ -94,37 +123,68 @@ class Muon(Fast, torch.optim.Muon):
 
     @torch.no_grad()
     def _update(self, scaling: Scaling) -> None:
+        plans = self._plans
+        if plans and all(plan.holds(self.param_groups, scaling) for plan in plans):
+            for plan in plans:
+                plan.step(scaling)
+            return
         self._check_gradients(scaling)
-        engines = [served.engine for served in self.engine]
-        own = [group for group, engine in zip(self.param_groups, engines, strict=True) if engine != "torch"]
-        left = [group for group, engine in zip(self.param_groups, engines, strict=True) if engine == "torch"]
-        if scaling.grad_scale is not None:
-            factor = scaling.factor
-            torch._foreach_mul_([local(p.grad) for group in own for p in group["params"] if p.grad is not None], factor)
-        stacks: dict[tuple[_Plan, bool], list[Tensor]] = {}
-        for group in own:
-            same: dict[tuple[torch.Size, torch.dtype, torch.device, bool], list[Tensor]] = {}
+        served = [(group, self._served(group)) for group in self.param_groups]
+        own = [group for group, by in served if by.engine != "torch"]
+        left = [group for group, by in served if by.engine == "torch"]
+        places = dict.fromkeys((self._on_device(p), p.device) for group in own for p in group["params"])
+        self._recorded += tuple(plan for plan in self._plans or () if plan.captured)
+        self._plans = None
+        plans = [self._plan(own, device, scaling) for on_device, device in places if on_device]
+        for plan in plans:
+            plan.step(scaling)
+        others = any(not on_device for on_device, _ in places)
+        if others and not scaling.skips:
+            self._step_by_operations(own, scaling)
+        if left:
+            self._step_by_torch(left, scaling)
+        elif not others:
+            self._plans = plans
+
+    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling) -> DevicePlan:
+        from stepcheck.fast.cuda.muon import DevicePlan  # where nothing is on a GPU, nobody needs it
+
+        return DevicePlan(groups, self.state, device, scaling)
+
+    def _step_by_operations(self, groups: list[Group], scaling: Scaling) -> None:
+        same: dict[tuple[int, torch.Size, torch.dtype, torch.device, bool], list[Tensor]] = {}
+        for n, group in enumerate(groups):
             for p in group["params"]:
-                if p.grad is not None:
-                    same.setdefault((p.shape, p.dtype, p.device, is_sharded(p)), []).append(p)
-            for (shape, dtype, device, sharded), params in same.items():
-                stacks.setdefault((_plan(shape, dtype, device, group), sharded), []).extend(params)
+                if p.grad is not None and not self._on_device(p):
+                    same.setdefault((n, p.shape, p.dtype, p.device, is_sharded(p)), []).append(p)
+        if scaling.grad_scale is not None:
+            torch._foreach_mul_([local(p.grad) for params in same.values() for p in params], scaling.factor)
+        stacks: dict[tuple[_Plan, bool], list[Tensor]] = {}
+        for (n, shape, dtype, device, sharded), params in same.items():
+            stacks.setdefault((_plan(shape, dtype, device, groups[n]), sharded), []).extend(params)
         workspace: _Workspace = self.__dict__.setdefault("_workspace", _Workspace())
         for (plan, sharded), params in stacks.items():
             step = _step_shards if sharded else _step
-            buffers = [self._buffer(p) for p in params]
+            buffers = [momentum_buffer(self.state[p], p) for p in params]
             if plan.rows and plan.columns:
-                for n in _portions(plan, len(params)):
-                    step(plan, params[n], buffers[n], workspace.of(plan, len(params[n])))
-        if left:
-            self._step_by_torch(left, scaling)
+                for part in _portions(plan, len(params)):
+                    step(plan, params[part], buffers[part], workspace.of(plan, len(params[part])))
 
-    def _buffer(self, p: Tensor) -> Tensor:
-        state: dict[str, Any] = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        buffer: Tensor = state["momentum_buffer"]
-        return buffer
+
+def momentum_buffer(state: dict[str, Any], p: Tensor) -> Tensor:
+    """The buffer in the state of a parameter; of one that has none, zeros."""
+    if BUFFER not in state:
+        state[BUFFER] = torch.zeros_like(p, memory_format=torch.preserve_format)
+    buffer: Tensor = state[BUFFER]
+    return buffer
+
+
+def adjustment(shape: torch.Size, adjust_lr_fn: str | None) -> float:
+    """What the learning rate of a matrix is multiplied by."""
+    rows, columns = shape
+    if adjust_lr_fn == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1.0, rows / columns)) if columns else 1.0
 
 
 class _Plan(NamedTuple):
@@ -150,10 +210,6 @@ class _Plan(NamedTuple):
 def _plan(shape: torch.Size, dtype: torch.dtype, device: torch.device, group: Mapping[str, Any]) -> _Plan:
     rows, columns = shape
     lr = float(group["lr"])
-    if group["adjust_lr_fn"] == "match_rms_adamw":
-        ratio = 0.2 * math.sqrt(max(rows, columns))
-    else:
-        ratio = math.sqrt(max(1.0, rows / columns)) if columns else 1.0
     return _Plan(
         rows=rows,
         columns=columns,
@@ -165,7 +221,7 @@ def _plan(shape: torch.Size, dtype: torch.dtype, device: torch.device, group: Ma
         eps=float(group["eps"]),
         steps=int(group["ns_steps"]),
         kept=1 - lr * float(group["weight_decay"]),
-        rate=lr * ratio,
+        rate=lr * adjustment(shape, group["adjust_lr_fn"]),
     )
 
 

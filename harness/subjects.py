@@ -50,8 +50,8 @@ class Profile:
         narrow_scalars: in float16 and bfloat16, hyperparameters are rounded to the dtype before they are used, not to float32.
         counters: the format in which scalars are computed that depend on a number kept for each parameter (``step``).
         in_place: the same, for a number that is updated in place (``mu_product``).
-        products: the format of matrix products: ``"bfloat16"``; ``"wide"``, float64 for float64 and float32 for all others; or
-            ``"any"`` of them, where that is not known.
+        products: the format of matrix products: ``"bfloat16"``; ``"wide"``, float64 for float64 and float32 for all others;
+            ``"tensor_cores"``, float64 for float64 and bfloat16 for all others; or ``"any"`` of them, where that is not known.
         products_rounded_once: matrix products in bfloat16 are accumulated wider, addend included, and rounded once.
     """
 
@@ -68,8 +68,10 @@ class Profile:
 
     def products_format(self, dtype: str) -> Format | None:
         """The format of matrix products for parameters of ``dtype``; ``None`` where it is not known."""
+        if self.products in ("wide", "tensor_cores") and FORMATS[dtype] is BINARY64:
+            return BINARY64
         if self.products == "wide":
-            return BINARY64 if FORMATS[dtype] is BINARY64 else BINARY32
+            return BINARY32
         return None if self.products == "any" else BFLOAT16
 
     def arithmetic(self, dtype: str) -> Arithmetic:
@@ -225,19 +227,27 @@ _FAST = Profile(
     ),
     narrow="once",
 )
-FAST_PROFILES: dict[str, Profile] = {
-    "RMSprop": _also(_FAST, "it divides before it scales", "quotient_first", "written"),
-    "RAdam": _also(_FAST, "it folds all scalars into one", "folded", "written"),
-    "Adafactor": _also(_FAST, "it multiplies by reciprocals of roots", "reciprocal", "written"),
-    "LBFGS": _also(
+#: By name, and ``triton`` for kernels for CUDA, whoever runs them, where they do not compute as those for the CPU do.
+FAST_PROFILES: dict[tuple[str, str], Profile] = {
+    ("RMSprop", ""): _also(_FAST, "it divides before it scales", "quotient_first", "written"),
+    ("RAdam", ""): _also(_FAST, "it folds all scalars into one", "folded", "written"),
+    ("Adafactor", ""): _also(_FAST, "it multiplies by reciprocals of roots", "reciprocal", "written"),
+    ("LBFGS", ""): _also(
         TORCH_CPU,
         "stepcheck.fast forms the scalar products of float32 and float64 in float64; all else is operations of torch",
     ),
-    "Muon": _also(
+    ("Muon", ""): _also(
         _FAST,
         "it averages with lerp, and multiplies matrices in float64 for float64 and in float32 for all else",
         "lerp",
         products="wide",
+    ),
+    ("Muon", "triton"): _also(
+        _FAST,
+        "it averages with lerp, and multiplies matrices in float64 for float64 and in bfloat16 for all else, each product accumulated in"
+        " float32; the norm is that of the matrix in bfloat16, and rounded to it; how often a library rounds a product is its own choice",
+        "lerp",
+        products="tensor_cores",
     ),
 }
 
@@ -390,8 +400,8 @@ def torch_subject(name: str, mode: str) -> Subject:
 #: and run by a GPU.
 FAST_MODES = ("triton", "cuda")
 #: A life by Triton's interpreter takes some ten times as long as one elsewhere; on a GPU each tensor that is read is waited for, and the
-#: first lives compile.
-_MODE_COST = 5
+#: first lives compile. Twice this, of those that multiply matrices or take closures, is not so much that they get lives of plain kinds alone.
+_MODE_COST = 4
 
 
 @functools.cache
@@ -404,7 +414,7 @@ def fast_subject(name: str, mode: str = "") -> Subject:
     module = importlib.import_module(f"stepcheck.fast{'.interpreted' if mode == 'triton' else ''}")
     spec, cls = SPECS[name], getattr(module, name)
     cost = 2 if spec.closure or spec.products else 1
-    written = FAST_PROFILES.get(name, _FAST)
+    written = FAST_PROFILES.get((name, "triton" if mode else ""), FAST_PROFILES.get((name, ""), _FAST))
     return Subject(
         name=f"fast:{name}[{mode}]" if mode else f"fast:{name}",
         spec=spec,

@@ -32,8 +32,14 @@ from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import ENTRIES, Rule, option
 from stepcheck.fast.tensors import Words
 
+#: Why a step cannot be recorded in a CUDA graph.
+NOT_CAPTURED = (
+    "a CUDA graph is being captured, and the tables for these parameters are not made yet: step once with gradients of the same"
+    " parameters before, as torch.cuda.graph asks for"
+)
 
-class _Table:
+
+class Table:
     """A table on the device, and what stands in it.
 
     Attributes:
@@ -90,7 +96,7 @@ class _Launch:
         self._seen = self._gradients.tobytes()
         self._align(rows)
         self.programs = int(programs.sum())
-        self._rows = _Table(rows, device)
+        self._rows = Table(rows, device)
         row_of_program = np.repeat(np.arange(len(members), dtype=np.int32), programs)
         self._program_rows = runtime.uploaded(row_of_program, device)
 
@@ -196,27 +202,15 @@ class DevicePlan(Plan):
 
     def _start_options(self) -> None:
         width = OPTION_WORDS * len(self._option_names)
-        self._options = _Table(np.zeros((len(self._groups), width), np.int64), self._device)
+        self._options = Table(np.zeros((len(self._groups), width), np.int64), self._device)
         #: Tensors that have an option, as long as the table has their addresses.
         self._option_tensors: dict[int, list[torch.Tensor]] = {}
         self._ones, self._zeros = (torch.full((1,), x, dtype=torch.float32, device=self._device) for x in (1.0, 0.0))
 
     def _set_options(self, n: int, group: Group) -> None:
-        row: Words = np.zeros((len(self._option_names), OPTION_WORDS), np.int64)
-        tensors = []
-        for k, name in enumerate(self._option_names):
-            tensor = _option_tensor(group, name)
-            if tensor is None or tensor.device != self._device:
-                # Of a tensor elsewhere, usually on the CPU, its value as of now.
-                row[k, VALUE] = np.float64(option(group, name)).view(np.int64)
-                continue
-            if tensor.dtype not in (torch.float32, torch.float64):
-                tensor = tensor.to(torch.float64)
-            row[k, ADDRESS], row[k, WIDE] = tensor.data_ptr(), tensor.dtype is torch.float64
-            tensors.append(tensor)
-        self._option_tensors[n] = tensors
-        if not np.array_equal(self._options.words[n], row.reshape(-1)):
-            self._options.words[n] = row.reshape(-1)
+        row, self._option_tensors[n] = option_words(group, self._option_names, self._device)
+        if not np.array_equal(self._options.words[n], row):
+            self._options.words[n] = row
             self._options.send()
 
     def _ready(self, layout: Layout) -> None:
@@ -226,10 +220,7 @@ class DevicePlan(Plan):
 
     def _arrange(self, members: Mapping[Layout, Sequence[Member]]) -> None:
         if runtime.capturing(self._device):
-            raise RuntimeError(
-                "a CUDA graph is being captured, and the tables for these parameters are not made yet: step once with"
-                " gradients of the same parameters before, as torch.cuda.graph asks for"
-            )
+            raise RuntimeError(NOT_CAPTURED)
         sorted_members: dict[tuple[Layout, bool], list[Member]] = {}
         for layout, some in members.items():
             for member in some:
@@ -303,6 +294,23 @@ class DevicePlan(Plan):
                 for name in self._rule.buffers if fresh else ():
                     del self._state[p][name]
         prepared.fresh = False
+
+
+def option_words(group: Group, names: Sequence[str], device: torch.device) -> tuple[Words, list[torch.Tensor]]:
+    """The row of a table that tells a kernel these options, and the tensors on the device that it points to."""
+    row: Words = np.zeros((len(names), OPTION_WORDS), np.int64)
+    tensors = []
+    for k, name in enumerate(names):
+        tensor = _option_tensor(group, name)
+        if tensor is None or tensor.device != device:
+            # Of a tensor elsewhere, usually on the CPU, its value as of now.
+            row[k, VALUE] = np.float64(option(group, name)).view(np.int64)
+            continue
+        if tensor.dtype not in (torch.float32, torch.float64):
+            tensor = tensor.to(torch.float64)
+        row[k, ADDRESS], row[k, WIDE] = tensor.data_ptr(), tensor.dtype is torch.float64
+        tensors.append(tensor)
+    return row.reshape(-1), tensors
 
 
 def _option_tensor(group: Group, name: str) -> torch.Tensor | None:

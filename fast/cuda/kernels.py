@@ -12,7 +12,7 @@ import functools
 import inspect
 import itertools
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from stepcheck.fast.cuda.runtime import Source
 from stepcheck.fast.kernels import COMPUTED, Layout
@@ -88,7 +88,7 @@ def _parsed(text: str) -> ast.expr:
     return ast.parse(text, mode="eval").body
 
 
-def _statements(function: object, *, wide: bool, results: tuple[str, ...]) -> list[str]:
+def statements(function: object, *, wide: bool, results: tuple[str, ...]) -> list[str]:
     """The statements of a rule's function; what it returns is assigned to ``results``, of which those named ``_`` are dropped."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
     definition = _Expressions(wide=wide).visit(tree).body[0]
@@ -100,7 +100,8 @@ def _statements(function: object, *, wide: bool, results: tuple[str, ...]) -> li
     return [*map(ast.unparse, body), *(f"{name} = {value}" for name, value in kept)]
 
 
-def _lines(lines: list[str], depth: int) -> str:
+def indented(lines: Sequence[str], depth: int) -> str:
+    """Lines of a kernel, in blocks within as many others."""
     return textwrap.indent("\n".join(lines), "    " * depth)
 
 
@@ -118,11 +119,11 @@ def _body(layout: Layout, size: int, mask: str, *, quartered: bool = False) -> l
     lines = [f"{b} = tl.full(({part},), 0.0, tl.{real})" for b in absent]
     lines += [f"all_{s} = tl.load(at_{s}{masked}{', other=0.0' if mask else ''})" for s in streams]
     results = ("new_p", *(f"new_{b}" if b in layout.buffers else "_" for b in layout.rule.buffers))
-    update = [f"{s} = {_widened(f'part_{s}', layout.stored(s), real)}" for s in streams]
+    update = [f"{s} = {widened(f'part_{s}', layout.stored(s), real)}" for s in streams]
     update += ["g = unscale * g"] if layout.unscales else []
-    update += _statements(layout.rule.update, wide=real == "float64", results=results)
+    update += statements(layout.rule.update, wide=real == "float64", results=results)
     update += ["new_g = g"] if layout.unscales else []
-    rounded = {s: _narrowed(f"new_{s}", layout.stored(s), real) for s in written}
+    rounded = {s: narrowed(f"new_{s}", layout.stored(s), real) for s in written}
     if not quartered:
         lines += [f"part_{s} = all_{s}" for s in streams]
         return lines + update + [f"tl.store(at_{s}, {rounded[s]}{masked})" for s in written]
@@ -141,11 +142,13 @@ def _body(layout: Layout, size: int, mask: str, *, quartered: bool = False) -> l
     return lines
 
 
-def _widened(value: str, stored: str, real: str) -> str:
+def widened(value: str, stored: str, real: str) -> str:
+    """A value of a stream in the format that is computed in."""
     return value if stored == real else f"from_bfloat16({value})" if stored == "bfloat16" else f"{value}.to(tl.{real})"
 
 
-def _narrowed(value: str, stored: str, real: str) -> str:
+def narrowed(value: str, stored: str, real: str) -> str:
+    """What was computed in the format of a stream, rounded to nearest."""
     return value if stored == real else f"to_bfloat16({value})" if stored == "bfloat16" else f"{value}.to(tl.{stored})"
 
 
@@ -191,17 +194,17 @@ def dense_source(layout: Layout) -> Source:
     text = f"""
 def kernel(program_rows, rows, scalars, found_inf):
     if tl.load(found_inf) == 0.0:
-{_lines([*_row(dense_words(layout)), *_scalars(layout), *bases], 2)}
+{indented([*_row(dense_words(layout)), *_scalars(layout), *bases], 2)}
         start = (tl.program_id(0) - tl.load(row + {FIRST_PROGRAM})) * {block}
         if (tl.load(row + {ALIGNED}) != 0) & (start + {block} <= n):
             i = start + tl.arange(0, {block})
-{_lines([*addresses(f"tl.multiple_of(base_{{}}, {ALIGNMENT})", "i"), *_body(layout, block, "", quartered=narrow)], 3)}
+{indented([*addresses(f"tl.multiple_of(base_{{}}, {ALIGNMENT})", "i"), *_body(layout, block, "", quartered=narrow)], 3)}
         else:
             end = tl.minimum(n, start + {block})
             for begin in range(start, end, {THREADS}):
                 element = begin + tl.arange(0, {THREADS})
                 inside = element < end
-{_lines([*addresses("base_{}", "element"), *_body(layout, THREADS, "inside")], 4)}
+{indented([*addresses("base_{}", "element"), *_body(layout, THREADS, "inside")], 4)}
 """
     return Source(text, _signature(layout))
 
@@ -241,17 +244,17 @@ def scattered_source(layout: Layout) -> Source:
     text = f"""
 def kernel(program_rows, rows, scalars, found_inf):
     if tl.load(found_inf) == 0.0:
-{_lines([*_row(scattered_words(layout)), *_scalars(layout)], 2)}
+{indented([*_row(scattered_words(layout)), *_scalars(layout)], 2)}
         start = (tl.program_id(0) - tl.load(row + {FIRST_PROGRAM})) * {block}
         element = start + tl.arange(0, {block})
         inside = element < n
-{_lines(begin, 2)}
+{indented(begin, 2)}
         dimensions = tl.load(row + {DIMENSIONS})
         table = tl.load(row + {DIMENSION_TABLE}).to(tl.pointer_type(tl.int64))
         for d in range(0, dimensions):
             at = table + d * {dimension_words(layout)}
-{_lines(walk, 3)}
-{_lines([*places, *_body(layout, block, "inside")], 2)}
+{indented(walk, 3)}
+{indented([*places, *_body(layout, block, "inside")], 2)}
 """
     return Source(text, _signature(layout))
 
@@ -293,7 +296,7 @@ def prepare_source(rule: Rule, *, unscales: bool) -> Source:
     if "fresh" in rule.options:
         read += [f"fresh = tl.load(member + {FRESH}, mask=inside, other=0).to(tl.float64)"]
     results = (*(f"next_{c}" for c in counters), *(f"scalar_{s}" for s in scalars))
-    made = _statements(rule.prepare, wide=True, results=results)
+    made = statements(rule.prepare, wide=True, results=results)
     write = []
     for name in counters:
         write += [
@@ -318,7 +321,7 @@ def kernel(members, options, count, scalars32, scalars64, grad_scale, found_inf)
         zero = tl.full(({ROWS},), 0.0, tl.float64)
         member = members + r * {member_words(rule)}
         group = options + tl.load(member + {GROUP}, mask=inside, other=0) * {OPTION_WORDS * len(options)}
-{_lines([*read, *made, *write], 2)}
+{indented([*read, *made, *write], 2)}
 """
     names = ("members", "options", "count", "scalars32", "scalars64", "grad_scale", "found_inf")
     types = ("*i64", "*i64", "*i64", "*fp32", "*fp64", "*fp32", "*fp32")
