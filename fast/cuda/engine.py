@@ -37,6 +37,16 @@ NOT_CAPTURED = (
     "a CUDA graph is being captured, and the tables for these parameters are not made yet: step once with gradients of the same"
     " parameters before, as torch.cuda.graph asks for"
 )
+#: Why a second set of tables cannot be recorded: the graph copies them from one place, whenever it runs.
+_RECORDED = (
+    "a CUDA graph has recorded these tables, and gradients or options are not where they were then: keep them in place"
+    " (zero_grad(set_to_none=False)), or step once between two captures"
+)
+#: Why some gradients cannot be recorded.
+_ODD_CAPTURED = (
+    "a CUDA graph is being captured: sparse gradients, and lazily conjugated or negated ones, are described to the device anew in"
+    " each step; make them dense and plain before"
+)
 
 
 class Table:
@@ -50,6 +60,7 @@ class Table:
     def __init__(self, words: np.ndarray[Any, Any], device: torch.device) -> None:
         self.words, self.there = words, runtime.uploaded(words, device)
         self._here = torch.from_numpy(words)  # the same memory
+        self._recorded = False
         # A graph that is recorded copies from here whenever it runs: what it copies must not change any more.
         self._kept = torch.from_numpy(words.copy()).pin_memory() if device.type == "cuda" and words.size else None
 
@@ -58,6 +69,9 @@ class Table:
         if self._kept is None:
             self.there.copy_(self._here)
         elif runtime.capturing(self.there.device):
+            if self._recorded:
+                raise RuntimeError(_RECORDED)
+            self._recorded = True
             self._kept.copy_(self._here)
             self.there.copy_(self._kept, non_blocking=True)
         else:
@@ -246,6 +260,8 @@ class DevicePlan(Plan):
         return super().holds(groups)
 
     def step(self, scaling: Scaling) -> None:
+        if self._odd and runtime.capturing(self._device):
+            raise RuntimeError(_ODD_CAPTURED)
         grad_scale, found_inf = self._scale(scaling.grad_scale, self._ones), self._scale(scaling.found_inf, self._zeros)
         if self._active:
             self._prepared.run(self._options.there, grad_scale, found_inf)

@@ -328,6 +328,27 @@ def test_tables_that_a_graph_copies_from_are_not_used_by_later_steps(monkeypatch
     assert optimizer._recorded == (plan,)
 
 
+def test_a_graph_records_its_tables_once(monkeypatch):
+    table = engine.Table(np.zeros((1, 2), np.int64), torch.device("cpu"))
+    table._kept = torch.zeros(1, 2, dtype=torch.int64)  # as on a device
+    monkeypatch.setattr(engine.runtime, "capturing", lambda _: True)
+    table.words[:] = 7
+    table.send()
+    assert table.there.tolist() == table._kept.tolist() == [[7, 7]]
+    with pytest.raises(RuntimeError, match="step once between two captures"):
+        table.send()
+
+
+def test_gradients_that_are_described_anew_in_each_step_are_not_recorded(monkeypatch):
+    (p,) = _parameters(5, dtype=torch.complex64)
+    p.grad = p.grad.conj()
+    optimizer = interpreted.Adam([p])
+    optimizer.step()
+    monkeypatch.setattr(engine.runtime, "capturing", lambda _: True)
+    with pytest.raises(RuntimeError, match="make them dense and plain before"):
+        optimizer.step()
+
+
 def test_it_says_who_steps(monkeypatch):
     optimizer = interpreted.AdamW(_parameters(5))
     assert optimizer.engine == (("triton", ""),)
