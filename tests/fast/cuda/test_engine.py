@@ -206,7 +206,7 @@ def test_tables_are_sent_again_only_when_something_in_them_changed(launches, mon
     def send(table):
         sent.append(table)
 
-    monkeypatch.setattr(engine._Table, "send", send)
+    monkeypatch.setattr(engine.Table, "send", send)
     optimizer.step()
     assert not sent
     parameters[0].grad = parameters[0].grad.clone()
