@@ -37,9 +37,11 @@ from stepcheck.fast.tensors import Words
 
 #: Columns of a tile: a warp loads a row of them, 16 bytes to a thread.
 WIDTH = {"float16": 256, "bfloat16": 256, "float32": 128, "float64": 64}
-#: Rows of a tile, and how many of them are loaded at a time: with 8 elements to a thread (4 of float64) nothing spills.
+#: Rows of a tile, and how many of them are loaded at a time: with 8 elements to a thread (4 of float64) nothing spills, and with half as many
+#: where each element has an address of its own.
 HEIGHT = 64
 STRIP = {"float16": 4, "bfloat16": 4, "float32": 8, "float64": 8}
+MASKED_STRIP = {dtype: rows // 2 for dtype, rows in STRIP.items()}
 #: Elements of a small matrix at most.
 SMALL = 128
 #: Rows or columns of a program that averages or makes factors, and how many partial sums of each it adds up at a time.
@@ -220,6 +222,10 @@ def _added(x: str, axis: int) -> str:
     return f"tl.reduce({x}, {axis}, tl.standard._sum_combine)"
 
 
+def _all(x: str) -> str:
+    return _added(_added(x, 1), 0)
+
+
 def _largest(x: str) -> str:
     return f"tl.reduce({x}, 0, tl.standard._elementwise_max)"
 
@@ -278,15 +284,24 @@ def _tile(text: _Text, begin: list[str], whole: _Strips, others: _Strips, stream
         lines += _loads("row", **{f"{s}_outer": outer, f"{s}_inner": inner})
     if careful:
         lines += [f"mode = tl.load(scratch + tl.load(matrix + {M_MODE}))", "whole = whole & (mode == 0.0)"]
-    index = f"i = first_i + k + tl.arange(0, {rows})"
+    index = "i = first_i + k + tl.arange(0, {})"
     aligned = [
         f"at_{s} = tl.multiple_of(base_{s}, {ALIGNMENT}) + (i * tl.multiple_of({s}_outer, {step}))[:, None] + j[None, :]"
         for s in streams
     ]
     strided = [f"at_{s} = base_{s} + (i * {s}_outer)[:, None] + (j * {s}_inner)[None, :]" for s in streams]
-    loop = _block(f"for k in range(0, {height}, {rows}):", [index, *aligned, *whole.strip])
-    masked = [index, "down = i < outer", "inside = down[:, None] & across[None, :]", *strided, *others.strip]
-    masked_loop = _block(f"for k in range(0, tl.minimum({height}, outer - first_i), {rows}):", masked)
+    # Of a whole tile that is its height too, but not a number that the compiler knows: it would unroll the loop, and spill.
+    lines += [f"down_to = tl.minimum({height}, outer - first_i).to(tl.int32)"]
+    loop = _block(f"for k in range(0, down_to, {rows}):", [index.format(rows), *aligned, *whole.strip])
+    fewer = MASKED_STRIP[text.dtype]
+    masked = [
+        index.format(fewer),
+        "down = i < outer",
+        "inside = down[:, None] & across[None, :]",
+        *strided,
+        *others.strip,
+    ]
+    masked_loop = _block(f"for k in range(0, down_to, {fewer}):", masked)
     return [
         *lines,
         *begin,
@@ -301,30 +316,32 @@ def _mask(name: str) -> str:
 
 def _tile_sums(text: _Text) -> Source:
     """Sums of squares of rows and columns of the gradient, and of the parameter."""
-    shape = STRIP[text.dtype], WIDTH[text.dtype]
     begin = [
         *text.first(),
         _in_scratch("row_sums", f"matrix + {M_ROW_SUMS}"),
         _in_scratch("column_sums", f"matrix + {M_COLUMN_SUMS}"),
-        f"row_sums += first_j // {shape[1]} * ({_padded('outer')})",
+        f"row_sums += first_j // {WIDTH[text.dtype]} * ({_padded('outer')})",
         f"column_sums += first_i // {HEIGHT} * ({_padded('inner')})",
-        f"of_columns = {text.zeros(*shape)}",
-        f"of_p = {text.zeros(*shape)}",
     ]
 
-    def strips(inside: str, down: str, across: str) -> _Strips:
+    def strips(rows: int, inside: str = "", down: str = "", across: str = "") -> _Strips:
+        # A variable has one type in both branches.
+        columns, squares = (f"{name}_of_{rows}" for name in ("columns", "squares"))
+        zeros = text.zeros(rows, WIDTH[text.dtype])
         strip = [
             *text.gradient("at_g", inside),
             "x = x * x",
-            "of_columns += x",
+            f"{columns} += x",
             f"tl.store(row_sums + i, {_added('x', 1)}{_mask(down)})",
             text.load("y", "at_p", inside),
-            "of_p += y * y",
+            f"{squares} += y * y",
         ]
-        return _Strips([], strip, [f"tl.store(column_sums + j, {_added('of_columns', 0)}{_mask(across)})"])
+        sums = f"tl.store(column_sums + j, {_added(columns, 0)}{_mask(across)})"
+        return _Strips([f"{columns}, {squares} = {zeros}, {zeros}"], strip, [sums, f"of_p = {_all(squares)}"])
 
-    lines = _tile(text, begin, strips("", "", ""), strips("inside", "down", "across"), "pg", careful=False)
-    lines += [f"tl.store(partials + 2 * tl.load(tile + {T_PART}), {_added(_added('of_p', 1), 0)})"]
+    others = strips(MASKED_STRIP[text.dtype], "inside", "down", "across")
+    lines = _tile(text, begin, strips(STRIP[text.dtype]), others, "pg", careful=False)
+    lines += [f"tl.store(partials + 2 * tl.load(tile + {T_PART}), of_p)"]
     return text.source(lines, "tiles", "matrices", "rows", "scalars", "scratch", "partials")
 
 
@@ -361,12 +378,21 @@ def _updates(load: list[str], end: list[str], mask: str = "") -> _Strips:
 
 def _tile_squares(text: _Text) -> Source:
     """Sums of squares of the update."""
-    begin = [*_factored(text), f"of_u = {text.zeros(STRIP[text.dtype], WIDTH[text.dtype])}"]
-    whole = _updates([text.load("x", "at_g")], ["of_u += u * u"])
-    masked = ["u = tl.where(inside, u, 0.0)", "of_u += u * u"]
-    others = _updates([text.load("x", "at_g", "inside")], masked, "inside")
-    lines = _tile(text, begin, whole, others, "g", careful=True)
-    lines += [f"tl.store(partials + 2 * tl.load(tile + {T_PART}) + 1, {_added(_added('of_u', 1), 0)})"]
+
+    def strips(rows: int, mask: str = "") -> _Strips:
+        squares = f"squares_of_{rows}"
+        made = _updates(
+            [text.load("x", "at_g", mask)],
+            [*(["u = tl.where(inside, u, 0.0)"] if mask else []), f"{squares} += u * u"],
+            mask,
+        )
+        made.enter.append(f"{squares} = {text.zeros(rows, WIDTH[text.dtype])}")
+        made.leave.append(f"of_u = {_all(squares)}")
+        return made
+
+    others = strips(MASKED_STRIP[text.dtype], "inside")
+    lines = _tile(text, _factored(text), strips(STRIP[text.dtype]), others, "g", careful=True)
+    lines += [f"tl.store(partials + 2 * tl.load(tile + {T_PART}) + 1, of_u)"]
     return text.source(lines, "tiles", "matrices", "rows", "scalars", "scratch", "partials")
 
 
