@@ -358,8 +358,8 @@ def _updates(load: list[str], end: list[str], mask: str = "") -> _Strips:
     """From gradients ``x``, and factors of rows and columns, to updates ``u``."""
     bounded = ["factor = tl.where(factor > cap, cap, factor)", "u = factor * x"]
     if not mask:
-        product = "factor = tl.load(of_rows + i)[:, None] * b[None, :]"
-        return _Strips(["b = tl.load(of_columns + j)"], [*load, product, *bounded, *end])
+        whole = "factor = tl.load(of_rows + i)[:, None] * b[None, :]"
+        return _Strips(["b = tl.load(of_columns + j)"], [*load, whole, *bounded, *end])
     enter = [
         "b = tl.load(of_columns + j, mask=across, other=0.0)",
         _in_scratch("averages_r", f"matrix + {M_NEW_R}"),

@@ -164,6 +164,29 @@ def test_what_is_not_finite_spoils_what_it_spoils_on_the_cpu(value, shape):
     assert ((found[0] - found[1])[finite].abs() <= 70 * torch.finfo(torch.float32).eps * found[1][finite].abs()).all()
 
 
+@pytest.mark.parametrize(("shape", "eps"), [((70, 130), None), ((3, 4), 0.0), ((5,), 0.0)])
+def test_what_lies_beyond_the_edge_of_a_tile_or_a_run_does_not_count(shape, eps):
+    found = []
+    for cls in (interpreted.Adafactor, fast.Adafactor):
+        (p,) = _parameters(shape)
+        if eps is None:
+            p.grad[1] = 0.0  # its factor is infinite
+        optimizer = cls([p], eps=(eps, 1e-3), d=1.0, lr=0.5)
+        optimizer.step()
+        p.grad.mul_(100.0)  # an update that is clipped
+        optimizer.step()
+        found.append(p.detach())
+    assert ((found[0] - found[1]).abs() <= 150 * torch.finfo(torch.float32).eps * (found[1].abs() + 1.0)).all()
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (70, 130)])
+def test_a_parameter_that_is_zero_moves_by_eps(shape):
+    (p,) = _parameters(shape, dtype=torch.float64)
+    p.detach().zero_()
+    interpreted.Adafactor([p], eps=(None, 0.25), lr=0.5).step()
+    assert abs(p.detach().square().mean().sqrt().item() - 0.125) <= 1e-12
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_eps_none_is_the_machine_epsilon_of_each_dtype(dtype):
     epsilon = torch.finfo(dtype).eps
