@@ -38,6 +38,7 @@ from stepcheck.fast.engine import (
     Standing,
     State,
     counter,
+    engine_of,
     exotic,
     full_like,
     overlaps,
@@ -46,7 +47,7 @@ from stepcheck.fast.engine import (
 )
 from stepcheck.fast.kernels import COMPUTED
 from stepcheck.fast.native import Kernel, kernel
-from stepcheck.fast.optimizer import Fast
+from stepcheck.fast.optimizer import Planned, Steps
 from stepcheck.fast.shards import GATHERED, any_sharded, is_sharded, step_whole
 from stepcheck.fast.tensors import Addresses, Words
 
@@ -838,11 +839,13 @@ _READ = operator.itemgetter("lr", "beta2_decay", "eps", "d", "weight_decay", "ma
 
 
 class _Plan:
-    """What a step of some groups consists of, as long as parameters, gradients and state stay what and where they are."""
+    """What a step of the parameters on the CPU consists of, as long as parameters, gradients and state stay what and where they are."""
 
-    def __init__(self, groups: list[Group], state: dict[torch.Tensor, State]) -> None:
+    captured = False
+
+    def __init__(self, groups: list[Group], state: dict[torch.Tensor, State], device: torch.device) -> None:
         self._groups, self._state = groups, state
-        idle = [p for group in groups for p in group["params"] if p.grad is None]
+        idle = [p for group in groups for p in group["params"] if p.grad is None and p.device == device]
         self._active: list[torch.Tensor] = []
         self._launches: list[tuple[_Launch, slice]] = []
         self._values: list[Any] = [None] * len(groups)
@@ -850,7 +853,7 @@ class _Plan:
         self._lasting = True
         for n, group in enumerate(groups):
             for p in group["params"]:
-                if p.grad is not None:
+                if p.grad is not None and p.device == device:
                     by_dtype.setdefault(p.dtype, []).append(self._member(p, p.grad, n))
         for dtype, members in by_dtype.items():
             part = slice(len(self._active), len(self._active) + len(members))
@@ -874,12 +877,18 @@ class _Plan:
             state["variance"] = full_like(p, 0.0)
         if not isinstance(state.get("step"), torch.Tensor):
             state["step"] = counter(state.get("step", 0.0))
+        elif state["step"].device != p.device:
+            state["step"] = state["step"].to(p.device)
         self._lasting &= not gradient.is_neg()
         return _Member(p, gradient.resolve_neg(), [state[name] for name in _buffers(p)], state["step"], group)
 
     def _entries(self) -> Iterator[tuple[State, str]]:
         """Where in the state the tensors are that the tables point to."""
         return ((self._state[p], key) for p in self._active for key in ("step", *_buffers(p)))
+
+    def suits(self, scaling: Scaling) -> bool:
+        """Whether it is made for gradients that are scaled, or not, as these."""
+        return scaling.grad_scale is None
 
     def holds(self, groups: list[Group]) -> bool:
         """Whether all that the tables depend on is as it was. Takes note of options and gradients on the way."""
@@ -901,8 +910,10 @@ class _Plan:
                     own = launch.machine_epsilon if eps1 is None else float(eps1)
                     launch.options[n] = [float(lr), beta2_decay, own, eps2, d, weight_decay, maximize]
 
-    def step(self) -> None:
+    def step(self, scaling: Scaling) -> None:
         """Step all parameters that have gradients."""
+        if scaling.skips:
+            return
         for launch, part in self._launches:
             launch.gradients[:] = self._gradient_addresses.values[part]
             launch.run()
@@ -929,12 +940,12 @@ def _foreign(p: torch.Tensor, state: State) -> str:
     return ""
 
 
-class Adafactor(Fast, torch.optim.Adafactor):
+class Adafactor(Planned, torch.optim.Adafactor):
     """``torch.optim.Adafactor``, stepped by kernels over all parameters of a dtype.
 
     Parameters are float16, bfloat16, float32 or float64, of any shape and strides; the state has the keys, shapes and dtypes that
     ``torch.optim`` gives it (``step``; ``row_var`` and ``col_var``, or ``variance`` of vectors and numbers). float16 and bfloat16 are
-    computed in float32 and rounded when stored, sums in float64.
+    computed in float32 and rounded when stored, sums in float64; on CUDA those too are of float32, but for float64.
 
     Where ``torch.optim`` is wrong it departs: ``eps[0] = None`` is the machine epsilon of each parameter's own dtype, an ``eps[0]``
     whose square float16 does not hold is taken, parameters without elements are counted and left alone.
@@ -952,7 +963,6 @@ class Adafactor(Fast, torch.optim.Adafactor):
     """
 
     _numbers: ClassVar[tuple[str, ...]] = ("step",)
-    _plan: _Plan | None = None
 
     @classmethod
     def kernels(cls) -> Iterator[Kernel]:
@@ -961,53 +971,39 @@ class Adafactor(Fast, torch.optim.Adafactor):
 
     def _served(self, group: Group) -> Served:
         for p in (p for p in group["params"] if not is_sharded(p)):
-            reason = exotic(p) or _foreign(p, self.state.get(p, {}))
+            reason = exotic(p, interpreted=self._interpreted) or _foreign(p, self.state.get(p, {}))
             if reason:
                 return Served("torch", reason)
-        return Served("numba", GATHERED if any_sharded([group]) else "")
+        engine = engine_of({p.device for p in group["params"]}, interpreted=self._interpreted)
+        return Served(engine, GATHERED if any_sharded([group]) else "")
 
     def _check_gradients(self, scaling: Scaling) -> None:
         if any(p.grad is not None and p.is_complex() for group in self.param_groups for p in group["params"]):
             raise RuntimeError("Adafactor does not support complex parameters")
         super()._check_gradients(scaling)
 
-    def _update(self, scaling: Scaling) -> None:
-        plan = self._plan
-        if scaling.grad_scale is None and plan is not None and plan.holds(self.param_groups):
-            plan.step()
-        else:
-            self._step_anew(scaling)
+    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling) -> Steps:
+        unscales = scaling.grad_scale is not None
+        if self._interpreted or device.type != "cpu":
+            from stepcheck.fast.cuda.adafactor import RULE, AdafactorPlan  # where nothing is on a GPU, nobody needs it
+
+            return AdafactorPlan(RULE, groups, self.state, device, unscale=unscales)
+        if unscales and not scaling.skips:
+            for p in (p for group in groups for p in group["params"] if p.grad is not None and p.device == device):
+                unscale(p, scaling.factor)
+        return _Plan(groups, self.state, device)
 
     @torch.no_grad()
     def _step_anew(self, scaling: Scaling) -> None:
-        """A step that looks at everything first, and remembers what it found if kernels serve all of it."""
-        self._plan = None
-        self._check_gradients(scaling)
-        if any_sharded(self.param_groups):
-            self._step_shards(scaling)
+        if not any_sharded(self.param_groups):
+            super()._step_anew(scaling)
             return
-        engines = [served.engine for served in self.engine]
-        own, left = (
-            [g for g, e in zip(self.param_groups, engines, strict=True) if e == name] for name in ("numba", "torch")
-        )
-        if scaling.grad_scale is not None:
-            factor = scaling.factor
-            for p in (p for group in own for p in group["params"] if p.grad is not None):
-                p.grad.mul_(factor)
-        plan = _Plan(own, self.state)
-        plan.step()
-        if left:
-            self._step_by_torch(left, scaling)
-        else:
-            self._plan = plan
-
-    def _step_shards(self, scaling: Scaling) -> None:
-        """Step where there are DTensors: the state of a matrix is made of sums over its rows and columns."""
+        self._check_gradients(scaling)
         if scaling.skips:
             return
         if scaling.grad_scale is not None:
-            factor = scaling.factor
             for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-                unscale(p, factor)
-        step_whole(self, self._numbers, lambda: self._step_anew(Scaling()))
-        self._plan = None
+                unscale(p, scaling.factor)
+        # The state of a matrix is made of sums over its rows and columns.
+        step_whole(self, self._numbers, lambda: super(Adafactor, self)._step_anew(Scaling()))
+        self._plans = None

@@ -125,6 +125,8 @@ def foreign(numbers: Iterable[str], buffers: Iterable[str], p: torch.Tensor, sta
     return ""
 
 
+#: What kernels read a number of the state as.
+_COUNTED = (torch.float32, torch.float64)
 _GRADIENT_LAYOUTS = (torch.strided, torch.sparse_coo)
 
 
@@ -533,8 +535,8 @@ class Plan:
             there = state.get(name)
             if not isinstance(there, torch.Tensor):
                 state[name] = self._counter(state.get(name, initial(group)))
-            elif there.device != p.device:
-                state[name] = there.to(p.device)
+            elif there.device != p.device or there.dtype not in _COUNTED:
+                state[name] = there.to(p.device, there.dtype if there.dtype in _COUNTED else torch.float32)
         tensors = [local(t) for t in (p, gradient, *(state[name] for name in layout.buffers))]
         counters = [state[name] for name in self._rule.counters]
         return Member(p, tensors, counters, n, fresh=fresh)

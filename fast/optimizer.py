@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch._compile import _disable_dynamo
@@ -263,36 +263,29 @@ def _shielded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any
     return {**state_dict, "state": {i: of_parameter(state) for i, state in state_dict["state"].items()}}
 
 
-class ByRule(Fast):
-    """A fast optimizer whose step is a rule."""
+class Steps(Protocol):
+    """What a step of some groups consists of on one device, as long as parameters, gradients and state stay what and where they are."""
 
-    rule: ClassVar[Rule]
-    _whole = False
+    #: Whether a CUDA graph has recorded a step, and reads the tables whenever it is replayed.
+    captured: bool
+
+    def suits(self, scaling: Scaling) -> bool:
+        """Whether it is made for gradients that are scaled, or not, as these."""
+
+    def holds(self, groups: list[Group]) -> bool:
+        """Whether all that the tables depend on is as it was. Takes note of options and gradients on the way."""
+
+    def step(self, scaling: Scaling) -> None:
+        """Step all parameters that had gradients when last looked."""
+
+
+class Planned(Fast):
+    """A fast optimizer that looks at everything once, and goes by what it found until something changes."""
+
     #: One for each device.
-    _plans: Sequence[Plan] | None = None
+    _plans: Sequence[Steps] | None = None
     #: Those that CUDA graphs have recorded: whoever has such a graph may replay it for as long as there is the optimizer.
-    _recorded: tuple[Plan, ...] = ()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "rule" in cls.__dict__:
-            cls._numbers, cls._sparse = tuple(cls.rule.counters), cls.rule.sparse
-
-    @classmethod
-    def kernels(cls) -> Iterator[Kernel]:
-        return kernels_of(cls.rule)
-
-    def _served(self, group: Group) -> Served:
-        reason = refusal(self.rule, group, self.state, interpreted=self._interpreted)
-        devices = {p.device for p in group["params"]}
-        return Served("torch", reason) if reason else Served(engine_of(devices, interpreted=self._interpreted), "")
-
-    def _check_gradients(self, scaling: Scaling) -> None:
-        super()._check_gradients(scaling)
-        for group in self.param_groups:
-            reason = self.rule.dense_alone(group) if self.rule.sparse else ""
-            if reason and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
-                raise RuntimeError(f"{self._torch().__name__} takes no sparse gradients with these options: {reason}")
+    _recorded: tuple[Steps, ...] = ()
 
     def _update(self, scaling: Scaling) -> None:
         plans = self._plans
@@ -318,6 +311,38 @@ class ByRule(Fast):
             self._step_by_torch(left, scaling)
         else:
             self._plans = plans
+
+    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling) -> Steps:
+        """What a step of the parameters of these groups on one device consists of; it makes what state they lack."""
+        raise NotImplementedError
+
+
+class ByRule(Planned):
+    """A fast optimizer whose step is a rule."""
+
+    rule: ClassVar[Rule]
+    _whole = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "rule" in cls.__dict__:
+            cls._numbers, cls._sparse = tuple(cls.rule.counters), cls.rule.sparse
+
+    @classmethod
+    def kernels(cls) -> Iterator[Kernel]:
+        return kernels_of(cls.rule)
+
+    def _served(self, group: Group) -> Served:
+        reason = refusal(self.rule, group, self.state, interpreted=self._interpreted)
+        devices = {p.device for p in group["params"]}
+        return Served("torch", reason) if reason else Served(engine_of(devices, interpreted=self._interpreted), "")
+
+    def _check_gradients(self, scaling: Scaling) -> None:
+        super()._check_gradients(scaling)
+        for group in self.param_groups:
+            reason = self.rule.dense_alone(group) if self.rule.sparse else ""
+            if reason and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
+                raise RuntimeError(f"{self._torch().__name__} takes no sparse gradients with these options: {reason}")
 
     def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling) -> Plan:
         make: type[Plan] = HostPlan

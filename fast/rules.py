@@ -47,6 +47,8 @@ ENTRIES: dict[str, tuple[str, int]] = {
     "grow": ("etas", 1),
     "smallest": ("step_sizes", 0),
     "largest": ("step_sizes", 1),
+    "eps1": ("eps", 0),
+    "eps2": ("eps", 1),
 }
 
 

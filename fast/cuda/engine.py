@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -161,11 +161,35 @@ class _Launch:
         runtime.launch(self._source, self._device, self.programs, arguments)
 
 
+class Stepping(Protocol):
+    """The launches that step some members, once their scalars are made.
+
+    Args:
+        scattered: the streams of none of them lie in memory in one order.
+    """
+
+    layout: Layout
+
+    def __init__(self, layout: Layout, members: Sequence[Member], device: torch.device, *, scattered: bool) -> None: ...
+
+    def look(self, addresses: Words) -> None:
+        """Where the gradients are now."""
+
+    def run(self, scalars: torch.Tensor, found_inf: torch.Tensor) -> None:
+        """One step, unless ``found_inf`` is not 0.
+
+        Args:
+            scalars: (members, scalars of the layout), in the format that it computes in.
+            found_inf: one float32, on the device.
+        """
+
+
 class _Prepared:
     """Members, in order, the scalars of each, and the launches that step them.
 
     Args:
         members: by layout, and whether they are scattered.
+        stepping: makes the launches of each.
     """
 
     def __init__(
@@ -173,6 +197,7 @@ class _Prepared:
         rule: Rule,
         members: Mapping[tuple[Layout, bool], Sequence[Member]],
         device: torch.device,
+        stepping: type[Stepping],
         *,
         unscale: bool,
     ) -> None:
@@ -193,11 +218,11 @@ class _Prepared:
             dtype: torch.empty((len(everyone), scalars), dtype=dtype, device=device)
             for dtype in (torch.float32, torch.float64)
         }
-        self.launches: list[tuple[_Launch, slice]] = []
+        self.launches: list[tuple[Stepping, slice]] = []
         first = 0
         for (layout, scattered), some in members.items():
             part = slice(first, first + len(some))
-            self.launches.append((_Launch(layout, some, device, scattered=scattered), part))
+            self.launches.append((stepping(layout, some, device, scattered=scattered), part))
             first = part.stop
         self._programs = -(-first // kernels.ROWS)
         self._kept = [t for m in everyone for t in (m.tensors[0], *m.tensors[2:], *m.counters)]
@@ -213,6 +238,9 @@ class _Prepared:
 
 class DevicePlan(Plan):
     """A plan of parameters on one CUDA device; on the CPU, for Triton's interpreter."""
+
+    #: Makes the launches of a layout.
+    _stepping: ClassVar[type[Stepping]] = _Launch
 
     def _start_options(self) -> None:
         width = OPTION_WORDS * len(self._option_names)
@@ -238,9 +266,13 @@ class DevicePlan(Plan):
         sorted_members: dict[tuple[Layout, bool], list[Member]] = {}
         for layout, some in members.items():
             for member in some:
-                sorted_members.setdefault((layout, not _is_dense(layout, member)), []).append(member)
-        self._prepared = _Prepared(self._rule, sorted_members, self._device, unscale=self.unscale)
+                sorted_members.setdefault((layout, self._scattered(layout, member)), []).append(member)
+        self._prepared = _Prepared(self._rule, sorted_members, self._device, self._stepping, unscale=self.unscale)
         self._active += [m.parameter for some in sorted_members.values() for m in some]
+
+    def _scattered(self, layout: Layout, member: Member) -> bool:
+        """Whether the launches that are made for members differ by this one's strides."""
+        return not _is_dense(layout, member)
 
     def _look(self, gradients: list[Any]) -> None:
         addresses = self._gradient_addresses.read(gradients)
@@ -286,8 +318,8 @@ class DevicePlan(Plan):
             if sparse is not None:
                 member.named = _named(layout, member, sparse)
                 layout = replace(layout, indexed=True)
-            members.setdefault((layout, sparse is not None or not _is_dense(layout, member)), []).append(member)
-        prepared = _Prepared(self._rule, members, self._device, unscale=False)
+            members.setdefault((layout, sparse is not None or self._scattered(layout, member)), []).append(member)
+        prepared = _Prepared(self._rule, members, self._device, self._stepping, unscale=False)
         prepared.run(self._options.there, grad_scale, found_inf)
         self._begun(prepared, [m.parameter for some in members.values() for m in some], scaling)
         if self._rule.whole:

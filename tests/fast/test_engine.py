@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stepcheck import fast
-from stepcheck.fast import engine, kernels, rules, tensors
+from stepcheck.fast import engine, interpreted, kernels, rules, tensors
 from stepcheck.fast.engine import walk
 from stepcheck.fast.rules import RULES
 
@@ -192,3 +192,18 @@ def test_unusual_numbers_of_a_state_are_taken_up():
     assert wide.state[q]["step"].dtype is torch.float64
     assert wide.state[q]["step"] == 2
     assert math.isclose(q[0].item(), p[0].item(), abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [fast, interpreted])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.float64])
+def test_a_count_of_another_dtype_is_read_as_what_it_is(classes, dtype):
+    p, q = (torch.ones(3).requires_grad_() for _ in range(2))
+    optimizer, plain = classes.AdamW([p]), classes.AdamW([q])
+    for o, x in ((optimizer, p), (plain, q)):
+        x.grad = torch.full((3,), 0.5)
+        o.step()
+    optimizer.state[p]["step"] = optimizer.state[p]["step"].to(dtype)
+    optimizer.step()
+    plain.step()
+    assert torch.equal(p, q)
+    assert optimizer.state[p]["step"] == 2
