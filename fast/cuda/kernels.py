@@ -11,6 +11,7 @@ import ast
 import functools
 import inspect
 import itertools
+import re
 import textwrap
 from collections.abc import Iterator
 
@@ -23,6 +24,8 @@ TRITON = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "
 SIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 #: Elements of a program: 4 to a thread, 8 of narrow ones, 2 of float64, so that each thread loads 16 bytes of each stream at once.
 BLOCK = {"float16": 1024, "bfloat16": 1024, "float32": 512, "float64": 256}
+#: Into how many parts a thread takes the elements that it loads at once, so that their intermediate results fit into registers.
+PARTS = {"float16": 4, "bfloat16": 4, "float32": 1, "float64": 2}
 #: Of a program; where accesses are not of 16 bytes, each takes an element at a time.
 THREADS = 128
 #: Parameters of a program that prepares.
@@ -103,37 +106,68 @@ def _lines(lines: list[str], depth: int) -> str:
     return textwrap.indent("\n".join(lines), "    " * depth)
 
 
-def _body(layout: Layout, size: int, mask: str, *, quartered: bool = False) -> list[str]:
+def _body(layout: Layout, size: int, mask: str, *, parts: int = 1, again=None) -> list[str]:
     """Load, update and store the elements at ``at_*``.
 
     Args:
         size: how many there are.
-        quartered: a quarter of the elements after the other, so that as many fewer intermediate results need registers at a time.
+        parts: into how many parts the elements of each thread are taken, one after the other, so that as many fewer intermediate results
+            need registers at a time: a power of two.
     """
     real, masked = COMPUTED[layout.dtype], f", mask={mask}" if mask else ""
     streams, written = layout.streams, [s for s in layout.streams if s != "g" or layout.unscales]
-    part = size // 4 if quartered else size
+    shape = (size,) if parts == 1 else (size * SIZE[layout.dtype] // ALIGNMENT, ALIGNMENT // SIZE[layout.dtype] // parts)
     absent = [b for b in layout.rule.buffers if b not in layout.buffers]
-    lines = [f"{b} = tl.full(({part},), 0.0, tl.{real})" for b in absent]
+    lines = [f"{b} = tl.full({shape}, 0.0, tl.{real})" for b in absent]
     lines += [f"all_{s} = tl.load(at_{s}{masked}{', other=0.0' if mask else ''})" for s in streams]
     results = ("new_p", *(f"new_{b}" if b in layout.buffers else "_" for b in layout.rule.buffers))
     update = [f"{s} = {_widened(f'part_{s}', layout.stored(s), real)}" for s in streams]
     update += ["g = unscale * g"] if layout.unscales else []
     update += _statements(layout.rule.update, wide=real == "float64", results=results)
     update += ["new_g = g"] if layout.unscales else []
+    update = _scalars(layout, update)
     rounded = {s: _narrowed(f"new_{s}", layout.stored(s), real) for s in written}
-    if not quartered:
+    if parts == 1:
         lines += [f"part_{s} = all_{s}" for s in streams]
         return lines + update + [f"tl.store(at_{s}, {rounded[s]}{masked})" for s in written]
     for s in streams:
-        lines += [f"{s}_0, {s}_1 = tl.split(tl.reshape(all_{s}, ({size // 2}, 2)))"]
-        lines += [f"{s}_{k}0, {s}_{k}1 = tl.split(tl.reshape({s}_{k}, ({part}, 2)))" for k in (0, 1)]
-    for k in ("00", "01", "10", "11"):
-        lines += [*(f"part_{s} = {s}_{k}" for s in streams), *update, *(f"done_{s}_{k} = {rounded[s]}" for s in written)]
+        lines += _apart(f"all_{s}", f"{s}_", (shape[0], *(2,) * (parts.bit_length() - 1), shape[1]))
+    for k in range(parts):
+        part = [*(f"part_{s} = {s}_{k}" for s in streams), *update, *(f"done_{s}_{k} = {rounded[s]}" for s in written)]
+        # LLVM would vectorize across the parts, and hold all of them in registers, but for conditions that it cannot decide.
+        lines += [f"done_{s}_{k} = {s}_{k}" for s in written]
+        lines += [f"if n > {k}:", *(f"    {line}" for line in part)]
     for s in written:
-        lines += [f"{s}_{k} = tl.reshape(tl.join(done_{s}_{k}0, done_{s}_{k}1), ({size // 2},))" for k in (0, 1)]
-        lines += [f"tl.store(at_{s}, tl.reshape(tl.join({s}_0, {s}_1), ({size},)){masked})"]
+        lines += _together(f"done_{s}_", f"all_{s}", parts)
+    for s in written:
+        lines += [again.get(s,""),f"tl.store(at_{s}, tl.reshape(all_{s}, ({size},)){masked})"]
     return lines
+
+
+def _apart(whole: str, part: str, shape: tuple[int, ...]) -> list[str]:
+    """Name the parts of a block ``part0``, ``part1``...: each has elements that are neighbours in one thread."""
+    lines = [f"{part}0 = tl.reshape({whole}, {shape})"]
+    for depth in range(len(shape) - 2):
+        # The dimension that is split has to be the last one.
+        order = (0, *range(2, len(shape) - depth), 1)
+        step = 1 << (len(shape) - 3 - depth)
+        lines += [
+            f"{part}{k}, {part}{k + step} = tl.split(tl.permute({part}{k}, {order}))"
+            for k in range(0, 2 ** (len(shape) - 2), 2 * step)
+        ]
+    return lines
+
+
+def _together(part: str, whole: str, parts: int) -> list[str]:
+    """The block that has these parts, in as many dimensions as :func:`_apart` started from."""
+    lines, step, dimensions = [], 1, 3
+    while step < parts:
+        order = (0, dimensions - 1, *range(1, dimensions - 1))
+        lines += [
+            f"{part}{k} = tl.permute(tl.join({part}{k}, {part}{k + step}), {order})" for k in range(0, parts, 2 * step)
+        ]
+        step, dimensions = 2 * step, dimensions + 1
+    return [*lines, f"{whole} = {part}0"]
 
 
 def _widened(value: str, stored: str, real: str) -> str:
@@ -144,9 +178,19 @@ def _narrowed(value: str, stored: str, real: str) -> str:
     return value if stored == real else f"to_bfloat16({value})" if stored == "bfloat16" else f"{value}.to(tl.{stored})"
 
 
-def _scalars(layout: Layout) -> list[str]:
-    at = f"at_scalar = scalars + r * {len(layout.scalars)}"
-    return [at, *(f"{name} = tl.load(at_scalar + {i})" for i, name in enumerate(layout.scalars))]
+def _scalars(layout: Layout, statements: list[str]) -> list[str]:
+    """The same statements, each scalar loaded before the first that needs it.
+
+    Of float64 they are loaded anew by each part: they would take half of the registers.
+    """
+    lines, missing = [], dict(enumerate(layout.scalars))
+    for statement in statements:
+        for i, name in list(missing.items()):
+            if re.search(rf"\b{name}\b", statement):
+                lines.append(f"{name} = tl.load(at_scalar + {i})")
+                del missing[i]
+        lines.append(statement)
+    return lines
 
 
 def _row(words: int) -> list[str]:
@@ -174,11 +218,15 @@ def dense_source(layout: Layout) -> Source:
     A program takes :data:`BLOCK` elements of the row that ``program_rows`` names. Whole blocks of aligned rows are loaded and stored 16
     bytes at a time, all others element after element under a mask. Nothing is done where ``found_inf`` is not 0.
     """
-    block, narrow = BLOCK[layout.dtype], SIZE[layout.dtype] < SIZE["float32"]
+    block, parts = BLOCK[layout.dtype], PARTS[layout.dtype]
 
     def addresses(base: str, first: str) -> list[str]:
         return [f"at_{s} = {base.format(s)} + {first}" for s in layout.streams]
 
+    again = {
+        s: f"at_{s} = tl.multiple_of(tl.load(row + {ADDRESSES + k}).to(tl.pointer_type(tl.{layout.stored(s)})), {ALIGNMENT}) + start + i"
+        for k, s in enumerate(layout.streams) if parts > 1
+    }
     bases = [
         f"base_{s} = tl.load(row + {ADDRESSES + k}).to(tl.pointer_type(tl.{layout.stored(s)}))"
         for k, s in enumerate(layout.streams)
@@ -186,11 +234,11 @@ def dense_source(layout: Layout) -> Source:
     text = f"""
 def kernel(program_rows, rows, scalars, found_inf):
     if tl.load(found_inf) == 0.0:
-{_lines([*_row(dense_words(layout)), *_scalars(layout), *bases], 2)}
+{_lines([*_row(dense_words(layout)), f"at_scalar = scalars + r * {len(layout.scalars)}", *bases], 2)}
         start = (tl.program_id(0) - tl.load(row + {FIRST_PROGRAM})) * {block}
         if (tl.load(row + {ALIGNED}) != 0) & (start + {block} <= n):
-            i = start + tl.arange(0, {block})
-{_lines([*addresses(f"tl.multiple_of(base_{{}}, {ALIGNMENT})", "i"), *_body(layout, block, "", quartered=narrow)], 3)}
+            i = tl.arange(0, {block})
+{_lines([*addresses(f"tl.multiple_of(base_{{}}, {ALIGNMENT})", "start + i"), *_body(layout, block, "", parts=parts, again=again)], 3)}
         else:
             end = tl.minimum(n, start + {block})
             for begin in range(start, end, {THREADS}):
@@ -236,7 +284,7 @@ def scattered_source(layout: Layout) -> Source:
     text = f"""
 def kernel(program_rows, rows, scalars, found_inf):
     if tl.load(found_inf) == 0.0:
-{_lines([*_row(scattered_words(layout)), *_scalars(layout)], 2)}
+{_lines([*_row(scattered_words(layout)), f"at_scalar = scalars + r * {len(layout.scalars)}"], 2)}
         start = (tl.program_id(0) - tl.load(row + {FIRST_PROGRAM})) * {block}
         element = start + tl.arange(0, {block})
         inside = element < n
