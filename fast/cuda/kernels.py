@@ -96,7 +96,8 @@ def _statements(function: object, *, wide: bool, results: tuple[str, ...]) -> li
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))  # type: ignore[arg-type]
     definition = _Expressions(wide=wide).visit(tree).body[0]
     *body, last = definition.body
-    assert isinstance(last, ast.Return) and last.value is not None
+    assert isinstance(last, ast.Return)
+    assert last.value is not None
     values = last.value.elts if isinstance(last.value, ast.Tuple) else [last.value]
     kept = [(name, ast.unparse(value)) for name, value in zip(results, values, strict=True) if name != "_"]
     return [*map(ast.unparse, body), *(f"{name} = {value}" for name, value in kept)]
@@ -106,17 +107,18 @@ def _lines(lines: list[str], depth: int) -> str:
     return textwrap.indent("\n".join(lines), "    " * depth)
 
 
-def _body(layout: Layout, size: int, mask: str, *, parts: int = 1, again=None) -> list[str]:
+def _body(layout: Layout, size: int, mask: str, *, parts: int = 1) -> list[str]:
     """Load, update and store the elements at ``at_*``.
 
     Args:
         size: how many there are.
         parts: into how many parts the elements of each thread are taken, one after the other, so that as many fewer intermediate results
-            need registers at a time: a power of two.
+            need registers at a time: a power of two. ``at_*`` are then made anew, of ``start`` and ``i``, where they are stored to.
     """
     real, masked = COMPUTED[layout.dtype], f", mask={mask}" if mask else ""
     streams, written = layout.streams, [s for s in layout.streams if s != "g" or layout.unscales]
-    shape = (size,) if parts == 1 else (size * SIZE[layout.dtype] // ALIGNMENT, ALIGNMENT // SIZE[layout.dtype] // parts)
+    each = ALIGNMENT // SIZE[layout.dtype]
+    shape = (size,) if parts == 1 else (size // each, each // parts)
     absent = [b for b in layout.rule.buffers if b not in layout.buffers]
     lines = [f"{b} = tl.full({shape}, 0.0, tl.{real})" for b in absent]
     lines += [f"all_{s} = tl.load(at_{s}{masked}{', other=0.0' if mask else ''})" for s in streams]
@@ -125,7 +127,7 @@ def _body(layout: Layout, size: int, mask: str, *, parts: int = 1, again=None) -
     update += ["g = unscale * g"] if layout.unscales else []
     update += _statements(layout.rule.update, wide=real == "float64", results=results)
     update += ["new_g = g"] if layout.unscales else []
-    update = _scalars(layout, update)
+    update = _with_scalars(layout, update)
     rounded = {s: _narrowed(f"new_{s}", layout.stored(s), real) for s in written}
     if parts == 1:
         lines += [f"part_{s} = all_{s}" for s in streams]
@@ -134,13 +136,15 @@ def _body(layout: Layout, size: int, mask: str, *, parts: int = 1, again=None) -
         lines += _apart(f"all_{s}", f"{s}_", (shape[0], *(2,) * (parts.bit_length() - 1), shape[1]))
     for k in range(parts):
         part = [*(f"part_{s} = {s}_{k}" for s in streams), *update, *(f"done_{s}_{k} = {rounded[s]}" for s in written)]
-        # LLVM would vectorize across the parts, and hold all of them in registers, but for conditions that it cannot decide.
-        lines += [f"done_{s}_{k} = {s}_{k}" for s in written]
+        # A whole block has more than k elements. But for this condition, which it cannot decide, LLVM would vectorize across the
+        # parts and hold all of them in registers. What the results are otherwise costs least as what is in registers already.
+        otherwise = "{s}_{k}" if layout.dtype == real else f"tl.full({shape}, 0.0, tl.{layout.dtype})"
+        lines += [f"done_{s}_{k} = {otherwise.format(s=s, k=k)}" for s in written]
         lines += [f"if n > {k}:", *(f"    {line}" for line in part)]
     for s in written:
         lines += _together(f"done_{s}_", f"all_{s}", parts)
     for s in written:
-        lines += [again.get(s,""),f"tl.store(at_{s}, tl.reshape(all_{s}, ({size},)){masked})"]
+        lines += [f"at_{s} = {_base(layout, s)} + start + i", f"tl.store(at_{s}, tl.reshape(all_{s}, ({size},)))"]
     return lines
 
 
@@ -178,19 +182,26 @@ def _narrowed(value: str, stored: str, real: str) -> str:
     return value if stored == real else f"to_bfloat16({value})" if stored == "bfloat16" else f"{value}.to(tl.{stored})"
 
 
-def _scalars(layout: Layout, statements: list[str]) -> list[str]:
+def _with_scalars(layout: Layout, statements: list[str]) -> list[str]:
     """The same statements, each scalar loaded before the first that needs it.
 
-    Of float64 they are loaded anew by each part: they would take half of the registers.
+    Parts load them anew: kept, those of float64 would take half of the registers.
     """
     lines, missing = [], dict(enumerate(layout.scalars))
     for statement in statements:
-        for i, name in list(missing.items()):
-            if re.search(rf"\b{name}\b", statement):
-                lines.append(f"{name} = tl.load(at_scalar + {i})")
-                del missing[i]
-        lines.append(statement)
+        wanted = [i for i, name in missing.items() if re.search(rf"\b{name}\b", statement)]
+        lines += [*(f"{missing.pop(i)} = tl.load(at_scalar + {i})" for i in wanted), statement]
     return lines
+
+
+def _base(layout: Layout, stream: str) -> str:
+    """Where a stream of an aligned row of a dense launch begins."""
+    address = f"tl.load(row + {ADDRESSES + layout.streams.index(stream)})"
+    return f"tl.multiple_of({address}.to(tl.pointer_type(tl.{layout.stored(stream)})), {ALIGNMENT})"
+
+
+def _at_scalar(layout: Layout) -> str:
+    return f"at_scalar = scalars + r * {len(layout.scalars)}"
 
 
 def _row(words: int) -> list[str]:
@@ -220,31 +231,27 @@ def dense_source(layout: Layout) -> Source:
     """
     block, parts = BLOCK[layout.dtype], PARTS[layout.dtype]
 
-    def addresses(base: str, first: str) -> list[str]:
-        return [f"at_{s} = {base.format(s)} + {first}" for s in layout.streams]
-
-    again = {
-        s: f"at_{s} = tl.multiple_of(tl.load(row + {ADDRESSES + k}).to(tl.pointer_type(tl.{layout.stored(s)})), {ALIGNMENT}) + start + i"
-        for k, s in enumerate(layout.streams) if parts > 1
-    }
+    whole = [f"at_{s} = {_base(layout, s)} + start + i" for s in layout.streams]
     bases = [
         f"base_{s} = tl.load(row + {ADDRESSES + k}).to(tl.pointer_type(tl.{layout.stored(s)}))"
         for k, s in enumerate(layout.streams)
     ]
+    single = [f"at_{s} = base_{s} + element" for s in layout.streams]
     text = f"""
 def kernel(program_rows, rows, scalars, found_inf):
     if tl.load(found_inf) == 0.0:
-{_lines([*_row(dense_words(layout)), f"at_scalar = scalars + r * {len(layout.scalars)}", *bases], 2)}
+{_lines([*_row(dense_words(layout)), _at_scalar(layout)], 2)}
         start = (tl.program_id(0) - tl.load(row + {FIRST_PROGRAM})) * {block}
         if (tl.load(row + {ALIGNED}) != 0) & (start + {block} <= n):
             i = tl.arange(0, {block})
-{_lines([*addresses(f"tl.multiple_of(base_{{}}, {ALIGNMENT})", "start + i"), *_body(layout, block, "", parts=parts, again=again)], 3)}
+{_lines([*whole, *_body(layout, block, "", parts=parts)], 3)}
         else:
             end = tl.minimum(n, start + {block})
+{_lines(bases, 3)}
             for begin in range(start, end, {THREADS}):
                 element = begin + tl.arange(0, {THREADS})
                 inside = element < end
-{_lines([*addresses("base_{}", "element"), *_body(layout, THREADS, "inside")], 4)}
+{_lines([*single, *_body(layout, THREADS, "inside")], 4)}
 """
     return Source(text, _signature(layout))
 
@@ -284,7 +291,7 @@ def scattered_source(layout: Layout) -> Source:
     text = f"""
 def kernel(program_rows, rows, scalars, found_inf):
     if tl.load(found_inf) == 0.0:
-{_lines([*_row(scattered_words(layout)), f"at_scalar = scalars + r * {len(layout.scalars)}"], 2)}
+{_lines([*_row(scattered_words(layout)), _at_scalar(layout)], 2)}
         start = (tl.program_id(0) - tl.load(row + {FIRST_PROGRAM})) * {block}
         element = start + tl.arange(0, {block})
         inside = element < n

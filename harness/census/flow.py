@@ -101,7 +101,9 @@ class _Graph:
 
 def _graph(listing: Listing) -> _Graph:
     code = listing.instructions
-    starts = {0, *listing.labels.values()} | {n + 1 for n, i in enumerate(code) if i.target or not i.falls or _leaves(i)}
+    starts = {0, *listing.labels.values()} | {
+        n + 1 for n, i in enumerate(code) if i.target or not i.falls or _leaves(i)
+    }
     first = sorted(s for s in starts if s < len(code))
     number = {s: n for n, s in enumerate(first)}
     blocks = [code[a:b] for a, b in zip(first, [*first[1:], len(code)], strict=True)]

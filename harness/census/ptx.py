@@ -86,7 +86,9 @@ def divisions(operations: dict[str, int]) -> dict[str, int]:
     """Of all that divides, takes a root or a reciprocal, or is a hardware approximation: how often, by variant."""
     kinds = ("div", "sqrt", "rcp", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh")
     return {
-        op: n for op, n in operations.items() if op.split(".")[0] in kinds and op.split(".")[-1] in ("f32", "f64", "f16")
+        op: n
+        for op, n in operations.items()
+        if op.split(".")[0] in kinds and op.split(".")[-1] in ("f32", "f64", "f16")
     }
 
 

@@ -12,7 +12,20 @@ _REGISTER = re.compile(r"\b(U?[RP])(\d+)\b|\bSR_TID\.X\b")
 _TARGET = re.compile(r"`\(([^)]+)\)")
 _BRACKET = re.compile(r"\[([^\[\]]*)\]")
 _LOADS, _STORES = ("LDG", "LD", "ATOMG", "ATOM"), ("STG", "ST", "REDG", "RED")
-_WITHOUT_RESULT = (*_STORES, "STL", "STS", "BAR", "BSSY", "BSYNC", "BREAK", "CALL", "NOP", "WARPSYNC", "DEPBAR", "MEMBAR")
+_WITHOUT_RESULT = (
+    *_STORES,
+    "STL",
+    "STS",
+    "BAR",
+    "BSSY",
+    "BSYNC",
+    "BREAK",
+    "CALL",
+    "NOP",
+    "WARPSYNC",
+    "DEPBAR",
+    "MEMBAR",
+)
 _SIZES = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 
 
