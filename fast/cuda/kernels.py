@@ -28,6 +28,8 @@ BLOCK = {"float16": 1024, "bfloat16": 1024, "float32": 512, "float64": 256}
 PARTS = {"float16": 4, "bfloat16": 4, "float32": 1, "float64": 2}
 #: Of a program; where accesses are not of 16 bytes, each takes an element at a time.
 THREADS = 128
+#: Elements of a program whose streams are strided: one to a thread, whose places in all streams take enough registers.
+SCATTERED_BLOCK = THREADS
 #: Parameters of a program that prepares.
 ROWS = 128
 
@@ -120,10 +122,10 @@ def _body(layout: Layout, size: int, mask: str, *, parts: int = 1) -> list[str]:
     each = ALIGNMENT // SIZE[layout.dtype]
     shape = (size,) if parts == 1 else (size // each, each // parts)
     absent = [b for b in layout.rule.buffers if b not in layout.buffers]
-    lines = [f"{b} = tl.full({shape}, 0.0, tl.{real})" for b in absent]
-    lines += [f"all_{s} = tl.load(at_{s}{masked}{', other=0.0' if mask else ''})" for s in streams]
+    lines = [f"all_{s} = tl.load(at_{s}{masked}{', other=0.0' if mask else ''})" for s in streams]
     results = ("new_p", *(f"new_{b}" if b in layout.buffers else "_" for b in layout.rule.buffers))
-    update = [f"{s} = {_widened(f'part_{s}', layout.stored(s), real)}" for s in streams]
+    update = [f"{b} = tl.full({shape}, 0.0, tl.{real})" for b in absent]
+    update += [f"{s} = {_widened(f'part_{s}', layout.stored(s), real)}" for s in streams]
     update += ["g = unscale * g"] if layout.unscales else []
     update += _statements(layout.rule.update, wide=real == "float64", results=results)
     update += ["new_g = g"] if layout.unscales else []
@@ -136,6 +138,9 @@ def _body(layout: Layout, size: int, mask: str, *, parts: int = 1) -> list[str]:
         lines += _apart(f"all_{s}", f"{s}_", (shape[0], *(2,) * (parts.bit_length() - 1), shape[1]))
     for k in range(parts):
         part = [*(f"part_{s} = {s}_{k}" for s in streams), *update, *(f"done_{s}_{k} = {rounded[s]}" for s in written)]
+        if k == 0:
+            lines += part
+            continue
         # A whole block has more than k elements. But for this condition, which it cannot decide, LLVM would vectorize across the
         # parts and hold all of them in registers. What the results are otherwise costs least as what is in registers already.
         otherwise = "{s}_{k}" if layout.dtype == real else f"tl.full({shape}, 0.0, tl.{layout.dtype})"
@@ -273,7 +278,7 @@ def scattered_source(layout: Layout) -> Source:
     An element's place follows from its number by the table of dimensions, innermost first. If the layout is indexed, the table
     describes one entry, and where an entry begins in each stream, in elements, stands in a table for each.
     """
-    block, streams = BLOCK[layout.dtype], layout.streams
+    block, streams = SCATTERED_BLOCK, layout.streams
     entry = SCATTERED_ADDRESSES + len(streams)
     begin = ["rest = element", *(f"offset_{s} = tl.full(({block},), 0, tl.int64)" for s in streams)]
     if layout.indexed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 #: Where the number of a thread comes from; what is computed from it differs from thread to thread.
@@ -148,53 +148,50 @@ def _own_addresses(graph: _Graph) -> set[int]:
     return own
 
 
-def main_path(listing: Listing, *, after_loop: bool = False) -> Path:
-    """The way of whole blocks of elements, told from the control flow alone.
+def main_path(listing: Listing, *, whole: bool) -> Path:
+    """What is done to the elements of a program, told from the control flow alone.
 
     Args:
-        after_loop: the elements are found by a loop over dimensions, and then stepped; otherwise whole blocks are stepped where there is no
-            loop, and what is left over in one.
+        whole: there is one way on which whole blocks of elements are stepped, without a loop, beside the loop over what is left over;
+            that way is taken. Otherwise all that is done outside loops, whatever its conditions.
 
     Raises:
-        Unidentified: there is not exactly one such way that stores to addresses of each thread's own.
+        Unidentified: there is not exactly one such way that stores to addresses of each thread's own; or elements are accessed in a loop.
     """
     graph = _graph(listing)
     own = _own_addresses(graph)
     there = graph.reached([0])
     loops = {b for b in there if b in graph.reach[b]}
+    if not whole:
+        if any(id(i) in own for b in loops for i in graph.blocks[b]):
+            raise Unidentified("elements are accessed in a loop")
+        return _path(graph, there - loops, own, lambda _: False)
     after_loops = set().union(*(graph.reach[b] for b in loops)) - loops
     stores = [b for b in sorted(there - loops) if any(i.stores and id(i) in own for i in graph.blocks[b])]
-    if after_loop:
-        stores = [b for b in stores if b in after_loops]
-    else:
-        stores = [b for b in stores if b not in after_loops and not graph.reach[b] & loops]
+    stores = [b for b in stores if b not in after_loops and not graph.reach[b] & loops]
     if not stores:
-        where = "after the loop over dimensions" if after_loop else "on a way without a loop"
-        raise Unidentified(f"nothing is stored {where}")
+        raise Unidentified("nothing is stored on a way without a loop")
     if not all(graph.always(a, b) for a in stores for b in stores):
         raise Unidentified("whole blocks are stored on more than one way")
     end = stores[-1]
     # Everything that can happen on the way.
-    way = {b for b in there if b == end or end in graph.reach[b] or b in graph.reach[end]}
-    if not after_loop:
-        way -= loops
+    way = {b for b in there - loops if b == end or end in graph.reach[b] or b in graph.reach[end]}
+    return _path(graph, way, own, lambda b: not graph.always(b, end))
+
+
+def _path(graph: _Graph, blocks: set[int], own: set[int], sometimes: Callable[[int], bool]) -> Path:
     operations: Counter[str] = Counter()
     sizes: Counter[int] = Counter()
     loaded = stored = masked = table = 0
-    for b in sorted(way):
+    for b in sorted(blocks):
         operations.update(i.opcode for i in graph.blocks[b])
-        for i in graph.blocks[b]:
-            if not i.size:
-                continue
-            if id(i) not in own:
-                table += i.size
-                continue
-            sizes[i.size] += 1
-            masked += bool(i.guard) or not graph.always(b, end)
-            if i.stores:
-                stored += i.size
-            else:
-                loaded += i.size
+        accesses = [i for i in graph.blocks[b] if i.size]
+        mine = [i for i in accesses if id(i) in own]
+        table += sum(i.size for i in accesses if id(i) not in own)
+        sizes.update(i.size for i in mine)
+        masked += len(mine) if mine and sometimes(b) else sum(bool(i.guard) for i in mine)
+        stored += sum(i.size for i in mine if i.stores)
+        loaded += sum(i.size for i in mine if not i.stores)
     return Path(loaded, stored, dict(sizes), masked, table, dict(operations))
 
 
