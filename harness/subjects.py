@@ -402,14 +402,14 @@ def fast_subject(name: str, mode: str = "") -> Subject:
         imports=f"from {module.__name__} import {name}",
         dtypes=_torch_dtypes(spec, {}, ""),
         cost=_INTERPRETED_COST * cost if mode else cost,
-        unsupported=_no_triton() if mode else "",
+        unsupported=no_triton() if mode else "",
         tensor_lr=True,
         prepare=tuple if mode else cls.kernels,
     )
 
 
-def _no_triton() -> str:
-    """Why Triton's interpreter cannot run here, or nothing."""
+def no_triton() -> str:
+    """Why Triton can neither interpret nor compile here, or nothing."""
     return "" if importlib.util.find_spec("triton") else "triton is not installed"
 
 

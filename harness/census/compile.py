@@ -150,7 +150,9 @@ def _attempt(job: Job) -> Counts | str:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
-def run(jobs: dict[Any, Job], progress: Callable[[int, int], None] = lambda done, total: None) -> Iterator[tuple[Any, Counts | str]]:
+def run(
+    jobs: dict[Any, Job], progress: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[tuple[Any, Counts | str]]:
     """Counts of each job, or what went wrong with it, as they come."""
     workers = min(os.cpu_count() or 1, len(jobs))
     if workers < 2 or "fork" not in get_all_start_methods():

@@ -92,6 +92,3 @@ def _variant(layout: Layout) -> str:
     optional = [b for b, buffer in layout.rule.buffers.items() if b in layout.buffers and buffer.present is not always]
     words = [*optional, *["unscales"] * layout.unscales, *["sparse"] * layout.indexed]
     return ", ".join([*words, *[f"{layout.gradient} gradient"] * bool(layout.gradient)])
-
-
-

@@ -51,7 +51,7 @@ def parse(text: str) -> Listing:
 
 
 def _instruction(guard: str, opcode: str, operands: str) -> Instruction:
-    kind = opcode.split(".")[0]
+    kind = opcode.split(".", maxsplit=1)[0]
     if kind == "bra":
         return Instruction(opcode, guard, target=operands.strip(), falls=bool(guard))
     if kind in ("ret", "exit", "trap"):

@@ -51,11 +51,11 @@ def _instruction(guard: str, opcode: str, operands: str, barriers: dict[str, str
     guard = "" if guard == "PT" else guard
     target = _TARGET.search(operands)
     if kind == "BSSY" and target:
-        barriers[operands.split(",")[0].strip()] = target[1]
+        barriers[operands.split(",", maxsplit=1)[0].strip()] = target[1]
         return Instruction(opcode, guard)
     if kind == "BSYNC":
         # Threads go on where their barrier said that they would meet.
-        to = barriers.get(operands.split(",")[0].strip(), "")
+        to = barriers.get(operands.split(",", maxsplit=1)[0].strip(), "")
         return Instruction(opcode, guard, target=to, falls=not to)
     if kind in ("BRA", "JMP") and target:
         condition = _REGISTER.search(operands[: target.start()]) or {"DIV", "CONV"} & set(modifiers)
@@ -80,7 +80,9 @@ def _computes(guard: str, opcode: str, operands: str) -> Instruction:
         # Predicates that are results stand among the first operands; where one is the first, another result follows.
         if len(parts) > 2 and (_is_predicate(parts[0]) or _is_predicate(parts[1])):
             results = parts[:2]
-    wide = 4 if "128" in modifiers else 2 if {"64", "WIDE"} & set(modifiers) or is_float64(opcode) else 1
+    # The approximation of a reciprocal or root of float64 is half of one.
+    pair = {"64", "WIDE"} & set(modifiers) or (is_float64(opcode) and kind != "MUFU")
+    wide = 4 if "128" in modifiers else 2 if pair else 1
     writes = [w for part in results for w in _run(part, wide)]
     return Instruction(
         opcode,
@@ -102,7 +104,7 @@ def _spill(guard: str, opcode: str, operands: str) -> Instruction:
     words = tuple(f"stack {offset + 4 * k}" for k in range(wide))
     if opcode.startswith("STL"):
         return Instruction(opcode, guard, writes=words, reads=tuple(_run(operands.split(",")[1].strip(), wide)))
-    return Instruction(opcode, guard, writes=tuple(_run(operands.split(",")[0].strip(), wide)), reads=words)
+    return Instruction(opcode, guard, writes=tuple(_run(operands.split(",", maxsplit=1)[0].strip(), wide)), reads=words)
 
 
 def _is_predicate(operand: str) -> bool:
