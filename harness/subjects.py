@@ -43,6 +43,8 @@ class Profile:
         orders: the orders of operations that it may use (see ``stepcheck.reference.arithmetic``).
         division: roundings that a quotient costs it.
         square_root: roundings that a square root costs it.
+        power: roundings that a power costs it, two for each ulp; of C's pow, which glibc states to be off by less than one.
+        flush_to_zero: operations in float32 take subnormal numbers for zero, and make zero of subnormal results.
         narrow: how it computes with float16 and bfloat16: ``"each"`` rounds the result of each operation of torch, carried
             out in float32, to the dtype; ``"every"`` has no operations that combine several, and may keep a part of
             the elements in float32 meanwhile; ``"once"`` computes the whole
@@ -65,6 +67,8 @@ class Profile:
     in_place: str = "float64"
     products: str = "bfloat16"
     products_rounded_once: bool = False
+    power: float = 2.0
+    flush_to_zero: bool = False
 
     def products_format(self, dtype: str) -> Format | None:
         """The format of matrix products for parameters of ``dtype``; ``None`` where it is not known."""
@@ -76,18 +80,26 @@ class Profile:
         """The arithmetic for parameters of ``dtype``."""
         element = FORMATS[dtype]
         operations = (self.division, self.square_root, self.orders)
-        if element.unit_roundoff <= BINARY32.unit_roundoff:
+        if element is BINARY64:
             return Arithmetic(element, *operations)
-        if self.narrow == "once":
-            return Arithmetic(BINARY32, *operations)
+        if element is BINARY32 or self.narrow == "once":
+            return Arithmetic(BINARY32, *operations, flushes=self.flush_to_zero)
         entry = element if self.narrow_scalars else None
         each = self.narrow == "each"
         # With tensors of one float32 number, a parameter of no dimension is computed in float32 as well.
         sure = each and self.counters == self.in_place == "float64"
         return Arithmetic(element, *operations, inner=BINARY32, entry=entry, overflow=sure, composites=each)
 
+    def kept(self, format_: str) -> Arithmetic:
+        """The arithmetic of numbers kept for each parameter, where it is that of ``counters`` or of ``in_place``."""
+        return _counters(format_, self.power)
 
-COUNTERS = {"float32": COUNTERS32, "float64": COUNTERS64}
+
+@functools.cache
+def _counters(format_: str, power: float) -> Arithmetic:
+    made = {"float32": COUNTERS32, "float64": COUNTERS64}[format_]
+    return made if power == made.power else replace(made, power=power)
+
 
 _TORCH_CPU = (
     "torch.optim on CPU evaluates operation by operation in the parameter's dtype, with correctly rounded division and square"
@@ -240,6 +252,11 @@ FAST_PROFILES: dict[str, Profile] = {
         products="wide",
     ),
 }
+
+
+def fast_profile(name: str) -> Profile:
+    """How ``stepcheck.fast.<name>`` computes on the CPU, and where its kernels for CUDA are interpreted."""
+    return FAST_PROFILES.get(name, _FAST)
 
 
 @dataclass(frozen=True)
@@ -395,7 +412,7 @@ def fast_subject(name: str, mode: str = "") -> Subject:
         name=f"fast:{name}[{mode}]" if mode else f"fast:{name}",
         spec=spec,
         make=cls,
-        profile=FAST_PROFILES.get(name, _FAST),
+        profile=fast_profile(name),
         options=frozenset(h.name for h in spec.hyper),
         explicit=False,
         callee=name,

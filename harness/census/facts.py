@@ -1,0 +1,77 @@
+"""What the error budgets take from the census: how the kernels of an optimizer divide, take roots and powers, and flush."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import replace
+
+from stepcheck.fast.cuda import runtime
+from stepcheck.harness.census import flow, ptx
+from stepcheck.harness.census.kernels import kernels_of
+from stepcheck.harness.subjects import Profile, fast_profile
+
+#: Roundings that an instruction costs, by the largest errors that the PTX ISA states (floating point instructions); an error of one ulp is
+#: two roundings, a relative one of 2^-23 is two of float32. A reciprocal makes a quotient with one product more.
+DIVISION = {
+    "div.rn.f32": 1.0,
+    "div.rn.f64": 1.0,
+    "div.full.f32": 4.0,
+    "div.approx.f32": 4.0,
+    "rcp.rn.f32": 2.0,
+    "rcp.rn.f64": 2.0,
+    "rcp.approx.f32": 3.0,
+}
+SQUARE_ROOT = {"sqrt.rn.f32": 1.0, "sqrt.rn.f64": 1.0, "sqrt.approx.f32": 2.0}
+
+
+def cuda_profile(name: str, capability: int) -> Profile:
+    """How ``stepcheck.fast.<name>`` computes on a GPU of a compute capability (``90`` is 9.0), as its kernels were counted.
+
+    Raises:
+        ValueError: they have an instruction whose accuracy is not known here.
+    """
+    return _profile(name, capability)
+
+
+@functools.cache
+def _profile(name: str, capability: int) -> Profile:
+    operations: Counter[str] = Counter()
+    powers = False
+    for kernel in kernels_of(name):
+        listing = ptx.parse(runtime.compiled(kernel.source, capability).asm["ptx"])
+        # What stands in the text of libdevice's pow is part of its own error.
+        takes_powers = "power(" in kernel.source.text
+        powers |= takes_powers
+        found = flow.totals(listing.instructions)
+        operations.update(found if not takes_powers else _outside_powers(found))
+    return profile_of(fast_profile(name), dict(operations), f"sm_{capability}", powers=powers)
+
+
+def _outside_powers(found: dict[str, int]) -> dict[str, int]:
+    """The operations of a kernel that takes powers, which divides and takes roots in float64 alone, correctly rounded."""
+    return {op: n for op, n in found.items() if op in DIVISION or op in SQUARE_ROOT}
+
+
+def profile_of(profile: Profile, operations: dict[str, int], where: str, *, powers: bool) -> Profile:
+    """A profile with the facts that follow from instructions of PTX and how many there are of each.
+
+    Args:
+        where: for whom they were compiled.
+        powers: whether libdevice's pow is called.
+    """
+    inexact = ptx.divisions(operations)
+    unknown = inexact.keys() - DIVISION.keys() - SQUARE_ROOT.keys()
+    if unknown:
+        raise ValueError(f"it is not known how accurate {', '.join(sorted(unknown))} is")
+    flushed = ptx.flushed(operations)
+    told = ", ".join(f"{n} {op}" for op, n in sorted(inexact.items())) or "no division"
+    reason = f"{profile.reason}; its CUDA kernels were counted for {where}: {told}, {flushed} that flush"
+    return replace(
+        profile,
+        reason=reason + (f"; pow is libdevice's, {runtime.POWER_ULPS} ulps" if powers else ""),
+        division=max([profile.division, *(DIVISION[op] for op in inexact if op in DIVISION)]),
+        square_root=max([profile.square_root, *(SQUARE_ROOT[op] for op in inexact if op in SQUARE_ROOT)]),
+        power=2.0 * runtime.POWER_ULPS if powers else profile.power,
+        flush_to_zero=bool(flushed),
+    )
