@@ -87,7 +87,7 @@ def count(job: Job) -> Counts:
 def counted(ptx_text: str, sass_text: str, usage: str, job: Job) -> Counts:
     """Count what the listings of a compiled kernel say, and cuobjdump of its resources."""
     virtual, real = ptx.parse(ptx_text), sass.parse(sass_text)
-    operations, instructions = flow.totals(virtual.instructions), flow.totals(real.instructions)
+    operations, instructions = flow.totals(ptx.all_instructions(ptx_text)), flow.totals(real.instructions)
     found: list[Path | None] = [None, None]
     why = ""
     for k, listing in enumerate((virtual, real)):

@@ -39,18 +39,13 @@ def _profile(name: str, capability: int) -> Profile:
     operations: Counter[str] = Counter()
     powers = False
     for kernel in kernels_of(name):
-        listing = ptx.parse(runtime.compiled(kernel.source, capability).asm["ptx"])
-        # What stands in the text of libdevice's pow is part of its own error.
-        takes_powers = "power(" in kernel.source.text
-        powers |= takes_powers
-        found = flow.totals(listing.instructions)
-        operations.update(found if not takes_powers else _outside_powers(found))
+        found = flow.totals(ptx.all_instructions(runtime.compiled(kernel.source, capability).asm["ptx"]))
+        if kernel.model.powers:
+            powers = True
+            # The approximations within libdevice's pow are part of its own error.
+            found = {op: n for op, n in found.items() if op in DIVISION or op in SQUARE_ROOT}
+        operations.update(found)
     return profile_of(fast_profile(name), dict(operations), f"sm_{capability}", powers=powers)
-
-
-def _outside_powers(found: dict[str, int]) -> dict[str, int]:
-    """The operations of a kernel that takes powers, which divides and takes roots in float64 alone, correctly rounded."""
-    return {op: n for op, n in found.items() if op in DIVISION or op in SQUARE_ROOT}
 
 
 def profile_of(profile: Profile, operations: dict[str, int], where: str, *, powers: bool) -> Profile:

@@ -53,7 +53,7 @@ def kernels_of(optimizer: str) -> Iterator[Kernel]:
     family = FAMILIES.get(optimizer)
     if family is not None and importlib.util.find_spec(family.module) is not None:
         for role, source in importlib.import_module(family.module).sources():
-            yield Kernel(optimizer, _dtype(role), role, "", source, of_family(family))
+            yield Kernel(optimizer, _dtype(role), role, "", source, of_family(family, source))
 
 
 def _dtype(role: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stepcheck.fast.cuda import kernels
+from stepcheck.fast.cuda.runtime import Source
 from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import Rule
 from stepcheck.harness.census import ptx
@@ -38,7 +39,7 @@ class Model:
         divisions: quotients per element.
         roots: square roots per element.
         narrowed: values rounded to a narrow dtype, per element; they are written.
-        contracts: why products and sums may be contracted, if they may.
+        powers: it calls libdevice's pow, whose error is known as a whole: what that contracts, approximates and flushes is its own.
         occupancy: the least.
     """
 
@@ -51,7 +52,7 @@ class Model:
     divisions: int | None = None
     roots: int | None = None
     narrowed: int = 0
-    contracts: str = ""
+    powers: bool = False
     occupancy: float = OCCUPANCY
 
     @property
@@ -66,7 +67,6 @@ class Family:
 
     module: str
     float64: str = ""
-    contracts: str = ""
     occupancy: float = OCCUPANCY
 
 
@@ -78,9 +78,9 @@ FAMILIES = {
 }
 
 
-def of_family(family: Family) -> Model:
+def of_family(family: Family, source: Source) -> Model:
     """The model of the kernels of a family."""
-    return Model(float64=family.float64, contracts=family.contracts, occupancy=family.occupancy)
+    return Model(float64=family.float64, powers="power(" in source.text, occupancy=family.occupancy)
 
 
 def of_layout(layout: Layout, *, scattered: bool) -> Model:
@@ -104,6 +104,7 @@ def of_layout(layout: Layout, *, scattered: bool) -> Model:
 
 def of_prepare(rule: Rule, *, unscales: bool) -> Model:
     """The model of the kernel that makes the scalars of each parameter: an element is a parameter here."""
+    source = kernels.prepare_source(rule, unscales=unscales)
     options, counters = len(kernels.read_options(rule)), len(rule.counters)
     fresh = 8 * ("fresh" in rule.options)
     # Of what may be float64 or float32, one of two masked accesses is made; both are counted.
@@ -113,7 +114,7 @@ def of_prepare(rule: Rule, *, unscales: bool) -> Model:
         loaded=8 + fresh + counters * (16 + either) + options * (24 + either),
         stored=fresh + (counters + len(rule.scalars) + unscales) * either,
         float64="scalars are made in float64, once for each parameter",
-        contracts="libdevice's pow contracts where it must",
+        powers="power(" in source.text,
     )
 
 
@@ -166,12 +167,12 @@ def _arithmetic(model: Model, counts: Counts) -> Iterator[str]:
         for n, where in ((counts.float64, "PTX"), (counts.float64_sass, "SASS")):
             if n:
                 yield f"{n} float64 instructions ({where})"
-    inexact = {op: n for op, n in counts.divisions.items() if op not in _EXACT and not model.contracts}
+    inexact = {op: n for op, n in counts.divisions.items() if op not in _EXACT and not model.powers}
     if inexact:
         yield f"not correctly rounded: {', '.join(f'{n} {op}' for op, n in inexact.items())}"
-    if counts.flushed:
+    if counts.flushed and not model.powers:
         yield f"{counts.flushed} operations flush subnormal numbers to zero"
-    if counts.contracted and not model.contracts:
+    if counts.contracted and not model.powers:
         yield f"{counts.contracted} products and sums are or may be contracted"
     if counts.ptx is None:
         return

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from stepcheck.harness.census.flow import THREAD, Instruction, Listing
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _ENTRY = re.compile(r"\.entry\s+\w+\s*\(")
+_LINES = re.compile(r"^\s*\.(?:loc|pragma|file)[^\n]*$", re.MULTILINE)
 _LABEL = re.compile(r"(\$\w+)\s*:")
 _INSTRUCTION = re.compile(r"(?:@(!?%\w+)\s+)?([a-z][\w.:]*)(.*)", re.DOTALL)
 _REGISTER = re.compile(r"%[a-z]\w*(?:\.[xyz])?")
@@ -34,20 +36,35 @@ def parse(text: str) -> Listing:
     """The instructions of the kernel that a PTX module has."""
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
-    targets: set[str] = set()
-    for line in entry(text).split(";"):
-        rest = re.sub(r"^\s*\.(?:loc|pragma|file)[^\n]*$", "", line, flags=re.MULTILINE).strip().lstrip("{} \t\n")
-        while label := _LABEL.match(rest):
-            labels[label[1]] = len(instructions)
-            rest = rest[label.end() :].strip().lstrip("{} \t\n")
-        # A brace of an operand list was stripped only where a statement begins with it, which none does.
-        found = _INSTRUCTION.match(rest)
-        if found is None or rest.startswith("."):
-            continue
-        instruction = _instruction(found[1] or "", found[2], found[3])
-        instructions.append(instruction)
-        targets.add(instruction.target)
+    for statement in _statements(entry(text)):
+        if isinstance(statement, Instruction):
+            instructions.append(statement)
+        else:
+            labels[statement] = len(instructions)
+    targets = {i.target for i in instructions}
     return Listing(instructions, {name: at for name, at in labels.items() if name in targets})
+
+
+def all_instructions(text: str) -> list[Instruction]:
+    """Those of the kernel, and of the functions that it calls."""
+    return [s for s in _statements(_COMMENT.sub("", text)) if isinstance(s, Instruction)]
+
+
+def _statements(text: str) -> Iterator[Instruction | str]:
+    """Instructions and labels. Declarations are left out: what begins a function ends with the first of its registers'."""
+    for part in text.split(";"):
+        rest = _stripped(_LINES.sub("", part))
+        while label := _LABEL.match(rest):
+            yield label[1]
+            rest = _stripped(rest[label.end() :])
+        found = _INSTRUCTION.match(rest)
+        if found is not None:
+            yield _instruction(found[1] or "", found[2], found[3])
+
+
+def _stripped(text: str) -> str:
+    """Without the braces of a scope; no statement begins with those of its operands."""
+    return text.lstrip("{} \t\n").rstrip()
 
 
 def _instruction(guard: str, opcode: str, operands: str) -> Instruction:
