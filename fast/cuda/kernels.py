@@ -30,6 +30,8 @@ PARTS = {"float16": 4, "bfloat16": 4, "float32": 1, "float64": 2}
 THREADS = 128
 #: Elements of a program whose streams are strided: one to a thread, whose places in all streams take enough registers.
 SCATTERED_BLOCK = THREADS
+#: Registers of a thread that prepares: its powers, in float64, take more than 64, and few programs of it run at a time anyhow.
+PREPARE_REGISTERS = 80
 #: Parameters of a program that prepares.
 ROWS = 128
 
@@ -115,7 +117,7 @@ def _body(layout: Layout, size: int, mask: str, *, parts: int = 1) -> list[str]:
     Args:
         size: how many there are.
         parts: into how many parts the elements of each thread are taken, one after the other, so that as many fewer intermediate results
-            need registers at a time: a power of two. ``at_*`` are then made anew, of ``start`` and ``i``, where they are stored to.
+            need registers at a time: a power of two. ``at_*`` are then made anew, of ``i``, where they are stored to.
     """
     real, masked = COMPUTED[layout.dtype], f", mask={mask}" if mask else ""
     streams, written = layout.streams, [s for s in layout.streams if s != "g" or layout.unscales]
@@ -126,9 +128,8 @@ def _body(layout: Layout, size: int, mask: str, *, parts: int = 1) -> list[str]:
     results = ("new_p", *(f"new_{b}" if b in layout.buffers else "_" for b in layout.rule.buffers))
     update = [f"{b} = tl.full({shape}, 0.0, tl.{real})" for b in absent]
     update += [f"{s} = {_widened(f'part_{s}', layout.stored(s), real)}" for s in streams]
-    update += ["g = unscale * g"] if layout.unscales else []
+    update += ["g = unscale * g", "new_g = g"] if layout.unscales else []
     update += _statements(layout.rule.update, wide=real == "float64", results=results)
-    update += ["new_g = g"] if layout.unscales else []
     update = _with_scalars(layout, update)
     rounded = {s: _narrowed(f"new_{s}", layout.stored(s), real) for s in written}
     if parts == 1:
@@ -142,12 +143,13 @@ def _body(layout: Layout, size: int, mask: str, *, parts: int = 1) -> list[str]:
             lines += part
             continue
         # A whole block has more than k elements. But for this condition, which it cannot decide, LLVM would vectorize across the
-        # parts and hold all of them in registers. What the results are otherwise costs least as what is in registers already.
+        # parts and hold all of them in registers; the number is loaded here so as to take none itself. What results are otherwise costs least as what is in registers already.
         otherwise = "{s}_{k}" if layout.dtype == real else f"tl.full({shape}, 0.0, tl.{layout.dtype})"
         lines += [f"done_{s}_{k} = {otherwise.format(s=s, k=k)}" for s in written]
-        lines += [f"if n > {k}:", *(f"    {line}" for line in part)]
+        lines += [f"if tl.load(row + {N}) > {k}:", *(f"    {line}" for line in part)]
     for s in written:
         lines += _together(f"done_{s}_", f"all_{s}", parts)
+    lines += [_start(size)]
     for s in written:
         lines += [f"at_{s} = {_base(layout, s)} + start + i", f"tl.store(at_{s}, tl.reshape(all_{s}, ({size},)))"]
     return lines
@@ -205,6 +207,11 @@ def _base(layout: Layout, stream: str) -> str:
     return f"tl.multiple_of({address}.to(tl.pointer_type(tl.{layout.stored(stream)})), {ALIGNMENT})"
 
 
+def _start(block: int) -> str:
+    """The first element of a program."""
+    return f"start = (tl.program_id(0) - tl.load(row + {FIRST_PROGRAM})) * {block}"
+
+
 def _at_scalar(layout: Layout) -> str:
     return f"at_scalar = scalars + r * {len(layout.scalars)}"
 
@@ -246,7 +253,7 @@ def dense_source(layout: Layout) -> Source:
 def kernel(program_rows, rows, scalars, found_inf):
     if tl.load(found_inf) == 0.0:
 {_lines([*_row(dense_words(layout)), _at_scalar(layout)], 2)}
-        start = (tl.program_id(0) - tl.load(row + {FIRST_PROGRAM})) * {block}
+        {_start(block)}
         if (tl.load(row + {ALIGNED}) != 0) & (start + {block} <= n):
             i = tl.arange(0, {block})
 {_lines([*whole, *_body(layout, block, "", parts=parts)], 3)}
@@ -297,7 +304,7 @@ def scattered_source(layout: Layout) -> Source:
 def kernel(program_rows, rows, scalars, found_inf):
     if tl.load(found_inf) == 0.0:
 {_lines([*_row(scattered_words(layout)), _at_scalar(layout)], 2)}
-        start = (tl.program_id(0) - tl.load(row + {FIRST_PROGRAM})) * {block}
+        {_start(block)}
         element = start + tl.arange(0, {block})
         inside = element < n
 {_lines(begin, 2)}
@@ -377,7 +384,7 @@ def kernel(members, options, count, scalars32, scalars64, grad_scale, found_inf)
 """
     names = ("members", "options", "count", "scalars32", "scalars64", "grad_scale", "found_inf")
     types = ("*i64", "*i64", "*i64", "*fp32", "*fp64", "*fp32", "*fp32")
-    return Source(text, tuple(zip(names, types, strict=True)))
+    return Source(text, tuple(zip(names, types, strict=True)), registers=PREPARE_REGISTERS)
 
 
 def _either(address: str, wide: str, narrow: str) -> str:

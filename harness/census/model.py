@@ -20,6 +20,8 @@ from stepcheck.harness.census.occupancy import occupancy
 #: The share of the warps that a multiprocessor can hold, which kernels keep it filled to at least: enough to hide the latency of memory that
 #: is streamed (Volkov, Understanding Latency Hiding on GPUs, 2016, chapter 5), with 16 bytes under way in each thread and stream.
 OCCUPANCY = 0.5
+#: Of kernels that prepare: a program is 128 parameters, so that a multiprocessor seldom holds two of them.
+PREPARE_OCCUPANCY = 0.375
 WIDEST = 16
 #: Variants that round as IEEE 754 says.
 _EXACT = ("div.rn.f32", "div.rn.f64", "sqrt.rn.f32", "sqrt.rn.f64", "rcp.rn.f32", "rcp.rn.f64")
@@ -115,6 +117,7 @@ def of_prepare(rule: Rule, *, unscales: bool) -> Model:
         stored=fresh + (counters + len(rule.scalars) + unscales) * either,
         float64="scalars are made in float64, once for each parameter",
         powers="power(" in source.text,
+        occupancy=PREPARE_OCCUPANCY,
     )
 
 

@@ -9,12 +9,10 @@ import torch
 pytest.importorskip("triton")
 
 from stepcheck.fast.cuda import kernels, runtime
-from stepcheck.fast.cuda.runtime import Source
 from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import RULES
 from stepcheck.harness import subjects
 from stepcheck.harness.bounded import Bounded
-from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.census import facts, flow, launches, model, ptx, sass, tables
 from stepcheck.harness.census.compile import Job, count
 from stepcheck.harness.census.kernels import DENSE, SCATTERED, kernels_of
@@ -201,10 +199,10 @@ def test_a_wrong_kernel_leaves_its_model(old, new, told):
     assert any(told in line for line in found), found
 
 
-def test_registers_that_spill_are_told(monkeypatch):
-    monkeypatch.setitem(runtime.OPTIONS, "maxnreg", 32)
+def test_registers_that_spill_are_told():
     layout = _layout("Adam", "bfloat16", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-    assert any("spilled registers" in line for line in _departures(kernels.dense_source(layout), layout))
+    source = dataclasses.replace(kernels.dense_source(layout), registers=32)
+    assert any("spilled registers" in line for line in _departures(source, layout))
 
 
 def test_a_step_launches_as_often_for_many_tensors_as_for_one():
