@@ -143,7 +143,8 @@ def _body(layout: Layout, size: int, mask: str, *, parts: int = 1) -> list[str]:
             lines += part
             continue
         # A whole block has more than k elements. But for this condition, which it cannot decide, LLVM would vectorize across the
-        # parts and hold all of them in registers; the number is loaded here so as to take none itself. What results are otherwise costs least as what is in registers already.
+        # parts and hold all of them in registers; the number is loaded here so as to take none itself. What the results are
+        # otherwise costs least as what is in registers already.
         otherwise = "{s}_{k}" if layout.dtype == real else f"tl.full({shape}, 0.0, tl.{layout.dtype})"
         lines += [f"done_{s}_{k} = {otherwise.format(s=s, k=k)}" for s in written]
         lines += [f"if tl.load(row + {N}) > {k}:", *(f"    {line}" for line in part)]

@@ -25,17 +25,13 @@ DIVISION = {
 SQUARE_ROOT = {"sqrt.rn.f32": 1.0, "sqrt.rn.f64": 1.0, "sqrt.approx.f32": 2.0}
 
 
+@functools.cache
 def cuda_profile(name: str, capability: int) -> Profile:
     """How ``stepcheck.fast.<name>`` computes on a GPU of a compute capability (``90`` is 9.0), as its kernels were counted.
 
     Raises:
         ValueError: they have an instruction whose accuracy is not known here.
     """
-    return _profile(name, capability)
-
-
-@functools.cache
-def _profile(name: str, capability: int) -> Profile:
     operations: Counter[str] = Counter()
     powers = False
     for kernel in kernels_of(name):
@@ -55,18 +51,20 @@ def profile_of(profile: Profile, operations: dict[str, int], where: str, *, powe
         where: for whom they were compiled.
         powers: whether libdevice's pow is called.
     """
-    inexact = ptx.divisions(operations)
-    unknown = inexact.keys() - DIVISION.keys() - SQUARE_ROOT.keys()
+    found = ptx.divisions(operations)
+    # How subnormal numbers are taken is a fact of its own.
+    variants = {op.replace(".ftz", "") for op in found}
+    unknown = variants - DIVISION.keys() - SQUARE_ROOT.keys()
     if unknown:
         raise ValueError(f"it is not known how accurate {', '.join(sorted(unknown))} is")
     flushed = ptx.flushed(operations)
-    told = ", ".join(f"{n} {op}" for op, n in sorted(inexact.items())) or "no division"
+    told = ", ".join(f"{n} {op}" for op, n in sorted(found.items())) or "no division"
     reason = f"{profile.reason}; its CUDA kernels were counted for {where}: {told}, {flushed} that flush"
     return replace(
         profile,
         reason=reason + (f"; pow is libdevice's, {runtime.POWER_ULPS} ulps" if powers else ""),
-        division=max([profile.division, *(DIVISION[op] for op in inexact if op in DIVISION)]),
-        square_root=max([profile.square_root, *(SQUARE_ROOT[op] for op in inexact if op in SQUARE_ROOT)]),
+        division=max([profile.division, *(DIVISION[op] for op in variants & DIVISION.keys())]),
+        square_root=max([profile.square_root, *(SQUARE_ROOT[op] for op in variants & SQUARE_ROOT.keys())]),
         power=2.0 * runtime.POWER_ULPS if powers else profile.power,
         flush_to_zero=bool(flushed),
     )
