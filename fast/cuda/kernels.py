@@ -122,7 +122,7 @@ def _body(layout: Layout, size: int, mask: str, *, parts: int = 1) -> list[str]:
     real, masked = COMPUTED[layout.dtype], f", mask={mask}" if mask else ""
     streams, written = layout.streams, [s for s in layout.streams if s != "g" or layout.unscales]
     each = ALIGNMENT // SIZE[layout.dtype]
-    shape = (size,) if parts == 1 else (size // each, each // parts)
+    shape: tuple[int, ...] = (size,) if parts == 1 else (size // each, each // parts)
     absent = [b for b in layout.rule.buffers if b not in layout.buffers]
     lines = [f"all_{s} = tl.load(at_{s}{masked}{', other=0.0' if mask else ''})" for s in streams]
     results = ("new_p", *(f"new_{b}" if b in layout.buffers else "_" for b in layout.rule.buffers))
@@ -136,7 +136,7 @@ def _body(layout: Layout, size: int, mask: str, *, parts: int = 1) -> list[str]:
         lines += [f"part_{s} = all_{s}" for s in streams]
         return lines + update + [f"tl.store(at_{s}, {rounded[s]}{masked})" for s in written]
     for s in streams:
-        lines += _apart(f"all_{s}", f"{s}_", (shape[0], *(2,) * (parts.bit_length() - 1), shape[1]))
+        lines += _apart(f"all_{s}", f"{s}_", (size // each, *(2,) * (parts.bit_length() - 1), each // parts))
     for k in range(parts):
         part = [*(f"part_{s} = {s}_{k}" for s in streams), *update, *(f"done_{s}_{k} = {rounded[s]}" for s in written)]
         if k == 0:
@@ -345,12 +345,12 @@ def prepare_source(rule: Rule, *, unscales: bool) -> Source:
             f"{name} = {_either(f'at_{name}', f'inside & wide_{name}', f'inside & (wide_{name} == 0)')}",
         ]
     for k, name in enumerate(options):
-        at = f"group + {OPTION_WORDS * k}"
+        place = f"group + {OPTION_WORDS * k}"
         read += [
-            f"where_{name} = tl.load({at} + {ADDRESS}, mask=inside, other=0)",
-            f"kind_{name} = tl.load({at} + {WIDE}, mask=inside, other=0)",
+            f"where_{name} = tl.load({place} + {ADDRESS}, mask=inside, other=0)",
+            f"kind_{name} = tl.load({place} + {WIDE}, mask=inside, other=0)",
             f"there = {_either(f'where_{name}', f'(where_{name} != 0) & (kind_{name} != 0)', f'(where_{name} != 0) & (kind_{name} == 0)')}",
-            f"{name} = tl.load({at} + {VALUE}, mask=inside, other=0).to(tl.float64, bitcast=True)",
+            f"{name} = tl.load({place} + {VALUE}, mask=inside, other=0).to(tl.float64, bitcast=True)",
             f"{name} = tl.where(where_{name} != 0, there, {name})",
         ]
     if "fresh" in rule.options:
@@ -368,9 +368,9 @@ def prepare_source(rule: Rule, *, unscales: bool) -> Source:
         values = ["scalar_unscale", *values]
         made += ["scalar_unscale = zero + 1.0 / tl.load(grad_scale).to(tl.float64)"]
     for k, value in enumerate(values):
-        at = f"r * {len(values)} + {k}"
-        write += [f"tl.store(scalars64 + {at}, {value}, mask=inside)"]
-        write += [f"tl.store(scalars32 + {at}, {value}.to(tl.float32), mask=inside)"]
+        place = f"r * {len(values)} + {k}"
+        write += [f"tl.store(scalars64 + {place}, {value}, mask=inside)"]
+        write += [f"tl.store(scalars32 + {place}, {value}.to(tl.float32), mask=inside)"]
     if "fresh" in rule.options:
         write += [f"tl.store(member + {FRESH}, tl.full(({ROWS},), 0, tl.int64), mask=inside)"]
     text = f"""

@@ -188,8 +188,8 @@ def _arithmetic(model: Model, counts: Counts) -> Iterator[str]:
         ways = ptx.narrowed(counts.ptx.operations, model.dtype)
         told = {way: per_element(model, n, counts.threads) for way, n in ways.items()}
         if told != {"rn": model.narrowed}:
-            found = ", ".join(f"{n:g} by cvt.{way}" for way, n in told.items()) or "none"
-            yield f"conversions to {model.dtype} per element: {found}; not {model.narrowed} by cvt.rn"
+            by_way = ", ".join(f"{n:g} by cvt.{way}" for way, n in told.items()) or "none"
+            yield f"conversions to {model.dtype} per element: {by_way}; not {model.narrowed} by cvt.rn"
 
 
 def _resources(model: Model, counts: Counts, capability: int, warps: int) -> Iterator[str]:
