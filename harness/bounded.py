@@ -12,7 +12,7 @@ operation             error propagated from the operands, p                     
 ``a * b``             abs(a) eb + abs(b) ea + ea eb                                    the same, + eta
 ``a / b``             (ea + abs(z) eb) / (abs(b) - eb), unbounded where b may be 0     + eta, u times division [1]_
 ``sqrt(a)``           max(sqrt(a + ea) - z, z - sqrt(max(a - ea, 0)))                  as a sum, u times square root
-``b ** t``            the largest of abs((b +- eb) ** (t +- et) - z), b positive       + eta, 2 u (one ulp)
+``b ** t``            the largest of abs((b +- eb) ** (t +- et) - z), b positive       + eta, u times power
 ``max``, ``min``      that of the operand taken; of both where they overlap            p
 sum of n terms        sum(e)                                                           p + u' sum(abs(x) + e) [2]_
 scalar c enters       ec                                                               p + u abs(c), or p if exact
@@ -20,6 +20,10 @@ scalar c enters       ec                                                        
 
 .. [1] Where a quotient may be formed as ``a * (1 / b)``, plus abs(a) eta for a subnormal reciprocal; unbounded where it overflows.
 .. [2] In any order (Higham, section 4.2): u' = (1 + u)^(n - 1) - 1. Undetermined where a partial sum may leave the format.
+
+Where an arithmetic flushes subnormal numbers to zero, an operand that may be below the smallest normal number, m, may be taken for zero,
+so its error grows by min(abs(a) + ea, m); and every result, that of a sum too, may become zero: e grows by min(abs(z) + e, m) where
+abs(z) - e < m.
 
 Where operations are carried out in a wider format and rounded once more to a narrow one, u is the sum of both; an operation
 that combines several (``torch.addcdiv``) is rounded to the narrow one only at its end.
@@ -53,6 +57,7 @@ Origin = str | tuple[Float, Float]
 _EXACT = 0.0  # a Python float says, without looking, that there is no error at all
 _WORTH_RUNS = 200  # elements of a power, from which on it pays to look for repetitions
 _NEVER_UNDERFLOWS = frozenset({"add", "subtract", "sqrt"})
+_NO_OPERATION = frozenset({"scalar", "store"})  # conversions, which flush nothing
 
 
 class Bounded:
@@ -308,8 +313,36 @@ def _scalar_rounding(value: float, arithmetic: Arithmetic) -> float:
     return arithmetic.unit * abs(value) + arithmetic.format.underflow
 
 
-def _pair(a: Any, b: Any, *, elements: bool = False) -> tuple[Bounded, Bounded, Arithmetic]:
-    """Both operands in the arithmetic of the result: that of the higher level."""
+def _pair(a: Any, b: Any, *, elements: bool = False, operation: bool = True) -> tuple[Bounded, Bounded, Arithmetic]:
+    """Both operands in the arithmetic of the result: that of the higher level.
+
+    Args:
+        operation: something is computed with them, which may take them for zero.
+    """
+    a, b, arithmetic = _converted(a, b, elements=elements)
+    if arithmetic.flushes and operation:
+        return _flushed(a), _flushed(b), arithmetic
+    return a, b, arithmetic
+
+
+def _lost(size: Float, error: Float, within: Format) -> Float:
+    """What making zero of a number costs, if it is subnormal: the number."""
+    return np.where(size - error < within.smallest, np.minimum(size + error, within.smallest), 0.0)
+
+
+def _flushed(x: Bounded) -> Bounded:
+    """An operand that is taken for zero, if it is subnormal and its arithmetic flushes."""
+    if not x.arithmetic.flushes:
+        return x
+    lost = _lost(np.abs(x.value), x.error, x.arithmetic.format)
+    if not np.count_nonzero(lost):
+        return x
+    flushed = Bounded(x.value, x.error + lost, x.arithmetic, x.origin)
+    flushed.addend = x.addend
+    return flushed
+
+
+def _converted(a: Any, b: Any, *, elements: bool) -> tuple[Bounded, Bounded, Arithmetic]:
     if isinstance(a, Bounded) and isinstance(b, Bounded) and a.arithmetic is b.arithmetic:
         return a, b, a.arithmetic
     if isinstance(a, Bounded) and not (isinstance(b, Bounded) and _enters(a.arithmetic, b.arithmetic)):
@@ -335,8 +368,10 @@ def _round(
     size = np.abs(z)
     reach = size if exact else size + p
     local = (roundings * arithmetic.unit) * reach
+    if arithmetic.flushes and name not in _NO_OPERATION:
+        local = local + _lost(size, p + local, arithmetic.format)
     # What enters in a wider format may lie between the subnormal numbers of a narrow one.
-    if name not in _NEVER_UNDERFLOWS or arithmetic.inner is not None:
+    elif name not in _NEVER_UNDERFLOWS or arithmetic.inner is not None:
         # In float64 the reference's own zero may be an underflow; in a narrower format zero is zero.
         local = local + arithmetic.format.underflow * (np.sign(reach) if arithmetic.format is not BINARY64 else 1.0)
     local = _audited(name, local)
@@ -454,7 +489,7 @@ def _as_addend(x: Bounded) -> Bounded:
 def _multiply(a: Any, b: Any) -> Bounded:
     scalar = a if _is_scalar(a) else b if _is_scalar(b) else None
     if type(scalar) is float and abs(scalar) == 1.0:
-        unscaled: Bounded = b if a is scalar else a
+        unscaled: Bounded = _flushed(b if a is scalar else a)
         return unscaled if scalar > 0 else -unscaled
     a, b, arithmetic = _pair(a, b)
     p: Float = _EXACT
@@ -503,18 +538,21 @@ def _divide(a: Any, b: Any) -> Bounded:
     elif type(a.error) is not float:
         p = p / np.abs(b.value)
     if arithmetic.division > 1:
-        p = p + _reciprocal_error(a, b, arithmetic.format)
+        p = p + _reciprocal_error(a, b, arithmetic)
     return _round("divide", z, p, arithmetic.division, arithmetic, _settled_quotient(a, b))
 
 
-def _reciprocal_error(a: Bounded, b: Bounded, within: Format) -> Float:
+def _reciprocal_error(a: Bounded, b: Bounded, arithmetic: Arithmetic) -> Float:
     """What ``a * (1 / b)`` costs beyond a rounding: the reciprocal may be subnormal, or beyond the format where a / b is not."""
+    within = arithmetic.format
     smallest = np.abs(b.value) - b.error
     overflows = (smallest < 1 / within.largest) & ~((b.value == 0) & (np.asarray(b.error) == 0))
-    return np.where(overflows, np.inf, (np.abs(a.value) + a.error) * within.underflow)
+    tiny = within.smallest if arithmetic.flushes else within.underflow
+    return np.where(overflows, np.inf, (np.abs(a.value) + a.error) * tiny)
 
 
 def _sqrt(a: Bounded) -> Bounded:
+    a = _flushed(a)
     z = np.sqrt(a.value)
     p: Float = _EXACT
     if type(a.error) is not float:
@@ -539,8 +577,9 @@ def _power(base: Any, exponent: Any) -> Bounded:
     z, p = _power_with_error(*operands)
     if lengths is not None:
         z, p = np.repeat(z, lengths), p if type(p) is float else np.repeat(p, lengths)
-    # C's pow is not correctly rounded; glibc states an error below one ulp, which is two roundings.
-    return _round("power", z, p, 2.0, arithmetic, lambda: _all_exact(base, exponent))
+    # The reference's own is C's, which glibc states to be off by less than one ulp: two roundings.
+    roundings = arithmetic.power - (arithmetic.power - 2.0) * REFERENCE_ROUNDOFF / arithmetic.unit
+    return _round("power", z, p, roundings, arithmetic, lambda: _all_exact(base, exponent))
 
 
 def _power_with_error(base: Float, base_error: Float, exponent: Float, exponent_error: Float) -> tuple[Float, Float]:
@@ -567,6 +606,7 @@ def _runs(*arrays: Float) -> tuple[Any, tuple[Float, ...]]:
 
 
 def _abs(a: Bounded) -> Bounded:
+    a = _flushed(a)
     return Bounded(np.abs(a.value), a.error, a.arithmetic)
 
 
@@ -588,13 +628,13 @@ def _taken(z: Float, a: Bounded, b: Bounded, first: Any, arithmetic: Arithmetic)
 
 
 def _where(condition: Any, a: Any, b: Any) -> Bounded:
-    a, b, arithmetic = _pair(a, b, elements=True)
+    a, b, arithmetic = _pair(a, b, elements=True, operation=False)
     return Bounded(np.where(condition, a.value, b.value), np.where(condition, a.error, b.error), arithmetic)
 
 
 def _sign(a: Bounded) -> Any:
     """-1, 0 or 1 as a plain array: a decision, see outcomes(). NaN has the sign NaN (as in NumPy) or 0 (as in torch)."""
-    error = np.asarray(a.error)
+    error = np.asarray(_flushed(a).error)
     sign = np.sign(a.value)
     open_ = (error > 0) & (np.abs(a.value) <= error) | np.isnan(sign)
     if not open_.any():
@@ -623,7 +663,9 @@ def _accumulated(name: str, z: Float, p: Float, size: Float, terms: int, arithme
     """A sum whose terms, of absolute sum ``size``, bring the error ``p``; its result is then rounded to the format."""
     within = arithmetic.within
     growth = math.expm1(max(terms - 1, 0) * math.log1p(within.unit)) if within.unit < 1 else math.inf
-    error = p + _audited(name, growth * size)
+    # Each operand and each partial sum may be taken for zero.
+    lost = 2 * terms * within.format.smallest * np.sign(size) if within.flushes else 0.0
+    error = p + _audited(name, growth * size + lost)
     # Where a partial sum may leave the format, some orders overflow and others do not.
     error = np.where(size + error <= within.format.largest, error, np.inf)
     result = Bounded(z, error, within, name)
@@ -649,10 +691,12 @@ def _dot(a: Bounded, b: Bounded) -> Bounded:
 
 def _products(a: Bounded, b: Bounded, axis: int | None, *, keepdims: bool) -> Bounded:
     arithmetic = a.arithmetic
+    x, y = _flushed(a), _flushed(b)
     z = a.value * b.value
     sizes = np.abs(z)
-    p = np.abs(a.value) * b.error + a.error * (np.abs(b.value) + b.error)
-    p = p + arithmetic.unit * (sizes + p) + arithmetic.format.underflow * (sizes + p > 0)
+    p = np.abs(x.value) * y.error + x.error * (np.abs(y.value) + y.error)
+    tiny = arithmetic.format.smallest if arithmetic.flushes else arithmetic.format.underflow
+    p = p + arithmetic.unit * (sizes + p) + tiny * (sizes + p > 0)
     p = np.broadcast_to(p, z.shape)
     total, size = np.sum(p, axis=axis, keepdims=keepdims), np.sum(sizes + p, axis=axis, keepdims=keepdims)
     sum_ = np.sum(z, axis=axis, keepdims=keepdims)
@@ -790,7 +834,7 @@ def _decide(a: Any, b: Any, relation: Callable[[Any, Any], Any]) -> Any:
 
 
 def _error(x: Any) -> Any:
-    return x.error if isinstance(x, Bounded) else 0.0
+    return _flushed(x).error if isinstance(x, Bounded) else 0.0
 
 
 # Where a budget comes from: each rounding of one evaluation, numbered, and left out in turn.

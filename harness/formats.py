@@ -21,6 +21,7 @@ class Format:
         unit_roundoff: largest relative error of a rounding, half the distance from 1 to the next number.
         underflow: largest absolute error of a rounding to a subnormal number, half the smallest of them.
         largest: largest finite number.
+        smallest: smallest positive normal number.
     """
 
     name: str
@@ -36,6 +37,10 @@ class Format:
     def underflow(self) -> float:
         # For float64 twice that: the subject and the reference both round. 2^-1075 is no float64 anyhow.
         return 2.0 ** (self.min_exponent - self.significand_bits) if self.name != "binary64" else 2.0**-1074
+
+    @functools.cached_property
+    def smallest(self) -> float:
+        return 2.0**self.min_exponent
 
     def represents(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Elementwise, whether ``x`` is a number of this format with nothing to round."""
@@ -77,6 +82,8 @@ class Arithmetic:
         format: the format that the result of an operation is rounded to.
         division: roundings that a quotient costs: 1 if correctly rounded, 2 if formed as ``a * (1 / b)``.
         square_root: roundings that a square root costs.
+        power: roundings that a power costs: two for each ulp.
+        flushes: operations take operands that are subnormal for zero, and make results that are subnormal zero.
         orders: names from ``stepcheck.reference.arithmetic.ORDERS``, and ``written``; where an expression offers none of
             them, the written order stands.
         inner: the wider format, if any, that an operation is carried out in before its result is rounded.
@@ -97,6 +104,8 @@ class Arithmetic:
     overflow: bool = True
     composites: bool = True
     level: int = ELEMENTS
+    power: float = 2.0
+    flushes: bool = False
     unit: float = field(init=False)
     """The unit roundoff, with that of the reference's own float64 evaluation added."""
 

@@ -26,7 +26,7 @@ from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, SCALARS64, Arithmetic, Format
 from stepcheck.harness.memory import SparseRaw
 from stepcheck.harness.recording import Life, Recording, StepRecord
-from stepcheck.harness.subjects import COUNTERS, Profile, Subject
+from stepcheck.harness.subjects import Profile, Subject
 from stepcheck.harness.trace import in_reals, is_complex, plain
 from stepcheck.reference.spec import Buffer, HyperValues, Spec
 
@@ -442,7 +442,7 @@ class Judge:
             if parts[0] is None:
                 state[b.name] = None
                 continue
-            kept = COUNTERS32 if b.in_place else COUNTERS[profile.counters]
+            kept = COUNTERS32 if b.in_place else profile.kept(profile.counters)
             values = joined([part[0] for part in parts if part], kept if b.per_parameter else arith)
             if b.name in self.result.free or any(part and type(part[1]) is not float for part in parts):
                 values.error = np.concatenate([np.broadcast_to(part[1], len(part[0])) for part in parts if part])
@@ -453,7 +453,7 @@ class Judge:
             else:
                 state[b.name] = formed(values, b.shape(shape) or ())
         observed = {b.name: actual[b.name] for b in self.spec.buffers if b.in_place and b.name not in self.result.free}
-        with bounded.seen(observed, COUNTERS[profile.in_place]):
+        with bounded.seen(observed, profile.kept(profile.in_place)):
             new_p, after = self.spec.update(formed(p, shape), formed(g, shape), state, self._options(hyper, element))
         result = {k: v.store(BINARY32 if k in self.per_parameter else element) for k, v in after.items()}
         result[PARAMETER] = new_p.store(element)

@@ -43,6 +43,8 @@ class Profile:
         orders: the orders of operations that it may use (see ``stepcheck.reference.arithmetic``).
         division: roundings that a quotient costs it.
         square_root: roundings that a square root costs it.
+        power: roundings that a power costs it, two for each ulp; of C's pow, which glibc states to be off by less than one.
+        flush_to_zero: operations in float32 take subnormal numbers for zero, and make zero of subnormal results.
         narrow: how it computes with float16 and bfloat16: ``"each"`` rounds the result of each operation of torch, carried
             out in float32, to the dtype; ``"every"`` has no operations that combine several, and may keep a part of
             the elements in float32 meanwhile; ``"once"`` computes the whole
@@ -65,6 +67,8 @@ class Profile:
     in_place: str = "float64"
     products: str = "bfloat16"
     products_rounded_once: bool = False
+    power: float = 2.0
+    flush_to_zero: bool = False
 
     def products_format(self, dtype: str) -> Format | None:
         """The format of matrix products for parameters of ``dtype``; ``None`` where it is not known."""
@@ -78,18 +82,26 @@ class Profile:
         """The arithmetic for parameters of ``dtype``."""
         element = FORMATS[dtype]
         operations = (self.division, self.square_root, self.orders)
-        if element.unit_roundoff <= BINARY32.unit_roundoff:
+        if element is BINARY64:
             return Arithmetic(element, *operations)
-        if self.narrow == "once":
-            return Arithmetic(BINARY32, *operations)
+        if element is BINARY32 or self.narrow == "once":
+            return Arithmetic(BINARY32, *operations, flushes=self.flush_to_zero)
         entry = element if self.narrow_scalars else None
         each = self.narrow == "each"
         # With tensors of one float32 number, a parameter of no dimension is computed in float32 as well.
         sure = each and self.counters == self.in_place == "float64"
         return Arithmetic(element, *operations, inner=BINARY32, entry=entry, overflow=sure, composites=each)
 
+    def kept(self, format_: str) -> Arithmetic:
+        """The arithmetic of numbers kept for each parameter, where it is that of ``counters`` or of ``in_place``."""
+        return _counters(format_, self.power)
 
-COUNTERS = {"float32": COUNTERS32, "float64": COUNTERS64}
+
+@functools.cache
+def _counters(format_: str, power: float) -> Arithmetic:
+    made = {"float32": COUNTERS32, "float64": COUNTERS64}[format_]
+    return made if power == made.power else replace(made, power=power)
+
 
 _TORCH_CPU = (
     "torch.optim on CPU evaluates operation by operation in the parameter's dtype, with correctly rounded division and square"
@@ -250,6 +262,11 @@ FAST_PROFILES: dict[tuple[str, str], Profile] = {
         products="tensor_cores",
     ),
 }
+
+
+def fast_profile(name: str, mode: str = "") -> Profile:
+    """How ``stepcheck.fast.<name>`` computes on the CPU or, in any mode, by its kernels for CUDA, where the processor divides."""
+    return FAST_PROFILES.get((name, "triton" if mode else ""), FAST_PROFILES.get((name, ""), _FAST))
 
 
 @dataclass(frozen=True)
@@ -414,38 +431,34 @@ def fast_subject(name: str, mode: str = "") -> Subject:
     module = importlib.import_module(f"stepcheck.fast{'.interpreted' if mode == 'triton' else ''}")
     spec, cls = SPECS[name], getattr(module, name)
     cost = 2 if spec.closure or spec.products else 1
-    written = FAST_PROFILES.get((name, "triton" if mode else ""), FAST_PROFILES.get((name, ""), _FAST))
     return Subject(
         name=f"fast:{name}[{mode}]" if mode else f"fast:{name}",
         spec=spec,
         make=cls,
-        computes=functools.partial(_counted_profile, name, written) if mode == "cuda" else written,
+        computes=functools.partial(_counted_profile, name) if mode == "cuda" else fast_profile(name, mode),
         options=frozenset(h.name for h in spec.hyper),
         explicit=False,
         callee=name,
         imports=f"from {module.__name__} import {name}",
         dtypes=_torch_dtypes(spec, {}, ""),
         cost=_MODE_COST * cost if mode else cost,
-        unsupported={"triton": _no_triton, "cuda": no_cuda}.get(mode, str)(),
+        unsupported={"triton": no_triton, "cuda": no_cuda}.get(mode, str)(),
         tensor_lr=True,
         prepare=tuple if mode else cls.kernels,
         device="cuda" if mode == "cuda" else "cpu",
     )
 
 
-def _counted_profile(name: str, written: Profile) -> Profile:
-    """The profile of a fast optimizer on the GPU here, from what was counted in its kernels, or, without the census, as it is written."""
-    try:
-        facts = importlib.import_module("stepcheck.harness.census.facts")
-    except ModuleNotFoundError:
-        return written
+def _counted_profile(name: str) -> Profile:
+    """The profile of a fast optimizer on the GPU here, from what was counted in its kernels."""
+    from stepcheck.harness.census.facts import cuda_profile  # which compiles them
+
     major, minor = torch.cuda.get_device_capability()
-    profile: Profile = facts.cuda_profile(name, 10 * major + minor)
-    return profile
+    return cuda_profile(name, 10 * major + minor)
 
 
-def _no_triton() -> str:
-    """Why Triton's interpreter cannot run here, or nothing."""
+def no_triton() -> str:
+    """Why Triton can neither interpret nor compile here, or nothing."""
     return "" if importlib.util.find_spec("triton") else "triton is not installed"
 
 
@@ -453,7 +466,7 @@ def no_cuda() -> str:
     """Why nothing can be played on a GPU here, or nothing. It leaves CUDA alone, which would not work in processes forked later."""
     if torch.version.cuda is None:
         return "no CUDA device: torch was built without CUDA"
-    return _no_triton() if torch.cuda.device_count() else "no CUDA device: no GPU is visible"
+    return no_triton() if torch.cuda.device_count() else "no CUDA device: no GPU is visible"
 
 
 def _takes_tensor_lr(spec: Spec, cls: Any, keywords: Mapping[str, bool], mode: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -23,9 +23,10 @@ from stepcheck.harness.bench import rounds as benchmark
 from stepcheck.harness.bench import tables
 from stepcheck.harness.bench.workloads import QUICK, WORKLOADS, takes
 from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Settings
+from stepcheck.harness.census.occupancy import LIMITS
 from stepcheck.harness.checks import CHECKS, Finding
 from stepcheck.harness.ledger import Entry
-from stepcheck.harness.subjects import FAMILIES, TORCH_MODES, Subject, UsageError, resolve, torch_subject
+from stepcheck.harness.subjects import FAMILIES, TORCH_MODES, Subject, UsageError, no_triton, resolve, torch_subject
 from stepcheck.harness.trace import DTYPES, TraceError
 from stepcheck.harness.verdict import Divergence, Result
 from stepcheck.reference import SPECS
@@ -393,6 +394,55 @@ def _bench_host(names: Sequence[str], rounds: int, json_file: Path | None) -> in
         data = {"stepcheck": __version__, "environment": about, "host": host.to_json(rows)}
         json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return CONFORMS
+
+
+@commands.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", type=click.Choice(list(SPECS)))
+@click.option("--arch", "archs", type=click.Choice([f"sm_{c}" for c in LIMITS]), multiple=True, metavar="ARCH",
+              help="Compile for this architecture, repeatable (default sm_80, sm_90 and sm_100).")  # fmt: skip
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here.")
+def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | None) -> int:
+    """Compile the CUDA kernels of stepcheck.fast and count what is in them; no GPU is needed.
+
+    NAME is an optimizer, such as Adam; default all. Exit status is 1 if a count leaves its model, and 3 if a kernel could not be compiled
+    or counted.
+    """
+    absent = no_triton()
+    if absent:
+        raise UsageError(f"census: {absent}; pip install triton (Linux)")
+    # Triton is imported where it is needed alone.
+    from stepcheck.harness.census import tables as counted
+
+    known = counted.known()
+    for name in names:
+        if name not in known:
+            raise UsageError(f"census: {name} has no CUDA kernels of its own; {', '.join(known)} have")
+    _writable(json_file)
+    start = time.perf_counter()
+    capabilities = sorted({int(a.removeprefix("sm_")) for a in archs}) or counted.ARCHITECTURES
+    with _progress("kernels compiled") as progress:
+        taken = counted.take(names or known, capabilities, progress)
+    _console.print(counted.table(taken))
+    for line in counted.lines(taken):
+        _console.print(line)
+    _console.print(counted.LEGEND, markup=False)
+    _console.print(f"{counted.closing(taken)}; {time.perf_counter() - start:.0f} s in all.", markup=False)
+    if json_file is not None:
+        json_file.write_text(json.dumps(counted.to_json(__version__, taken), indent=1) + "\n", encoding="utf-8")
+    return DIVERGES if taken.failures else UNKNOWN if taken.unknown else CONFORMS
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @contextmanager

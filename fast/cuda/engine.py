@@ -98,7 +98,7 @@ class _Launch:
         rows: Words = np.zeros((len(members), words), np.int64)
         self._kept: list[torch.Tensor] = []
         self._describe(rows, members, scattered=scattered)
-        block = kernels.BLOCK[layout.dtype]
+        block = kernels.SCATTERED_BLOCK if scattered else kernels.BLOCK[layout.dtype]
         programs = -(-rows[:, N] // block)
         rows[:, FIRST_PROGRAM] = np.cumsum(programs) - programs
         streams = len(layout.streams)

@@ -11,6 +11,7 @@ import ast
 import functools
 import inspect
 import itertools
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -23,8 +24,14 @@ TRITON = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "
 SIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 #: Elements of a program: 4 to a thread, 8 of narrow ones, 2 of float64, so that each thread loads 16 bytes of each stream at once.
 BLOCK = {"float16": 1024, "bfloat16": 1024, "float32": 512, "float64": 256}
+#: Into how many parts a thread takes the elements that it loads at once, so that their intermediate results fit into registers.
+PARTS = {"float16": 4, "bfloat16": 4, "float32": 1, "float64": 2}
 #: Of a program; where accesses are not of 16 bytes, each takes an element at a time.
 THREADS = 128
+#: Elements of a program whose streams are strided: one to a thread, whose places in all streams take enough registers.
+SCATTERED_BLOCK = THREADS
+#: Registers of a thread that prepares: its powers, in float64, take more than 64, and few programs of it run at a time anyhow.
+PREPARE_REGISTERS = 80
 #: Parameters of a program that prepares.
 ROWS = 128
 
@@ -105,41 +112,75 @@ def indented(lines: Sequence[str], depth: int) -> str:
     return textwrap.indent("\n".join(lines), "    " * depth)
 
 
-def _body(layout: Layout, size: int, mask: str, *, quartered: bool = False) -> list[str]:
+def _body(layout: Layout, size: int, mask: str, *, parts: int = 1) -> list[str]:
     """Load, update and store the elements at ``at_*``.
 
     Args:
         size: how many there are.
-        quartered: a quarter of the elements after the other, so that as many fewer intermediate results need registers at a time.
+        parts: into how many parts the elements of each thread are taken, one after the other, so that as many fewer intermediate results
+            need registers at a time: a power of two. ``at_*`` are then made anew, of ``i``, where they are stored to.
     """
     real, masked = COMPUTED[layout.dtype], f", mask={mask}" if mask else ""
     streams, written = layout.streams, [s for s in layout.streams if s != "g" or layout.unscales]
-    part = size // 4 if quartered else size
+    each = ALIGNMENT // SIZE[layout.dtype]
+    shape: tuple[int, ...] = (size,) if parts == 1 else (size // each, each // parts)
     absent = [b for b in layout.rule.buffers if b not in layout.buffers]
-    lines = [f"{b} = tl.full(({part},), 0.0, tl.{real})" for b in absent]
-    lines += [f"all_{s} = tl.load(at_{s}{masked}{', other=0.0' if mask else ''})" for s in streams]
+    lines = [f"all_{s} = tl.load(at_{s}{masked}{', other=0.0' if mask else ''})" for s in streams]
     results = ("new_p", *(f"new_{b}" if b in layout.buffers else "_" for b in layout.rule.buffers))
-    update = [f"{s} = {widened(f'part_{s}', layout.stored(s), real)}" for s in streams]
-    update += ["g = unscale * g"] if layout.unscales else []
+    update = [f"{b} = tl.full({shape}, 0.0, tl.{real})" for b in absent]
+    update += [f"{s} = {widened(f'part_{s}', layout.stored(s), real)}" for s in streams]
+    update += ["g = unscale * g", "new_g = g"] if layout.unscales else []
     update += statements(layout.rule.update, wide=real == "float64", results=results)
-    update += ["new_g = g"] if layout.unscales else []
+    update = _with_scalars(layout, update)
     rounded = {s: narrowed(f"new_{s}", layout.stored(s), real) for s in written}
-    if not quartered:
+    if parts == 1:
         lines += [f"part_{s} = all_{s}" for s in streams]
         return lines + update + [f"tl.store(at_{s}, {rounded[s]}{masked})" for s in written]
     for s in streams:
-        lines += [f"{s}_0, {s}_1 = tl.split(tl.reshape(all_{s}, ({size // 2}, 2)))"]
-        lines += [f"{s}_{k}0, {s}_{k}1 = tl.split(tl.reshape({s}_{k}, ({part}, 2)))" for k in (0, 1)]
-    for k in ("00", "01", "10", "11"):
-        lines += [
-            *(f"part_{s} = {s}_{k}" for s in streams),
-            *update,
-            *(f"done_{s}_{k} = {rounded[s]}" for s in written),
-        ]
+        lines += _apart(f"all_{s}", f"{s}_", (size // each, *(2,) * (parts.bit_length() - 1), each // parts))
+    for k in range(parts):
+        part = [*(f"part_{s} = {s}_{k}" for s in streams), *update, *(f"done_{s}_{k} = {rounded[s]}" for s in written)]
+        if k == 0:
+            lines += part
+            continue
+        # A whole block has more than k elements. But for this condition, which it cannot decide, LLVM would vectorize across the
+        # parts and hold all of them in registers; the number is loaded here so as to take none itself. What the results are
+        # otherwise costs least as what is in registers already.
+        otherwise = "{s}_{k}" if layout.dtype == real else f"tl.full({shape}, 0.0, tl.{layout.dtype})"
+        lines += [f"done_{s}_{k} = {otherwise.format(s=s, k=k)}" for s in written]
+        lines += [f"if tl.load(row + {N}) > {k}:", *(f"    {line}" for line in part)]
     for s in written:
-        lines += [f"{s}_{k} = tl.reshape(tl.join(done_{s}_{k}0, done_{s}_{k}1), ({size // 2},))" for k in (0, 1)]
-        lines += [f"tl.store(at_{s}, tl.reshape(tl.join({s}_0, {s}_1), ({size},)){masked})"]
+        lines += _together(f"done_{s}_", f"all_{s}", parts)
+    lines += [_start(size)]
+    for s in written:
+        lines += [f"at_{s} = {_base(layout, s)} + start + i", f"tl.store(at_{s}, tl.reshape(all_{s}, ({size},)))"]
     return lines
+
+
+def _apart(whole: str, part: str, shape: tuple[int, ...]) -> list[str]:
+    """Name the parts of a block ``part0``, ``part1``...: each has elements that are neighbours in one thread."""
+    lines = [f"{part}0 = tl.reshape({whole}, {shape})"]
+    for depth in range(len(shape) - 2):
+        # The dimension that is split has to be the last one.
+        order = (0, *range(2, len(shape) - depth), 1)
+        step = 1 << (len(shape) - 3 - depth)
+        lines += [
+            f"{part}{k}, {part}{k + step} = tl.split(tl.permute({part}{k}, {order}))"
+            for k in range(0, 2 ** (len(shape) - 2), 2 * step)
+        ]
+    return lines
+
+
+def _together(part: str, whole: str, parts: int) -> list[str]:
+    """The block that has these parts, in as many dimensions as :func:`_apart` started from."""
+    lines, step, dimensions = [], 1, 3
+    while step < parts:
+        order = (0, dimensions - 1, *range(1, dimensions - 1))
+        lines += [
+            f"{part}{k} = tl.permute(tl.join({part}{k}, {part}{k + step}), {order})" for k in range(0, parts, 2 * step)
+        ]
+        step, dimensions = 2 * step, dimensions + 1
+    return [*lines, f"{whole} = {part}0"]
 
 
 def widened(value: str, stored: str, real: str) -> str:
@@ -152,9 +193,31 @@ def narrowed(value: str, stored: str, real: str) -> str:
     return value if stored == real else f"to_bfloat16({value})" if stored == "bfloat16" else f"{value}.to(tl.{stored})"
 
 
-def _scalars(layout: Layout) -> list[str]:
-    at = f"at_scalar = scalars + r * {len(layout.scalars)}"
-    return [at, *(f"{name} = tl.load(at_scalar + {i})" for i, name in enumerate(layout.scalars))]
+def _with_scalars(layout: Layout, statements: list[str]) -> list[str]:
+    """The same statements, each scalar loaded before the first that needs it.
+
+    Parts load them anew: kept, those of float64 would take half of the registers.
+    """
+    lines, missing = [], dict(enumerate(layout.scalars))
+    for statement in statements:
+        wanted = [i for i, name in missing.items() if re.search(rf"\b{name}\b", statement)]
+        lines += [*(f"{missing.pop(i)} = tl.load(at_scalar + {i})" for i in wanted), statement]
+    return lines
+
+
+def _base(layout: Layout, stream: str) -> str:
+    """Where a stream of an aligned row of a dense launch begins."""
+    address = f"tl.load(row + {ADDRESSES + layout.streams.index(stream)})"
+    return f"tl.multiple_of({address}.to(tl.pointer_type(tl.{layout.stored(stream)})), {ALIGNMENT})"
+
+
+def _start(block: int) -> str:
+    """The first element of a program."""
+    return f"start = (tl.program_id(0) - tl.load(row + {FIRST_PROGRAM})) * {block}"
+
+
+def _at_scalar(layout: Layout) -> str:
+    return f"at_scalar = scalars + r * {len(layout.scalars)}"
 
 
 def _row(words: int) -> list[str]:
@@ -182,29 +245,29 @@ def dense_source(layout: Layout) -> Source:
     A program takes :data:`BLOCK` elements of the row that ``program_rows`` names. Whole blocks of aligned rows are loaded and stored 16
     bytes at a time, all others element after element under a mask. Nothing is done where ``found_inf`` is not 0.
     """
-    block, narrow = BLOCK[layout.dtype], SIZE[layout.dtype] < SIZE["float32"]
+    block, parts = BLOCK[layout.dtype], PARTS[layout.dtype]
 
-    def addresses(base: str, first: str) -> list[str]:
-        return [f"at_{s} = {base.format(s)} + {first}" for s in layout.streams]
-
+    whole = [f"at_{s} = {_base(layout, s)} + start + i" for s in layout.streams]
     bases = [
         f"base_{s} = tl.load(row + {ADDRESSES + k}).to(tl.pointer_type(tl.{layout.stored(s)}))"
         for k, s in enumerate(layout.streams)
     ]
+    single = [f"at_{s} = base_{s} + element" for s in layout.streams]
     text = f"""
 def kernel(program_rows, rows, scalars, found_inf):
     if tl.load(found_inf) == 0.0:
-{indented([*_row(dense_words(layout)), *_scalars(layout), *bases], 2)}
-        start = (tl.program_id(0) - tl.load(row + {FIRST_PROGRAM})) * {block}
+{indented([*_row(dense_words(layout)), _at_scalar(layout)], 2)}
+        {_start(block)}
         if (tl.load(row + {ALIGNED}) != 0) & (start + {block} <= n):
-            i = start + tl.arange(0, {block})
-{indented([*addresses(f"tl.multiple_of(base_{{}}, {ALIGNMENT})", "i"), *_body(layout, block, "", quartered=narrow)], 3)}
+            i = tl.arange(0, {block})
+{indented([*whole, *_body(layout, block, "", parts=parts)], 3)}
         else:
             end = tl.minimum(n, start + {block})
+{indented(bases, 3)}
             for begin in range(start, end, {THREADS}):
                 element = begin + tl.arange(0, {THREADS})
                 inside = element < end
-{indented([*addresses("base_{}", "element"), *_body(layout, THREADS, "inside")], 4)}
+{indented([*single, *_body(layout, THREADS, "inside")], 4)}
 """
     return Source(text, _signature(layout))
 
@@ -226,7 +289,7 @@ def scattered_source(layout: Layout) -> Source:
     An element's place follows from its number by the table of dimensions, innermost first. If the layout is indexed, the table
     describes one entry, and where an entry begins in each stream, in elements, stands in a table for each.
     """
-    block, streams = BLOCK[layout.dtype], layout.streams
+    block, streams = SCATTERED_BLOCK, layout.streams
     entry = SCATTERED_ADDRESSES + len(streams)
     begin = ["rest = element", *(f"offset_{s} = tl.full(({block},), 0, tl.int64)" for s in streams)]
     if layout.indexed:
@@ -244,8 +307,8 @@ def scattered_source(layout: Layout) -> Source:
     text = f"""
 def kernel(program_rows, rows, scalars, found_inf):
     if tl.load(found_inf) == 0.0:
-{indented([*_row(scattered_words(layout)), *_scalars(layout)], 2)}
-        start = (tl.program_id(0) - tl.load(row + {FIRST_PROGRAM})) * {block}
+{indented([*_row(scattered_words(layout)), _at_scalar(layout)], 2)}
+        {_start(block)}
         element = start + tl.arange(0, {block})
         inside = element < n
 {indented(begin, 2)}
@@ -308,9 +371,9 @@ def prepare_source(rule: Rule, *, unscales: bool) -> Source:
         values = ["scalar_unscale", *values]
         made += ["scalar_unscale = zero + 1.0 / tl.load(grad_scale).to(tl.float64)"]
     for k, value in enumerate(values):
-        entry = f"r * {len(values)} + {k}"
-        write += [f"tl.store(scalars64 + {entry}, {value}, mask=inside)"]
-        write += [f"tl.store(scalars32 + {entry}, {value}.to(tl.float32), mask=inside)"]
+        place = f"r * {len(values)} + {k}"
+        write += [f"tl.store(scalars64 + {place}, {value}, mask=inside)"]
+        write += [f"tl.store(scalars32 + {place}, {value}.to(tl.float32), mask=inside)"]
     if "fresh" in rule.options:
         write += [f"tl.store(member + {FRESH}, tl.full(({ROWS},), 0, tl.int64), mask=inside)"]
     text = f"""
@@ -325,7 +388,7 @@ def kernel(members, options, count, scalars32, scalars64, grad_scale, found_inf)
 """
     names = ("members", "options", "count", "scalars32", "scalars64", "grad_scale", "found_inf")
     types = ("*i64", "*i64", "*i64", "*fp32", "*fp64", "*fp32", "*fp32")
-    return Source(text, tuple(zip(names, types, strict=True)))
+    return Source(text, tuple(zip(names, types, strict=True)), registers=PREPARE_REGISTERS)
 
 
 def _either(address: str, wide: str, narrow: str) -> str:

@@ -20,9 +20,11 @@ import numpy as np
 import torch
 
 THREADS_PER_WARP = 32
-#: Contraction is set explicitly, because its default has changed between releases. With 64 registers to a thread, half of the threads that a
-#: multiprocessor can hold find room (CUDA C++ programming guide, technical specifications by compute capability: 65,536 registers, 64 warps).
-OPTIONS: dict[str, Any] = {"enable_fp_fusion": False, "maxnreg": 64}
+#: Contraction is set explicitly, because its default has changed between releases.
+OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
+#: With so many registers to a thread, half of the threads that a multiprocessor can hold find room (CUDA C++ programming guide, technical
+#: specifications by compute capability: 65,536 registers, 64 warps).
+REGISTERS = 64
 #: The largest error of ``pow`` of libdevice for float64, in units in the last place (CUDA C++ programming guide, table of the
 #: double-precision standard functions).
 POWER_ULPS = 2
@@ -38,11 +40,13 @@ class Source:
         text: defines ``kernel``, and what it calls; ``tl``, ``power``, ``to_bfloat16`` and ``from_bfloat16`` are at hand.
         signature: names and Triton types (``*fp32``) of its arguments, all of them pointers.
         warps: of a program.
+        registers: of a thread, at most.
     """
 
     text: str
     signature: tuple[tuple[str, str], ...]
     warps: int = 4
+    registers: int = REGISTERS
 
 
 def unavailable(device: torch.device) -> str:
@@ -152,7 +156,9 @@ def compiled(source: Source, capability: int) -> Any:
 
     ast = ASTSource(_function(source, interpreted=False), dict(source.signature), {})
     target = GPUTarget("cuda", capability, THREADS_PER_WARP)
-    return triton.compile(ast, target=target, options={**OPTIONS, "num_warps": source.warps})
+    return triton.compile(
+        ast, target=target, options={**OPTIONS, "num_warps": source.warps, "maxnreg": source.registers}
+    )
 
 
 @functools.cache

@@ -1,0 +1,200 @@
+"""What each kernel should count, derived from its rule, and where what was counted leaves it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stepcheck.fast.cuda import kernels
+from stepcheck.fast.cuda.runtime import Source
+from stepcheck.fast.kernels import Layout
+from stepcheck.fast.rules import Rule
+from stepcheck.harness.census import ptx
+from stepcheck.harness.census.compile import Counts
+from stepcheck.harness.census.flow import Path
+from stepcheck.harness.census.occupancy import occupancy
+
+#: The share of the warps that a multiprocessor can hold, which kernels keep it filled to at least: enough to hide the latency of memory that
+#: is streamed (Volkov, Understanding Latency Hiding on GPUs, 2016, chapter 5), with 16 bytes under way in each thread and stream.
+OCCUPANCY = 0.5
+#: Of kernels that prepare: a program is 128 parameters, so that a multiprocessor seldom holds two of them.
+PREPARE_OCCUPANCY = 0.375
+WIDEST = 16
+#: Variants that round as IEEE 754 says.
+_EXACT = ("div.rn.f32", "div.rn.f64", "sqrt.rn.f32", "sqrt.rn.f64", "rcp.rn.f32", "rcp.rn.f64")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a kernel should count.
+
+    Attributes:
+        dtype: of what it stores; empty where that is not one.
+        elements: of a program; 0 where it does not stream elements.
+        loaded: bytes from addresses of each thread's own, per element.
+        stored: bytes stored, per element.
+        whole: accesses are of 16 bytes and unmasked, on a way without a loop.
+        float64: why it computes in float64, if it does.
+        divisions: quotients per element.
+        roots: square roots per element.
+        narrowed: values rounded to a narrow dtype, per element; they are written.
+        powers: it calls libdevice's pow, whose error is known as a whole: what that contracts, approximates and flushes is its own.
+        occupancy: the least.
+    """
+
+    dtype: str = ""
+    elements: int = 0
+    loaded: int = 0
+    stored: int = 0
+    whole: bool = False
+    float64: str = ""
+    divisions: int | None = None
+    roots: int | None = None
+    narrowed: int = 0
+    powers: bool = False
+    occupancy: float = OCCUPANCY
+
+    @property
+    def bytes_per_element(self) -> int:
+        """Loaded and stored."""
+        return self.loaded + self.stored
+
+
+@dataclass(frozen=True)
+class Family:
+    """An optimizer that is no rule: the module that has its kernels, and what it declares."""
+
+    module: str
+    float64: str = ""
+    occupancy: float = OCCUPANCY
+
+
+#: What is not elementwise reduces: how many bytes an element moves depends on the shape.
+FAMILIES = {
+    "Adafactor": Family("stepcheck.fast.cuda.adafactor", float64="scalars and sums over many elements are float64"),
+    "Muon": Family("stepcheck.fast.cuda.muon", float64="scalars and the norm are float64"),
+    "LBFGS": Family("stepcheck.fast.cuda.lbfgs", float64="scalar products are accumulated in float64"),
+}
+
+
+def of_family(family: Family, source: Source) -> Model:
+    """The model of the kernels of a family."""
+    return Model(float64=family.float64, powers="power(" in source.text, occupancy=family.occupancy)
+
+
+def of_layout(layout: Layout, *, scattered: bool) -> Model:
+    """The model of a kernel that steps: each stream is read once, all but the gradient written, and the gradient if it is unscaled."""
+    sizes = {s: kernels.SIZE[layout.stored(s)] for s in layout.streams}
+    written = [s for s in layout.streams if s != "g" or layout.unscales]
+    divisions, roots = _operations(layout.rule)
+    return Model(
+        dtype=layout.dtype,
+        elements=kernels.SCATTERED_BLOCK if scattered else kernels.BLOCK[layout.dtype],
+        # Of a sparse gradient, where its entry lies in each stream: 64 bits, the same for all elements of the entry.
+        loaded=sum(sizes.values()) + 8 * len(sizes) * layout.indexed,
+        stored=sum(sizes[s] for s in written),
+        whole=not scattered,
+        float64="it is the dtype" if layout.dtype == "float64" else "",
+        divisions=divisions,
+        roots=roots,
+        narrowed=len(written) if sizes["p"] < kernels.SIZE["float32"] else 0,
+    )
+
+
+def of_prepare(rule: Rule, *, unscales: bool) -> Model:
+    """The model of the kernel that makes the scalars of each parameter: an element is a parameter here."""
+    source = kernels.prepare_source(rule, unscales=unscales)
+    options, counters = len(kernels.read_options(rule)), len(rule.counters)
+    fresh = 8 * ("fresh" in rule.options)
+    # Of what may be float64 or float32, one of two masked accesses is made; both are counted.
+    either = 8 + 4
+    return Model(
+        elements=kernels.ROWS,
+        loaded=8 + fresh + counters * (16 + either) + options * (24 + either),
+        stored=fresh + (counters + len(rule.scalars) + unscales) * either,
+        float64="scalars are made in float64, once for each parameter",
+        powers="power(" in source.text,
+        occupancy=PREPARE_OCCUPANCY,
+    )
+
+
+def _operations(rule: Rule) -> tuple[int, int]:
+    """Quotients and square roots of an element."""
+    nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(rule.update)))))
+    roots = sum(isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "sqrt" for n in nodes)
+    return sum(isinstance(n, ast.Div) for n in nodes), roots
+
+
+def departures(model: Model, counts: Counts, capability: int, warps: int) -> list[str]:
+    """Where what was counted leaves the model, in words; nothing where it does not."""
+    return [*_memory(model, counts), *_arithmetic(model, counts), *_resources(model, counts, capability, warps)]
+
+
+def _memory(model: Model, counts: Counts) -> Iterator[str]:
+    if not model.elements:
+        return
+    for path, where in ((counts.ptx, "PTX"), (counts.sass, "SASS")):
+        if path is None:
+            yield f"{counts.unidentified} ({where})"
+            continue
+        for done, threads_bytes, expected in (
+            ("loads", path.loaded, model.loaded),
+            ("stores", path.stored, model.stored),
+        ):
+            each = per_element(model, threads_bytes, counts.threads)
+            if each != expected:
+                yield f"{done} {each:g} bytes per element, not {expected} ({where})"
+        if model.whole:
+            yield from _whole(path, where)
+
+
+def _whole(path: Path, where: str) -> Iterator[str]:
+    narrow = {size: n for size, n in path.sizes.items() if size != WIDEST}
+    if narrow:
+        told = ", ".join(f"{n} of {8 * size} bits" for size, n in sorted(narrow.items()))
+        yield f"accesses on the main path: {told} ({where})"
+    if path.masked:
+        yield f"{path.masked} accesses on the main path are masked ({where})"
+
+
+def per_element(model: Model, of_thread: float, threads: int) -> float:
+    """What a thread does, by element of its program."""
+    return of_thread * threads / model.elements
+
+
+def _arithmetic(model: Model, counts: Counts) -> Iterator[str]:
+    if not model.float64:
+        for n, where in ((counts.float64, "PTX"), (counts.float64_sass, "SASS")):
+            if n:
+                yield f"{n} float64 instructions ({where})"
+    inexact = {op: n for op, n in counts.divisions.items() if op not in _EXACT and not model.powers}
+    if inexact:
+        yield f"not correctly rounded: {', '.join(f'{n} {op}' for op, n in inexact.items())}"
+    if counts.flushed and not model.powers:
+        yield f"{counts.flushed} operations flush subnormal numbers to zero"
+    if counts.contracted and not model.powers:
+        yield f"{counts.contracted} products and sums are or may be contracted"
+    if counts.ptx is None:
+        return
+    operations = ptx.divisions(counts.ptx.operations)
+    for kind, expected in (("div", model.divisions), ("sqrt", model.roots)):
+        found = per_element(model, sum(n for op, n in operations.items() if op.startswith(kind)), counts.threads)
+        if expected is not None and found != expected:
+            yield f"{found:g} {kind} per element, not {expected}"
+    if model.narrowed:
+        ways = ptx.narrowed(counts.ptx.operations, model.dtype)
+        told = {way: per_element(model, n, counts.threads) for way, n in ways.items()}
+        if told != {"rn": model.narrowed}:
+            by_way = ", ".join(f"{n:g} by cvt.{way}" for way, n in told.items()) or "none"
+            yield f"conversions to {model.dtype} per element: {by_way}; not {model.narrowed} by cvt.rn"
+
+
+def _resources(model: Model, counts: Counts, capability: int, warps: int) -> Iterator[str]:
+    if counts.spills:
+        yield f"{counts.spills} accesses to spilled registers ({counts.registers} registers)"
+    share = occupancy(capability, counts.registers, counts.shared, warps)
+    if share < model.occupancy:
+        yield f"occupancy {share:.0%}, at {counts.registers} registers and {counts.shared} bytes of shared memory"

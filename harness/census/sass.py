@@ -1,0 +1,137 @@
+"""Reads SASS as nvdisasm prints it (CUDA Binary Utilities, instruction set reference)."""
+
+from __future__ import annotations
+
+import re
+
+from stepcheck.harness.census.flow import THREAD, Instruction, Listing
+
+_LABEL = re.compile(r"^(\$?[.\w$]+):\s*$")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+\{?\s*(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+_REGISTER = re.compile(r"\b(U?[RP])(\d+)\b|\bSR_TID\.X\b")
+_TARGET = re.compile(r"`\(([^)]+)\)")
+_BRACKET = re.compile(r"\[([^\[\]]*)\]")
+_LOADS, _STORES = ("LDG", "LD", "ATOMG", "ATOM"), ("STG", "ST", "REDG", "RED")
+_WITHOUT_RESULT = (
+    *_STORES,
+    "STL",
+    "STS",
+    "BAR",
+    "BSSY",
+    "BSYNC",
+    "BREAK",
+    "CALL",
+    "NOP",
+    "WARPSYNC",
+    "DEPBAR",
+    "MEMBAR",
+)
+_SIZES = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+
+
+def parse(text: str) -> Listing:
+    """The instructions of a kernel; what it calls (the slow ways of division and square root) follows it, and returns."""
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    barriers: dict[str, str] = {}
+    for line in text.splitlines():
+        label = _LABEL.match(line)
+        if label:
+            labels[label[1]] = len(instructions)
+            continue
+        found = _INSTRUCTION.match(line)
+        if found:
+            instructions.append(_instruction(found[1] or "", found[2], found[3], barriers))
+    targets = {i.target for i in instructions}
+    return Listing(instructions, {name: at for name, at in labels.items() if name in targets})
+
+
+def _instruction(guard: str, opcode: str, operands: str, barriers: dict[str, str]) -> Instruction:
+    kind, *modifiers = opcode.split(".")
+    guard = "" if guard == "PT" else guard
+    target = _TARGET.search(operands)
+    if kind == "BSSY" and target:
+        barriers[operands.split(",", maxsplit=1)[0].strip()] = target[1]
+        return Instruction(opcode, guard)
+    if kind == "BSYNC":
+        # Threads go on where their barrier said that they would meet.
+        to = barriers.get(operands.split(",", maxsplit=1)[0].strip(), "")
+        return Instruction(opcode, guard, target=to, falls=not to)
+    if kind in ("BRA", "JMP") and target:
+        condition = _REGISTER.search(operands[: target.start()]) or {"DIV", "CONV"} & set(modifiers)
+        return Instruction(opcode, guard, target=target[1], falls=bool(guard) or bool(condition))
+    if kind in ("EXIT", "RET", "BRX", "KILL"):
+        return Instruction(opcode, guard, falls=False)
+    return _computes(guard, opcode, operands)
+
+
+def _computes(guard: str, opcode: str, operands: str) -> Instruction:
+    kind, *modifiers = opcode.split(".")
+    size, address = 0, ""
+    if kind in (*_LOADS, *_STORES):
+        size = next((_SIZES[m] for m in reversed(modifiers) if m in _SIZES), 4)
+        address = _BRACKET.findall(operands)[-1]
+    if kind in ("STL", "LDL"):
+        return _spill(guard, opcode, operands)
+    parts = [part.strip() for part in operands.split(",")]
+    results: list[str] = []
+    if kind not in _WITHOUT_RESULT:
+        results = parts[:1]
+        # Predicates that are results stand among the first operands; where one is the first, another result follows.
+        if len(parts) > 2 and (_is_predicate(parts[0]) or _is_predicate(parts[1])):
+            results = parts[:2]
+    # The approximation of a reciprocal or root of float64 is half of one.
+    pair = {"64", "WIDE"} & set(modifiers) or (is_float64(opcode) and kind != "MUFU")
+    wide = 4 if "128" in modifiers else 2 if pair else 1
+    writes = [w for part in results for w in _run(part, wide)]
+    return Instruction(
+        opcode,
+        guard,
+        writes=tuple(writes),
+        reads=tuple(_registers(", ".join(parts[len(results) :]))),
+        address=tuple(_registers(address)),
+        size=size,
+        stores=kind in _STORES,
+    )
+
+
+def _spill(guard: str, opcode: str, operands: str) -> Instruction:
+    """A move to or from the stack, whose words count as registers: an address may be kept there."""
+    wide = 4 if ".128" in opcode else 2 if ".64" in opcode else 1
+    place = _BRACKET.search(operands)
+    assert place is not None
+    offset = int(place[1].partition("+")[2] or "0", 16)
+    words = tuple(f"stack {offset + 4 * k}" for k in range(wide))
+    if opcode.startswith("STL"):
+        return Instruction(opcode, guard, writes=words, reads=tuple(_run(operands.split(",")[1].strip(), wide)))
+    return Instruction(opcode, guard, writes=tuple(_run(operands.split(",", maxsplit=1)[0].strip(), wide)), reads=words)
+
+
+def _is_predicate(operand: str) -> bool:
+    return re.fullmatch(r"U?P(?:\d|T)", operand) is not None
+
+
+def _registers(text: str) -> list[str]:
+    return [THREAD if not m[1] else m[1] + m[2] for m in _REGISTER.finditer(text)]
+
+
+def _run(operand: str, wide: int) -> list[str]:
+    """The registers that a result of ``wide`` words fills."""
+    found = _REGISTER.match(operand)
+    if found is None or not found[1]:
+        return []
+    count = 1 if found[1].endswith("P") else wide
+    return [f"{found[1]}{int(found[2]) + k}" for k in range(count)]
+
+
+def is_float64(opcode: str) -> bool:
+    """Whether an instruction computes with float64, or converts to or from it."""
+    kind, *modifiers = opcode.split(".")
+    return kind in ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX", "DMMA") or bool(
+        {"F64", "RCP64H", "RSQ64H"} & set(modifiers)
+    )
+
+
+def spills(operations: dict[str, int]) -> int:
+    """Accesses to local memory: a stack frame alone is that of a call."""
+    return sum(n for op, n in operations.items() if op.split(".")[0] in ("STL", "LDL"))
