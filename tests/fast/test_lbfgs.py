@@ -10,6 +10,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from loops import flat, state_of, two_loops
 
 from stepcheck.fast import lbfgs, native
 from stepcheck.fast.lbfgs import LBFGS
@@ -55,27 +56,6 @@ def steps(cls, params, count, **options):
     for _ in range(count):
         optimizer.step(quartic(params))
     return optimizer
-
-
-def flat(params):
-    return torch.cat([p.detach().reshape(-1) for p in params])
-
-
-def state_of(optimizer):
-    return optimizer.state[optimizer.param_groups[0]["params"][0]]
-
-
-def two_loops(g, state):
-    """The direction of a state at a gradient, in float64."""
-    q, alphas = -g.double(), []
-    pairs = list(zip(*([x.double() for x in state[n]] for n in ("old_dirs", "old_stps", "ro")), strict=True))
-    for y, s, rho in reversed(pairs):
-        alphas.append(rho * s.dot(q))
-        q = q - alphas[-1] * y
-    q = q * float(state["H_diag"])
-    for (y, s, rho), alpha in zip(pairs, reversed(alphas), strict=True):
-        q = q + s * (alpha - rho * y.dot(q))
-    return q
 
 
 # The steps.

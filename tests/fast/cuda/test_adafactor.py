@@ -253,14 +253,6 @@ def test_a_step_that_is_skipped_on_the_device_changes_nothing():
 # --- Launches, tables, and what is asked of the device
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """What is launched, and nothing done."""
-    seen = []
-    monkeypatch.setattr(runtime, "launch", lambda source, device, programs, arguments: seen.append((source, programs)))
-    return seen
-
-
 @pytest.mark.parametrize("count", [1, 7])
 def test_the_launches_are_as_many_however_many_tensors(count, launches):
     def names():

@@ -31,14 +31,6 @@ def _bits(tensors):
     return [t.detach().contiguous().view(torch.uint8).tolist() if t.dim() else t.item() for t in tensors]
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """What is launched, and nothing done."""
-    seen = []
-    monkeypatch.setattr(runtime, "launch", lambda source, device, programs, arguments: seen.append((source, programs)))
-    return seen
-
-
 # --- What is computed
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import triton
+from loops import flat, state_of, two_loops
 
 from stepcheck import fast
 from stepcheck.fast import interpreted, lbfgs
@@ -49,27 +50,6 @@ def _stepped(cls, params, count, **options):
     return optimizer
 
 
-def _flat(params):
-    return torch.cat([p.detach().reshape(-1) for p in params])
-
-
-def _state(optimizer):
-    return optimizer.state[optimizer.param_groups[0]["params"][0]]
-
-
-def _two_loops(g, state):
-    """The direction of a state at a gradient, in float64."""
-    q, alphas = -g.double(), []
-    pairs = list(zip(*([x.double() for x in state[n]] for n in ("old_dirs", "old_stps", "ro")), strict=True))
-    for y, s, rho in reversed(pairs):
-        alphas.append(rho * s.dot(q))
-        q = q - alphas[-1] * y
-    q = q * float(state["H_diag"])
-    for (y, s, rho), alpha in zip(pairs, reversed(alphas), strict=True):
-        q = q + s * (alpha - rho * y.dot(q))
-    return q
-
-
 @pytest.fixture
 def launches(monkeypatch):
     """What is launched, and done as well."""
@@ -90,8 +70,8 @@ def launches(monkeypatch):
 def test_directions_are_those_of_the_two_loops(n):
     params = _parameters((n,), (3,))
     optimizer = _stepped(interpreted.LBFGS, params, 9, lr=0.3, max_iter=1, history_size=6)
-    state = _state(optimizer)
-    exact = _two_loops(state["prev_flat_grad"], state)
+    state = state_of(optimizer)
+    exact = two_loops(state["prev_flat_grad"], state)
     assert optimizer._work.known is not None
     assert (state["d"].double() - exact).abs().max() <= 4 * 2.0**-24 * exact.abs().max()
 
@@ -107,10 +87,10 @@ def test_steps_are_those_of_the_cpu(dtype, line_search_fn):
     for step in range(1, 5):
         a.step(_quartic(ours))
         b.step(_quartic(theirs))
-        assert (_flat(ours) - _flat(theirs)).abs().max() <= 100 * step * unit
+        assert (flat(ours) - flat(theirs)).abs().max() <= 100 * step * unit
     for name in ("func_evals", "n_iter"):
-        assert _state(a)[name] == _state(b)[name]
-    assert _state(a).keys() == _state(b).keys()
+        assert state_of(a)[name] == state_of(b)[name]
+    assert state_of(a).keys() == state_of(b).keys()
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])
@@ -158,7 +138,7 @@ def test_two_runs_are_the_same_to_the_last_bit():
     runs = []
     for _ in range(2):
         params = _parameters((700,))
-        state = _state(_stepped(interpreted.LBFGS, params, 3, lr=0.3, max_iter=2))
+        state = state_of(_stepped(interpreted.LBFGS, params, 3, lr=0.3, max_iter=2))
         runs.append([x.detach().numpy().tobytes() for x in (params[0], state["d"], *state["old_dirs"])])
     assert runs[0] == runs[1]
 
@@ -177,7 +157,7 @@ def test_what_is_loaded_goes_on_as_what_was_saved():
 def test_no_tensor_of_the_state_is_written_to():
     params = _parameters((600,))
     optimizer = _stepped(interpreted.LBFGS, params, 4, lr=0.3, max_iter=2, history_size=3)
-    state = dict(_state(optimizer))
+    state = dict(state_of(optimizer))
     held = [*state["old_dirs"], *state["old_stps"], *state["ro"], state["d"], state["H_diag"], state["prev_flat_grad"]]
     before = [x.clone() for x in held]
     optimizer.step(_quartic(params))

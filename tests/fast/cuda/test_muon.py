@@ -41,14 +41,6 @@ def _orthogonalized(optimizer):
             yield portion, portion._y if portion._kind.steps % 2 else portion._x
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """What is launched, and nothing done."""
-    seen = []
-    monkeypatch.setattr(runtime, "launch", lambda source, device, programs, arguments: seen.append((source, programs)))
-    return seen
-
-
 # --- What is computed
 
 
