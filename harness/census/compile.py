@@ -30,14 +30,12 @@ class Job:
     """A kernel to be compiled for one compute capability (``90`` is 9.0).
 
     Attributes:
-        elements: whether it streams elements.
-        whole: whether whole blocks of them have a way of their own.
+        way: the main path, as :func:`~stepcheck.harness.census.flow.main_path` calls it; empty where it does not stream elements.
     """
 
     source: Source
     capability: int
-    elements: bool
-    whole: bool
+    way: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def counted(ptx_text: str, real: Listing, usage: str, job: Job) -> Counts:
     why = ""
     for k, listing in enumerate((virtual, real)):
         try:
-            found[k] = flow.main_path(listing, whole=job.whole) if job.elements else None
+            found[k] = flow.main_path(listing, job.way) if job.way else None
         except Unidentified as error:
             why = f"the main path cannot be told: {error}"
     return Counts(

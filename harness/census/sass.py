@@ -86,9 +86,7 @@ def _computes(guard: str, opcode: str, operands: str) -> Instruction:
         # Predicates that are results stand among the first operands; where one is the first, another result follows.
         if len(parts) > 2 and (_is_predicate(parts[0]) or _is_predicate(parts[1])):
             results = parts[:2]
-    # The approximation of a reciprocal or root of float64 is half of one.
-    pair = {"64", "WIDE"} & set(modifiers) or (is_float64(opcode) and kind != "MUFU")
-    wide = 4 if "128" in modifiers else 2 if pair else 1
+    wide = 4 if "128" in modifiers else 2 if _is_pair(opcode) else 1
     writes = [w for part in results for w in _run(part, wide)]
     return Instruction(
         opcode,
@@ -99,6 +97,18 @@ def _computes(guard: str, opcode: str, operands: str) -> Instruction:
         size=size,
         stores=kind in _STORES,
     )
+
+
+def _is_pair(opcode: str) -> bool:
+    """Whether the result has 64 bits."""
+    kind, *modifiers = opcode.split(".")
+    if kind == "F2F":
+        # To the first format, from the second.
+        return next((m for m in modifiers if m in ("F16", "BF16", "F32", "F64")), "") == "F64"
+    if kind == "F2I":
+        return bool({"S64", "U64"} & set(modifiers))
+    # The approximation of a reciprocal or root of float64 is half of one.
+    return bool({"64", "WIDE"} & set(modifiers)) or (is_float64(opcode) and kind != "MUFU")
 
 
 def _spill(guard: str, opcode: str, operands: str) -> Instruction:
