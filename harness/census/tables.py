@@ -26,11 +26,15 @@ BANDWIDTH = {"A100": 2039e9, "H100": 3.35e12, "H200": 4.8e12, "B200": 8e12}
 #: What a cell has where nothing is counted.
 NOTHING = "-"
 LEGEND = (
-    "B/el: bytes loaded and stored per element on the main path, in PTX and SASS alike, of the model where there is no mark; bits: width"
-    " of these accesses; table: bytes that a program loads beside; div, sqrt: per element, correctly rounded; f64: instructions in float64, yes"
-    " where that is the dtype or declared; spills: in SASS; regs, occ.: the most registers, the least occupancy; launches: of a step of"
-    " 1, 10 and 300 tensors alike, the one that prepares and those of the dtype. µs: the least time for a million elements, by the"
-    " bandwidth of the data sheet. What leaves its model is marked with an exclamation mark."
+    "B/el: bytes loaded and stored per element on the main path, in PTX and SASS alike, of the model where there is no mark, and of all kernels"
+    " that stream the same elements in a step: of Adafactor matrices and vectors, of Muon without the products of matrices, of LBFGS each kernel"
+    " by itself, for 4 rows of its history; bits: width of these accesses; table: bytes that a program loads beside; div, sqrt: per element,"
+    " correctly rounded; f64: instructions in float64, yes where that is the dtype or declared; spills: in SASS; regs, occ.: the most"
+    " registers, the least occupancy; launches: of a step of 1, 10 and 300 tensors alike (of Adafactor so many matrices, small matrices and"
+    " vectors; of Muon, matrices of one shape, for each portion of them; of LBFGS, a direction), the one that prepares and those of the dtype."
+    " µs: the least time for a million elements, by the bandwidth of the data sheet. Kernels about rows, columns and parameters, and"
+    " Adafactor's for small matrices, are counted but for bytes, bits, div and sqrt: how much they move is a matter of shapes. What leaves its"
+    " model is marked with an exclamation mark; what is not counted with a dash."
 )
 
 
