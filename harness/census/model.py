@@ -144,17 +144,23 @@ def _memory(model: Model, counts: Counts) -> Iterator[str]:
         if passes != int(passes):
             yield f"a loop does {passes:g} times what it does in PTX ({where})"
             continue
-        rows = model.rows
-        beside = passes * rows.accesses * rows.size
-        for done, threads_bytes, expected in (
-            ("loads", path.loaded - beside * (not rows.stored), model.loaded),
-            ("stores", path.stored - beside * rows.stored, model.stored),
-        ):
-            each = per_element(model, threads_bytes, counts.threads) / passes
-            if each != expected:
-                yield f"{done} {each:g} bytes per element, not {expected} ({where})"
+        expected = {"loaded": model.loaded, "stored": model.stored}
+        for done, each in moved(model, counts, path).items():
+            if each != expected[done]:
+                yield f"{_PRESENT[done]} {each:g} bytes per element, not {expected[done]} ({where})"
         if model.way != "all":
-            yield from _whole(path, rows, int(passes), where)
+            yield from _whole(path, model.rows, int(passes), where)
+
+
+_PRESENT = {"loaded": "loads", "stored": "stores"}
+
+
+def moved(model: Model, counts: Counts, path: Path) -> dict[str, float]:
+    """Bytes of an element that are loaded and stored, without what is kept of rows."""
+    passes, rows = unrolled(model, counts, path), model.rows
+    beside = passes * rows.accesses * rows.size
+    of_thread = {"loaded": path.loaded - beside * (not rows.stored), "stored": path.stored - beside * rows.stored}
+    return {done: per_element(model, n, counts.threads) / passes for done, n in of_thread.items()}
 
 
 def _whole(path: Path, rows: Rows, passes: int, where: str) -> Iterator[str]:

@@ -245,9 +245,6 @@ def _json(counted: Counted) -> dict[str, Any]:
     made |= {"counts": dataclasses.asdict(counts), "occupancy": counted.share}
     for where, path in (("ptx", counts.ptx), ("sass", counts.sass)):
         if path is not None:
-            of_thread = {"loaded": path.loaded, "stored": path.stored}
-            made |= {
-                f"{where}_{done}_per_element": model.per_element(kernel.model, n, counts.threads)
-                for done, n in of_thread.items()
-            }
+            found = model.moved(kernel.model, counts, path)
+            made |= {f"{where}_{done}_per_element": n for done, n in found.items()}
     return made
