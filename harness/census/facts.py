@@ -34,7 +34,7 @@ def cuda_profile(name: str, capability: int) -> Profile:
     """
     operations: Counter[str] = Counter()
     powers = False
-    for kernel in kernels_of(name):
+    for kernel in {k.source: k for k in kernels_of(name)}.values():
         found = flow.totals(ptx.all_instructions(runtime.compiled(kernel.source, capability).asm["ptx"]))
         if kernel.model.powers:
             powers = True

@@ -148,35 +148,71 @@ def _own_addresses(graph: _Graph) -> set[int]:
     return own
 
 
-def main_path(listing: Listing, *, whole: bool) -> Path:
+def main_path(listing: Listing, way: str) -> Path:
     """What is done to the elements of a program, told from the control flow alone.
 
     Args:
-        whole: there is one way on which whole blocks of elements are stepped, without a loop, beside the loop over what is left over;
-            that way is taken. Otherwise all that is done outside loops, whatever its conditions.
+        way: ``whole``: there is one way on which whole blocks of elements are stepped, without a loop, beside the loop over what is left over;
+            that way is taken. ``read``: the same where they are not stepped but read. ``loop``: one pass of the one loop in which all that is loaded by each thread is loaded always, beside others
+            with conditions. ``around``: the same, and all that is done around it. ``all``: all that is done outside loops, whatever its
+            conditions.
 
     Raises:
-        Unidentified: there is not exactly one such way that stores to addresses of each thread's own; or elements are accessed in a loop.
+        Unidentified: there is not exactly one such way that stores to addresses of each thread's own (of ``read``, loads), or one such loop; or, of ``all``,
+            elements are accessed in a loop.
     """
     graph = _graph(listing)
     own = _own_addresses(graph)
     there = graph.reached([0])
     loops = {b for b in there if b in graph.reach[b]}
-    if not whole:
+    if way == "all":
         if any(id(i) in own for b in loops for i in graph.blocks[b]):
             raise Unidentified("elements are accessed in a loop")
         return _path(graph, there - loops, own, lambda _: False)
+    if way in ("loop", "around"):
+        loop = _main_loop(graph, loops, own)
+        some = min(loop)
+        around = (
+            {b for b in there - loops if some in graph.reach[b] or b in graph.reach[some]} if way == "around" else set()
+        )
+        return _path(
+            graph,
+            loop | around,
+            own,
+            lambda b: not (_each_pass(graph, loop, b) if b in loop else graph.always(b, some)),
+        )
     after_loops = set().union(*(graph.reach[b] for b in loops)) - loops
-    stores = [b for b in sorted(there - loops) if any(i.stores and id(i) in own for i in graph.blocks[b])]
-    stores = [b for b in stores if b not in after_loops and not graph.reach[b] & loops]
-    if not stores:
-        raise Unidentified("nothing is stored on a way without a loop")
-    if not all(graph.always(a, b) for a in stores for b in stores):
-        raise Unidentified("whole blocks are stored on more than one way")
-    end = stores[-1]
+    stores = way == "whole"
+    ends = [b for b in sorted(there - loops) if any(i.stores is stores and id(i) in own for i in graph.blocks[b])]
+    ends = [b for b in ends if b not in after_loops and not graph.reach[b] & loops]
+    if not ends:
+        raise Unidentified(f"nothing is {'stored' if stores else 'loaded'} on a way without a loop")
+    if not all(graph.always(a, b) for a in ends for b in ends):
+        raise Unidentified(f"whole blocks are {'stored' if stores else 'loaded'} on more than one way")
+    end = ends[-1]
     # Everything that can happen on the way.
-    way = {b for b in there - loops if b == end or end in graph.reach[b] or b in graph.reach[end]}
-    return _path(graph, way, own, lambda b: not graph.always(b, end))
+    blocks = {b for b in there - loops if b == end or end in graph.reach[b] or b in graph.reach[end]}
+    return _path(graph, blocks, own, lambda b: not graph.always(b, end))
+
+
+def _main_loop(graph: _Graph, loops: set[int], own: set[int]) -> set[int]:
+    """The loop in which each thread loads without conditions."""
+    found = []
+    for loop in {frozenset(c for c in loops if c in graph.reach[b] and b in graph.reach[c]) for b in loops}:
+        loads = [(b, i) for b in loop for i in graph.blocks[b] if id(i) in own and not i.stores]
+        if loads and not any(i.guard or not _each_pass(graph, loop, b) for b, i in loads):
+            found.append(set(loop))
+    if len(found) != 1:
+        raise Unidentified(f"{len(found) or 'no'} loops load elements without conditions")
+    return found[0]
+
+
+def _each_pass(graph: _Graph, loop: Iterable[int], block: int) -> bool:
+    """Whether there is no way around a loop without this block."""
+    rest = set(loop) - {block}
+    while free := {b for b in rest if not graph.after[b] & rest}:
+        rest -= free
+    return not rest
 
 
 def _path(graph: _Graph, blocks: set[int], own: set[int], sometimes: Callable[[int], bool]) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,11 +9,10 @@ from stepcheck.fast.cuda import kernels
 from stepcheck.fast.cuda.runtime import Source
 from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import RULES, Rule, always
-from stepcheck.harness.census.model import FAMILIES, Model, of_family, of_layout, of_prepare
+from stepcheck.harness.census.families import FAMILIES
+from stepcheck.harness.census.model import ANY, PREPARE, Model, of_layout, of_prepare
 
-DENSE, SCATTERED, PREPARE = "dense", "scattered", "prepare"
-#: The dtype of a kernel that serves all of them.
-ANY = "any"
+DENSE, SCATTERED = "dense", "scattered"
 
 
 @dataclass(frozen=True)
@@ -24,11 +21,12 @@ class Kernel:
 
     Attributes:
         optimizer: as its class is named.
-        dtype: of the parameters; :data:`ANY` where it is for all.
+        dtype: of the parameters; ``any`` where it is for all.
         role: ``dense``, ``scattered``, ``prepare``, or what a family calls it.
         variant: buffers present, scaled gradients, sparse gradients; in words.
         source: what is compiled.
         model: what it should count.
+        streams: the elements whose main path it is about, where it has one; a step streams them by all kernels of this word and variant.
     """
 
     optimizer: str
@@ -37,6 +35,7 @@ class Kernel:
     variant: str
     source: Source
     model: Model
+    streams: str = ""
 
     @property
     def name(self) -> str:
@@ -50,15 +49,8 @@ def kernels_of(optimizer: str) -> Iterator[Kernel]:
     if rule is not None:
         yield from _of_rule(optimizer, rule)
         return
-    family = FAMILIES.get(optimizer)
-    if family is not None and importlib.util.find_spec(family.module) is not None:
-        for role, source in importlib.import_module(family.module).sources():
-            yield Kernel(optimizer, _dtype(role), role, "", source, of_family(family, source))
-
-
-def _dtype(role: str) -> str:
-    """The dtype that the name of a kernel of a family speaks of."""
-    return next((dtype for dtype in kernels.SIZE if dtype in role), ANY)
+    if optimizer in FAMILIES:
+        yield from (Kernel(optimizer, *part) for part in FAMILIES[optimizer].parts())
 
 
 def _of_rule(optimizer: str, rule: Rule) -> Iterator[Kernel]:
@@ -69,9 +61,8 @@ def _of_rule(optimizer: str, rule: Rule) -> Iterator[Kernel]:
         )
     for layout in kernels.layouts_of(rule):
         variant = _variant(layout)
-        yield Kernel(
-            optimizer, layout.dtype, DENSE, variant, kernels.dense_source(layout), of_layout(layout, scattered=False)
-        )
+        dense = of_layout(layout, scattered=False)
+        yield Kernel(optimizer, layout.dtype, DENSE, variant, kernels.dense_source(layout), dense, DENSE)
         for scattered in (layout, *_sparse(layout)):
             source = kernels.scattered_source(scattered)
             yield Kernel(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stepcheck.fast.cuda import kernels
-from stepcheck.fast.cuda.runtime import Source
 from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import Rule
 from stepcheck.harness.census import ptx
@@ -23,8 +23,25 @@ OCCUPANCY = 0.5
 #: Of kernels that prepare: a program is 128 parameters, so that a multiprocessor seldom holds two of them.
 PREPARE_OCCUPANCY = 0.375
 WIDEST = 16
+#: The dtype of a kernel that serves all of them, and the role of those that make scalars.
+ANY, PREPARE = "any", "prepare"
 #: Variants that round as IEEE 754 says.
 _EXACT = ("div.rn.f32", "div.rn.f64", "sqrt.rn.f32", "sqrt.rn.f64", "rcp.rn.f32", "rcp.rn.f64")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Accesses of each thread, in a pass of a loop over rows of elements, to what is kept of rows.
+
+    Attributes:
+        accesses: how many.
+        size: bytes of each.
+        stored: they are stores, by those threads that have what is stored; otherwise loads.
+    """
+
+    accesses: int = 0
+    size: int = 0
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,14 +50,16 @@ class Model:
 
     Attributes:
         dtype: of what it stores; empty where that is not one.
-        elements: of a program; 0 where it does not stream elements.
+        elements: of a program, or of a pass of its loop; 0 where it does not stream elements.
         loaded: bytes from addresses of each thread's own, per element.
         stored: bytes stored, per element.
-        whole: accesses are of 16 bytes and unmasked, on a way without a loop.
+        way: the main path, as :func:`~stepcheck.harness.census.flow.main_path` calls it; but for ``all``, accesses are of 16 bytes and unmasked.
+        rows: accesses beside those to elements, in a pass of a loop.
         float64: why it computes in float64, if it does.
         divisions: quotients per element.
         roots: square roots per element.
-        narrowed: values rounded to a narrow dtype, per element; they are written.
+        narrowed: values rounded to each narrow dtype, per element; they are written.
+        fused: products and sums that are one operation by design.
         powers: it calls libdevice's pow, whose error is known as a whole: what that contracts, approximates and flushes is its own.
         occupancy: the least.
     """
@@ -49,11 +68,13 @@ class Model:
     elements: int = 0
     loaded: int = 0
     stored: int = 0
-    whole: bool = False
+    way: str = ""
+    rows: Rows = Rows()
     float64: str = ""
     divisions: int | None = None
     roots: int | None = None
-    narrowed: int = 0
+    narrowed: dict[str, int] = field(default_factory=dict)
+    fused: int = 0
     powers: bool = False
     occupancy: float = OCCUPANCY
 
@@ -61,28 +82,6 @@ class Model:
     def bytes_per_element(self) -> int:
         """Loaded and stored."""
         return self.loaded + self.stored
-
-
-@dataclass(frozen=True)
-class Family:
-    """An optimizer that is no rule: the module that has its kernels, and what it declares."""
-
-    module: str
-    float64: str = ""
-    occupancy: float = OCCUPANCY
-
-
-#: What is not elementwise reduces: how many bytes an element moves depends on the shape.
-FAMILIES = {
-    "Adafactor": Family("stepcheck.fast.cuda.adafactor", float64="scalars and sums over many elements are float64"),
-    "Muon": Family("stepcheck.fast.cuda.muon", float64="scalars and the norm are float64"),
-    "LBFGS": Family("stepcheck.fast.cuda.lbfgs", float64="scalar products are accumulated in float64"),
-}
-
-
-def of_family(family: Family, source: Source) -> Model:
-    """The model of the kernels of a family."""
-    return Model(float64=family.float64, powers="power(" in source.text, occupancy=family.occupancy)
 
 
 def of_layout(layout: Layout, *, scattered: bool) -> Model:
@@ -96,11 +95,11 @@ def of_layout(layout: Layout, *, scattered: bool) -> Model:
         # Of a sparse gradient, where its entry lies in each stream: 64 bits, the same for all elements of the entry.
         loaded=sum(sizes.values()) + 8 * len(sizes) * layout.indexed,
         stored=sum(sizes[s] for s in written),
-        whole=not scattered,
+        way="all" if scattered else "whole",
         float64="it is the dtype" if layout.dtype == "float64" else "",
         divisions=divisions,
         roots=roots,
-        narrowed=len(written) if sizes["p"] < kernels.SIZE["float32"] else 0,
+        narrowed={layout.dtype: len(written)} if sizes["p"] < kernels.SIZE["float32"] else {},
     )
 
 
@@ -113,6 +112,7 @@ def of_prepare(rule: Rule, *, unscales: bool) -> Model:
     either = 8 + 4
     return Model(
         elements=kernels.ROWS,
+        way="all",
         loaded=8 + fresh + counters * (16 + either) + options * (24 + either),
         stored=fresh + (counters + len(rule.scalars) + unscales) * either,
         float64="scalars are made in float64, once for each parameter",
@@ -140,24 +140,45 @@ def _memory(model: Model, counts: Counts) -> Iterator[str]:
         if path is None:
             yield f"{counts.unidentified} ({where})"
             continue
-        for done, threads_bytes, expected in (
-            ("loads", path.loaded, model.loaded),
-            ("stores", path.stored, model.stored),
-        ):
-            each = per_element(model, threads_bytes, counts.threads)
-            if each != expected:
-                yield f"{done} {each:g} bytes per element, not {expected} ({where})"
-        if model.whole:
-            yield from _whole(path, where)
+        passes = unrolled(model, counts, path)
+        if passes != int(passes):
+            yield f"a loop does {passes:g} times what it does in PTX ({where})"
+            continue
+        expected = {"loaded": model.loaded, "stored": model.stored}
+        for done, each in moved(model, counts, path).items():
+            if each != expected[done]:
+                yield f"{_PRESENT[done]} {each:g} bytes per element, not {expected[done]} ({where})"
+        if model.way != "all":
+            yield from _whole(path, model.rows, int(passes), where)
 
 
-def _whole(path: Path, where: str) -> Iterator[str]:
-    narrow = {size: n for size, n in path.sizes.items() if size != WIDEST}
-    if narrow:
-        told = ", ".join(f"{n} of {8 * size} bits" for size, n in sorted(narrow.items()))
+_PRESENT = {"loaded": "loads", "stored": "stores"}
+
+
+def moved(model: Model, counts: Counts, path: Path) -> dict[str, float]:
+    """Bytes of an element that are loaded and stored, without what is kept of rows."""
+    passes, rows = unrolled(model, counts, path), model.rows
+    beside = passes * rows.accesses * rows.size
+    of_thread = {"loaded": path.loaded - beside * (not rows.stored), "stored": path.stored - beside * rows.stored}
+    return {done: per_element(model, n, counts.threads) / passes for done, n in of_thread.items()}
+
+
+def _whole(path: Path, rows: Rows, passes: int, where: str) -> Iterator[str]:
+    narrow = Counter({size: n for size, n in path.sizes.items() if size != WIDEST})
+    narrow.subtract({rows.size: passes * rows.accesses})
+    if any(narrow.values()):
+        told = ", ".join(f"{n} of {8 * size} bits" for size, n in sorted(narrow.items()) if n)
         yield f"accesses on the main path: {told} ({where})"
-    if path.masked:
-        yield f"{path.masked} accesses on the main path are masked ({where})"
+    masked = path.masked - passes * rows.accesses * rows.stored
+    if masked > 0:
+        yield f"{masked} accesses on the main path are masked ({where})"
+
+
+def unrolled(model: Model, counts: Counts, path: Path) -> float:
+    """How many passes of a loop in PTX are one in ``path``: the assembler unrolls loops."""
+    if model.way != "loop" or counts.ptx is None:
+        return 1.0
+    return sum(path.sizes.values()) / sum(counts.ptx.sizes.values())
 
 
 def per_element(model: Model, of_thread: float, threads: int) -> float:
@@ -175,8 +196,9 @@ def _arithmetic(model: Model, counts: Counts) -> Iterator[str]:
         yield f"not correctly rounded: {', '.join(f'{n} {op}' for op, n in inexact.items())}"
     if counts.flushed and not model.powers:
         yield f"{counts.flushed} operations flush subnormal numbers to zero"
-    if counts.contracted and not model.powers:
-        yield f"{counts.contracted} products and sums are or may be contracted"
+    if counts.contracted != model.fused and not model.powers:
+        by_design = f", not {model.fused}" if model.fused else ""
+        yield f"{counts.contracted} products and sums are or may be contracted{by_design}"
     if counts.ptx is None:
         return
     operations = ptx.divisions(counts.ptx.operations)
@@ -184,12 +206,12 @@ def _arithmetic(model: Model, counts: Counts) -> Iterator[str]:
         found = per_element(model, sum(n for op, n in operations.items() if op.startswith(kind)), counts.threads)
         if expected is not None and found != expected:
             yield f"{found:g} {kind} per element, not {expected}"
-    if model.narrowed:
-        ways = ptx.narrowed(counts.ptx.operations, model.dtype)
+    for dtype, expected in model.narrowed.items():
+        ways = ptx.narrowed(counts.ptx.operations, dtype)
         told = {way: per_element(model, n, counts.threads) for way, n in ways.items()}
-        if told != {"rn": model.narrowed}:
+        if told != ({"rn": expected} if expected else {}):
             by_way = ", ".join(f"{n:g} by cvt.{way}" for way, n in told.items()) or "none"
-            yield f"conversions to {model.dtype} per element: {by_way}; not {model.narrowed} by cvt.rn"
+            yield f"conversions to {dtype} per element: {by_way}; not {expected} by cvt.rn"
 
 
 def _resources(model: Model, counts: Counts, capability: int, warps: int) -> Iterator[str]:

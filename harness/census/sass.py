@@ -1,15 +1,17 @@
-"""Reads SASS as nvdisasm prints it (CUDA Binary Utilities, instruction set reference)."""
+"""Reads SASS as ``nvdisasm --binary`` prints it (CUDA Binary Utilities, instruction set reference)."""
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
+from collections.abc import Sequence
 
 from stepcheck.harness.census.flow import THREAD, Instruction, Listing
 
-_LABEL = re.compile(r"^(\$?[.\w$]+):\s*$")
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+\{?\s*(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+\{?\s*(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _REGISTER = re.compile(r"\b(U?[RP])(\d+)\b|\bSR_TID\.X\b")
-_TARGET = re.compile(r"`\(([^)]+)\)")
+_TARGET = re.compile(r"\b0x([0-9a-f]+)$")
 _BRACKET = re.compile(r"\[([^\[\]]*)\]")
 _LOADS, _STORES = ("LDG", "LD", "ATOMG", "ATOM"), ("STG", "ST", "REDG", "RED")
 _WITHOUT_RESULT = (
@@ -31,18 +33,22 @@ _SIZES = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 
 def parse(text: str) -> Listing:
     """The instructions of a kernel; what it calls (the slow ways of division and square root) follows it, and returns."""
-    instructions: list[Instruction] = []
-    labels: dict[str, int] = {}
+    return next(iter(parse_all(text, [1 << 63])))
+
+
+def parse_all(text: str, ends: Sequence[int]) -> list[Listing]:
+    """The same of several kernels, one after another in one binary; each ends at such an address."""
+    lines = [found for found in map(_INSTRUCTION.match, text.splitlines()) if found]
+    addresses = [int(found[1], 16) for found in lines]
+    starts = [0, *(bisect.bisect_left(addresses, end) for end in ends)]
+    return [_listing(lines[a:b]) for a, b in itertools.pairwise(starts)]
+
+
+def _listing(lines: Sequence[re.Match[str]]) -> Listing:
     barriers: dict[str, str] = {}
-    for line in text.splitlines():
-        label = _LABEL.match(line)
-        if label:
-            labels[label[1]] = len(instructions)
-            continue
-        found = _INSTRUCTION.match(line)
-        if found:
-            instructions.append(_instruction(found[1] or "", found[2], found[3], barriers))
+    instructions = [_instruction(found[2] or "", found[3], found[4], barriers) for found in lines]
     targets = {i.target for i in instructions}
+    labels = {format(int(found[1], 16), "x"): n for n, found in enumerate(lines)}
     return Listing(instructions, {name: at for name, at in labels.items() if name in targets})
 
 
@@ -80,9 +86,7 @@ def _computes(guard: str, opcode: str, operands: str) -> Instruction:
         # Predicates that are results stand among the first operands; where one is the first, another result follows.
         if len(parts) > 2 and (_is_predicate(parts[0]) or _is_predicate(parts[1])):
             results = parts[:2]
-    # The approximation of a reciprocal or root of float64 is half of one.
-    pair = {"64", "WIDE"} & set(modifiers) or (is_float64(opcode) and kind != "MUFU")
-    wide = 4 if "128" in modifiers else 2 if pair else 1
+    wide = 4 if "128" in modifiers else 2 if _is_pair(opcode) else 1
     writes = [w for part in results for w in _run(part, wide)]
     return Instruction(
         opcode,
@@ -93,6 +97,18 @@ def _computes(guard: str, opcode: str, operands: str) -> Instruction:
         size=size,
         stores=kind in _STORES,
     )
+
+
+def _is_pair(opcode: str) -> bool:
+    """Whether the result has 64 bits."""
+    kind, *modifiers = opcode.split(".")
+    if kind == "F2F":
+        # To the first format, from the second.
+        return next((m for m in modifiers if m in ("F16", "BF16", "F32", "F64")), "") == "F64"
+    if kind == "F2I":
+        return bool({"S64", "U64"} & set(modifiers))
+    # The approximation of a reciprocal or root of float64 is half of one.
+    return bool({"64", "WIDE"} & set(modifiers)) or (is_float64(opcode) and kind != "MUFU")
 
 
 def _spill(guard: str, opcode: str, operands: str) -> Instruction:

@@ -14,20 +14,27 @@ from stepcheck.fast.rules import RULES
 from stepcheck.harness.census import compile as compiling
 from stepcheck.harness.census import launches, model
 from stepcheck.harness.census.compile import Counts, Job
-from stepcheck.harness.census.kernels import ANY, DENSE, PREPARE, Kernel, kernels_of
-from stepcheck.harness.census.model import FAMILIES
+from stepcheck.harness.census.families import FAMILIES
+from stepcheck.harness.census.kernels import Kernel, kernels_of
+from stepcheck.harness.census.model import ANY, PREPARE, Model
 from stepcheck.harness.census.occupancy import occupancy
 from stepcheck.reference import SPECS
 
 ARCHITECTURES = (80, 90, 100)
 #: Bytes per second of memory, by NVIDIA's data sheets: A100 80GB SXM, H100 SXM, H200 SXM; HGX B200, up to 8 TB/s per GPU.
 BANDWIDTH = {"A100": 2039e9, "H100": 3.35e12, "H200": 4.8e12, "B200": 8e12}
+#: What a cell has where nothing is counted.
+NOTHING = "-"
 LEGEND = (
-    "B/el: bytes loaded and stored per element on the main path, in PTX and SASS alike, of the model where there is no mark; bits: width"
-    " of these accesses; table: bytes that a program loads beside; div, sqrt: per element, correctly rounded; f64: instructions in float64, yes"
-    " where that is the dtype or declared; spills: in SASS; regs, occ.: the most registers, the least occupancy; launches: of a step of"
-    " 1, 10 and 300 tensors alike, the one that prepares and those of the dtype. µs: the least time for a million elements, by the"
-    " bandwidth of the data sheet. What leaves its model is marked with an exclamation mark."
+    "B/el: bytes loaded and stored per element on the main path, in PTX and SASS alike, of the model where there is no mark, and of all kernels"
+    " that stream the same elements in a step: of Adafactor matrices and vectors, of Muon without the products of matrices, of LBFGS each kernel"
+    " by itself, for 4 rows of its history; bits: width of these accesses; table: bytes that a program loads beside; div, sqrt: per element,"
+    " correctly rounded; f64: instructions in float64, yes where that is the dtype or declared; spills: in SASS; regs, occ.: the most"
+    " registers, the least occupancy; launches: of a step of 1, 10 and 300 tensors alike (of Adafactor so many matrices, small matrices and"
+    " vectors; of Muon, matrices of one shape, for each portion of them; of LBFGS, a direction), the one that prepares and those of the dtype."
+    " µs: the least time for a million elements, by the bandwidth of the data sheet. Kernels about rows, columns and parameters, and"
+    " Adafactor's for small matrices, are counted but for bytes, bits, div and sqrt: how much they move is a matter of shapes. What leaves its"
+    " model is marked with an exclamation mark; what is not counted with a dash."
 )
 
 
@@ -86,7 +93,7 @@ def take(
     """Compile and count all kernels of these optimizers. What several share is compiled once."""
     names = list(optimizers)
     every = [(k, c) for name in names for k in kernels_of(name) for c in capabilities]
-    jobs = {(k.source, c): Job(k.source, c, bool(k.model.elements), k.model.whole) for k, c in every}
+    jobs = {(k.source, c): Job(k.source, c, k.model.way) for k, c in every}
     results = dict(compiling.run(jobs, progress))
     counted = []
     for kernel, capability in every:
@@ -100,7 +107,6 @@ def take(
     launched = {
         (name, dtype): launches.measured(name, dtype)
         for name in names
-        if name in RULES
         for dtype in dict.fromkeys(k.dtype for k, _ in every if k.optimizer == name and k.dtype != ANY)
     }
     left = [d for (name, dtype), of_step in launched.items() for d in launches.departures(name, dtype, of_step)]
@@ -109,7 +115,7 @@ def take(
 
 def known() -> tuple[str, ...]:
     """The optimizers that have CUDA kernels."""
-    return tuple(name for name in SPECS if name in RULES or (name in FAMILIES and next(kernels_of(name), None)))
+    return tuple(name for name in SPECS if name in RULES or name in FAMILIES)
 
 
 # --- Table
@@ -137,24 +143,32 @@ def _cells(census: Census, of_row: list[Counted]) -> list[str]:
     if len(counted) < len(of_row):
         return [f"[yellow]{len(of_row) - len(counted)} unknown[/]"]
     left = [d for c in of_row for d in c.departures]
-    dense = [c for c in counted if c.kernel.role == DENSE]
-    paths = [c.counts.ptx for c in dense if isinstance(c.counts, Counts) and c.counts.ptx]
-    models = [c.kernel.model for c in dense]
+    streaming = [c for c in counted if c.kernel.streams]
+    paths = [c.counts.ptx for c in streaming if isinstance(c.counts, Counts) and c.counts.ptx]
+    # What streams the same elements in a step counts together.
+    of_step: dict[tuple[str, str, int], list[Model]] = {}
+    for c in streaming:
+        of_step.setdefault((c.kernel.streams, c.kernel.variant, c.capability), []).append(c.kernel.model)
+    steps = list(of_step.values())
     f64 = max(_counts(c).float64_sass for c in counted)
+    sizes = [
+        8 * size for c in streaming if (p := _counts(c).ptx) for size in p.sizes if size != c.kernel.model.rows.size
+    ]
+    moved = [sum(m.bytes_per_element for m in models) for models in steps]
     cells = [
-        _marked(_span(m.bytes_per_element for m in models), left, "bytes per element", "main path cannot"),
-        _marked(_span(8 * size for p in paths for size in p.sizes), left, "accesses on the main path", "masked"),
+        _marked(_span(moved), left, "bytes per element", "main path cannot", "a loop does"),
+        _marked(_span(sizes), left, "accesses on the main path", "masked"),
         _span([max(p.table for p in paths)] if paths else []),
-        _marked(_span(m.divisions for m in models), left, "div", "rounded"),
-        _marked(_span(m.roots for m in models), left, "sqrt"),
+        _marked(_span(sum(m.divisions or 0 for m in models) for models in steps), left, "div", "rounded"),
+        _marked(_span(sum(m.roots or 0 for m in models) for models in steps), left, "sqrt"),
         _marked("yes" if f64 and counted[0].kernel.model.float64 else str(f64), left, "float64"),
         _marked(str(max(_counts(c).spills for c in counted)), left, "spilled"),
         str(max(_counts(c).registers for c in counted)),
         _marked(f"{min(c.share for c in counted):.0%}", left, "occupancy"),
         _launches(census, of_row[0].kernel),
     ]
-    worst = max((m.bytes_per_element for m in models), default=0)
-    return cells + [f"{worst * 1e9 / rate * 1e3:.1f}" if worst else "" for rate in BANDWIDTH.values()]
+    worst = max(moved, default=0)
+    return cells + [f"{worst * 1e9 / rate * 1e3:.1f}" if worst else NOTHING for rate in BANDWIDTH.values()]
 
 
 def _counts(counted: Counted) -> Counts:
@@ -162,10 +176,10 @@ def _counts(counted: Counted) -> Counts:
     return counted.counts
 
 
-def _span(values: Iterable[int | None]) -> str:
+def _span(values: Iterable[int]) -> str:
     """One number, or from which to which."""
-    some = sorted({v for v in values if v is not None})
-    return "" if not some else str(some[0]) if len(some) == 1 else f"{some[0]}-{some[-1]}"
+    some = sorted(set(values))
+    return NOTHING if not some else str(some[0]) if len(some) == 1 else f"{some[0]}-{some[-1]}"
 
 
 def _marked(cell: str, departures: list[str], *about: str) -> str:
@@ -175,9 +189,12 @@ def _marked(cell: str, departures: list[str], *about: str) -> str:
 def _launches(census: Census, kernel: Kernel) -> str:
     of_step = census.launched.get((kernel.optimizer, kernel.dtype))
     if of_step is None:
-        return ""
+        return NOTHING
+    most = max(of_step.values(), key=lambda by_role: sum(by_role.values()))
+    others = str(sum(n for role, n in most.items() if role != PREPARE))
+    told = f"{most[PREPARE]} + {others}" if PREPARE in most else others
     left = any(d.startswith(f"{kernel.optimizer} {kernel.dtype}:") for d in census.departures)
-    return f"[red]{max(sum(by_role.values()) for by_role in of_step.values())} ![/]" if left else "1 + 1"
+    return f"[red]{told} ![/]" if left else told
 
 
 def closing(census: Census) -> str:
@@ -228,9 +245,6 @@ def _json(counted: Counted) -> dict[str, Any]:
     made |= {"counts": dataclasses.asdict(counts), "occupancy": counted.share}
     for where, path in (("ptx", counts.ptx), ("sass", counts.sass)):
         if path is not None:
-            of_thread = {"loaded": path.loaded, "stored": path.stored}
-            made |= {
-                f"{where}_{done}_per_element": model.per_element(kernel.model, n, counts.threads)
-                for done, n in of_thread.items()
-            }
+            found = model.moved(kernel.model, counts, path)
+            made |= {f"{where}_{done}_per_element": n for done, n in found.items()}
     return made

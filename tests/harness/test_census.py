@@ -8,14 +8,15 @@ import torch
 
 pytest.importorskip("triton")
 
-from stepcheck.fast.cuda import kernels, runtime
+from stepcheck.fast.cuda import adafactor, kernels, lbfgs, muon, runtime
 from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import RULES
 from stepcheck.harness import subjects
 from stepcheck.harness.bounded import Bounded
 from stepcheck.harness.campaign import Campaign, Settings
+from stepcheck.harness.census import compile as compiling
 from stepcheck.harness.census import facts, flow, launches, model, ptx, sass, tables
-from stepcheck.harness.census.compile import Job, count
+from stepcheck.harness.census.compile import Job, count, count_all
 from stepcheck.harness.census.kernels import DENSE, SCATTERED, kernels_of
 from stepcheck.harness.census.occupancy import occupancy, resident_warps
 from stepcheck.harness.formats import BINARY32, COUNTERS64, Arithmetic
@@ -62,31 +63,27 @@ $L__BB0_3:
 	}
 """
 SASS = """
-	.section	.text.kernel,"ax",@progbits
-.text.kernel:
+	.headerflags	@"EF_CUDA_64BIT_ADDRESS EF_CUDA_SM90"
         /*0000*/                   LDC.64 R2, c[0x0][0x210] ;
         /*0010*/                   LDG.E.64 R6, desc[UR4][R2.64] ;
-        /*0020*/               @P0 BRA `(.L_x_0) ;
+        /*0020*/               @P0 BRA 0xe0 ;
         /*0030*/                   S2R R5, SR_TID.X ;
         /*0040*/                   IMAD.WIDE.U32 R4, R5, 0x10, R2 ;
         /*0050*/                   STL.64 [R1+0x8], R4 ;
         /*0060*/                   LDG.E.128 R8, desc[UR4][R4.64] ;
-        /*0070*/                   BSSY B0, `(.L_x_2) ;
-        /*0080*/              @!P1 BRA `(.L_x_1) ;
-        /*0090*/                   CALL.REL.NOINC `($__internal_0_$slow) ;
-.L_x_1:
+        /*0070*/                   BSSY B0, 0xb0 ;
+        /*0080*/              @!P1 BRA 0xa0 ;
+        /*0090*/                   CALL.REL.NOINC 0x110 ;
         /*00a0*/                   BSYNC B0 ;
-.L_x_2:
         /*00b0*/                   LDL.LU.64 R16, [R1+0x8] ;
+        /*00b8*/                   F2F.F32.F64 R15, R8 ;
         /*00c0*/                   STG.E.128 desc[UR4][R16.64], R8 ;
         /*00d0*/                   EXIT ;
-.L_x_0:
         /*00e0*/              @!P2 STG.E desc[UR4][R4.64], R8 ;
-        /*00f0*/               @P3 BRA `(.L_x_0) ;
+        /*00f0*/               @P3 BRA 0xe0 ;
         /*0100*/                   EXIT ;
-$__internal_0_$slow:
         /*0110*/                   DADD R8, R8, R10 ;
-        /*0120*/                   RET.REL.NODEC R20 `(kernel) ;
+        /*0120*/                   RET.REL.NODEC R20 0x0 ;
 """
 
 
@@ -96,7 +93,7 @@ def _layout(name, dtype, *buffers, **more):
 
 def _departures(source, of_layout, capability=90, scattered=False):
     expected = model.of_layout(of_layout, scattered=scattered)
-    counts = count(Job(source, capability, elements=True, whole=expected.whole))
+    counts = count(Job(source, capability, expected.way))
     return model.departures(expected, counts, capability, source.warps)
 
 
@@ -107,7 +104,7 @@ def _changed(source, old, new):
 
 def test_ptx_is_read():
     listing = ptx.parse(PTX)
-    path = flow.main_path(listing, whole=True)
+    path = flow.main_path(listing, "whole")
     assert (path.loaded, path.stored, path.sizes, path.masked, path.table) == (16, 16, {16: 2}, 0, 8)
     assert path.operations["div.rn.f32"] == 1
     operations = flow.totals(listing.instructions)
@@ -119,26 +116,38 @@ def test_ptx_is_read():
 
 def test_sass_is_read():
     listing = sass.parse(SASS)
-    path = flow.main_path(listing, whole=True)
+    path = flow.main_path(listing, "whole")
     assert (path.loaded, path.stored, path.sizes, path.masked, path.table) == (16, 16, {16: 2}, 0, 8)
     operations = flow.totals(listing.instructions)
     assert sass.spills(operations) == 2
-    assert sum(n for op, n in operations.items() if sass.is_float64(op)) == 1
+    assert sum(n for op, n in operations.items() if sass.is_float64(op)) == 2
+
+
+def test_what_is_converted_from_float64_to_float32_fills_one_register():
+    written = {i.opcode: i.writes for i in sass.parse(SASS).instructions}
+    assert written["F2F.F32.F64"] == ("R15",)
+    assert written["DADD"] == ("R8", "R9")
+
+
+def test_kernels_that_are_disassembled_together_are_told_apart():
+    sources = [k.source for k in kernels_of("Muon") if k.dtype == "float32" and not k.variant]
+    jobs = [Job(source, 90, "") for source in sources]
+    assert count_all(jobs) == [count(job) for job in jobs]
 
 
 def test_a_way_that_cannot_be_told_is_an_error():
     everywhere = PTX.replace("setp.lt.s64 	%p2, %rd2, 0;\n	@%p2 bra 	$L__BB0_2;", "")
     with pytest.raises(flow.Unidentified, match="more than one way"):
-        flow.main_path(ptx.parse(everywhere), whole=True)
+        flow.main_path(ptx.parse(everywhere), "whole")
     nowhere = PTX.replace("st.global.v4.b32 [ %rd3 + 0 ], { %r6, %r7, %r8, %r8 };", "")
     with pytest.raises(flow.Unidentified, match="nothing is stored"):
-        flow.main_path(ptx.parse(nowhere), whole=True)
+        flow.main_path(ptx.parse(nowhere), "whole")
 
 
 def test_an_access_in_a_block_that_is_not_always_executed_counts_as_masked():
     sometimes = PTX.replace("ld.global.v4.b32 { %r2", "@%p2 bra $L__BB0_9;\n	ld.global.v4.b32 { %r2")
     sometimes = sometimes.replace("	div.rn.f32", "$L__BB0_9:\n	div.rn.f32")
-    assert flow.main_path(ptx.parse(sometimes), whole=True).masked == 1
+    assert flow.main_path(ptx.parse(sometimes), "whole").masked == 1
 
 
 @pytest.mark.parametrize(
@@ -153,13 +162,113 @@ def test_the_least_of_the_limits_says_how_many_warps_are_resident(registers, sha
 @pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop"])
 def test_kernels_count_what_their_models_say(name):
     some = [k for k in kernels_of(name) if k.dtype in ("float32", "bfloat16", "any") and k.role != SCATTERED]
-    taken = {k.name: count(Job(k.source, 90, bool(k.model.elements), k.model.whole)) for k in some}
+    taken = {k.name: count(Job(k.source, 90, k.model.way)) for k in some}
     assert {k.name: model.departures(k.model, taken[k.name], 90, k.source.warps) for k in some} == {
         k.name: [] for k in some
     }
     whole = [k for k in some if k.role == DENSE]
     assert whole
     assert all(taken[k.name].sass.sizes.keys() == {16} for k in whole)
+
+
+LOOPS = """
+.visible .entry kernel()
+{
+	mov.u32 	%r1, %tid.x;
+	mad.wide.u32 	%rd3, %r1, 16, %rd1;
+	@%p1 bra 	$L__BB0_2;
+	ld.global.b32 { %r9 }, [ %rd3 + 64 ];
+$L__BB0_1:
+	ld.global.v4.b32 { %r2, %r3, %r4, %r5 }, [ %rd3 + 0 ];
+	@%p3 st.global.b32 [ %rd3 + 32 ], { %r2 };
+	setp.lt.s64 	%p2, %rd2, 0;
+	@%p2 bra 	$L__BB0_1;
+	st.global.v4.b32 [ %rd3 + 0 ], { %r6, %r7, %r8, %r8 };
+	bra.uni 	$L__BB0_3;
+$L__BB0_2:
+	@%p2 ld.global.b32 { %r2 }, [ %rd3 + 0 ];
+	setp.lt.s64 	%p2, %rd2, 0;
+	@%p2 bra 	$L__BB0_2;
+$L__BB0_3:
+	ret;
+}
+"""
+
+
+def test_the_loop_over_whole_blocks_is_told_from_others():
+    one_pass, all_of_it = (flow.main_path(ptx.parse(LOOPS), way) for way in ("loop", "around"))
+    assert (one_pass.loaded, one_pass.stored, one_pass.sizes, one_pass.masked) == (16, 4, {16: 1, 4: 1}, 1)
+    assert (all_of_it.loaded, all_of_it.stored, all_of_it.sizes) == (20, 20, {16: 2, 4: 2})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("	ld.global.v4", "	@%p3 ld.global.v4"), ("@%p2 ld.global", "ld.global")]
+)
+def test_a_loop_that_cannot_be_told_is_an_error(old, new):
+    with pytest.raises(flow.Unidentified, match="loops load elements without conditions"):
+        flow.main_path(ptx.parse(LOOPS.replace(old, new)), "loop")
+
+
+def test_what_a_pass_of_a_loop_may_skip_is_masked():
+    skipped = LOOPS.replace("	@%p3 st.global", "	@%p3 bra $L__BB0_9;\n	st.global").replace(
+        "	setp", "$L__BB0_9:\n	setp", 1
+    )
+    assert flow.main_path(ptx.parse(skipped), "loop").masked == 1
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("Adafactor", "bfloat16"), ("Muon", "float32"), ("LBFGS", "float32")])
+def test_kernels_of_families_count_what_their_models_say(name, dtype):
+    some = [k for k in kernels_of(name) if k.dtype in (dtype, "any")]
+    counts = dict(compiling.run({k.source: Job(k.source, 90, k.model.way) for k in some}))
+    assert {k.name: model.departures(k.model, counts[k.source], 90, k.source.warps) for k in some} == {
+        k.name: [] for k in some
+    }
+    assert any(k.model.elements for k in some if k.streams)
+
+
+@pytest.mark.parametrize(("name", "module"), [("Adafactor", adafactor), ("Muon", muon), ("LBFGS", lbfgs)])
+def test_all_kernels_of_families_are_counted(name, module):
+    assert {k.source for k in kernels_of(name)} == {source for _, source in module.sources()}
+
+
+def _role(name, role, dtype="float32", variant=""):
+    found = [k for k in kernels_of(name) if (k.role, k.dtype, k.variant) == (role, dtype, variant)]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "old", "new", "told"),
+    [
+        (("Adafactor", "tile_squares"), "x = tl.load(at_g).to(tl.float32)", "x = (tl.load(at_g) + tl.load(at_g + 1)).to(tl.float32)", "loads 8 bytes per element, not 4"),
+        (("Adafactor", "tile_move"), "tl.store(at_p, (decay * y", "tl.store(at_g, y.to(tl.float32)); tl.store(at_p, (decay * y", "stores 8 bytes per element, not 4"),
+        (("Adafactor", "tile_move"), "tl.multiple_of(base_p, 16)", "base_p", "of 32 bits (PTX)"),
+        (("Adafactor", "tile_sums"), "tl.store(row_sums + i,", "tl.store(row_sums + i + 1024, i.to(tl.float32)); tl.store(row_sums + i,", "of 32 bits (PTX)"),
+        (("Adafactor", "vector_squares"), "u = tl.div_rn(x, root)", "u = x / root", "not correctly rounded"),
+        (("Adafactor", "factors"), "rest * y", "tl.fma(rest, y, y)", "3 products and sums are or may be contracted, not 2"),
+        (("Adafactor", "averages"), "new = keep * old", "new = (keep.to(tl.float64) * old + 0.1).to(tl.float32)", "float64 instructions (PTX)"),
+        (("Adafactor", "tile_move", "bfloat16"), "to_bfloat16(decay * y - rate * u)", "to_bfloat16(from_bfloat16(to_bfloat16(decay * y)) - rate * u)", "conversions to bfloat16 per element: 2"),
+        (("Muon", "average"), "tl.store(at_x, cast)", "tl.store(at_x, cast, mask=i < n)", "accesses on the main path are masked"),
+        (("Muon", "normalize"), "tl.div_rn(x * scale, norm)", "x * scale * tl.div_rn(1.0, norm)", "0.125 div per element, not 1"),
+        (("LBFGS", "products with two vectors"), "w_0 = tl.load(tl.multiple_of(row_0, 16) + i)", "w_0 = tl.load(row_0 + i)", "of 32 bits (PTX)"),
+        (("LBFGS", "rounded sum"), "tl.store(tl.multiple_of(out, 16) + i, value)", "tl.store(tl.multiple_of(out, 16) + i, value, mask=i < n)", "masked"),
+    ],
+)  # fmt: skip
+def test_a_wrong_kernel_of_a_family_leaves_its_model(kernel, old, new, told):
+    right = _role(*kernel)
+    source = _changed(right.source, old, new)
+    found = model.departures(right.model, count(Job(source, 90, right.model.way)), 90, source.warps)
+    assert any(told in line for line in found), found
+
+
+@pytest.mark.parametrize(("name", "launched"), [("Adafactor", [1, 11]), ("Muon", [1, 4]), ("LBFGS", [0, 4])])
+def test_a_step_of_a_family_launches_as_often_for_many_tensors_as_for_one(name, launched):
+    measured = launches.measured(name, "float32")
+    assert launches.departures(name, "float32", measured) == []
+    for by_role in measured.values():
+        prepared = by_role.get("prepare", 0)
+        assert [prepared, sum(by_role.values()) - prepared] == launched
+    assert launches.departures(name, "float32", {10: {**measured[10], next(iter(measured[10])): 10}})
 
 
 @pytest.mark.slow
@@ -217,7 +326,8 @@ def test_a_step_launches_as_often_for_many_tensors_as_for_one():
 
 
 def test_the_facts_of_shipped_kernels_are_those_of_exact_arithmetic_but_for_powers():
-    for name, power in (("SGD", 2.0), ("Adamax", 2.0 * runtime.POWER_ULPS)):
+    slow = 2.0 * runtime.POWER_ULPS
+    for name, power in (("SGD", 2.0), ("Adamax", slow), ("Adafactor", slow), ("Muon", 2.0), ("LBFGS", 2.0)):
         counted, plain = facts.cuda_profile(name, 90), subjects.fast_profile(name, "cuda")
         assert dataclasses.replace(counted, reason=plain.reason) == dataclasses.replace(plain, power=power)
         assert "sm_90" in counted.reason
