@@ -231,22 +231,37 @@ _FLOATING = ("float32", "float64", "bfloat16", "float16")
 _COMPLEX = ("complex64", "complex128")
 
 
-_FAST = Profile(
-    reason=(
-        "stepcheck.fast evaluates the formula as it is written, one element at a time: in float64 for float64 and in float32 for"
-        " all else, rounding what it stores; division and square root are the processor's, products and sums may be contracted"
-        " (fewer roundings); scalars are formed in float64 and rounded once"
-    ),
-    narrow="once",
-)
-#: By name, and ``triton`` for kernels for CUDA, whoever runs them, where they do not compute as those for the CPU do.
+def _fast(device: str) -> Profile:
+    return Profile(
+        reason=(
+            "stepcheck.fast evaluates the formula as it is written, one element at a time: in float64 for float64 and in float32 for all"
+            f" else, rounding what it stores; scalars are formed in float64 and rounded once; {device}"
+        ),
+        narrow="once",
+    )
+
+
+_FAST = _fast("division and square root are the processor's, products and sums may be contracted (fewer roundings)")
+_FAST_CUDA = _fast("its kernels for CUDA round each operation as IEEE 754 says, and contract none")
+#: By name, and ``triton`` for kernels for CUDA, whoever runs them.
 FAST_PROFILES: dict[tuple[str, str], Profile] = {
-    ("RMSprop", ""): _also(_FAST, "it divides before it scales", "quotient_first", "written"),
-    ("RAdam", ""): _also(_FAST, "it folds all scalars into one", "folded", "written"),
-    ("Adafactor", ""): _also(_FAST, "it multiplies by reciprocals of roots", "reciprocal", "written"),
+    **{
+        (name, mode): _also(fast, reason, *orders)
+        for mode, fast in (("", _FAST), ("triton", _FAST_CUDA))
+        for name, reason, *orders in (
+            ("RMSprop", "it divides before it scales", "quotient_first", "written"),
+            ("RAdam", "it folds all scalars into one", "folded", "written"),
+            ("Adafactor", "it multiplies by reciprocals of roots", "reciprocal", "written"),
+        )
+    },
     ("LBFGS", ""): _also(
         TORCH_CPU,
         "stepcheck.fast forms the scalar products of float32 and float64 in float64; all else is operations of torch",
+    ),
+    ("LBFGS", "triton"): _also(
+        TORCH_CPU,
+        "the kernels of stepcheck.fast for CUDA form scalar products and sums of float32 in float64, and round a direction once; all else"
+        " is operations of torch, which contract products and sums on a GPU as well",
     ),
     ("Muon", ""): _also(
         _FAST,
@@ -255,7 +270,7 @@ FAST_PROFILES: dict[tuple[str, str], Profile] = {
         products="wide",
     ),
     ("Muon", "triton"): _also(
-        _FAST,
+        _FAST_CUDA,
         "it averages with lerp, and multiplies matrices in float64 for float64 and in bfloat16 for all else, each product accumulated in"
         " float32; the norm is that of the matrix in bfloat16, and rounded to it; how often a library rounds a product is its own choice",
         "lerp",
@@ -265,8 +280,8 @@ FAST_PROFILES: dict[tuple[str, str], Profile] = {
 
 
 def fast_profile(name: str, mode: str = "") -> Profile:
-    """How ``stepcheck.fast.<name>`` computes on the CPU or, in any mode, by its kernels for CUDA, where the processor divides."""
-    return FAST_PROFILES.get((name, "triton" if mode else ""), FAST_PROFILES.get((name, ""), _FAST))
+    """How ``stepcheck.fast.<name>`` computes on the CPU or, in any mode, by its kernels for CUDA."""
+    return FAST_PROFILES.get((name, "triton" if mode else ""), _FAST_CUDA if mode else _FAST)
 
 
 @dataclass(frozen=True)
