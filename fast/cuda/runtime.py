@@ -123,15 +123,18 @@ def from_bfloat16(x):
 
 
 def power(base: Any, exponent: Any) -> Any:
+    """``base`` to the power of ``exponent``, both of float64."""
     return _block(np.power(base.handle.data, exponent.handle.data), "float64", base)
 
 
 def to_bfloat16(x: Any) -> Any:
+    """float32 rounded to nearest."""
     narrow = torch.from_numpy(np.ascontiguousarray(x.handle.data)).to(torch.bfloat16)
     return _block(narrow.view(torch.uint16).numpy(), "bfloat16", x)
 
 
 def from_bfloat16(x: Any) -> Any:
+    """The float32 with the same value."""
     wide = torch.from_numpy(np.ascontiguousarray(x.handle.data)).view(torch.bfloat16).to(torch.float32)
     return _block(wide.numpy(), "float32", x)
 
