@@ -308,7 +308,7 @@ class DevicePlan(Plan):
     def _step_odd(self, scaling: Scaling, grad_scale: torch.Tensor, found_inf: torch.Tensor) -> None:
         """The gradients that have to be made something else first: sparse, lazily conjugate or negative, placed elsewhere."""
         if self.unscale:
-            factor = torch.where(found_inf == 0, 1.0 / grad_scale.double(), 1.0)
+            factor = unscaling(grad_scale, found_inf)
             for p, _ in self._odd:
                 unscale(p, factor)
         before = [[self._state[p].get(name) for name in self._rule.counters] for p, _ in self._odd]
@@ -366,6 +366,11 @@ def _option_tensor(group: Group, name: str) -> torch.Tensor | None:
     value = group.get(key)
     value = value[entry] if entry is not None and value is not None else value
     return value if isinstance(value, torch.Tensor) else None
+
+
+def unscaling(grad_scale: torch.Tensor, found_inf: torch.Tensor) -> torch.Tensor:
+    """What to multiply gradients by, as a number on the device: 1 where the step is to be skipped."""
+    return torch.where(found_inf == 0, 1.0 / grad_scale.double(), 1.0).reshape(())
 
 
 def _elements(member: Member) -> int:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from stepcheck.fast.cuda import kernels, runtime
-from stepcheck.fast.cuda.engine import NOT_CAPTURED, Table, option_words
+from stepcheck.fast.cuda.engine import NOT_CAPTURED, Table, option_words, unscaling
 from stepcheck.fast.cuda.kernels import ALIGNMENT, THREADS, TRITON, indented, narrowed, statements, widened
 from stepcheck.fast.cuda.runtime import Source
 from stepcheck.fast.engine import REAL, SIZE, Group, Scaling, Standing, State, unscale
@@ -529,7 +529,7 @@ class DevicePlan:
         resolved = p.grad.resolve_neg()
         if self._unscale:
             grad_scale, found_inf = self._numbers(scaling)
-            unscale(p, torch.where(found_inf == 0, 1.0 / grad_scale.double(), 1.0))
+            unscale(p, unscaling(grad_scale, found_inf))
         return resolved
 
     def _numbers(self, scaling: Scaling) -> tuple[Tensor, Tensor]:
