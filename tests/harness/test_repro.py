@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from zoo import life as wrong
 
 from stepcheck.harness import repro
 from stepcheck.harness.campaign import Campaign, Settings
@@ -41,6 +40,7 @@ from stepcheck.harness.trace import (
     Values,
     ZeroGrad,
 )
+from stepcheck.harness.zoo import life as wrong
 
 TESTS = Path(__file__).parents[1]
 
@@ -338,14 +338,14 @@ def test_script_of_each_finding_of_a_life_fails_for_the_wrong_and_not_for_the_ri
     torch.seed()
     wrong_one, right_one = (
         run_here(script),
-        run_here(script.replace("zoo.life", "zoo.sgd").replace(finding_class(script), "RightSGD")),
+        run_here(script.replace(".zoo.life", ".zoo.sgd").replace(finding_class(script), "RightSGD")),
     )
     assert wrong_one.startswith("AssertionError"), script
     assert bool(right_one) == (kind in OF_TORCH), right_one
 
 
 def finding_class(script):
-    return script.partition("from zoo.life import ")[2].partition("\n")[0]
+    return script.partition("from stepcheck.harness.zoo.life import ")[2].partition("\n")[0]
 
 
 def test_script_of_a_finding_of_a_life_runs_alone(tmp_path):

@@ -9,7 +9,6 @@ import sys
 from dataclasses import dataclass
 
 import pytest
-from zoo import adam, asgd, nadam, sgd
 
 from stepcheck.harness import steer
 from stepcheck.harness.campaign import Campaign, Settings
@@ -17,6 +16,7 @@ from stepcheck.harness.checks import CHECKS, Evidence
 from stepcheck.harness.generate import PAGE, TRACE_BYTES, decoder, page
 from stepcheck.harness.subjects import class_subject, resolve
 from stepcheck.harness.trace import Gradient, Group, Parameter, Reload, Sparse, Step, Trace, Values
+from stepcheck.harness.zoo import adam, asgd, nadam, sgd
 
 ADAM, SGD = (resolve(f"torch:{name}[forloop]")[0] for name in ("Adam", "SGD"))
 

@@ -1,6 +1,6 @@
 """Adadelta."""
 
-from zoo import base
+from stepcheck.harness.zoo import base
 
 
 class RightAdadelta(base.Zoo):

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from zoo import base
+from stepcheck.harness.zoo import base
 
 
 class RightMuon(base.Zoo):

@@ -6,9 +6,9 @@ import random
 import numpy as np
 import torch
 
-from zoo import base
-from zoo.adam import RightAdam
-from zoo.sgd import RightSGD
+from stepcheck.harness.zoo import base
+from stepcheck.harness.zoo.adam import RightAdam
+from stepcheck.harness.zoo.sgd import RightSGD
 
 # Closures
 

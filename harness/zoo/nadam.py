@@ -1,6 +1,6 @@
 """NAdam."""
 
-from zoo import base
+from stepcheck.harness.zoo import base
 
 
 class RightNAdam(base.Zoo):

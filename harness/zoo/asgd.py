@@ -2,7 +2,7 @@
 
 import torch
 
-from zoo import base
+from stepcheck.harness.zoo import base
 
 
 class RightASGD(base.Zoo):

@@ -1,6 +1,6 @@
 """RAdam."""
 
-from zoo import base
+from stepcheck.harness.zoo import base
 
 
 class RightRAdam(base.Zoo):

@@ -1,0 +1,1 @@
+"""How well the harness catches wrong optimizers, measured."""
