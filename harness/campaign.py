@@ -51,6 +51,7 @@ class Settings:
         examples: traces for each subject; ``None`` for as many as ``seconds`` allow.
         seconds: time for each subject; ``None`` for no limit.
         only: names of the checks to ask; empty for all.
+        first: stop after the first life with a divergence, and leave it as it was seen.
     """
 
     seed: int = 0
@@ -58,6 +59,7 @@ class Settings:
     seconds: float | None = None
     dtypes: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    first: bool = False
 
     @property
     def checks(self) -> tuple[str, ...]:
@@ -177,13 +179,14 @@ class Campaign:
         batch = 0
         try:
             self._validate()
-            while not self.hung and time.perf_counter() < self.deadline:
+            while not self._ended():
                 size = _BATCH if planned is None else min(_BATCH, planned - self.result.traces)
                 if size <= 0:
                     break
                 self._batch(batch, size)
                 batch += 1
-                self._shrink_new()
+                if not self.settings.first:
+                    self._shrink_new()
             self.result.seconds = time.perf_counter() - start - self.result.shrink_seconds
             if planned is not None:
                 for name, tally in self.result.tallies.items():
@@ -198,10 +201,15 @@ class Campaign:
         self._note()
         return self.result
 
+    def _ended(self) -> bool:
+        return self.hung or time.perf_counter() > self.deadline or (self.settings.first and bool(self.suspects))
+
     def _validate(self) -> None:
         """Try everything invalid; what is accepted that should be refused is a life of its own."""
         if VALIDATION not in self.result.tallies or self.subject.cost > _COSTLY:
             return
+        if self.settings.first and VALIDATION in self.meaningless:
+            return  # it would be told, not judged
         try:
             with _time_limit(patience(self.subject)):
                 tally, matrix = self.result.tallies[VALIDATION], validation.matrix(self.subject)
@@ -253,7 +261,7 @@ class Campaign:
         self.result.notes.append(f"unsupported: {why}")
         return self.result
 
-    def _draw(self, batch: int, size: int) -> list[list[Trace]]:
+    def _draw(self, batch: int, size: int) -> Iterator[list[Trace]]:
         """Candidates for ``size`` lives, from pages that Hypothesis draws, set up so that the seed alone decides.
 
         It draws; shrinking works on the traces themselves.
@@ -278,19 +286,17 @@ class Campaign:
         wanted = list(drawn)[: size * each]
         # Among the first lives of a campaign, each kind of event that some check waits for.
         essentials = [*(ESSENTIALS if batch == 0 else ()), *[""] * size]
-        return [
-            [self.decode(data, essential) for data in wanted[n * each : (n + 1) * each]]
-            for n, essential in zip(range(size), essentials, strict=False)
-        ]
+        for n, essential in zip(range(size), essentials, strict=False):
+            yield [self.decode(data, essential) for data in wanted[n * each : (n + 1) * each]]
 
     def _batch(self, batch: int, size: int) -> None:
         clocks = self.result.clocks
-        with clocks.running("draw"):
-            drawn = self._draw(batch, size)
-        for candidates in drawn:
-            if self.hung or time.perf_counter() > self.deadline:
-                break
+        drawn = self._draw(batch, size)
+        while not self._ended():
             with clocks.running("draw"):
+                candidates = next(drawn, None)
+                if candidates is None:
+                    break
                 chosen = self.steering.choose(candidates)
             self._ask(chosen)
 

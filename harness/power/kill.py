@@ -1,0 +1,52 @@
+"""How soon a campaign with the default settings says no."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
+from stepcheck.harness.subjects import ANY_CLASS, Profile, class_subject
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What became of one campaign that stops at the first divergence.
+
+    Attributes:
+        seed: of the campaign.
+        checks: those that said no in the life that ended it; none where it survived.
+        examples: lives played, the last one included.
+        seconds: CPU seconds of drawing, playing and judging, from the construction of the subject on; imports excluded.
+        error: why the harness itself did not get to a verdict.
+    """
+
+    seed: int
+    checks: tuple[str, ...]
+    examples: int
+    seconds: float
+    error: str = ""
+
+    @property
+    def caught(self) -> bool:
+        return bool(self.checks)
+
+
+def first_kill(
+    make: Callable[..., Any],
+    like: str,
+    seed: int,
+    examples: int = DEFAULT_EXAMPLES,
+    profile: Profile = ANY_CLASS,
+    dtypes: tuple[str, ...] = (),
+) -> Kill:
+    """Check an optimizer class as ``stepcheck check`` does, until it is caught or the lives are used up."""
+    start = time.process_time()
+    campaign = Campaign(
+        class_subject(make, like, profile=profile), Settings(seed, examples, dtypes=dtypes, first=True)
+    )
+    result = campaign.run()
+    checks = tuple(dict.fromkeys(check for check, _ in campaign.suspects))
+    return Kill(seed, checks, result.traces, time.process_time() - start, result.error)

@@ -1,0 +1,202 @@
+"""Wrong optimizers made from a Spec, so that a new optimizer has its own: its update with one thing changed, or one fact about it.
+
+Each mutant changes one place of the source of the update, or of a function beside it that it calls: an operator, an operand, a
+constant, an argument, a condition, a function, what is returned as a buffer. The orders of operations that are named as equal
+(``any_order``'s keywords) are not run, so they are left as they are. Further mutants change a fact of the Spec (what a buffer starts from,
+which option is read) or mix in a fault of the life around the steps.
+"""
+
+import ast
+import copy
+import inspect
+import textwrap
+
+import torch
+
+from stepcheck.harness.subjects import ANY_CLASS
+from stepcheck.harness.zoo import base, life
+from stepcheck.harness.zoo.fault import DEVIATES, Fault
+from stepcheck.harness.zoo.written import Written, compiled, functions, written
+
+_OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.MatMult: ast.Add}
+_COMPARISONS = {
+    ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.Lt: (ast.LtE, ast.Gt), ast.Gt: (ast.GtE, ast.Lt),
+    ast.LtE: (ast.Lt, ast.Gt), ast.GtE: (ast.Gt, ast.Lt), ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,),
+}  # fmt: skip
+_FUNCTIONS = {"maximum": "minimum", "minimum": "maximum", "max": "min", "min": "max", "at_least": "minimum"}
+_TRANSPARENT = ("sqrt", "abs", "sign")
+
+
+def _changes(node):
+    """What may stand in a node's place: each an expression with one thing changed."""
+    match node:
+        case ast.BinOp(left, op, right):
+            if type(op) in _OPERATORS and not isinstance(op, ast.MatMult):
+                yield ast.BinOp(left, _OPERATORS[type(op)](), right)
+            yield left
+            if isinstance(op, ast.Add | ast.Mult | ast.Div | ast.MatMult):
+                yield right
+            if isinstance(op, ast.Sub | ast.Div | ast.Pow):
+                yield ast.BinOp(right, op, left)
+        case ast.UnaryOp(ast.USub(), operand):
+            yield operand
+        case ast.UnaryOp(ast.Not(), operand):
+            yield operand
+        case ast.BoolOp(op, values):
+            yield ast.BoolOp(ast.Or() if isinstance(op, ast.And) else ast.And(), values)
+            yield from (values[0], values[-1])
+        case ast.Compare(left, [op], rest):
+            yield from (ast.Compare(left, [other()], rest) for other in _COMPARISONS.get(type(op), ()))
+        case ast.Constant(bool()) | ast.Constant(str()) | ast.Constant(None):
+            return
+        case ast.Constant(int() | float() as value):
+            yield ast.Constant(value + 1)
+            if value not in (0, 1):
+                yield ast.Constant(value - 1)
+            elif value == 1:
+                yield ast.Constant(0 if isinstance(value, int) else 0.0)
+        case ast.IfExp(_, body, orelse):
+            yield from (body, orelse)
+        case ast.Call(func, args, keywords):
+            name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+            if name in _FUNCTIONS:
+                other = _FUNCTIONS[name]
+                numpy = isinstance(func, ast.Attribute) or name == "at_least"
+                called = ast.Attribute(ast.Name("np", ast.Load()), other, ast.Load()) if numpy else ast.Name(other, ast.Load())
+                yield ast.Call(called, args, keywords)
+            if name in (*_TRANSPARENT, *_FUNCTIONS) and args:
+                yield args[0]
+            if name == "where":
+                yield from args[1:]
+            elif len(args) > 1 and name not in _FUNCTIONS and not any(isinstance(a, ast.Starred) for a in args):
+                yield ast.Call(func, [args[1], args[0], *args[2:]], keywords)
+                if len(args) > 2:
+                    yield ast.Call(func, [*args[:-2], args[-1], args[-2]], keywords)
+        case ast.Tuple(elts, ast.Store()) if len(elts) == 2:  # swapped on arrival
+            yield ast.Tuple(elts[::-1], ast.Store())
+
+
+#: Those whose further arguments name orders that are equal to what is written, and are never run here.
+_ORDERS = ("any_order", "any_order_of")
+
+
+class _Mutator:
+    """The mutants of one function of a Spec's update."""
+
+    def __init__(self, spec, function):
+        self.spec = spec
+        self.tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+        if isinstance(self.tree.body[0], ast.Expr) and isinstance(self.tree.body[0].value, ast.Constant):
+            del self.tree.body[0]  # its docstring
+        self.kept = self._kept()
+
+    def mutants(self):
+        """Pairs of what was changed, in words, and the function's source with the change."""
+        for number, (node, statement) in enumerate(self._places(self.tree)):
+            for n, changed in enumerate(self._changed(node)):
+                tree = copy.deepcopy(self.tree)
+                there = next(p for k, p in enumerate(self._places(tree)) if k == number)[0]
+                replacement = next(c for k, c in enumerate(self._changed(there)) if k == n)
+                mutant = ast.fix_missing_locations(_Replace(there, replacement).visit(tree))
+                yield f"{_line(node)} -> {_line(changed)} in {_line(statement)}", mutant
+        for block, n in self._swaps(self.tree):
+            tree = copy.deepcopy(self.tree)
+            there = next(b for b, k in self._swaps(tree) if (b[k].lineno, k) == (block[n].lineno, n))
+            there[n], there[n + 1] = there[n + 1], there[n]
+            yield f"{_line(block[n + 1])} before {_line(block[n])}", ast.fix_missing_locations(tree)
+
+    def _places(self, node, statement=None):
+        """Each node that can be changed, and the statement it stands in, outermost first."""
+        if isinstance(node, ast.stmt):
+            statement = node
+        if isinstance(node, ast.expr):
+            yield node, statement
+        if isinstance(node, ast.If):
+            yield node, node
+        for name, value in ast.iter_fields(node):
+            if name in ("annotation", "returns", "args", "decorator_list") and isinstance(node, ast.FunctionDef | ast.AnnAssign):
+                continue
+            children = value if isinstance(value, list) else [value]
+            for child in children:
+                order = isinstance(child, ast.keyword) and isinstance(node, ast.Call) and _called(node) in _ORDERS
+                if isinstance(child, ast.AST) and not order:
+                    yield from self._places(child, statement)
+
+    def _changed(self, node):
+        yield from _changes(node)
+        match node:
+            case ast.If(test, body, orelse):
+                yield from (ast.If(ast.Constant(value), body, orelse) for value in (True, False))
+            case ast.Subscript(ast.Name("state"), ast.Constant(key), ast.Load()):
+                alike = [b.name for b in self.spec.buffers if b.per_parameter == self._buffer(key).per_parameter]
+                yield from (
+                    ast.Subscript(node.value, ast.Constant(other), ast.Load()) for other in alike if other != key
+                )
+            case ast.Attribute(ast.Name("hyper"), name, ast.Load()):
+                default = next((h.default for h in self.spec.hyper if h.name == name), None)
+                if isinstance(default, int | float) and not isinstance(default, bool):
+                    yield ast.Constant(default)
+            case ast.Name(name, ast.Load()) if name in self.kept:
+                yield ast.Subscript(ast.Name("state", ast.Load()), ast.Constant(self.kept[name]), ast.Load())
+
+    def _buffer(self, name):
+        return next(b for b in self.spec.buffers if b.name == name)
+
+    def _kept(self):
+        """The names that stand for a buffer's new value, and that buffer."""
+        kept = {}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Assign):
+                read = {
+                    n.slice.value
+                    for n in ast.walk(node.value)
+                    if isinstance(n, ast.Subscript) and isinstance(n.value, ast.Name) and n.value.id == "state"
+                }
+                names = [t.id for t in node.targets if isinstance(t, ast.Name)]
+                if len(read) == 1 and not isinstance(node.value, ast.Subscript):
+                    kept.update(dict.fromkeys(names, read.pop()))
+        return kept
+
+    def _swaps(self, tree):
+        """Blocks and positions where a statement and the next can change places, and it matters."""
+        defined = {a.arg for a in tree.args.args}
+        for block in (tree.body, *(n.body for n in ast.walk(tree) if isinstance(n, ast.For | ast.While))):
+            for n, (one, two) in enumerate(zip(block, block[1:], strict=False)):
+                makes, reads = _names(one, ast.Store), _names(two, ast.Load)
+                if isinstance(two, ast.Assign | ast.If) and makes & reads and makes & reads <= defined:
+                    yield block, n
+                defined = defined | makes
+
+
+class _Replace(ast.NodeTransformer):
+    def __init__(self, old, new):
+        self.old, self.new = old, new
+
+    def visit(self, node):
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+def _called(node):
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def _names(node, context):
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
+
+
+def _line(node):
+    """A node as source on one line, the head of a block alone."""
+    return ast.unparse(node).partition("\n")[0].rstrip(":")
+
+
+def sources(spec):
+    """What is changed, in words, and the mutated update, for each mutant of a Spec's source that differs from all others."""
+    trees = {f.__name__: _Mutator(spec, f) for f in functions(spec)}
+    seen = {ast.unparse(m.tree) for m in trees.values()}
+    for name, mutator in trees.items():
+        for told, mutant in mutator.mutants():
+            text = ast.unparse(mutant)
+            if text not in seen:
+                seen.add(text)
+                others = [ast.unparse(m.tree) for other, m in trees.items() if other != name]
+                yield told, compiled(spec, [*others, text])
