@@ -95,7 +95,7 @@ _PARAMETER_KINDS = tuple(
     _Kind(*k)
     for k in (
         ("constant", "zero"), ("quarters", "unit"), ("log", "update"), ("log", "update"), ("log", "unit"),
-        ("sparse_log", "update"), ("log", "wide"),
+        ("sparse_log", "update"), ("log", "wide"), ("extremes", "wide"),
     )
 )  # fmt: skip
 _GRADIENT_KINDS = tuple(
@@ -179,7 +179,20 @@ def option_sets(spec: Spec, values: Mapping[str, Sequence[Option]]) -> list[tupl
     for n, words in enumerate(splitmix64(1, 32 * _OPTION_SETS).reshape(-1, 32) if names else ()):
         chosen = sorted(range(len(names)), key=lambda i: int(words[i]))[: 2 + n * 4 // _OPTION_SETS]
         sets.append({names[i]: values[names[i]][int(words[i] >> 20) % len(values[names[i]])] for i in chosen})
+    switches = _switches(spec, values)
+    for n in range(1, len(sets) if switches else 0, 2):
+        # An optimizer that remembers nothing has little to get wrong: half of the groups have a buffer more than by default.
+        sets[n] = switches[n // 2 % len(switches)] | sets[n]
     return [(options, spec.hyper_values(options)) for options in (_without_conflict(spec, o) for o in sets)]
+
+
+def _switches(spec: Spec, values: Mapping[str, Sequence[Option]]) -> list[dict[str, Option]]:
+    """Options that by themselves give a parameter a buffer that it has not by default."""
+    default = spec.hyper_values()
+    absent = [b for b in spec.buffers if not b.present(default)]
+    alone = [{name: value} for name in sorted(values) for value in values[name][1:]]
+    ways = ((o, SimpleNamespace(**{**vars(default), **plain(o)})) for o in alone if absent)
+    return [o for o, hyper in ways if spec.problem(hyper) is None and any(b.present(hyper) for b in absent)]
 
 
 def _without_conflict(spec: Spec, options: dict[str, Option]) -> dict[str, Option]:
@@ -237,16 +250,17 @@ class _Tables:
 
     parameters: Sequence[tuple[tuple[int, ...], str, _Kind]]
     events: Sequence[_StepKind | str]
+    steps: Sequence[_StepKind]
 
 
 _T = TypeVar("_T")
 
 #: Enough for a seed and for every choice of all but the longest lives; whatever is missing is chosen as the simplest.
-TRACE_BYTES = 80
+TRACE_BYTES = 128
 
 #: What may stand between steps, the commonest named more often.
 _BETWEEN = (
-    "zero_grad", "zero_grad_in_place", "set_lr", "set_lr", "reload", "reload", "reload", "set_option", "add_group", "freeze",
+    "zero_grad", "zero_grad_in_place", "zero_grad_in_place", "set_lr", "set_lr", "reload", "reload", "reload", "reload", "reload", "set_option", "set_option", "set_option", "add_group", "freeze", "freeze",
     "hook", "schedule", "schedule_step", "schedule_step", "fail", "fail", "accumulate",
 )  # fmt: skip
 #: How a step is made: most are made plainly.
@@ -331,9 +345,9 @@ class _Decoder:
         rest = self.between = [name for name in _BETWEEN if self._makes_sense(subject, name)]
         often = len(steps) // (3 * len(rest)) or 1
         self.tables = {
-            "plain": _Tables(plain, [*steps, *(rest * often)]),
-            "strided": _Tables(strided, [*twisted, *(rest * (len(twisted) // (3 * len(rest))))]),
-            "sparse": _Tables(named_from, [*steps, *named, *(rest * (2 * often))]),
+            "plain": _Tables(plain, [*steps, *(rest * often)], steps),
+            "strided": _Tables(strided, [*twisted, *(rest * (len(twisted) // (3 * len(rest))))], twisted),
+            "sparse": _Tables(named_from, [*steps, *named, *(rest * (2 * often))], [*steps, *named]),
         }
         # One dtype throughout, or all of them in turn.
         self.dtype = [*((d,) for d in self.dtypes), self.dtypes]
@@ -351,7 +365,8 @@ class _Decoder:
         if spec.closure:
             self.groups = ((1,), (1,), (2,), (3,))
             self.dtype = [(d,) for d in self.dtypes]  # one vector of all parameters has one dtype
-        self.events = range(3, 5) if self.costly else range(5, 9)
+        # A few are longer: there are rules that change after some steps.
+        self.events: Sequence[int] = range(3, 5) if self.costly else (5, 6, 7, 8, 5, 6, 7, 12)
         self.lr = self.reals.get("lr", (0.0,))
         # Somebody's class may be no descendant of torch's, and has no older versions.
         descends = not subject.explicit or (
@@ -367,7 +382,7 @@ class _Decoder:
         self.reloads = [
             Reload(way, dictionary, form, into)
             for way in ways
-            for dictionary in (dictionaries if way not in ("copied", "unpickled") else ("same",))
+            for dictionary in (dictionaries if way not in ("copied", "unpickled") else ("same",) * len(dictionaries))
             for form in self.forms[-2:]
             for into in ((0, 0, 1, 2, 3) if subject.mode and not self.costly else (0,))
         ]
@@ -444,8 +459,14 @@ class _Decoding:
             self.objective = self._objective()
         at_first = tuple(self.groups)
         number = self.draw(self.of.events)
+        # In half the lives something happens between any two steps: a fault may need two such events, and a step after them.
+        eventful = self.choices.number(1) % 2 == 1 and not self.of.costly
         for n in range(number):
-            what = self.draw(self.tables.events)
+            what: _StepKind | str
+            if eventful:
+                what = self.draw(self.of.between if n % 2 else self.tables.steps)
+            else:
+                what = self.draw(self.tables.events)
             if self.essential == "hooked reload" and n in (1, 3):
                 self.events += [Hook(kind) for kind in HOOKS] if n == 1 else [Reload()]
             if n == 1 and self.essential in self.of.between:
@@ -475,6 +496,9 @@ class _Decoding:
             hyper = self.spec.hyper_values(plain(options))
         for _ in range(size):
             shape, layout, kind = self.draw(self.tables.parameters)
+            if self.parameters and self.choices.number(1) % 4 == 3:
+                # Parameters alike, as layers are: state that goes to the wrong one fits it.
+                shape, layout = self.parameters[0].shape, self.parameters[0].layout
             members += self._parameter(shape, layout, kind, hyper)
             if layout == "sliced" and self.choices.number(1) % 4 == 3:
                 members += self._parameter(shape, layout, kind, hyper, within=members[-1])
@@ -500,8 +524,7 @@ class _Decoding:
             self.events.append(self._step(what, number))
         else:
             made = getattr(self, f"_{what}")()
-            if made is not None:
-                self.events.append(made)
+            self.events += made if isinstance(made, list) else [made] if made is not None else []
 
     # One method for each kind of event between steps; it may find that there is nothing to do.
 
@@ -518,10 +541,16 @@ class _Decoding:
         as_tensor = self.of.tensor_lr and self.choices.number(1) % 8 == 7
         return self._set(group, "lr", _tensor(lr) if as_tensor and isinstance(lr, float) else lr)
 
-    def _set_option(self) -> Event | None:
+    def _set_option(self) -> list[Event]:
         if not self.of.set_later:
-            return None
+            return []
         group, name = self.draw(range(len(self.groups))), self.draw(self.of.set_later)
+        # Each of them takes turns too seldom to show where an optimizer goes by its first value: often all are set at once.
+        names = self.of.set_later if self.choices.number(1) % 2 else [name]
+        made = (self._set_to_another(group, name) for name in names)
+        return [event for event in made if event is not None]
+
+    def _set_to_another(self, group: int, name: str) -> Event | None:
         value = self.draw(self.of.reals[name])
         # What is left open is filled in by the constructor alone.
         return None if value is None else self._set(group, name, value)

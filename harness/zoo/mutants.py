@@ -13,10 +13,12 @@ import textwrap
 
 import torch
 
-from stepcheck.harness.subjects import ANY_CLASS
 from stepcheck.harness.zoo import base, life
-from stepcheck.harness.zoo.fault import DEVIATES, Fault
-from stepcheck.harness.zoo.written import Written, compiled, functions, written
+from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.zoo.fault import Fault
+from stepcheck.harness.zoo.written import compiled, functions, written
+
+ANY = tuple(CHECKS)
 
 _OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.MatMult: ast.Add}
 _COMPARISONS = {
@@ -25,6 +27,8 @@ _COMPARISONS = {
 }  # fmt: skip
 _FUNCTIONS = {"maximum": "minimum", "minimum": "maximum", "max": "min", "min": "max", "at_least": "minimum"}
 _TRANSPARENT = ("sqrt", "abs", "sign")
+#: Those whose further arguments name orders that are equal to what is written, and are never run here.
+_ORDERS = ("any_order", "any_order_of")
 
 
 def _changes(node):
@@ -68,16 +72,12 @@ def _changes(node):
                 yield args[0]
             if name == "where":
                 yield from args[1:]
-            elif len(args) > 1 and name not in _FUNCTIONS and not any(isinstance(a, ast.Starred) for a in args):
+            elif len(args) > 1 and name not in (*_FUNCTIONS, *_ORDERS) and not any(isinstance(a, ast.Starred) for a in args):
                 yield ast.Call(func, [args[1], args[0], *args[2:]], keywords)
-                if len(args) > 2:
+                if len(args) > 2 and name != "addcmul":  # whose factors commute
                     yield ast.Call(func, [*args[:-2], args[-1], args[-2]], keywords)
         case ast.Tuple(elts, ast.Store()) if len(elts) == 2:  # swapped on arrival
             yield ast.Tuple(elts[::-1], ast.Store())
-
-
-#: Those whose further arguments name orders that are equal to what is written, and are never run here.
-_ORDERS = ("any_order", "any_order_of")
 
 
 class _Mutator:
@@ -185,8 +185,14 @@ def _names(node, context):
 
 
 def _line(node):
-    """A node as source on one line, the head of a block alone."""
-    return ast.unparse(node).partition("\n")[0].rstrip(":")
+    """A node as source on one line: the head of a block alone, and of several orders the one that is written."""
+    return ast.unparse(_Written().visit(copy.deepcopy(node))).partition("\n")[0].rstrip(":")
+
+
+class _Written(ast.NodeTransformer):
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        return node.args[0] if _called(node) == "any_order" else node
 
 
 def sources(spec):
@@ -200,3 +206,126 @@ def sources(spec):
                 seen.add(text)
                 others = [ast.unparse(m.tree) for other, m in trees.items() if other != name]
                 yield told, compiled(spec, [*others, text])
+
+
+# Facts about the Spec, as classes to mix in ---------------------------------------------------------------------------------
+
+
+def _starts_higher(name):
+    class Mixin:
+        def initial(self, buffer, hyper):
+            value = super().initial(buffer, hyper)
+            return value if buffer.name != name or value is None else value + 1
+
+    return Mixin
+
+
+def _kept_in_half(name):
+    class Mixin:
+        def step_of(self, p, g, state, group):
+            value, after = super().step_of(p, g, state, group)
+            return value, after | ({name: after[name].half().to(after[name])} if name in after else {})
+
+    return Mixin
+
+
+def _begins_anew_on_load(name):
+    class Mixin:
+        def load_state_dict(self, state_dict):
+            super().load_state_dict(state_dict)
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if name in self.state[p]:
+                        first = self.start(p, group)
+                        self.state[p].update({name: first[name]} if name in first else {})
+                        if name not in first:
+                            del self.state[p][name]
+
+    return Mixin
+
+
+def _exchanged_on_load(one, other):
+    class Mixin:
+        def load_state_dict(self, state_dict):
+            super().load_state_dict(state_dict)
+            for state in self.state.values():
+                if one in state and other in state:
+                    state[one], state[other] = state[other], state[one]
+
+    return Mixin
+
+
+def _option(name, read):
+    """Reads one option in another way: ``read`` is given the optimizer, the group and the value."""
+
+    class Mixin:
+        def hyper(self, p, group):
+            return super().hyper(p, {**group, name: read(self, group, group[name])})
+
+    return Mixin
+
+
+def _each(function, value):
+    if isinstance(value, tuple):
+        return tuple(_each(function, v) for v in value)
+    return function(value) if isinstance(value, float) else value
+
+
+def _in_half(_, group, value):
+    return _each(lambda x: torch.tensor(x, dtype=torch.float16).item(), value)
+
+
+def _in_single(_, group, value):
+    return _each(lambda x: torch.tensor(x, dtype=torch.float32).item(), value)
+
+
+def _facts(spec):
+    """What is wrong, in words, and a class to mix in, for each fact of a Spec."""
+    arrays = [b for b in spec.buffers if not b.per_parameter]
+    for buffer in spec.buffers:
+        if buffer.initial(spec.hyper_values()) is not None:
+            yield f"{buffer.name} starts from one more", _starts_higher(buffer.name)
+        yield f"{buffer.name} begins anew on load_state_dict", _begins_anew_on_load(buffer.name)
+        if not buffer.per_parameter:
+            yield f"{buffer.name} is kept in half precision", _kept_in_half(buffer.name)
+    for one, other in zip(arrays, arrays[1:], strict=False):
+        yield f"{one.name} and {other.name} are exchanged on load_state_dict", _exchanged_on_load(one.name, other.name)
+    for hyper in spec.hyper:
+        name, default = hyper.name, hyper.default
+        yield f"{name} is that of the first group", _option(name, lambda self, group, value, n=name: self.param_groups[0][n])
+        yield f"{name} is not looked at", _option(name, lambda self, group, value, d=default: d)
+        if not hyper.at_construction:
+            first = f"first_{name}"
+            yield f"{name} is that of the first step", _option(name, lambda s, group, value, f=first: group.setdefault(f, value))
+        numbers = default if isinstance(default, tuple) else (default,)
+        if any(isinstance(x, float) for x in numbers) and not hyper.integer:
+            yield f"{name} is rounded to half precision", _option(name, _in_half)
+            yield f"{name} is rounded to single precision", _option(name, _in_single)
+        if isinstance(default, tuple):
+            yield f"{name} is read backwards", _option(name, lambda self, group, value: value[::-1])
+
+
+# Faults of the life around the steps, which any optimizer can have -----------------------------------------------------------
+
+_LIFE = (
+    base.ConsumesGradient, base.TakesAbsentForZero, base.ForgetsState, base.ForgetsOptions, base.DropsTail, base.WritesToCopy,
+    base.IgnoresStrides, base.WritesWholeVectors, base.NeedsDimensions, base.NeedsElements, life.CallsClosureTwice,
+    life.CallsClosureWithoutGrad, life.DropsLoss, life.ReplacesData, life.RunsHooksItself, life.StepsAnyway, life.SwallowsErrors,
+    life.SkipsFirst, life.SkipsFrozen, life.KeepsFirstGradient, life.StateByPosition, life.LoadsInOrder, life.LoadsByNumber,
+    life.MarksDictionary, life.Reseeds, life.FillsInZeros, life.ClearsFirstGroup, life.ResetsStateOnAdd,
+)  # fmt: skip
+
+
+def mutants(spec):
+    """All wrong optimizers that are made from a Spec."""
+    name = spec.name
+    for n, (told, rule) in enumerate(sources(spec)):
+        yield _fault(spec, f"{name}.source.{n}", told, rule=rule)
+    for n, (told, mixin) in enumerate(_facts(spec)):
+        yield _fault(spec, f"{name}.fact.{n}", told, mixin=mixin)
+    for mixin in _LIFE:
+        yield _fault(spec, f"{name}.{mixin.__name__}", mixin.__doc__.partition("\n")[0], mixin=mixin)
+
+
+def _fault(spec, name, told, **how):
+    return Fault(written(spec, name=name, told=told, **how), spec.name, ANY, "mutant", name=name)

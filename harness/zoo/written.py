@@ -145,9 +145,12 @@ class Written(base.Zoo):
             try:
                 value, after = self.rule(p.numpy(), g.numpy(), before, self.hyper(p, group))
             except (ZeroDivisionError, OverflowError):
-                if not p.numel():  # nothing to step; the shape alone divides by zero
-                    return p, {b.name: state[b.name] for b, _ in used}
-                value, after = self.in_float64(p, g, before, group)
+                try:
+                    value, after = self.in_float64(p, g, before, group)
+                except ZeroDivisionError:
+                    if p.numel():
+                        raise
+                    return p, dict(state)  # nothing to step: its shape alone divides by zero
         tensor = functools.partial(self.tensor, dtype=p.dtype)
         return tensor(value, p.shape), {
             b.name: torch.tensor(float(after[b.name])) if b.per_parameter else tensor(after[b.name], shape)
