@@ -106,7 +106,9 @@ def fma(a, b, c):
 class InPlaceSGD(Each):
     """In place, by adding multiples; the first gradient is copied."""
 
-    def __init__(self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, *, nesterov=False, maximize=False):
+    def __init__(
+        self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, *, nesterov=False, maximize=False
+    ):
         super().__init__(
             params,
             lr=lr,
@@ -189,7 +191,9 @@ class NarrowSGD(InPlaceSGD):
 class PlainSGD:
     """No descendant of torch's: its own groups and state_dict, and NumPy on the memory of the parameters."""
 
-    def __init__(self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, *, nesterov=False, maximize=False):
+    def __init__(
+        self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, *, nesterov=False, maximize=False
+    ):
         self.defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -542,14 +546,18 @@ class NarrowAdam(LerpAdam):
 class DerivedAdam(torch.optim.Adam):
     """torch.optim's own, from which it descends, under one more name."""
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, *, amsgrad=False, maximize=False):
+    def __init__(
+        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, *, amsgrad=False, maximize=False
+    ):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=False)
 
 
 class WrappedAdam:
     """Holds an optimizer of torch.optim and passes everything on to it."""
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, *, amsgrad=False, maximize=False):
+    def __init__(
+        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, *, amsgrad=False, maximize=False
+    ):
         # torch writes what a group lacks into the dictionary that it is given.
         params = [dict(group) if isinstance(group, dict) else group for group in params]
         self.inner = torch.optim.Adam(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
@@ -590,7 +598,9 @@ class FlatAdamW(LerpAdam, Together):
 
     step = Together.step
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, *, amsgrad=False, maximize=False):
+    def __init__(
+        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, *, amsgrad=False, maximize=False
+    ):
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad=amsgrad, maximize=maximize, decoupled_weight_decay=True
         )
@@ -637,7 +647,15 @@ class EarlyAdagrad(Each):
     """The state exists as soon as a group does; squares are added by addcmul."""
 
     def __init__(
-        self, params, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, *, maximize=False
+        self,
+        params,
+        lr=1e-2,
+        lr_decay=0.0,
+        weight_decay=0.0,
+        initial_accumulator_value=0.0,
+        eps=1e-10,
+        *,
+        maximize=False,
     ):
         super().__init__(
             params,
@@ -689,7 +707,7 @@ class RenamedAdagrad(torch.optim.Optimizer):
                 if x.grad is not None:
                     diagonal = self.state[x].setdefault("G", torch.zeros_like(x))
                     diagonal += x.grad * x.grad
-                    x -= group["lr"] * x.grad / (diagonal.sqrt() + group["eps"])
+                    x.sub_(x.grad / (diagonal.sqrt() + group["eps"]), alpha=group["lr"])
 
 
 # RMSprop
