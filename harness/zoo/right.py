@@ -1275,27 +1275,30 @@ class NumpyLBFGS(torch.optim.Optimizer):
         state = self.state[group["params"][0]]
         state.setdefault("func_evals", 0)
         state.setdefault("n_iter", 0)
-        loss = first = self.evaluate(closure, state)
-        g, spent = self.gradient(group), 1
+        first = self.evaluate(closure, state)
+        loss, g, before = float(first), self.gradient(group), state["func_evals"] - 1
         most = group["max_iter"] * 5 // 4 if group["max_eval"] is None else group["max_eval"]
         if self.largest(g) <= group["tolerance_grad"]:
             return first
         for iteration in range(1, group["max_iter"] + 1):
-            self.turn(g, float(loss), state, group)
-            d, t = state["d"].double().numpy(), state["t"]
+            self.turn(g, loss, state, group)
+            d = state["d"].double().numpy()
             if g @ d > -group["tolerance_change"]:
                 break
-            self.move(t * d, group)
-            if iteration == group["max_iter"]:
+            last = iteration == group["max_iter"]
+            loss, g = self.move(closure, loss, g, before + most, state, group, last=last)
+            spent = state["func_evals"] - before
+            if last or spent >= most or self.largest(g) <= group["tolerance_grad"]:
                 break
-            loss = self.evaluate(closure, state)
-            g, spent = self.gradient(group), spent + 1
-            if spent >= most or self.largest(g) <= group["tolerance_grad"]:
-                break
-            change = abs(float(loss) - state["prev_loss"])
-            if self.largest(t * d) <= group["tolerance_change"] or change < group["tolerance_change"]:
+            change = abs(loss - state["prev_loss"])
+            if self.largest(state["t"] * d) <= group["tolerance_change"] or change < group["tolerance_change"]:
                 break
         return first
+
+    def move(self, closure, loss, g, most, state, group, *, last):
+        """Along the direction; the loss and the gradient there, unless it is the last time."""
+        self.put(self.point(group), state["t"] * state["d"].double().numpy(), group)
+        return (loss, g) if last else (float(self.evaluate(closure, state)), self.gradient(group))
 
     def turn(self, g, loss, state, group):
         """The next direction and step length, and what the iteration after it needs to know."""
@@ -1350,13 +1353,112 @@ class NumpyLBFGS(torch.optim.Optimizer):
     def largest(self, x):
         return np.abs(x).max() if x.size else 0.0
 
+    def point(self, group):
+        """Copies of all parameters, in float64."""
+        return [p.detach().double().clone() for p in group["params"]]
+
     @torch.no_grad()
-    def move(self, change, group):
+    def put(self, point, change, group):
         at = 0
-        for p in group["params"]:
-            part = torch.from_numpy(change[at : at + p.numel()]).view(p.shape)
-            p.copy_(p.double() + part)
+        for p, x in zip(group["params"], point, strict=True):
+            p.copy_(x + torch.from_numpy(change[at : at + p.numel()]).view(p.shape))
             at += p.numel()
+
+
+class SearchingLBFGS(NumpyLBFGS):
+    """With minFunc's line search as well; its interpolations are in Python's own arithmetic."""
+
+    def __init__(
+        self,
+        params,
+        lr=1,
+        max_iter=20,
+        max_eval=None,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-9,
+        history_size=100,
+        line_search_fn=None,
+    ):
+        super().__init__(params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size)
+        for group in self.param_groups:
+            group.setdefault("line_search_fn", line_search_fn)
+        self.defaults["line_search_fn"] = line_search_fn
+
+    def move(self, closure, loss, g, most, state, group, *, last):
+        if group["line_search_fn"] is None:
+            return super().move(closure, loss, g, most, state, group, last=last)
+        point, d = self.point(group), state["d"].double().numpy()
+
+        def tried(t):
+            self.put(point, t * d, group)
+            at = float(self.evaluate(closure, state))
+            slope = self.gradient(group)
+            return t, at, slope, float(slope @ d)
+
+        left = most - state["func_evals"]
+        state["t"], loss, g, _ = self.search(tried, (0.0, loss, g, float(g @ d)), state["t"], left, self.largest(d))
+        self.put(point, state["t"] * d, group)
+        return loss, g
+
+    def search(self, tried, start, t, left, width):
+        """A trial that meets the strong Wolfe conditions, or the best that was found; a trial is (t, loss, gradient, slope)."""
+
+        def too_high(trial):
+            return trial[1] > start[1] + 1e-4 * trial[0] * start[3]
+
+        def flat(trial):
+            return abs(trial[3]) <= -0.9 * start[3]
+
+        ends = None
+        previous, new, made = start, tried(t), 0
+        while made < left and ends is None:
+            if too_high(new) or (made > 1 and new[1] >= previous[1]):
+                ends = [previous, new]
+            elif flat(new):
+                return new
+            elif new[3] >= 0:
+                ends = [previous, new]
+            else:
+                low, high = new[0] + 0.01 * (new[0] - previous[0]), 10 * new[0]
+                previous, new = new, tried(self.interpolated(previous, new, low, high))
+                made += 1
+        ends = ends or [start, new]
+        stalled = False
+        best = self.lower(ends)
+        while made < left and not abs(ends[1][0] - ends[0][0]) * width < 1e-9:
+            low, high = sorted(end[0] for end in ends)
+            t, margin = self.interpolated(*ends, low, high), 0.1 * (high - low)
+            near = min(high - t, t - low) < margin
+            if near and (stalled or t >= high or t <= low):
+                t = high - margin if abs(t - high) < abs(t - low) else low + margin
+                near = False
+            stalled = near
+            new, made = tried(t), made + 1
+            if too_high(new) or new[1] >= ends[best][1]:
+                ends[1 - best] = new
+                best = self.lower(ends)
+                continue
+            if flat(new):
+                return new
+            if new[3] * (ends[1 - best][0] - ends[best][0]) >= 0:
+                ends[1 - best] = ends[best]
+            ends[best] = new
+        return ends[best]
+
+    def lower(self, ends):
+        return 0 if ends[0][1] <= ends[1][1] else 1
+
+    def interpolated(self, a, b, low, high):
+        """The minimizer of the cubic through two trials, within bounds; without one, the middle."""
+        left, right = (a, b) if a[0] <= b[0] else (b, a)
+        with np.errstate(all="ignore"):
+            d1 = left[3] + right[3] - 3 * np.float64(left[1] - right[1]) / (left[0] - right[0])
+            square = d1 * d1 - left[3] * right[3]
+            if not square >= 0:
+                return (low + high) / 2
+            d2 = np.sqrt(square)
+            t = right[0] - (right[0] - left[0]) * ((right[3] + d2 - d1) / (right[3] - left[3] + 2 * d2))
+        return float(np.minimum(np.maximum(t, low), high))
 
 
 _ONCE = replace(
@@ -1428,4 +1530,5 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(WideMuon, "Muon"),
     Variant(AddmmMuon, "Muon", _ADDMM),
     Variant(NumpyLBFGS, "LBFGS"),
+    Variant(SearchingLBFGS, "LBFGS"),
 )
