@@ -357,6 +357,25 @@ class ReciprocalAdam(LerpAdam):
         p -= m * (group["lr"] / correction1) * (root + group["eps"]).reciprocal()
 
 
+class ScaledEpsAdam(LerpAdam):
+    """Corrects the bias of the second moment in eps and in the step length, not in the root; corrections by expm1."""
+
+    def begin(self, p, state, group):
+        m, v, *_ = super().begin(p, state, group)
+        t = state["step"]
+        return m, v, *(1.0 if beta == 0 else -math.expm1(t * math.log(beta)) for beta in group["betas"])
+
+    def update(self, p, g, state, group):
+        m, v, correction1, correction2 = self.begin(p, state, group)
+        beta1, beta2 = group["betas"]
+        g = self.penalized(p, g, group)
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        root = math.sqrt(correction2)
+        denominator = self.largest(v, state, group).sqrt().add_(group["eps"] * root)
+        p.addcdiv_(m, denominator, value=-group["lr"] * root / correction1)
+
+
 class WideAdam(LerpAdam):
     """Everything in float64; averages and parameter are rounded once, and what follows starts from the rounded ones."""
 
@@ -1151,6 +1170,28 @@ class NormAdafactor(Each):
         return x.norm() / max(x.numel(), 1) ** 0.5
 
 
+class QuotientAdafactor(NormAdafactor):
+    """Divides the rows by their mean before they meet the columns, so that no product of squares overflows."""
+
+    def update(self, p, g, state, group):
+        t = self.begin(p, state)
+        eps1, eps2 = group["eps"]
+        eps1 = torch.finfo(p.dtype).eps if eps1 is None else eps1
+        g = -g if group["maximize"] else g
+        square, forget = g * g, t ** group["beta2_decay"]
+        if p.dim() > 1:
+            row = state["row_var"].lerp_(square.mean(-1, keepdim=True), forget)
+            col = state["col_var"].lerp_(square.mean(-2, keepdim=True), forget)
+            v = row / row.mean(-2, keepdim=True).clamp(min=eps1) * col
+        else:
+            v = state["variance"].lerp_(square, forget)
+        u = g / v.clamp(min=eps1**2).sqrt()
+        alpha = self.rms(p).clamp(min=eps2) * min(group["lr"], t**-0.5)
+        if group["weight_decay"] != 0:
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.sub_(alpha * u / (self.rms(u) / group["d"]).clamp(min=1.0))
+
+
 class WideAdafactor(NormAdafactor):
     """Everything in float64; averages and parameter are rounded once, and what follows starts from the rounded ones."""
 
@@ -1380,9 +1421,8 @@ class SearchingLBFGS(NumpyLBFGS):
         line_search_fn=None,
     ):
         super().__init__(params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size)
-        for group in self.param_groups:
-            group.setdefault("line_search_fn", line_search_fn)
         self.defaults["line_search_fn"] = line_search_fn
+        self.param_groups[0].setdefault("line_search_fn", line_search_fn)
 
     def move(self, closure, loss, g, most, state, group, *, last):
         if group["line_search_fn"] is None:
@@ -1472,10 +1512,6 @@ _COUNTS = replace(
     reason=ANY_CLASS.reason + "; what depends on the count of steps is computed in float32",
     counters="float32",
 )
-_PRODUCT = replace(
-    ANY_CLASS,
-    reason=ANY_CLASS.reason + "; its mu_product is a float32 tensor",
-)
 _ADDMM = replace(
     ANY_CLASS,
     reason=ANY_CLASS.reason + "; it multiplies matrices in bfloat16, and rounds a product with its addend once",
@@ -1494,7 +1530,8 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(DifferenceAdam, "Adam"),
     Variant(ContractedAdam, "Adam"),
     Variant(ReciprocalAdam, "Adam"),
-    Variant(WideAdam, "Adam"),
+    Variant(ScaledEpsAdam, "Adam"),
+    Variant(WideAdam, "Adam", dtypes=_NARROW),
     Variant(OwnScalarsAdam, "Adam"),
     Variant(TensorCountAdam, "Adam", _COUNTS),
     Variant(ForeachAdam, "Adam", dtypes=_NARROW),
@@ -1518,7 +1555,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(LerpASGD, "ASGD"),
     Variant(NumpyASGD, "ASGD"),
     Variant(FoldedNAdam, "NAdam"),
-    Variant(TensorNAdam, "NAdam", _PRODUCT),
+    Variant(TensorNAdam, "NAdam"),
     Variant(FoldedRAdam, "RAdam", dtypes=("bfloat16",)),
     Variant(WideRAdam, "RAdam"),
     Variant(NumpyRprop, "Rprop"),
@@ -1526,6 +1563,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(MaskedSparseAdam, "SparseAdam"),
     Variant(GatheredSparseAdam, "SparseAdam"),
     Variant(NormAdafactor, "Adafactor"),
+    Variant(QuotientAdafactor, "Adafactor"),
     Variant(WideAdafactor, "Adafactor"),
     Variant(WideMuon, "Muon"),
     Variant(AddmmMuon, "Muon", _ADDMM),
