@@ -59,11 +59,13 @@ class Variant:
     Attributes:
         make: the class; the first line of its docstring says how it computes.
         profile: the facts about its arithmetic that it declares.
+        dtypes: those that it is also to be checked with, beyond float32 and float64.
     """
 
     make: Callable[..., Any]
     like: str
     profile: Profile = ANY_CLASS
+    dtypes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
