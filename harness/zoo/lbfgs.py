@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from stepcheck.harness.zoo import base
+from stepcheck.harness.zoo.fault import DEVIATES
 
 
 class Point(NamedTuple):
@@ -469,7 +470,7 @@ class SharesGradient(RightLBFGS):
 
     def kept(self, g, state):
         alone = self.parameters()[0]
-        return g if len(self.parameters()) > 1 or alone.grad is None else alone.grad.view(-1)
+        return g if len(self.parameters()) > 1 or alone.grad is None else alone.grad.reshape(-1)
 
 
 class KeepsOldGradient(RightLBFGS):
@@ -1211,3 +1212,22 @@ class SearchesFromTrial(RightLBFGS):
 
     def trial(self, closure, x, t, d):
         return super().trial(closure, self.position(), t, d)
+
+
+#: What must find a fault that is no mere deviation from the reference.
+_OTHERWISE = {
+    SharesGradient: ("between-steps",),
+    ReturnsLastLoss: ("closure",),
+    EvaluatesWithoutGrad: ("closure",),
+    PairsAside: ("save-load-continue",),
+    ForgetsStateLBFGS: ("save-load-continue",),
+    ForgetsOptionsLBFGS: ("save-load-continue", "options-hold"),
+    MovesMemory: ("memory-beside",),
+    NeedsElements: ("completes",),
+}
+#: The wrong ones, and the checks of which one must find each.
+FAULTS = {
+    cls: _OTHERWISE.get(cls, DEVIATES)
+    for cls in list(globals().values())
+    if isinstance(cls, type) and issubclass(cls, RightLBFGS) and cls is not RightLBFGS
+}
