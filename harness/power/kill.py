@@ -44,9 +44,7 @@ def first_kill(
 ) -> Kill:
     """Check an optimizer class as ``stepcheck check`` does, until it is caught or the lives are used up."""
     start = time.process_time()
-    campaign = Campaign(
-        class_subject(make, like, profile=profile), Settings(seed, examples, dtypes=dtypes, first=True)
-    )
+    campaign = Campaign(class_subject(make, like, profile=profile), Settings(seed, examples, dtypes=dtypes, first=True))
     result = campaign.run()
     checks = tuple(dict.fromkeys(check for check, _ in campaign.suspects))
     return Kill(seed, checks, result.traces, time.process_time() - start, result.error)

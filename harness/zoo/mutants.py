@@ -13,14 +13,22 @@ import textwrap
 
 import torch
 
-from stepcheck.harness.zoo import base, life
 from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.zoo import base, life
 from stepcheck.harness.zoo.fault import Fault
 from stepcheck.harness.zoo.written import compiled, functions, written
 
 ANY = tuple(CHECKS)
+NEEDS_DIMENSIONS = "Raises on a 0-d parameter"
 
-_OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.MatMult: ast.Add}
+_OPERATORS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.MatMult: ast.Add,
+}
 _COMPARISONS = {
     ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.Lt: (ast.LtE, ast.Gt), ast.Gt: (ast.GtE, ast.Lt),
     ast.LtE: (ast.Lt, ast.Gt), ast.GtE: (ast.Gt, ast.Lt), ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,),
@@ -66,13 +74,21 @@ def _changes(node):
             if name in _FUNCTIONS:
                 other = _FUNCTIONS[name]
                 numpy = isinstance(func, ast.Attribute) or name == "at_least"
-                called = ast.Attribute(ast.Name("np", ast.Load()), other, ast.Load()) if numpy else ast.Name(other, ast.Load())
+                called = (
+                    ast.Attribute(ast.Name("np", ast.Load()), other, ast.Load())
+                    if numpy
+                    else ast.Name(other, ast.Load())
+                )
                 yield ast.Call(called, args, keywords)
             if name in (*_TRANSPARENT, *_FUNCTIONS) and args:
                 yield args[0]
             if name == "where":
                 yield from args[1:]
-            elif len(args) > 1 and name not in (*_FUNCTIONS, *_ORDERS) and not any(isinstance(a, ast.Starred) for a in args):
+            elif (
+                len(args) > 1
+                and name not in (*_FUNCTIONS, *_ORDERS)
+                and not any(isinstance(a, ast.Starred) for a in args)
+            ):
                 yield ast.Call(func, [args[1], args[0], *args[2:]], keywords)
                 if len(args) > 2 and name != "addcmul":  # whose factors commute
                     yield ast.Call(func, [*args[:-2], args[-1], args[-2]], keywords)
@@ -114,7 +130,9 @@ class _Mutator:
         if isinstance(node, ast.If):
             yield node, node
         for name, value in ast.iter_fields(node):
-            if name in ("annotation", "returns", "args", "decorator_list") and isinstance(node, ast.FunctionDef | ast.AnnAssign):
+            if name in ("annotation", "returns", "args", "decorator_list") and isinstance(
+                node, ast.FunctionDef | ast.AnnAssign
+            ):
                 continue
             children = value if isinstance(value, list) else [value]
             for child in children:
@@ -196,7 +214,7 @@ class _Written(ast.NodeTransformer):
 
 
 def sources(spec):
-    """What is changed, in words, and the mutated update, for each mutant of a Spec's source that differs from all others."""
+    """What is changed, in words, and the source of all functions, for each mutant of a Spec's source that differs from all others."""
     trees = {f.__name__: _Mutator(spec, f) for f in functions(spec)}
     seen = {ast.unparse(m.tree) for m in trees.values()}
     for name, mutator in trees.items():
@@ -205,7 +223,7 @@ def sources(spec):
             if text not in seen:
                 seen.add(text)
                 others = [ast.unparse(m.tree) for other, m in trees.items() if other != name]
-                yield told, compiled(spec, [*others, text])
+                yield told, [*others, text]
 
 
 # Facts about the Spec, as classes to mix in ---------------------------------------------------------------------------------
@@ -292,11 +310,17 @@ def _facts(spec):
         yield f"{one.name} and {other.name} are exchanged on load_state_dict", _exchanged_on_load(one.name, other.name)
     for hyper in spec.hyper:
         name, default = hyper.name, hyper.default
-        yield f"{name} is that of the first group", _option(name, lambda self, group, value, n=name: self.param_groups[0][n])
+        yield (
+            f"{name} is that of the first group",
+            _option(name, lambda self, group, value, n=name: self.param_groups[0][n]),
+        )
         yield f"{name} is not looked at", _option(name, lambda self, group, value, d=default: d)
         if not hyper.at_construction:
             first = f"first_{name}"
-            yield f"{name} is that of the first step", _option(name, lambda s, group, value, f=first: group.setdefault(f, value))
+            yield (
+                f"{name} is that of the first step",
+                _option(name, lambda s, group, value, f=first: group.setdefault(f, value)),
+            )
         numbers = default if isinstance(default, tuple) else (default,)
         if any(isinstance(x, float) for x in numbers) and not hyper.integer:
             yield f"{name} is rounded to half precision", _option(name, _in_half)
@@ -316,16 +340,88 @@ _LIFE = (
 )  # fmt: skip
 
 
-def mutants(spec):
-    """All wrong optimizers that are made from a Spec."""
-    name = spec.name
-    for n, (told, rule) in enumerate(sources(spec)):
-        yield _fault(spec, f"{name}.source.{n}", told, rule=rule)
-    for n, (told, mixin) in enumerate(_facts(spec)):
-        yield _fault(spec, f"{name}.fact.{n}", told, mixin=mixin)
-    for mixin in _LIFE:
-        yield _fault(spec, f"{name}.{mixin.__name__}", mixin.__doc__.partition("\n")[0], mixin=mixin)
+_FORGOTTEN = "the first gradient is averaged with weight 1, which forgets what was there"
+_BOTH_WAYS = "a matrix is transposed to spare work: either way the iteration is the same"
+#: Mutants that no input can tell from a right implementation, by optimizer and how they are told; and why.
+_EQUIVALENT = {
+    "SparseAdam": {NEEDS_DIMENSIONS: "sparse gradients are of matrices: there is no 0-d parameter"},
+    "Muon": {
+        NEEDS_DIMENSIONS: "it takes matrices alone: there is no 0-d parameter",
+        "x.shape[0] > x.shape[1]": _BOTH_WAYS,
+        "0 -> 1 in tall": _BOTH_WAYS,
+        "1 -> 0 in tall": _BOTH_WAYS,
+        "ns_coefficients is rounded to single": "products in bfloat16 round them further",
+        "eps is rounded to single": "the norm that it bounds may be bfloat16",
+    },
+    "AdamW": {
+        "if hyper.weight_decay != 0 -> if True": "p is scaled by 1 - 0",
+        "hyper.weight_decay -> 0.01 in if hyper.weight_decay != 0": "with no decay, p is scaled by 1 - 0",
+        "if hyper.decoupled_weight_decay -> if True": "AdamW is decoupled",
+        "g + hyper.weight_decay * p": "AdamW is decoupled: the penalty in the gradient is never reached",
+        "hyper.weight_decay * p": "AdamW is decoupled: the penalty in the gradient is never reached",
+        "hyper.weight_decay -> 0.01 in g": "AdamW is decoupled: the penalty in the gradient is never reached",
+        "if hyper.weight_decay != 0 before": "decoupled decay does not read the gradient",
+        "m = ema(state['exp_avg'], g, beta1) before": "the average does not read the parameter",
+    },
+    "ASGD": {
+        "if hyper.weight_decay != 0 -> if True": "0 times an infinite parameter is NaN, and so is lambd's part in a right order",
+        "ax starts from one more": "mu is 1 at first, which forgets it",
+    },
+    "NAdam": {"_momentum(beta1, t": "the two are multiplied, in either order"},
+    "RAdam": {
+        "rho > 5 -> rho >= 5": "at the threshold either branch is right",
+        "np.where(rectified, rho, 6.0) -> rho": "where it is not rectified the number is not used",
+        "6.0 ->": "where it is not rectified the number is not used",
+        "r = np.sqrt": "where it is not rectified the number is not used",
+    },
+    "Rprop": {"np.sign(g * state['prev']) -> g * state['prev']": "it is only compared with 0"},
+    "Adafactor": {
+        "if hyper.weight_decay != 0 -> if True": "p is scaled by 1 - 0",
+        "row_var starts": _FORGOTTEN,
+        "col_var starts": _FORGOTTEN,
+        "variance starts": _FORGOTTEN,
+        "col_var and variance are exchanged": "no parameter has both",
+    },
+}
+#: For every optimizer.
+_OPTION_WITHOUT_MEANING = "a buffer cannot come or go between steps: such a change has no agreed meaning"
 
 
-def _fault(spec, name, told, **how):
-    return Fault(written(spec, name=name, told=told, **how), spec.name, ANY, "mutant", name=name)
+def _equivalent(spec, told):
+    for beginning, why in _EQUIVALENT.get(spec.name, {}).items():
+        if told.startswith(beginning):
+            return why
+    name, _, rest = told.partition(" ")
+    flag = next((h for h in spec.hyper if h.name == name and h.is_flag), None)
+    if flag and rest == "is that of the first step":
+        on = (
+            spec.hyper_values()
+            if flag.default
+            else type(spec.hyper_values())(**{**vars(spec.hyper_values()), name: True})
+        )
+        if any(b.present(on) != b.present(spec.hyper_values()) for b in spec.buffers):
+            return _OPTION_WITHOUT_MEANING
+    return ""
+
+
+def mutants(spec, most=None):
+    """The wrong optimizers that are made from a Spec: at most ``most``, evenly spread over all. None where its step takes a closure."""
+    if spec.closure:
+        return []
+    made = [
+        *((f"source.{n}", told, {"codes": codes}) for n, (told, codes) in enumerate(sources(spec))),
+        *((f"fact.{n}", told, {"mixin": mixin}) for n, (told, mixin) in enumerate(_facts(spec))),
+        *((mixin.__name__, mixin.__doc__.partition("\n")[0], {"mixin": mixin}) for mixin in _LIFE),
+    ]
+    made = [(name, told, how, _equivalent(spec, told)) for name, told, how in made]
+    wrong = [m for m in made if not m[3]]
+    if most is not None and len(wrong) > most:
+        wrong = [wrong[n * len(wrong) // most] for n in range(most)]
+    return [_fault(spec, *m) for m in (*wrong, *(m for m in made if m[3]))]
+
+
+def _fault(spec, name, told, how, equivalent):
+    rule = compiled(spec, how.pop("codes")) if "codes" in how else None
+    name = f"{spec.name}.{name}"
+    make = written(spec, rule, name=name, told=told, **how)
+    return Fault(make, spec.name, ANY, "mutant", name=name, equivalent=equivalent)

@@ -5,7 +5,6 @@ The update runs on NumPy arrays of the parameter's dtype with Python floats as s
 
 import functools
 import inspect
-import math
 import types
 from types import SimpleNamespace
 
@@ -107,7 +106,9 @@ class Written(base.Zoo):
     def used(self, p, group):
         """The buffers that a parameter has, and their shapes."""
         hyper = self.hyper(p, group)
-        shaped = ((b, () if b.per_parameter else b.shape(tuple(p.shape))) for b in self.spec.buffers if b.present(hyper))
+        shaped = (
+            (b, () if b.per_parameter else b.shape(tuple(p.shape))) for b in self.spec.buffers if b.present(hyper)
+        )
         return [(b, shape) for b, shape in shaped if shape is not None]
 
     def start(self, p, group):
@@ -167,7 +168,9 @@ class Written(base.Zoo):
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
         for state in self.state.values():  # torch gives all but step the parameter's dtype
-            state.update({b.name: state[b.name].float() for b in self.spec.buffers if b.per_parameter and b.name in state})
+            state.update(
+                {b.name: state[b.name].float() for b in self.spec.buffers if b.per_parameter and b.name in state}
+            )
 
     def read(self, buffer, state):
         if buffer.name not in state:
