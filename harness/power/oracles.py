@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,8 +68,8 @@ def _reason(test: Callable[..., None], *arguments: Any, **how: Any) -> str:
     try:
         test(*arguments, **how)
     except Exception as error:  # noqa: BLE001 - whatever the class raises is caught by a test
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"{test.__name__.lstrip('_')}: {type(error).__name__}: {' '.join(lines)}".rstrip(": ")
+        said = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
+        return f"{test.__name__}: {said}".rstrip(": ")
     return ""
 
 
