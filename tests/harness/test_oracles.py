@@ -159,6 +159,11 @@ def test_the_answer_follows_from_the_seed_alone(oracle):
 
 
 @each_oracle
+def test_a_seed_changes_the_data(oracle):
+    assert oracle.catches(Ascends, "SGD", 0) != oracle.catches(Ascends, "SGD", 1)
+
+
+@each_oracle
 def test_nothing_is_left_changed(oracle):
     def everything():
         return (
@@ -175,7 +180,7 @@ def test_nothing_is_left_changed(oracle):
     before = everything()
     for make in (Noisy, life.BypassesHooksAdam, sgd.RightSGD):
         oracle.catches(make, "SGD", 0)
-    assert everything() == before
+        assert everything() == before
 
 
 def test_options_that_a_class_has_not_are_not_asked_of_it():
