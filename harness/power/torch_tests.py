@@ -34,11 +34,11 @@ Make = Callable[..., Any]
 _FOREACH_TOLERANCES = {"RAdam": (1.1e-7, 1.5e-7)}
 
 
-def torch_class(like: str, **given: Any) -> Make:
+def torch_class(like: str) -> Make:
     """The class of ``torch.optim``, with ``foreach=False`` where it has that."""
     made = getattr(torch.optim, like)
     loop = {"foreach": False} if "foreach" in inspect.signature(made).parameters else {}
-    return lambda params, **more: made(params, **loop, **given, **more)
+    return lambda params, **more: made(params, **loop, **more)
 
 
 def sparsify(params: Iterable[torch.Tensor]) -> None:
