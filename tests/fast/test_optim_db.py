@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from stepcheck import fast
+from stepcheck.harness.power import optim_db
 
 
 @contextmanager
@@ -127,6 +128,22 @@ def _muon_without_bfloat16(monkeypatch):
         return x.mT if g.shape[0] > g.shape[1] else x
 
     monkeypatch.setattr(_muon, "_zeropower_via_newtonschulz", zeropower)
+
+
+def test_the_copy_that_the_harness_has_is_this_database():
+    """Of which it tells the power of PyTorch's tests."""
+    theirs = {info.name: [i.kwargs for i in info.optim_inputs_func("cpu")] for info in database.optim_db}
+    assert {name: list(sets) for name, sets in optim_db.OPTIONS.items()} == theirs
+    for info in database.optim_db:
+        assert optim_db.only_sparse(info.name) == info.only_supports_sparse_grads
+        assert optim_db.requires_closure(info.name) == info.step_requires_closure
+        assert len(optim_db.schedules(info.name)) == len(info.scheduler_inputs)
+        for ours, of_torch in zip(optim_db.schedules(info.name), info.scheduler_inputs, strict=True):
+            optimizers = [torch.optim.SGD([torch.ones(1)]) for _ in range(2)]
+            made = [[s(o) for s in them] for o, them in zip(optimizers, (ours, of_torch), strict=True)]
+            for one, other in zip(*made, strict=True):
+                assert type(one) is type(other)
+                assert one.state_dict() == other.state_dict()
 
 
 # --- Parameters, and what a step is given
