@@ -287,6 +287,59 @@ def _worst(found: Iterator[tuple[Finding, Entry | None]]) -> tuple[Finding, Entr
 
 @commands.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", type=click.Choice(list(SPECS)))
+@click.option(
+    "--seeds", type=click.IntRange(1), default=20, show_default=True, help="Campaigns for each wrong optimizer."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first of them.")
+@click.option("--mutants", type=click.IntRange(0), default=40, show_default=True,
+              help="Of each optimizer, at most as many of the wrong ones that are made from its Spec.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(0), default=1_000_000, show_default=True,
+              help="Steps of right optimizers to judge, for false alarms.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="3 seeds, 4 mutants of each optimizer, one campaign of each right one.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here.")
+@click.option("--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path),
+              help="Draw the share caught over CPU time here; needs matplotlib.")  # fmt: skip
+def power(
+    names: tuple[str, ...],
+    seeds: int,
+    seed: int,
+    mutants: int,
+    steps: int,
+    quick: bool,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> int:
+    """Which of the known wrong optimizers a campaign catches, how soon, and whether right ones pass.
+
+    Exit status 0: each is caught with a probability of at least 0.99, and there is no false alarm; else 1.
+    """
+    from stepcheck.harness.power import tables as found  # these import the whole zoo
+    from stepcheck.harness.power.measure import Plan, measure
+
+    _writable(json_file)
+    tables.check_plot(plot_file)
+    plan = Plan(names, seed, 3, mutants=4, steps=0) if quick else Plan(names, seed, seeds, mutants=mutants, steps=steps)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as progress:
+        task = progress.add_task("campaigns and questions", total=None)
+        measured = measure(plan, lambda done, planned: progress.update(task, completed=done, total=planned))
+    for table in (found.by_kind, found.by_optimizer, found.kill_matrix, found.slowest):
+        _console.print(table(measured))
+        _console.print()
+    doubtful = found.doubtful(measured)
+    for line in (*doubtful, *found.false_alarms(measured)):
+        _console.print(line, markup=False)
+    _console.print(found.LEGEND.format(examples=plan.examples, seeds=plan.seeds), markup=False)
+    _console.print(f"{measured.seconds:.0f} s in all, seeds from {seed}.", markup=False)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.to_json(measured, __version__), indent=1) + "\n", encoding="utf-8")
+    if plot_file is not None:
+        found.plot(measured, plot_file)
+    return DIVERGES if doubtful or measured.alarms else CONFORMS
+
+
+@commands.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", type=click.Choice(list(SPECS)))
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--workload", "workloads", type=click.Choice(list(WORKLOADS)), multiple=True, metavar="NAME",
               help=f"What is stepped, repeatable (default all): {', '.join(WORKLOADS)}.")  # fmt: skip

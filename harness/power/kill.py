@@ -7,8 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from stepcheck.harness import steer
 from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
+from stepcheck.harness.steer import Feature
 from stepcheck.harness.subjects import ANY_CLASS, Profile, class_subject
+
+#: From this life on, what it is made of is remembered, to tell what it waited for.
+LATE = 8
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Kill:
         examples: lives played, the last one included.
         seconds: CPU seconds of drawing, playing and judging, from the construction of the subject on; imports excluded.
         error: why the harness itself did not get to a verdict.
+        features: what the life that ended it is made of, where it came late.
     """
 
     seed: int
@@ -28,6 +34,7 @@ class Kill:
     examples: int
     seconds: float
     error: str = ""
+    features: frozenset[Feature] = frozenset()
 
     @property
     def caught(self) -> bool:
@@ -47,4 +54,7 @@ def first_kill(
     campaign = Campaign(class_subject(make, like, profile=profile), Settings(seed, examples, dtypes=dtypes, first=True))
     result = campaign.run()
     checks = tuple(dict.fromkeys(check for check, _ in campaign.suspects))
-    return Kill(seed, checks, result.traces, time.process_time() - start, result.error)
+    seconds = time.process_time() - start
+    late = result.traces >= LATE and checks
+    shown = frozenset(steer.features(next(iter(campaign.suspects.values())).trace)) if late else frozenset()
+    return Kill(seed, checks, result.traces, seconds, result.error, shown)

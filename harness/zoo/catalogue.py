@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from stepcheck.harness.zoo import (
@@ -12,16 +12,22 @@ from stepcheck.harness.zoo import (
     adam,
     adamax,
     asgd,
+    lbfgs,
     life,
     muon,
     nadam,
     radam,
+    right,
     rmsprop,
     rprop,
     sgd,
     sparse_adam,
 )
+from stepcheck.harness.zoo.equivalent import EQUIVALENT
 from stepcheck.harness.zoo.fault import Fault, Variant
+from stepcheck.harness.zoo.mutants import mutants
+from stepcheck.harness.zoo.written import written
+from stepcheck.reference import SPECS
 
 #: Right ones that the faults are built on, and what they pretend to be.
 RIGHT: dict[Callable[..., Any], str] = {
@@ -296,16 +302,31 @@ WRONG["SGD"] |= life.SGD
 WRONG["Adam"] |= life.ADAM
 
 
-def _faults() -> tuple[Fault, ...]:
+def _written_by_hand() -> Iterator[Fault]:
     """The tables as one list."""
-    found = []
     for like, of_one in WRONG.items():
         for make, checks in of_one.items():
             named = (checks,) if isinstance(checks, str) else checks
-            kind = "life" if make.__module__ == life.__name__ else "rule"
-            found.append(Fault(make, like, named, kind))
-    return tuple(found)
+            yield Fault(make, like, named, "life" if make.__module__ == life.__name__ else "rule")
+    yield from (Fault(make, "LBFGS", checks) for make, checks in lbfgs.FAULTS.items())
 
 
-FAULTS: tuple[Fault, ...] = _faults()
-VARIANTS: tuple[Variant, ...] = tuple(Variant(make, like) for make, like in RIGHT.items())
+#: Wrong optimizers that somebody wrote; what happened to somebody comes first.
+FAULTS: tuple[Fault, ...] = tuple(_written_by_hand())
+#: Right optimizers, whatever their order of operations.
+VARIANTS: tuple[Variant, ...] = (
+    *(Variant(make, like) for make, like in RIGHT.items()),
+    Variant(lbfgs.RightLBFGS, "LBFGS"),
+    *right.VARIANTS,
+    *(Variant(written(spec), name) for name, spec in SPECS.items() if not spec.closure),
+)
+
+
+def faults(most_mutants: int | None = None) -> list[Fault]:
+    """Everything wrong, and what looks wrong and is equivalent.
+
+    Args:
+        most_mutants: of each optimizer, at most as many of those made from its Spec, evenly spread; all by default.
+    """
+    made = (mutant for spec in SPECS.values() for mutant in mutants(spec, most_mutants))
+    return [*FAULTS, *EQUIVALENT, *made]

@@ -9,6 +9,7 @@ which option is read) or mix in a fault of the life around the steps.
 import ast
 import copy
 import inspect
+import itertools
 import textwrap
 
 import torch
@@ -143,7 +144,7 @@ class _Mutator:
     def _changed(self, node):
         yield from _changes(node)
         match node:
-            case ast.If(test, body, orelse):
+            case ast.If(_, body, orelse):
                 yield from (ast.If(ast.Constant(value), body, orelse) for value in (True, False))
             case ast.Subscript(ast.Name("state"), ast.Constant(key), ast.Load()):
                 alike = [b.name for b in self.spec.buffers if b.per_parameter == self._buffer(key).per_parameter]
@@ -179,7 +180,7 @@ class _Mutator:
         """Blocks and positions where a statement and the next can change places, and it matters."""
         defined = {a.arg for a in tree.args.args}
         for block in (tree.body, *(n.body for n in ast.walk(tree) if isinstance(n, ast.For | ast.While))):
-            for n, (one, two) in enumerate(zip(block, block[1:], strict=False)):
+            for n, (one, two) in enumerate(itertools.pairwise(block)):
                 makes, reads = _names(one, ast.Store), _names(two, ast.Load)
                 if isinstance(two, ast.Assign | ast.If) and makes & reads and makes & reads <= defined:
                     yield block, n
@@ -306,7 +307,7 @@ def _facts(spec):
         yield f"{buffer.name} begins anew on load_state_dict", _begins_anew_on_load(buffer.name)
         if not buffer.per_parameter:
             yield f"{buffer.name} is kept in half precision", _kept_in_half(buffer.name)
-    for one, other in zip(arrays, arrays[1:], strict=False):
+    for one, other in itertools.pairwise(arrays):
         yield f"{one.name} and {other.name} are exchanged on load_state_dict", _exchanged_on_load(one.name, other.name)
     for hyper in spec.hyper:
         name, default = hyper.name, hyper.default

@@ -1,0 +1,258 @@
+"""Measure the power of the harness: every fault of the zoo, many seeds each, beside other people's oracles; and false alarms.
+
+One unit of work is one campaign, or one oracle asked once. Units run in as many processes as there are cores, each timed by its own
+process's CPU time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+
+from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
+from stepcheck.harness.power.kill import Kill, first_kill
+from stepcheck.harness.power.oracles import ORACLES, Oracle
+from stepcheck.harness.power.statistics import Interval, caught_within, proportion
+from stepcheck.harness.subjects import class_subject
+from stepcheck.harness.zoo import catalogue
+from stepcheck.harness.zoo.fault import Fault, Variant
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        names: the optimizers; empty for all.
+        seed: the first of the seeds; the same seed gives the same lives.
+        seeds: campaigns for each fault.
+        examples: lives of a campaign, as ``stepcheck check`` plays them.
+        mutants: of each optimizer, at most as many of those made from its Spec.
+        steps: steps of single parameters to judge in right optimizers, at least.
+    """
+
+    names: tuple[str, ...] = ()
+    seed: int = 0
+    seeds: int = 20
+    examples: int = DEFAULT_EXAMPLES
+    mutants: int = 40
+    steps: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What another oracle says: why it says no, or nothing; and in how many CPU seconds."""
+
+    why: str
+    seconds: float
+
+
+@dataclass
+class FaultRow:
+    """What became of one wrong optimizer."""
+
+    fault: Fault
+    kills: list[Kill] = field(default_factory=list)
+    answers: dict[str, Answer] = field(default_factory=dict)
+
+    @property
+    def caught(self) -> Interval:
+        """The share of campaigns that caught it."""
+        return proportion(sum(k.caught for k in self.kills), len(self.kills))
+
+    def probability(self, examples: int) -> Interval:
+        """The probability that a campaign of as many lives catches it, from the lives that it took."""
+        return caught_within(sum(k.caught for k in self.kills), sum(k.examples for k in self.kills), examples)
+
+    @property
+    def checks(self) -> Counter[str]:
+        """In how many campaigns each check said no in the life that ended it."""
+        return Counter(check for kill in self.kills for check in kill.checks)
+
+
+@dataclass
+class RightRow:
+    """What became of one right optimizer, or of one that no input can tell from it."""
+
+    variant: Variant
+    equivalent: str = ""
+    campaigns: int = 0
+    lives: int = 0
+    steps: int = 0
+    alarms: list[str] = field(default_factory=list)
+    answers: dict[str, Answer] = field(default_factory=dict)
+
+
+@dataclass
+class Power:
+    """All that was measured."""
+
+    plan: Plan
+    faults: list[FaultRow]
+    right: list[RightRow]
+    seconds: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return sum(r.steps for r in self.right)
+
+    @property
+    def alarms(self) -> list[tuple[RightRow, str]]:
+        return [(row, alarm) for row in self.right for alarm in row.alarms]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A campaign of a right optimizer."""
+
+    lives: int
+    steps: int
+    alarms: tuple[str, ...]
+
+
+def _judge_right(variant: Variant, seed: int, examples: int) -> _Judged:
+    lives = steps = 0
+    alarms: list[str] = []
+    # Narrow dtypes beside float32, as a scaler of gradients takes no float16.
+    for dtypes in ((), *(("float32", d) for d in variant.dtypes)):
+        subject = class_subject(variant.make, variant.like, profile=variant.profile)
+        campaign = Campaign(subject, Settings(seed, examples, dtypes=dtypes, first=True))
+        result = campaign.run()
+        lives, steps = lives + result.traces, steps + result.steps
+        told = [f"{s.finding.check}: {s.finding.summary}" for s in campaign.suspects.values()]
+        alarms += [f"seed {seed}: {t}" for t in told[:1] + ([result.error] if result.error else [])]
+    return _Judged(lives, steps, tuple(alarms))
+
+
+def _ask(oracle: Oracle, entry: Fault | Variant, seed: int) -> Answer:
+    start = time.process_time()
+    why = oracle.catches(entry.make, entry.like, seed)
+    return Answer(why, time.process_time() - start)
+
+
+#: What a worker looks its unit of work up in; set before the workers fork.
+_rows: dict[str, list[FaultRow] | list[RightRow]] = {}
+Unit = tuple[str, int, int]
+
+
+def _work(unit: Unit, examples: int) -> tuple[Unit, Kill | _Judged | Answer]:
+    what, n, number = unit
+    if what == "kill":
+        fault = _fault_row(n).fault
+        return unit, first_kill(fault.make, fault.like, number, examples)
+    if what == "right":
+        return unit, _judge_right(_right_row(n).variant, number, examples)
+    entry = _fault_row(n).fault if what == "fault oracle" else _right_row(n).variant
+    return unit, _ask(ORACLES[number], entry, 0)
+
+
+def _fault_row(n: int) -> FaultRow:
+    row = _rows["faults"][n]
+    assert isinstance(row, FaultRow)
+    return row
+
+
+def _right_row(n: int) -> RightRow:
+    row = _rows["right"][n]
+    assert isinstance(row, RightRow)
+    return row
+
+
+def measure(plan: Plan, progress: Progress = lambda done, planned: None) -> Power:
+    """Run all of it.
+
+    Args:
+        progress: called with (units done, units planned) after each.
+    """
+    start = time.perf_counter()
+    wanted = [f for f in catalogue.faults(plan.mutants) if not plan.names or f.like in plan.names]
+    faults = [FaultRow(f) for f in wanted if not f.equivalent]
+    right = [RightRow(v) for v in catalogue.VARIANTS if not plan.names or v.like in plan.names]
+    right += [RightRow(Variant(f.make, f.like), f.equivalent) for f in wanted if f.equivalent]
+    power = Power(plan, faults, right)
+    _rows.update(faults=faults, right=right)
+    _warm_up()
+    units: list[Unit] = [
+        *(("kill", n, plan.seed + s) for n in range(len(faults)) for s in range(plan.seeds)),
+        *(("fault oracle", n, o) for n in range(len(faults)) for o in range(len(ORACLES))),
+        *(("right oracle", n, o) for n in range(len(right)) for o in range(len(ORACLES))),
+        *(("right", n, plan.seed) for n in range(len(right))),
+    ]
+    done = 0
+    for unit, outcome in _run(units, plan.examples):
+        _enter(power, unit, outcome)
+        done += 1
+        progress(done, len(units))
+    # More campaigns of the right ones, all in turn, until enough was judged.
+    planned, seed = len(units), plan.seed
+    while power.steps < plan.steps and right:
+        seed += 1
+        rounds = [("right", n, seed) for n in range(len(right))]
+        planned += len(rounds)
+        for unit, outcome in _run(rounds, plan.examples):
+            _enter(power, unit, outcome)
+            done += 1
+            progress(done, planned)
+    for row in faults:
+        row.kills.sort(key=lambda k: k.seed)
+    power.seconds = time.perf_counter() - start
+    return power
+
+
+def _enter(power: Power, unit: Unit, outcome: Kill | _Judged | Answer) -> None:
+    what, n, number = unit
+    if isinstance(outcome, Kill):
+        power.faults[n].kills.append(outcome)
+    elif isinstance(outcome, Answer):
+        row = power.faults[n] if what == "fault oracle" else power.right[n]
+        row.answers[ORACLES[number].name] = outcome
+    else:
+        right = power.right[n]
+        right.campaigns += 1
+        right.lives += outcome.lives
+        right.steps += outcome.steps
+        right.alarms += outcome.alarms
+
+
+def _warm_up() -> None:
+    """What is imported late, by the first step and the first question, is not part of anybody's time."""
+    torch.set_num_threads(1)
+    first_kill(torch.optim.SGD, "SGD", 0, examples=2)
+    for oracle in ORACLES:
+        oracle.catches(torch.optim.SGD, "SGD", 0)
+
+
+def _run(units: Sequence[Unit], examples: int) -> Iterator[tuple[Unit, Kill | _Judged | Answer]]:
+    """The units' outcomes, as they come. Few are in the queue at a time, so that an interruption is not waited for."""
+    workers = os.cpu_count() or 1
+    if "fork" not in multiprocessing.get_all_start_methods():
+        yield from (_work(unit, examples) for unit in units)
+        return
+    waiting = iter(units)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), torch.set_num_threads, (1,)) as pool:
+        running: set[Future[tuple[Unit, Kill | _Judged | Answer]]] = set()
+        try:
+            while True:
+                running |= _submitted(pool, islice(waiting, 4 * workers - len(running)), examples)
+                if not running:
+                    return
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in finished)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _submitted(
+    pool: ProcessPoolExecutor, units: Iterable[Unit], examples: int
+) -> set[Future[tuple[Unit, Kill | _Judged | Answer]]]:
+    return {pool.submit(_work, unit, examples) for unit in units}
