@@ -42,7 +42,7 @@ def present(group):
 
 # SGD
 
-happened("SGD", "pytorch/pytorch/issues/12218", checks=("gradient-unwritten",))(sgd.DecaysIntoGradientSGD)
+happened("SGD", "pytorch/pytorch/issues/12218", checks=("gradient-unwritten", "completes"))(sgd.DecaysIntoGradientSGD)
 happened("SGD", "ml-explore/mlx/pull/473")(sgd.DampensFirstStep)
 happened("SGD", "paiml/aprender/pull/2190", "apache/mxnet/issues/15533")(sgd.AccumulatesLr)
 happened("SGD", "ahrefs/ocannl/issues/673", checks=("no-gradient",))(sgd.TakesAbsentForZeroSGD)
@@ -50,7 +50,7 @@ happened("SGD", "HomebrewML/HeavyBall/issues/10", "nikhilvyas/SOAP/pull/21", che
     life.on(RightSGD, life.CallsClosureWithoutGrad)
 )
 happened("SGD", "huggingface/accelerate/pull/4274", checks=("closure",))(life.on(RightSGD, life.DropsLoss))
-happened("SGD", "mpariente/Ranger-Deep-Learning-Optimizer/pull/2", checks=("closure",))(
+happened("SGD", "mpariente/Ranger-Deep-Learning-Optimizer/pull/2", checks=("closure", "failed-step"))(
     life.on(RightSGD, life.NeverCallsClosure)
 )
 
@@ -193,7 +193,7 @@ class ClearsItsOwnWay(RightSGD):
 # Adam
 
 happened("Adam", "pytorch/pytorch/pull/4034")(adam.ForgetsMaximum)
-happened("Adam", "pytorch/pytorch/pull/92706", checks=("gradient-unwritten",))(adam.DecaysIntoGradientAdam)
+happened("Adam", "pytorch/pytorch/pull/92706", checks=("gradient-unwritten", "completes"))(adam.DecaysIntoGradientAdam)
 happened("Adam", "karpathy/nanochat/issues/304", "tensorflow/tensorflow/issues/9047")(adam.EpsBeforeCorrection)
 happened("Adam", "tiny-dnn/tiny-dnn/pull/824")(adam.CorrectsByNextStep)
 happened("Adam", "TrenTorch/TrenTorch/pull/187", checks=("save-load-continue",))(adam.ForgetsStateAdam)
@@ -203,7 +203,7 @@ happened("Adam", "bitsandbytes-foundation/bitsandbytes/pull/1187", checks=("memo
 happened("Adam", "tensorflow/swift-apis/issues/421", checks=("no-gradient",))(adam.TakesAbsentForZeroAdam)
 happened("Adam", "ooples/AiDotNet/issues/1470")(adam.CachedLrAdam)
 happened("Adam", "rwth-i6/returnn/issues/1439")(life.on(RightAdam, life.ReadsDefaults))
-happened("Adam", "kozistr/pytorch_optimizer/pull/465", checks=("groups-independent", *DEVIATES))(
+happened("Adam", "kozistr/pytorch_optimizer/pull/465", checks=(*DEVIATES, "no-gradient", "completes"))(
     life.on(RightAdam, life.StateByPositionInGroup)
 )
 
@@ -230,11 +230,11 @@ class DropsPendingUpdates(RightAdam):
 class CountsInBFloat16(RightAdam):
     """Counts in bfloat16, in which 256 + 1 is 256, as torchao and ZenFlow did."""
 
-    def count(self, p, state):
-        return (state["step"].bfloat16() + 1).float()
+    def start(self, p, group):
+        return super().start(p, group) | {"step": torch.tensor(0.0, dtype=torch.bfloat16)}
 
 
-@happened("Adam", "pytorch/pytorch/pull/75214", "pytorch/pytorch/issues/75224")
+@happened("Adam", "pytorch/pytorch/pull/75214", "pytorch/pytorch/issues/75224", checks=("save-load-continue",))
 class LoadsCountInParameterDtype(RightAdam):
     """Casts the count to the dtype of the parameter when it is loaded, as torch did."""
 
@@ -375,7 +375,7 @@ class CorrectsByFirstBetas(RightAdam):
         return super().corrections(t, *(first[self.number] if self.number < len(first) else (beta1, beta2)))
 
 
-@happened("Adam", "HomebrewML/HeavyBall/issues/11")
+@happened("Adam", "HomebrewML/HeavyBall/issues/11", checks=(*DEVIATES, "completes"))
 class StateByAddress(RightAdam):
     """Knows parameters by address and shape, which empty ones have in common, as HeavyBall did."""
 
