@@ -1,0 +1,61 @@
+"""The history: every fault in it is told of somewhere in public, and found."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from stepcheck import check_optimizer
+from stepcheck.harness import campaign
+from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.zoo.history import HISTORY
+
+#: An issue or a pull request, whose number names one thread.
+THREAD = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/[1-9]\d*")
+
+
+#: What no life shows yet, and why.
+UNSEEN = {
+    "history.ClearsItsOwnWay": "a call that the optimizer's signature refuses is taken for an error of the player",
+    "history.CountsInBFloat16": "no life counts to 256",
+}
+
+
+def named(fault):
+    return pytest.param(fault, id=fault.name)
+
+
+def test_the_history_is_long():
+    assert len(HISTORY) >= 80
+    assert len({fault.make for fault in HISTORY}) == len(HISTORY)
+
+
+@pytest.mark.parametrize("fault", [named(f) for f in HISTORY])
+def test_a_fault_says_what_is_wrong_and_where_it_happened(fault):
+    assert fault.kind == "history"
+    assert fault.told.endswith(".")
+    assert fault.links
+    assert all(THREAD.fullmatch(link) for link in fault.links)
+    assert set(fault.checks) <= set(CHECKS)
+
+
+def test_no_thread_stands_for_many_faults():
+    assert max(Counter(link for fault in HISTORY for link in fault.links).values()) <= 3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(f, id=f.name, marks=pytest.mark.xfail(reason=UNSEEN[f.name]) if f.name in UNSEEN else ())
+        for f in HISTORY
+    ],
+)
+def test_a_fault_that_happened_is_found(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "_ATTEMPTS", 1)  # that it fails is asked here, not how small a life shows it
+    failed = set()
+    # Most faults show in the first few lives; all have to in as many as a campaign plays.
+    for examples in (3, 20, campaign.DEFAULT_EXAMPLES):
+        if failed.isdisjoint(fault.checks):
+            report = check_optimizer(fault.make, fault.like, examples=examples, only=fault.checks, out=tmp_path)
+            failed = {d.check for d in report.divergences}
+    assert not failed.isdisjoint(fault.checks)
