@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stepcheck.harness.checks import Evidence, Finding
+from stepcheck.harness.resume import AGE
 from stepcheck.harness.trace import (
     Accumulate,
     AddGroup,
@@ -145,6 +146,7 @@ _WAYS = {
 }
 _DICTIONARIES = {
     "same": "", "older": ", as older versions saved it", "foreign": ", with other identifiers, order and entries",
+    "aged": f", of an optimizer that is {AGE:,} steps older",
 }  # fmt: skip
 _FAILURES = {
     "closure": "a step whose closure raises", "hook": "a step with a pre-hook that raises",

@@ -25,6 +25,7 @@ import torch
 from hypothesis import strategies as st
 
 from stepcheck.harness.formats import FORMATS
+from stepcheck.harness.resume import counts
 from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import (
     DICTIONARIES,
@@ -378,7 +379,9 @@ class _Decoder:
         if self.costly or not descends:  # whose state_dict need not have torch's form
             dictionaries = ("same",)
         elif subject.explicit:
-            dictionaries = ("same", "foreign")
+            dictionaries = ("same", "foreign", "aged")
+        if not counts(spec):
+            dictionaries = tuple(d for d in dictionaries if d != "aged")
         self.reloads = [
             Reload(way, dictionary, form, into)
             for way in ways

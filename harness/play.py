@@ -8,6 +8,7 @@ import functools
 import inspect
 import math
 import random
+import re
 import traceback
 import warnings
 from collections import Counter
@@ -770,6 +771,8 @@ class Player:
 
     def _reload(self, event: int, what: Reload) -> None:
         self.latest = None
+        if what.dictionary == "aged" and what.way not in ("copied", "unpickled"):
+            resume.age(self.optimizer, self.subject.spec)
         saved, saved_options = [self._state(i) for i in range(len(self.parameters))], self._options()
         if what.way in ("copied", "unpickled"):
             duplicate = resume.copied if what.way == "copied" else resume.unpickled
@@ -927,8 +930,16 @@ class _Evaluator:
         return loss
 
 
+#: What Python says where an optimizer's method is called with arguments that it does not take.
+_REFUSED_CALL = re.compile(
+    r"[^ ]*\.(step|zero_grad|add_param_group|state_dict|load_state_dict|register_\w+_hook)\(\) (got an unexpected|takes|missing) "
+)
+
+
 def _is_our_own(error: Exception) -> bool:
-    """Whether no frame of an exception lies outside the harness."""
+    """Whether no frame of an exception lies outside the harness, and it is no call that an optimizer's signature refuses."""
+    if isinstance(error, TypeError) and _REFUSED_CALL.match(str(error)):
+        return False  # it was raised before a frame of the method was made
     frames = traceback.extract_tb(error.__traceback__)
     return all(Path(frame.filename).parent == Path(__file__).parent for frame in frames)
 

@@ -371,7 +371,12 @@ class _Writer:
         if event.into:
             flags = {k: playing.mode_options.get(k, None if k == "foreach" else False) for k in resume.FLAGS}
             lines.append(f"for g in saved['param_groups']: g.update({{k: v for k, v in {flags}.items() if k in g}})")
-        if event.dictionary == "older":
+        if event.dictionary == "aged":
+            counts = resume.counts(self.subject.spec)
+            lines[:0] = [
+                f"for s in optimizer.state.values(): s.update({{k: s[k] + {resume.AGE} for k in {counts} if s.get(k)}})"
+            ]
+        elif event.dictionary == "older":
             counters = resume.counters(self.subject.spec)
             lines += [
                 f"for s in saved['state'].values(): s.update({{k: s[k].item() for k in {counters} if torch.is_tensor(s.get(k))}})",

@@ -76,6 +76,24 @@ def foreign(state_dict: StateDict) -> StateDict:
     return {"version": 7, "param_groups": groups, "state": state}
 
 
+#: Steps that a life has no time for: more than bfloat16 (256) or float16 (2048) count, and enough for a rule that changes with time.
+AGE = 10_000
+
+
+def counts(spec: Spec) -> list[str]:
+    """The buffers that count steps."""
+    return [b.name for b in spec.buffers if b.per_parameter and b.unit == "steps"]
+
+
+def age(optimizer: Any, spec: Spec) -> None:
+    """Let an optimizer have taken :data:`AGE` steps more: all that is computed from their number is as it is then."""
+    for state in getattr(optimizer, "state", {}).values():
+        for name in counts(spec) if isinstance(state, dict) else ():
+            # Some have a state before they take a step; that has no age.
+            if isinstance(state.get(name), torch.Tensor | int | float) and state[name] > 0:
+                state[name] = state[name] + AGE
+
+
 def flagged(state_dict: StateDict, flags: Mapping[str, bool]) -> StateDict:
     """With the flags of another implementation."""
     groups = [

@@ -49,8 +49,9 @@ SCALINGS = ("step", "unscale")
 #: optimizer itself.
 WAYS = ("memory", "saved", "deepcopied", "pickled", "copied", "unpickled")
 #: The dictionary that is loaded: as it was saved; as older versions saved it, with numbers for counters and without the flags that
-#: select an implementation; or with other identifiers for parameters, in another order, and with entries of somebody else's.
-DICTIONARIES = ("same", "older", "foreign")
+#: select an implementation; with other identifiers for parameters, in another order, and with entries of somebody else's; or as it is
+#: after many more steps.
+DICTIONARIES = ("same", "older", "foreign", "aged")
 HOOKS = (
     "step_pre", "step_post", "state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post",
 )  # fmt: skip

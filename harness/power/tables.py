@@ -43,7 +43,7 @@ def _table(*titles: str, left: int = 1) -> Table:
 
 
 def _percent(x: float) -> str:
-    return "–" if math.isnan(x) else f"{100 * x:.4g} %"
+    return "-" if math.isnan(x) else f"{100 * x:.4g} %"
 
 
 def _within(interval: Interval) -> str:
@@ -117,7 +117,7 @@ def slowest(power: Power) -> Table:
             f"{row.probability(power.plan.examples).estimate:.4f}",
             f"{_mean_lives(row):.0f}",
             f"{quantile([k.seconds for k in kills], 0.5):.2f}",
-            reason(row) or "–",
+            reason(row) or "-",
         )
     return made
 

@@ -25,6 +25,7 @@ from stepcheck.harness.zoo import (
 )
 from stepcheck.harness.zoo.equivalent import EQUIVALENT
 from stepcheck.harness.zoo.fault import Fault, Variant
+from stepcheck.harness.zoo.history import HISTORY
 from stepcheck.harness.zoo.mutants import mutants
 from stepcheck.harness.zoo.written import written
 from stepcheck.reference import SPECS
@@ -311,8 +312,9 @@ def _written_by_hand() -> Iterator[Fault]:
     yield from (Fault(make, "LBFGS", checks) for make, checks in lbfgs.FAULTS.items())
 
 
-#: Wrong optimizers that somebody wrote; what happened to somebody comes first.
-FAULTS: tuple[Fault, ...] = tuple(_written_by_hand())
+_HAPPENED = {fault.make for fault in HISTORY}
+#: Wrong optimizers that somebody wrote; what happened to somebody first.
+FAULTS: tuple[Fault, ...] = (*HISTORY, *(fault for fault in _written_by_hand() if fault.make not in _HAPPENED))
 #: Right optimizers, whatever their order of operations.
 VARIANTS: tuple[Variant, ...] = (
     *(Variant(make, like) for make, like in RIGHT.items()),

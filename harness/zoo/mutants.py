@@ -325,7 +325,8 @@ def _facts(spec):
         numbers = default if isinstance(default, tuple) else (default,)
         if any(isinstance(x, float) for x in numbers) and not hyper.integer:
             yield f"{name} is rounded to half precision", _option(name, _in_half)
-            yield f"{name} is rounded to single precision", _option(name, _in_single)
+            if hyper.unit != "steps":  # what is compared with the step, itself a float32 number
+                yield f"{name} is rounded to single precision", _option(name, _in_single)
         if isinstance(default, tuple):
             yield f"{name} is read backwards", _option(name, lambda self, group, value: value[::-1])
 

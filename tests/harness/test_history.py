@@ -15,10 +15,6 @@ THREAD = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/[1-9]\d*
 
 
 #: What no life shows yet, and why.
-UNSEEN = {
-    "history.ClearsItsOwnWay": "a call that the optimizer's signature refuses is taken for an error of the player",
-    "history.CountsInBFloat16": "no life counts to 256",
-}
 
 
 def named(fault):
@@ -45,10 +41,7 @@ def test_no_thread_stands_for_many_faults():
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        pytest.param(f, id=f.name, marks=pytest.mark.xfail(reason=UNSEEN[f.name]) if f.name in UNSEEN else ())
-        for f in HISTORY
-    ],
+    [named(f) for f in HISTORY],
 )
 def test_a_fault_that_happened_is_found(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "_ATTEMPTS", 1)  # that it fails is asked here, not how small a life shows it
