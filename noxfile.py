@@ -88,6 +88,13 @@ def hunt(session: nox.Session) -> None:
 
 
 @nox.session
+def power(session: nox.Session) -> None:
+    """Which wrong optimizers are caught, how soon, and false alarms, in full; writes ``reports/power.json`` and ``reports/power.png``."""
+    _install(session, "-e", ".[plot]")
+    session.run("stepcheck", "power", "--json", "reports/power.json", "--plot", "reports/power.png", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """torch.optim and stepcheck.fast, timed in turns; writes ``reports/bench.json`` and ``reports/bench.png``."""
     _install(session, "-e", ".[plot]")

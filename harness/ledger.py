@@ -209,6 +209,11 @@ def _at(values: Any, place: int) -> float:
     return float(flat[place]) if place < flat.size else math.nan
 
 
+_ALL = " ".join(SPECS)
+#: What all of them do, one that is not in torch does as well where it inherits it.
+_EVERY = tuple(_ALL.split())
+
+
 @dataclass(frozen=True)
 class Entry:
     """One known behaviour of released software.
@@ -255,7 +260,7 @@ class Entry:
 
     def concerns(self, subject: Subject, built: type | None = None) -> bool:
         """Whether its behaviour may be that of a subject; of a factory, ``built`` is the class of what it returned."""
-        if subject.spec.name not in self.optimizers:
+        if subject.spec.name not in self.optimizers and self.optimizers != _EVERY:
             return False
         if subject.explicit:  # somebody's class: its own faults are its own
             return bool(self.inherited) and _inherits(built or subject.make, self.inherited)
@@ -764,8 +769,6 @@ def _(seen: Seen) -> bool:
 
 
 # The life around the steps ----------------------------------------------------------------------------------------------
-
-_ALL = " ".join(SPECS)
 
 
 @_enter(

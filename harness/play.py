@@ -947,7 +947,7 @@ def _is_our_own(error: Exception) -> bool:
 @functools.cache
 def _patch_steps() -> None:
     """The first instance of a class of torch.optim patches its step, for its descendants too: let it not matter when that is."""
-    for name in SPECS:
+    for name in (n for n in SPECS if hasattr(torch.optim, n)):
         getattr(torch.optim, name)([torch.zeros(1, 1, requires_grad=True)])
 
 

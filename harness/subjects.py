@@ -392,7 +392,7 @@ def _modes(name: str) -> tuple[str, ...]:
     return ("forloop", *keyed, *(("compiled",) if name not in _NEVER_COMPILED else ()))
 
 
-TORCH_MODES: dict[str, tuple[str, ...]] = {name: _modes(name) for name in SPECS}
+TORCH_MODES: dict[str, tuple[str, ...]] = {name: _modes(name) for name in SPECS if hasattr(torch.optim, name)}
 
 
 @functools.cache

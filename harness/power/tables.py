@@ -21,6 +21,8 @@ from stepcheck.harness.power.statistics import Interval, proportion, quantile
 
 #: What each fault must be caught with, in a campaign of the default length.
 WANTED = 0.99
+#: Campaigns of each fault that its probability is estimated from.
+ENOUGH = 20
 _SLOWEST = 10
 KINDS = {
     "history": "it happened to somebody",
@@ -134,12 +136,19 @@ def _mean_lives(row: FaultRow) -> float:
 
 def doubtful(power: Power) -> list[str]:
     """Faults that a campaign may miss, in a line each."""
-    rows = (r for r in power.faults if r.probability(power.plan.examples).estimate < WANTED or r.caught.estimate < 1)
+    rows = (r for r in power.faults if _is_doubtful(r, power.plan.examples))
     return [
         f"may be missed: {r.fault.name} ({r.fault.told}): caught in {sum(k.caught for k in r.kills)} of {len(r.kills)} campaigns,"
         f" P {_within(r.probability(power.plan.examples))}"
+        + "".join(sorted({f"; {k.error}" for k in r.kills if k.error}))
         for r in sorted(rows, key=lambda r: r.probability(power.plan.examples).estimate)
     ]
+
+
+def _is_doubtful(row: FaultRow, examples: int) -> bool:
+    """Whether the estimate is too low; of few campaigns, which estimate little, whether its upper bound is."""
+    probability = row.probability(examples)
+    return (probability.estimate if len(row.kills) >= ENOUGH else probability.high) < WANTED
 
 
 def false_alarms(power: Power) -> list[str]:

@@ -14,9 +14,6 @@ from stepcheck.harness.zoo.history import HISTORY
 THREAD = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/[1-9]\d*")
 
 
-#: What no life shows yet, and why.
-
-
 def named(fault):
     return pytest.param(fault, id=fault.name)
 
