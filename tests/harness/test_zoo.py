@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stepcheck import check_optimizer
-from stepcheck.harness import campaign
+from stepcheck.harness import campaign, repro
 from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, Evidence
 from stepcheck.harness.subjects import class_subject
 from stepcheck.harness.trace import (
@@ -25,7 +25,7 @@ from stepcheck.harness.trace import (
     Values,
     ZeroGrad,
 )
-from stepcheck.harness.zoo import adam, life, rmsprop, sgd
+from stepcheck.harness.zoo import adagrad, adam, history, life, rmsprop, sgd
 from stepcheck.harness.zoo.catalogue import RIGHT, WRONG
 
 TESTS = Path(__file__).parents[1]
@@ -188,3 +188,21 @@ def test_divergence_is_told_by_a_script_and_a_replay(tmp_path):
     assert (fails.returncode, fails.stdout.split()[0]) == (1, "FAILS")
     fixed = run("-m", "stepcheck", "replay", trace, "--subject", "stepcheck.harness.zoo.adam:RightAdam")
     assert (fixed.returncode, fixed.stdout.split()[0]) == (0, "FIXED")
+
+
+def test_a_count_that_stops_shows_once_the_optimizer_is_older(tmp_path):
+    events = (Step({0: ONE}), Reload("saved", "aged"), Step({0: ONE}))
+    trace = Trace("Adam", (Parameter((2,)),), (Group((0,), {}),), events)
+    stops, right = (class_subject(cls, "Adam") for cls in (history.CountsInBFloat16, adam.RightAdam))
+    told = [f for check in EXPLAINED_BY for f in CHECKS[check].find(Evidence(stops, trace))]
+    assert "step is" in told[0].summary
+    assert not [f for check in CHECKS.values() for f in check.find(Evidence(right, trace))]
+    script = repro.script(stops, trace, told[0])
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 1
+    mended = script.replace("history import CountsInBFloat16", "adam import RightAdam as CountsInBFloat16")
+    assert subprocess.run([sys.executable, "-c", mended], capture_output=True, check=False).returncode == 0
+
+
+def test_a_state_before_the_first_step_has_no_age():
+    trace = Trace("Adagrad", (Parameter((1,)),), (Group((0,), {}),), (Reload(dictionary="aged"), Step({0: ONE})))
+    assert not Evidence(class_subject(adagrad.RightAdagrad, "Adagrad"), trace).judgement.deviations
