@@ -64,7 +64,7 @@ from stepcheck.reference.spec import Domain, Hyper, HyperValues, Spec
 
 # Sizes cross the widths of vector registers (4, 8, 16, 32 elements) and, at the end, a block of threads' work.
 SHAPES: tuple[tuple[int, ...], ...] = (
-    (1,), (2,), (3, 2), (), (0,), (5,), (7,), (2, 3, 2), (8,), (9,), (4, 4), (1, 17), (2, 0), (31,), (32,), (33,),
+    (1,), (2,), (3, 2), (), (0,), (5,), (0,), (7,), (2, 3, 2), (8,), (9,), (4, 4), (1, 17), (2, 0), (31,), (32,), (33,),
     (1, 2, 3, 2), (2, 3, 2, 2), (5, 13), (65,), (16, 9), (257,), (1031,),
 )  # fmt: skip
 # Where elements depend on each other: square, wide and tall matrices, batches of them.
@@ -91,7 +91,8 @@ class _Kind:
     scale: str
 
 
-# "update": about the size of one update; "eps": around the group's eps; "tiny": the square is subnormal.
+# "update": about the size of one update; "eps": around the group's eps; "tiny": the square is subnormal; "large": its square does not
+# overflow, and it dwarfs an update.
 _PARAMETER_KINDS = tuple(
     _Kind(*k)
     for k in (
@@ -226,6 +227,8 @@ def _range(scale: str, hyper: HyperValues, dtype: str, eps_unit: str) -> tuple[f
     if scale == "tiny":
         root = math.sqrt(smallest)
         return root * 2.0**-10, root
+    if scale == "large":
+        return 2.0**10, min(2.0**40, number.largest / 16)
     if scale == "wide":
         return smallest, number.largest / 4
     return 0.0, 0.0
@@ -323,6 +326,8 @@ class _Decoder:
             parameter_kinds = (*parameter_kinds, *(k for k in parameter_kinds * 3 if k.scale != "wide"))
             gradient_kinds = (*gradient_kinds, *(k for k in gradient_kinds * 5 if k.scale not in ("wide", "tiny")))
         if spec.products:
+            # Beside what rounding in the products may cost, a parameter shows its decay where it is large.
+            parameter_kinds = (*parameter_kinds, *(_Kind("log", "large"),) * (len(parameter_kinds) // 6))
             # Singular values within a factor of ten or so of each other.
             gradient_kinds = (
                 *gradient_kinds,
@@ -379,7 +384,7 @@ class _Decoder:
         if self.costly or not descends:  # whose state_dict need not have torch's form
             dictionaries = ("same",)
         elif subject.explicit:
-            dictionaries = ("same", "foreign", "aged")
+            dictionaries = ("same", "aged", "foreign", "aged")
         if not counts(spec):
             dictionaries = tuple(d for d in dictionaries if d != "aged")
         self.reloads = [
@@ -426,7 +431,7 @@ class _Decoder:
 
 #: What a campaign's first lives contain one each, so that every check finds something to look at.
 ESSENTIALS = (
-    "reload", "hook", "hooked reload", "fail", "scaled", "skipped", "closure", "add_group", "maximize", "zero_grad", "absent", "two parameters", "schedule",
+    "reload", "hook", "hooked reload", "fail", "scaled", "skipped", "closure", "add_group", "maximize", "zero_grad", "zero_grad_in_place", "absent", "two parameters", "schedule",
     "set_lr", "freeze", "accumulate", "set_option",
 )  # fmt: skip
 
@@ -548,8 +553,8 @@ class _Decoding:
         if not self.of.set_later:
             return []
         group, name = self.draw(range(len(self.groups))), self.draw(self.of.set_later)
-        # Each of them takes turns too seldom to show where an optimizer goes by its first value: often all are set at once.
-        names = self.of.set_later if self.choices.number(1) % 2 else [name]
+        # Each of them takes turns too seldom to show where an optimizer goes by its first value: often several are set at once.
+        names = [n for n in self.of.set_later if self.choices.number(1) % 2] if self.choices.number(1) % 2 else [name]
         made = (self._set_to_another(group, name) for name in names)
         return [event for event in made if event is not None]
 

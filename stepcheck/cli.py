@@ -291,7 +291,7 @@ def _worst(found: Iterator[tuple[Finding, Entry | None]]) -> tuple[Finding, Entr
     "--seeds", type=click.IntRange(1), default=20, show_default=True, help="Campaigns for each wrong optimizer."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first of them.")
-@click.option("--mutants", type=click.IntRange(0), default=40, show_default=True,
+@click.option("--mutants", type=click.IntRange(0), default=25, show_default=True,
               help="Of each optimizer, at most as many of the wrong ones that are made from its Spec.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(0), default=1_000_000, show_default=True,
               help="Steps of right optimizers to judge, for false alarms.")  # fmt: skip

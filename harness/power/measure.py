@@ -45,7 +45,7 @@ class Plan:
     seed: int = 0
     seeds: int = 20
     examples: int = DEFAULT_EXAMPLES
-    mutants: int = 40
+    mutants: int = 25
     steps: int = 1_000_000
 
 

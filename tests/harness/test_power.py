@@ -148,7 +148,7 @@ def fault_class(fault):
 
 def sample(kind):
     """A few of a class, evenly spread over all, always the same. L-BFGS takes too long for this."""
-    of_kind = [f for f in catalogue.faults(40) if fault_class(f) == kind and not f.equivalent and f.like != "LBFGS"]
+    of_kind = [f for f in catalogue.faults(25) if fault_class(f) == kind and not f.equivalent and f.like != "LBFGS"]
     return [of_kind[n * len(of_kind) // _EACH] for n in range(_EACH)]
 
 
@@ -163,7 +163,7 @@ def test_no_class_of_fault_is_caught_less_often(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CAUGHT_WITHIN_FEW)
 def test_every_fault_of_a_class_is_caught_by_a_whole_campaign(kind):
-    faults = [f for f in catalogue.faults(40) if fault_class(f) == kind and not f.equivalent]
+    faults = [f for f in catalogue.faults(25) if fault_class(f) == kind and not f.equivalent]
     missed = [f.name for f in faults if not any(first_kill(f.make, f.like, seed).caught for seed in (5000, 5001))]
     assert not missed
 
