@@ -64,7 +64,11 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         row = after["row_var"] = ema(state["row_var"], _mean_square(g, -1), 1 - forget, weight=forget)
         col = after["col_var"] = ema(state["col_var"], _mean_square(g, -2), 1 - forget, weight=forget)
         mean = np.maximum(np.mean(row, axis=-2, keepdims=True), eps1)
-        v = any_order(row * col / mean, quotient_first=lambda: row / mean * col)
+        v = any_order(
+            row * col / mean,
+            quotient_first=lambda: row / mean * col,
+            folded=lambda: row * (col / mean),
+        )
     else:
         v = after["variance"] = any_order(
             ema(state["variance"], g * g, 1 - forget, weight=forget),

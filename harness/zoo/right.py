@@ -1249,7 +1249,7 @@ class QuotientAdafactor(NormAdafactor):
         if p.dim() > 1:
             row = state["row_var"].lerp_(square.mean(-1, keepdim=True), forget)
             col = state["col_var"].lerp_(square.mean(-2, keepdim=True), forget)
-            v = row / row.mean(-2, keepdim=True).clamp(min=eps1) * col
+            v = self.product(row, col, row.mean(-2, keepdim=True).clamp(min=eps1))
         else:
             v = state["variance"].lerp_(square, forget)
         u = g / v.clamp(min=eps1**2).sqrt()
@@ -1257,6 +1257,16 @@ class QuotientAdafactor(NormAdafactor):
         if group["weight_decay"] != 0:
             p.mul_(1 - group["lr"] * group["weight_decay"])
         p.sub_(alpha * u / (self.rms(u) / group["d"]).clamp(min=1.0))
+
+    def product(self, row, col, mean):
+        return row / mean * col
+
+
+class ColumnAdafactor(QuotientAdafactor):
+    """Divides the columns by the mean of the rows before they meet the rows."""
+
+    def product(self, row, col, mean):
+        return row * (col / mean)
 
 
 class WideAdafactor(NormAdafactor):
@@ -1656,6 +1666,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(GatheredSparseAdam, "SparseAdam"),
     Variant(NormAdafactor, "Adafactor"),
     Variant(QuotientAdafactor, "Adafactor"),
+    Variant(ColumnAdafactor, "Adafactor"),
     Variant(WideAdafactor, "Adafactor", _WIDER),
     Variant(AddcmulAdafactor, "Adafactor"),
     Variant(WideMuon, "Muon"),

@@ -76,10 +76,10 @@ def test_a_change_that_nobody_can_tell_changes_no_bit(fault):
 
 
 def _deviations(variant, profile, start, *gradients, **options):
-    """What deviates in a life of one float32 parameter, full of one number, with gradients that are each full of one."""
-    shape = (2, 2) if variant.like == "Adafactor" and len(gradients) == 1 else (2,)
+    """What deviates in a life of one float32 parameter, full of one number, with gradients that are lists."""
+    shape = {2: (2,), 4: (2, 2)}[len(gradients[0])]
     parameter = Parameter(shape, "float32", "contiguous", Values("constant", high=start))
-    events = tuple(Step({0: Gradient(Values("constant", high=g))}) for g in gradients)
+    events = tuple(Step({0: Gradient(Values("listed", listed=g))}) for g in gradients)
     trace = Trace(variant.like, (parameter,), (Group((0,), options),), events)
     subject = class_subject(variant.make, variant.like, profile=profile)
     return {d.field for d in judge(subject, Player(subject, trace).play()).deviations}
@@ -88,12 +88,14 @@ def _deviations(variant, profile, start, *gradients, **options):
 #: Lives in which a result on the way leaves the format in the written order, and not in that of the variant; or the other way round.
 EDGES = {
     # Divided by eps times the root of the correction, not by eps, a subnormal number of the numerator is 30 times as much.
-    right.ScaledEpsAdam: (0.0, [1.7e-37], {"lr": 1e-6, "eps": 0.1}),
-    right.ScaledEpsNAdam: (0.0, [1.7e-37], {"lr": 1e-6, "eps": 0.1}),
+    right.ScaledEpsAdam: (0.0, [(1.7e-37,) * 2], {"lr": 1e-6, "eps": 0.1}),
+    right.ScaledEpsNAdam: (0.0, [(1.7e-37,) * 2], {"lr": 1e-6, "eps": 0.1}),
     # The rows times the columns are 1e48.
-    right.QuotientAdafactor: (1.0, [1e12], {}),
+    right.QuotientAdafactor: (1.0, [(1e12,) * 4], {}),
+    # Columns of 1e-10, divided by the mean of rows of 5e37, are 0; their product with a row is none.
+    right.ColumnAdafactor: (1.0, [(1e19, 1e-5) * 2], {}),
     # The square is 9e38, and 0.33 of it an ordinary number.
-    right.AddcmulAdafactor: (1.0, [1e18, 1e18, 1e18, 3e19], {}),
+    right.AddcmulAdafactor: (1.0, [(1e18,) * 2] * 3 + [(3e19,) * 2], {}),
 }
 
 
@@ -106,9 +108,9 @@ def test_what_leaves_the_format_in_one_order_alone_is_no_deviation(variant):
 def test_what_overflows_in_float32_alone_is_right_in_a_wider_format_that_is_declared():
     """The penalty is 1e39; its quotient by an infinite root is 0 in float64, where infinity over infinity is NaN."""
     (variant,) = (v for v in VARIANTS if v.make is right.WideAdagrad)
-    assert _deviations(variant, variant.profile, 1e38, 0.0, weight_decay=10.0) == set()
+    assert _deviations(variant, variant.profile, 1e38, (0.0, 0.0), weight_decay=10.0) == set()
     undeclared = replace(variant.profile, wider=False)
-    assert _deviations(variant, undeclared, 1e38, 0.0, weight_decay=10.0) == {"parameter"}
+    assert _deviations(variant, undeclared, 1e38, (0.0, 0.0), weight_decay=10.0) == {"parameter"}
 
 
 @pytest.mark.parametrize("variant", _named([v for v in VARIANTS if v.profile.scalars == "float32"]))
