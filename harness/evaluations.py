@@ -22,7 +22,8 @@ import numpy as np
 
 from stepcheck.harness.bounded import Bounded, outcomes, seen
 from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, reals
-from stepcheck.harness.formats import COUNTERS32, SCALARS64, Arithmetic
+from stepcheck.harness.formats import SCALARS64, Arithmetic
+from stepcheck.harness.options import bounded_option
 from stepcheck.harness.recording import Evaluation
 from stepcheck.reference.lbfgs import LBFGS
 from stepcheck.reference.spec import HyperValues, State
@@ -62,6 +63,7 @@ def judge_step(
     evaluations: Sequence[Evaluation],
     x_after: Array,
     after: Mapping[str, Any],
+    held: Arithmetic = SCALARS64,
 ) -> list[Comparison]:
     """One step of LBFGS compared with the reference, evaluation by evaluation.
 
@@ -73,13 +75,14 @@ def judge_step(
         evaluations: the calls of the closure, in order.
         x_after: all parameters after the step.
         after: the subject's state then.
+        held: the arithmetic of the hyperparameters.
 
     Returns:
         The evaluations, then, unless one of them is off, the state and the parameter. Of the outcomes of the decisions that
         rounding leaves open it is the first that the step agrees with; if there is none, that which it follows furthest.
     """
     with np.errstate(all="ignore"):
-        step = _Step(_element_arithmetic(arithmetic), hyper, x, before, evaluations, x_after, after)
+        step = _Step(_element_arithmetic(arithmetic), hyper, x, before, evaluations, x_after, after, held)
         missing = step.missing()
         if missing:
             return missing
@@ -237,6 +240,7 @@ class _Step:
     evaluations: Sequence[Evaluation]
     x_after: Array
     after: Mapping[str, Any]
+    held: Arithmetic
 
     def missing(self) -> list[Comparison]:
         """What makes the step impossible to follow: a state that lacks what earlier iterations left, or has the wrong size."""
@@ -293,10 +297,15 @@ class _Step:
     _loss = _rounded
 
     def _hyper(self) -> SimpleNamespace:
-        tolerances = {name: self._rounded(getattr(self.hyper, name)) for name in ("tolerance_grad", "tolerance_change")}
-        tensor = "lr" in getattr(self.hyper, "tensors", ())
-        lr = Bounded(np.float64(self.hyper.lr), 0.0, COUNTERS32 if tensor else SCALARS64)
+        tolerances = {
+            name: self._tolerance(getattr(self.hyper, name)) for name in ("tolerance_grad", "tolerance_change")
+        }
+        lr = bounded_option(self.hyper.lr, self.held, tensor="lr" in getattr(self.hyper, "tensors", ()))
         return SimpleNamespace(**{**vars(self.hyper), "lr": lr, **tolerances})
+
+    def _tolerance(self, x: float) -> Bounded:
+        rounded = self._rounded(x)
+        return Bounded(rounded.value, rounded.error + bounded_option(x, self.held).error, SCALARS64)
 
     def _state(self) -> State:
         state: State = {name: int(_get(self.before, name, 0)) for name in _COUNTS}

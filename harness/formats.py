@@ -127,6 +127,8 @@ class Arithmetic:
 
 
 SCALARS64 = Arithmetic(BINARY64, level=OPTIONS)
+#: Hyperparameters that are held as tensors of one float32 number, and what is computed with them.
+SCALARS32 = Arithmetic(BINARY32, division=2.0, level=OPTIONS)
 #: Counters that are read into Python numbers before they are used.
 COUNTERS64 = Arithmetic(BINARY64, level=COUNTERS)
 #: Counters that are computed with as the float32 tensors that they are; a number over a tensor is a product with its reciprocal.

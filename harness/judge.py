@@ -25,6 +25,7 @@ from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, r
 from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, SCALARS64, Arithmetic, Format
 from stepcheck.harness.memory import SparseRaw
+from stepcheck.harness.options import bounded_option
 from stepcheck.harness.recording import Life, Recording, StepRecord
 from stepcheck.harness.subjects import Profile, Subject
 from stepcheck.harness.trace import in_reals, is_complex, plain
@@ -84,15 +85,18 @@ def arithmetic(profile: Profile, dtype: str) -> Arithmetic:
     return profile.arithmetic(dtype)
 
 
-def bounded_hyper(hyper: HyperValues) -> SimpleNamespace:
-    """The hyperparameters as exact scalars of error-bounded arithmetic; flags, counts and names stay as they are."""
+def bounded_hyper(hyper: HyperValues, held: Arithmetic = SCALARS64) -> SimpleNamespace:
+    """The hyperparameters as scalars of error-bounded arithmetic; flags, counts and names stay as they are.
+
+    Args:
+        held: the arithmetic that they are held in.
+    """
     tensors: frozenset[str] = getattr(hyper, "tensors", frozenset())
 
     def scalar(x: Any, name: str) -> Any:
         if isinstance(x, tuple):
             return tuple(scalar(y, name) for y in x)
-        # A tensor of one float32 number makes such tensors of what is computed with it.
-        return Bounded(np.float64(x), 0.0, COUNTERS32 if name in tensors else SCALARS64) if isinstance(x, float) else x
+        return bounded_option(x, held, tensor=name in tensors) if isinstance(x, float) else x
 
     return SimpleNamespace(**{name: scalar(value, name) for name, value in vars(hyper).items() if name != "tensors"})
 
@@ -158,7 +162,7 @@ class Judge:
         self.carried: dict[tuple[int, str], Bounded] = {}
         self.carried_products: set[int] = set()
         # By the identity of the hyperparameters, which stand beside what belongs to them so that they outlive it.
-        self.options: dict[tuple[int, str], tuple[HyperValues, SimpleNamespace]] = {}
+        self.options: dict[tuple[int, str, str], tuple[HyperValues, SimpleNamespace]] = {}
         self.buffers: dict[tuple[int, int], tuple[HyperValues, list[Buffer]]] = {}
 
     def judge(self) -> Judgement:
@@ -217,6 +221,7 @@ class Judge:
             shaped(item.life.value_after),
             after,
             profile.products_format(item.dtype),
+            held=profile.options,
             rounded_once=profile.products_rounded_once,
             element=FORMATS[item.dtype],
         )
@@ -228,14 +233,16 @@ class Judge:
         before, after = evaluations.assembled(first.state), evaluations.assembled(first.state_after)
         if self.result.free and before:
             return  # of a state that cannot be read, only the first step is known to start from nothing
+        profile = record.played_by.profile
         compared = evaluations.judge_step(
-            arithmetic(record.played_by.profile, self.trace.parameters[0].dtype),
+            arithmetic(profile, self.trace.parameters[0].dtype),
             record.hyper[0],
             np.concatenate([reals(life.value) for life in record.lives]),
             before,
             record.evaluations,
             np.concatenate([reals(life.value_after) for life in record.lives]),
             after,
+            profile.options,
         )
         number = itertools.count()
         for comparison in compared:
@@ -454,7 +461,9 @@ class Judge:
                 state[b.name] = formed(values, b.shape(shape) or ())
         observed = {b.name: actual[b.name] for b in self.spec.buffers if b.in_place and b.name not in self.result.free}
         with bounded.seen(observed, profile.kept(profile.in_place)):
-            new_p, after = self.spec.update(formed(p, shape), formed(g, shape), state, self._options(hyper, element))
+            new_p, after = self.spec.update(
+                formed(p, shape), formed(g, shape), state, self._options(hyper, element, profile.options)
+            )
         result = {k: v.store(BINARY32 if k in self.per_parameter else element) for k, v in after.items()}
         result[PARAMETER] = new_p.store(element)
         for name, predicted in result.items():
@@ -473,10 +482,10 @@ class Judge:
                 _join_parts(result[name])
         return result
 
-    def _options(self, hyper: HyperValues, element: Format) -> SimpleNamespace:
-        key = (id(hyper), element.name)
+    def _options(self, hyper: HyperValues, element: Format, held: Arithmetic) -> SimpleNamespace:
+        key = (id(hyper), element.name, held.format.name)
         if key not in self.options:
-            self.options[key] = hyper, bounded_hyper(self.spec.for_dtype(hyper, 2.0 * element.unit_roundoff))
+            self.options[key] = hyper, bounded_hyper(self.spec.for_dtype(hyper, 2.0 * element.unit_roundoff), held)
         return self.options[key][1]
 
     def _leave_unnamed(
@@ -611,8 +620,9 @@ class Judge:
             return []
         hyper = item.record.hyper[self.group_of[item.index]]
         # In the written order alone: which of several orders costs most says nothing to a reader.
-        arith = replace(arithmetic(item.record.played_by.profile, item.dtype), orders=frozenset())
-        options = bounded_hyper(self.spec.for_dtype(hyper, 2.0 * FORMATS[item.dtype].unit_roundoff))
+        profile = item.record.played_by.profile
+        arith = replace(arithmetic(profile, item.dtype), orders=frozenset())
+        options = self._options(hyper, FORMATS[item.dtype], profile.options)
         g, error, _ = item.gradient(arith.unit)
         if type(error) is not float:
             return []

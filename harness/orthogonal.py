@@ -55,12 +55,12 @@ from stepcheck.harness.formats import (
     BFLOAT16,
     BINARY32,
     BINARY64,
-    COUNTERS32,
     REFERENCE_ROUNDOFF,
     SCALARS64,
     Arithmetic,
     Format,
 )
+from stepcheck.harness.options import bounded_option
 from stepcheck.reference import muon
 
 Indices = npt.NDArray[np.int_]
@@ -90,6 +90,7 @@ def judge_step(
     after: Mapping[str, Array],
     products: Format | None = BFLOAT16,
     *,
+    held: Arithmetic = SCALARS64,
     rounded_once: bool = False,
     element: Format | None = None,
 ) -> list[Comparison]:
@@ -105,6 +106,7 @@ def judge_step(
         after: the state after the step.
         products: the format of the products' operands and results, or a narrower one than they have; ``None`` where it is
             not known.
+        held: the arithmetic of the hyperparameters.
         rounded_once: a product, addend included, is rounded to that format once; it is then compared exactly too.
         element: the format that parameter and state are stored in, where ``arithmetic`` has a wider one.
 
@@ -116,9 +118,9 @@ def judge_step(
     if not p.size:
         return []
     with np.errstate(all="ignore"):
-        scalars = _scalars(hyper)
-        held = before.get(BUFFER)
-        start = Bounded(np.zeros(p.shape) if held is None else held, 0.0, arithmetic)
+        scalars = _scalars(hyper, held)
+        buffered = before.get(BUFFER)
+        start = Bounded(np.zeros(p.shape) if buffered is None else buffered, 0.0, arithmetic)
         gradient = Bounded(g, 0.0, arithmetic)
         buffer = _stored(_whole(muon.average(gradient, start, scalars)), element)
         comparisons = []
@@ -174,13 +176,11 @@ def _direction(g: Bounded, buffer: Bounded, scalars: SimpleNamespace) -> Bounded
     return Bounded(rounded.value, rounded.error, arithmetic)
 
 
-def _scalars(hyper: SimpleNamespace) -> SimpleNamespace:
+def _scalars(hyper: SimpleNamespace, held: Arithmetic) -> SimpleNamespace:
     tensors = getattr(hyper, "tensors", ())
     return SimpleNamespace(
         **{
-            name: Bounded(np.float64(value), 0.0, COUNTERS32 if name in tensors else SCALARS64)
-            if isinstance(value, float)
-            else value
+            name: bounded_option(value, held, tensor=name in tensors) if isinstance(value, float) else value
             for name, value in vars(hyper).items()
         }
     )

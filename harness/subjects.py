@@ -22,6 +22,8 @@ from stepcheck.harness.formats import (
     COUNTERS32,
     COUNTERS64,
     FORMATS,
+    SCALARS32,
+    SCALARS64,
     Arithmetic,
     Format,
 )
@@ -50,6 +52,9 @@ class Profile:
             the elements in float32 meanwhile; ``"once"`` computes the whole
             step in float32 and rounds what it stores.
         narrow_scalars: in float16 and bfloat16, hyperparameters are rounded to the dtype before they are used, not to float32.
+        wider: it computes the step of float32 in a wider format and rounds what it stores: what overflows on the way in float32
+            need not, and what is beyond the format in the end is not determined.
+        scalars: the format in which hyperparameters are held, and scalars are computed from them alone.
         counters: the format in which scalars are computed that depend on a number kept for each parameter (``step``).
         in_place: the same, for a number that is updated in place (``mu_product``).
         products: the format of matrix products: ``"bfloat16"``; ``"wide"``, float64 for float64 and float32 for all others;
@@ -69,6 +74,8 @@ class Profile:
     products_rounded_once: bool = False
     power: float = 2.0
     flush_to_zero: bool = False
+    wider: bool = False
+    scalars: str = "float64"
 
     def products_format(self, dtype: str) -> Format | None:
         """The format of matrix products for parameters of ``dtype``; ``None`` where it is not known."""
@@ -85,12 +92,17 @@ class Profile:
         if element is BINARY64:
             return Arithmetic(element, *operations)
         if element is BINARY32 or self.narrow == "once":
-            return Arithmetic(BINARY32, *operations, flushes=self.flush_to_zero)
+            return Arithmetic(BINARY32, *operations, flushes=self.flush_to_zero, overflow=not self.wider)
         entry = element if self.narrow_scalars else None
         each = self.narrow == "each"
         # With tensors of one float32 number, a parameter of no dimension is computed in float32 as well.
         sure = each and self.counters == self.in_place == "float64"
         return Arithmetic(element, *operations, inner=BINARY32, entry=entry, overflow=sure, composites=each)
+
+    @property
+    def options(self) -> Arithmetic:
+        """The arithmetic of hyperparameters."""
+        return {"float32": SCALARS32, "float64": SCALARS64}[self.scalars]
 
     def kept(self, format_: str) -> Arithmetic:
         """The arithmetic of numbers kept for each parameter, where it is that of ``counters`` or of ``in_place``."""

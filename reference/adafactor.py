@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import any_order, at_least, ema, norm, sum_of_squares
+from stepcheck.reference.arithmetic import addcmul, any_order, at_least, ema, norm, sum_of_squares
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
 
 
@@ -63,9 +63,17 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     if len(p.shape) > 1:
         row = after["row_var"] = ema(state["row_var"], _mean_square(g, -1), 1 - forget, weight=forget)
         col = after["col_var"] = ema(state["col_var"], _mean_square(g, -2), 1 - forget, weight=forget)
-        v = row * col / np.maximum(np.mean(row, axis=-2, keepdims=True), eps1)
+        mean = np.maximum(np.mean(row, axis=-2, keepdims=True), eps1)
+        v = any_order(
+            row * col / mean,
+            quotient_first=lambda: row / mean * col,
+            folded=lambda: row * (col / mean),
+        )
     else:
-        v = after["variance"] = ema(state["variance"], g * g, 1 - forget, weight=forget)
+        v = after["variance"] = any_order(
+            ema(state["variance"], g * g, 1 - forget, weight=forget),
+            folded=lambda: addcmul((1 - forget) * state["variance"], g, g, forget),
+        )
     root = np.sqrt(np.maximum(v, eps1 * eps1))
     u = any_order(g / root, reciprocal=lambda: 1 / root * g)
     clip = at_least(_rms(u, n) / hyper.d, 1.0)

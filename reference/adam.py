@@ -72,6 +72,9 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         addcdiv(decayed, m, denom, lr),
         folded=lambda: addcdiv(decayed, m, np.sqrt(w) / (np.sqrt(correction2) * lr) + hyper.eps / lr, 1.0),
         textbook=lambda: addcdiv(decayed, m / correction1, denom, -hyper.lr),
+        scaled_divisor=lambda: addcdiv(
+            decayed, m, np.sqrt(w) + hyper.eps * np.sqrt(correction2), lr * np.sqrt(correction2)
+        ),
     )
     return p, after
 

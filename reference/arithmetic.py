@@ -10,7 +10,7 @@ Orders:
     ``lerp_of_square``: ``lerp`` of the average of squares, where the written order scales the old average first.
     ``square_first``: ``c (x x)`` where the written order is ``(c x) x``.
     ``quotient_first``: ``c (a / b)`` where the written order is ``(c a) / b``.
-    ``scaled_divisor``: ``a / (b / c)``.
+    ``scaled_divisor``: ``a / (b / c)``, or ``(c a) / (c b)``.
     ``reciprocal``: ``a (1 / b)`` where the written order is ``a / b``.
     ``textbook``: the paper's own grouping, where ``torch.optim`` folds scalars together first.
     ``textbook_root``: a second moment is corrected before its root is taken.

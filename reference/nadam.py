@@ -67,10 +67,17 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     of_g = hyper.lr * (1 - mu) / (1 - product)
     of_m = hyper.lr * mu_next / (1 - product * mu_next)
     decayed = p
+
+    def with_scaled_divisor() -> Number:
+        root = np.sqrt(correction2)
+        divisor = np.sqrt(v) + hyper.eps * root
+        return addcdiv(addcdiv(decayed, g, divisor, -of_g * root), m, divisor, -of_m * root)
+
     p = any_order(
         addcdiv(addcdiv(decayed, g, denom, -of_g), m, denom, -of_m),
         folded=lambda: addcdiv(addcdiv(decayed, of_g * g, denom, -1.0), of_m * m, denom, -1.0),
         textbook=lambda: addcdiv(decayed, of_m / hyper.lr * m + of_g / hyper.lr * g, denom, -hyper.lr),
+        scaled_divisor=with_scaled_divisor,
     )
     return p, {"step": t, "mu_product": mu_product, "exp_avg": m, "exp_avg_sq": v}
 

@@ -410,6 +410,27 @@ class OwnScalarsAdam(LerpAdam):
         p -= number(group["lr"] / correction1) * m / denominator
 
 
+class SingleAdam(LerpAdam):
+    """Options, counts and all scalars that follow from them are float32 numbers of NumPy, whatever the dtype."""
+
+    def update(self, p, g, state, group):
+        m, v, *_ = self.begin(p, state, group)
+        names = ("lr", "eps", "weight_decay")
+        lr, eps, decay, beta1, beta2 = map(np.float32, (*(group[name] for name in names), *group["betas"]))
+        one, t = np.float32(1), np.float32(state["step"])
+        x, g = p.detach().numpy(), g.detach().numpy()
+        g = -g if group["maximize"] else g
+        if decay != 0 and group["decoupled_weight_decay"]:
+            x *= one - lr * decay
+        elif decay != 0:
+            g = g + decay * x
+        m, w = m.numpy(), v.numpy()
+        m[...] = beta1 * m + (one - beta1) * g
+        w[...] = beta2 * w + (one - beta2) * (g * g)
+        w = self.largest(v, state, group).numpy()
+        x -= lr / (one - beta1**t) * m / (np.sqrt(w) / np.sqrt(one - beta2**t) + eps)
+
+
 class TensorCountAdam(LerpAdam):
     """Bias corrections are formed in float32, from a count that is a tensor and never read."""
 
@@ -780,6 +801,25 @@ class ReciprocalRMSprop(Each):
         p.sub_(d, alpha=group["lr"])
 
 
+class SingleRMSprop(ReciprocalRMSprop):
+    """Options are tensors of one float32 number, and so is what is computed from them."""
+
+    def update(self, p, g, state, group):
+        self.begin(p, state, group)
+        names = ("lr", "alpha", "eps", "weight_decay", "momentum")
+        lr, alpha, eps, decay, momentum = (torch.tensor(float(group[name]), dtype=torch.float32) for name in names)
+        g = -g if group["maximize"] else g
+        g = g + decay * p if decay != 0 else g
+        v = state["square_avg"].mul_(alpha).add_((1 - alpha) * g * g)
+        if group["centered"]:
+            a = state["grad_avg"].mul_(alpha).add_((1 - alpha) * g)
+            v = v - a * a
+        d = g / (v.sqrt() + eps)
+        if group["momentum"] != 0:
+            d = state["momentum_buffer"].mul_(momentum).add_(d)
+        p.sub_(lr * d)
+
+
 class ForeachRMSprop(ReciprocalRMSprop, Together):
     """Lists of tensors, an operation for all of one dtype at a time."""
 
@@ -954,6 +994,23 @@ class FoldedNAdam(Each):
         product = state["mu_product"] = state["mu_product"] * mu
         numerator = following / (1 - product * following) * m + (1 - mu) / (1 - product) * g
         p.addcdiv_(numerator, (v / (1 - beta2**t)).sqrt_().add_(group["eps"]), value=-group["lr"])
+
+
+class ScaledEpsNAdam(FoldedNAdam):
+    """Corrects the bias of the second moment in eps and in both step lengths, not in the root."""
+
+    def update(self, p, g, state, group):
+        t = begun(state, p, "exp_avg", "exp_avg_sq", mu_product=1.0)
+        beta1, beta2 = group["betas"]
+        g = self.penalized(p, g, group)
+        m = state["exp_avg"].lerp_(g, 1 - beta1)
+        v = state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        mu, following = (beta1 * (1 - 0.5 * 0.96 ** (n * group["momentum_decay"])) for n in (t, t + 1))
+        product = state["mu_product"] = state["mu_product"] * mu
+        root = math.sqrt(1 - beta2**t)
+        denominator = v.sqrt().add_(group["eps"] * root)
+        p.addcdiv_(g, denominator, value=-group["lr"] * root * (1 - mu) / (1 - product))
+        p.addcdiv_(m, denominator, value=-group["lr"] * root * following / (1 - product * following))
 
 
 class TensorNAdam(FoldedNAdam):
@@ -1154,7 +1211,7 @@ class NormAdafactor(Each):
             col.lerp_(g.norm(dim=-2, keepdim=True).square_().div_(g.shape[-2]), forget)
             v = row * col / row.mean(dim=-2, keepdim=True).clamp_(min=eps1)
         else:
-            v = state["variance"].lerp_(g * g, forget).clone()
+            v = self.average_of_squares(state["variance"], g, forget).clone()
         u = v.clamp_(min=eps1 * eps1).rsqrt_().mul_(g)
         p.sub_(u, alpha=alpha / max(1.0, self.rms(u).item() / group["d"]))
 
@@ -1166,8 +1223,18 @@ class NormAdafactor(Each):
             state.setdefault("variance", torch.zeros_like(p))
         return begun(state, p)
 
+    def average_of_squares(self, v, g, forget):
+        return v.lerp_(g * g, forget)
+
     def rms(self, x):
         return x.norm() / max(x.numel(), 1) ** 0.5
+
+
+class AddcmulAdafactor(NormAdafactor):
+    """A vector's squares are averaged by addcmul, which may scale a gradient before it squares it."""
+
+    def average_of_squares(self, v, g, forget):
+        return v.mul_(1 - forget).add_(forget * g * g)
 
 
 class QuotientAdafactor(NormAdafactor):
@@ -1182,7 +1249,7 @@ class QuotientAdafactor(NormAdafactor):
         if p.dim() > 1:
             row = state["row_var"].lerp_(square.mean(-1, keepdim=True), forget)
             col = state["col_var"].lerp_(square.mean(-2, keepdim=True), forget)
-            v = row / row.mean(-2, keepdim=True).clamp(min=eps1) * col
+            v = self.product(row, col, row.mean(-2, keepdim=True).clamp(min=eps1))
         else:
             v = state["variance"].lerp_(square, forget)
         u = g / v.clamp(min=eps1**2).sqrt()
@@ -1190,6 +1257,16 @@ class QuotientAdafactor(NormAdafactor):
         if group["weight_decay"] != 0:
             p.mul_(1 - group["lr"] * group["weight_decay"])
         p.sub_(alpha * u / (self.rms(u) / group["d"]).clamp(min=1.0))
+
+    def product(self, row, col, mean):
+        return row / mean * col
+
+
+class ColumnAdafactor(QuotientAdafactor):
+    """Divides the columns by the mean of the rows before they meet the rows."""
+
+    def product(self, row, col, mean):
+        return row * (col / mean)
 
 
 class WideAdafactor(NormAdafactor):
@@ -1273,6 +1350,14 @@ class WideMuon(Each):
             gram = x @ x.T
             x = a * x + (b * gram + c * gram @ gram) @ x
         return x.T if tall else x
+
+
+class SingleMuon(WideMuon):
+    """Options are rounded to float32, whatever the dtype."""
+
+    def update(self, p, g, state, group):
+        held = {name: float(np.float32(value)) for name, value in group.items() if isinstance(value, float)}
+        super().update(p, g, state, {**group, **held})
 
 
 class AddmmMuon(WideMuon):
@@ -1406,6 +1491,13 @@ class NumpyLBFGS(torch.optim.Optimizer):
             at += p.numel()
 
 
+class SingleLBFGS(NumpyLBFGS):
+    """The learning rate is rounded to float32, whatever the dtype."""
+
+    def turn(self, g, loss, state, group):
+        super().turn(g, loss, state, {**group, "lr": float(np.float32(group["lr"]))})
+
+
 class SearchingLBFGS(NumpyLBFGS):
     """With minFunc's line search as well; its interpolations are in Python's own arithmetic."""
 
@@ -1512,6 +1604,13 @@ _COUNTS = replace(
     reason=ANY_CLASS.reason + "; what depends on the count of steps is computed in float32",
     counters="float32",
 )
+_WIDER = replace(ANY_CLASS, reason=ANY_CLASS.reason + "; it computes in float64 and rounds what it stores", wider=True)
+_SINGLE = replace(
+    ANY_CLASS,
+    reason=ANY_CLASS.reason + "; hyperparameters and counts are float32, and scalars are computed in it",
+    scalars="float32",
+    counters="float32",
+)
 _ADDMM = replace(
     ANY_CLASS,
     reason=ANY_CLASS.reason + "; it multiplies matrices in bfloat16, and rounds a product with its addend once",
@@ -1531,42 +1630,49 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(ContractedAdam, "Adam"),
     Variant(ReciprocalAdam, "Adam"),
     Variant(ScaledEpsAdam, "Adam"),
-    Variant(WideAdam, "Adam", dtypes=_NARROW),
+    Variant(WideAdam, "Adam", _WIDER, _NARROW),
     Variant(OwnScalarsAdam, "Adam"),
+    Variant(SingleAdam, "Adam", _SINGLE),
     Variant(TensorCountAdam, "Adam", _COUNTS),
     Variant(ForeachAdam, "Adam", dtypes=_NARROW),
     Variant(BlockedAdam, "Adam"),
     Variant(NumpyAdam, "Adam"),
-    Variant(LoopedAdam, "Adam"),
+    Variant(LoopedAdam, "Adam", _WIDER),
     Variant(NarrowAdam, "Adam", _ONCE, _NARROW),
     Variant(DerivedAdam, "Adam", dtypes=_NARROW),
     Variant(WrappedAdam, "Adam"),
     Variant(FlatAdamW, "AdamW"),
     Variant(foreach_adamw, "AdamW", dtypes=_NARROW),
     Variant(EarlyAdagrad, "Adagrad", dtypes=_NARROW),
-    Variant(WideAdagrad, "Adagrad"),
+    Variant(WideAdagrad, "Adagrad", _WIDER),
     Variant(RenamedAdagrad, "Adagrad"),
     Variant(ReciprocalRMSprop, "RMSprop"),
+    Variant(SingleRMSprop, "RMSprop", _SINGLE),
     Variant(ForeachRMSprop, "RMSprop", dtypes=_NARROW),
     Variant(RsqrtAdadelta, "Adadelta"),
     Variant(PaperAdadelta, "Adadelta"),
     Variant(StackedAdamax, "Adamax", dtypes=_NARROW),
-    Variant(WideAdamax, "Adamax"),
+    Variant(WideAdamax, "Adamax", _WIDER),
     Variant(LerpASGD, "ASGD"),
     Variant(NumpyASGD, "ASGD"),
     Variant(FoldedNAdam, "NAdam"),
+    Variant(ScaledEpsNAdam, "NAdam"),
     Variant(TensorNAdam, "NAdam"),
     Variant(FoldedRAdam, "RAdam", dtypes=("bfloat16",)),
-    Variant(WideRAdam, "RAdam"),
+    Variant(WideRAdam, "RAdam", _WIDER),
     Variant(NumpyRprop, "Rprop"),
     Variant(MaskedRprop, "Rprop"),
     Variant(MaskedSparseAdam, "SparseAdam"),
     Variant(GatheredSparseAdam, "SparseAdam"),
     Variant(NormAdafactor, "Adafactor"),
     Variant(QuotientAdafactor, "Adafactor"),
-    Variant(WideAdafactor, "Adafactor"),
+    Variant(ColumnAdafactor, "Adafactor"),
+    Variant(WideAdafactor, "Adafactor", _WIDER),
+    Variant(AddcmulAdafactor, "Adafactor"),
     Variant(WideMuon, "Muon"),
+    Variant(SingleMuon, "Muon", _SINGLE),
     Variant(AddmmMuon, "Muon", _ADDMM),
-    Variant(NumpyLBFGS, "LBFGS"),
-    Variant(SearchingLBFGS, "LBFGS"),
+    Variant(NumpyLBFGS, "LBFGS", _WIDER),
+    Variant(SearchingLBFGS, "LBFGS", _WIDER),
+    Variant(SingleLBFGS, "LBFGS", replace(_SINGLE, wider=True)),
 )

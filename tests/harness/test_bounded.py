@@ -21,10 +21,12 @@ from stepcheck.harness.formats import (
     BINARY64,
     COUNTERS32,
     COUNTERS64,
+    SCALARS32,
     SCALARS64,
     Arithmetic,
 )
 from stepcheck.harness.judge import bounded_hyper, ratios
+from stepcheck.harness.options import bounded_option
 from stepcheck.reference import SPECS
 from stepcheck.reference.arithmetic import addcdiv, addcmul, ema, norm, sum_of_squares
 
@@ -239,6 +241,34 @@ def test_scalar_beyond_the_largest_float32_that_still_rounds_to_it_is_not_infini
     c = np.array([largest + largest * 2.0**-26, np.nextafter(largest, np.inf), largest * 2])
     c = np.concatenate([c, -c])
     assert_covered(c.astype(np.float32), exactly(np.ones(1), SINGLE).enter(c), c)
+
+
+def test_bound_covers_what_is_computed_from_hyperparameters_in_float32():
+    # (1 - beta) g and lr / (1 - beta), whether they were rounded before they were computed with, or only after.
+    rng = np.random.default_rng(8)
+    elements, worst = rng.uniform(-2, 2, 1000).astype(np.float32), 0.0
+    for lr, beta in itertools.product((0.1, 0.3, 1e-3), (0.9, 0.999, 0.1, 0.5)):
+        bounded_lr, bounded_beta = (bounded_option(x, SCALARS32) for x in (lr, beta))
+        weight, step = 1 - bounded_beta, bounded_lr / (1 - bounded_beta)
+        assert (weight.arithmetic, step.arithmetic) == (SCALARS32, SCALARS32)
+        for dtype in (np.float32, np.float64):
+            one, held_lr, held_beta = dtype(1), dtype(lr), dtype(beta)
+            for scalar, factor in ((one - held_beta, weight), (held_lr / (one - held_beta), step)):
+                actual = np.float32(scalar) * elements
+                predicted = factor * exactly(elements, SINGLE)
+                assert_covered(actual, predicted, elements)
+                worst = max(worst, ratios(actual.astype(np.float64), predicted).max())
+    assert worst > 0.3
+
+
+@pytest.mark.parametrize("x", [0.0, 0.5, 1e-3, 1e-50, 1e39])
+def test_hyperparameter_in_float32_is_within_its_bound_and_exact_where_it_is_represented(x):
+    option = bounded_option(x, SCALARS32)
+    with np.errstate(over="ignore"):
+        rounded = np.float64(np.float32(x))
+    assert_covered(np.array([rounded]), Bounded(np.array([option.value]), np.array([option.error]), SCALARS32))
+    assert (option.error == 0) == (rounded in (x, np.inf))
+    assert (bounded_option(x, SCALARS64).value, bounded_option(x, SCALARS64).error) == (x, 0.0)
 
 
 def test_undetermined_scalar_stays_undetermined():

@@ -16,6 +16,7 @@ from stepcheck.harness.formats import (
     FORMATS,
     OPTIONS,
     REFERENCE_ROUNDOFF,
+    SCALARS32,
     SCALARS64,
     Arithmetic,
 )
@@ -169,6 +170,7 @@ def test_plain_number_enters_in_the_wider_format_unless_it_is_said_otherwise():
 def test_levels_are_ordered_as_one_enters_the_other():
     assert OPTIONS < COUNTERS < ELEMENTS
     assert SCALARS64.level == OPTIONS
+    assert (SCALARS32.format, SCALARS32.level) == (BINARY32, OPTIONS)
     assert (COUNTERS32.format, COUNTERS32.level) == (BINARY32, COUNTERS)
     assert (COUNTERS64.format, COUNTERS64.level) == (BINARY64, COUNTERS)
 
