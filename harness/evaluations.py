@@ -37,19 +37,17 @@ MOST_SOURCES = 1 << 18
 _COUNTS = ("n_iter", "func_evals")
 _NUMBERS = ("t", "H_diag", "prev_loss")
 _VECTORS = ("d", "prev_flat_grad")
-_LISTS = ("old_dirs", "old_stps", "ro")
-_FIELDS = (*_COUNTS, *_VECTORS, *_NUMBERS, *_LISTS)
+#: Lists of vectors or numbers, with an entry for each pair.
+LISTS = ("old_dirs", "old_stps", "ro")
+_FIELDS = (*_COUNTS, *_VECTORS, *_NUMBERS, *LISTS)
 
 
 def assembled(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of LBFGS as the recording has it: lists put together from ``name[0]``, ``name[1]``, ..."""
+    """The state of LBFGS as the recording has it: lists put together from ``name[0]``, ``name[1]``, ..., empty ones of nothing."""
     result: dict[str, Any] = {name: state[name] for name in (*_COUNTS, *_VECTORS, *_NUMBERS) if name in state}
-    for name in _LISTS:
-        entries = list(itertools.takewhile(lambda key: key in state, (f"{name}[{n}]" for n in itertools.count())))
-        if entries:
-            result[name] = [state[key] for key in entries]
-        elif "d" in state:
-            result[name] = []
+    for name in LISTS:
+        entries = itertools.takewhile(lambda key: key in state, (f"{name}[{n}]" for n in itertools.count()))
+        result[name] = [state[key] for key in entries]
     result = {name: reals(value) if name in _VECTORS else value for name, value in result.items()}
     return result | {name: float(reals(result[name])[0]) for name in (*_COUNTS, *_NUMBERS) if name in result}
 
@@ -109,9 +107,12 @@ def _unbounded(b: Bounded) -> Bounded:
 
 @functools.cache
 def _element_arithmetic(arithmetic: Arithmetic) -> Arithmetic:
-    """A number divided by a tensor is a product with its reciprocal; in a narrow format, alpha of ``add_`` is rounded to it."""
+    """A number divided by a tensor is a product with its reciprocal; in a narrow format, alpha of ``add_`` is rounded to it.
+
+    Numbers of the line search may be Python's own: the square of a slope that leaves float32 need not become infinite.
+    """
     entry = None if arithmetic.inner is None else arithmetic.format
-    return replace(arithmetic, orders=arithmetic.orders | {"written", "reciprocal"}, entry=entry)
+    return replace(arithmetic, orders=arithmetic.orders | {"written", "reciprocal"}, entry=entry, overflow=False)
 
 
 class _Held(Mapping[str, Any]):
@@ -304,7 +305,7 @@ class _Step:
             state |= {name: self._elements(self.before[name]) for name in _VECTORS}
             # Numbers may be Python's own, and are rounded once they meet elements.
             state |= {name: Bounded(np.float64(self.before[name]), 0.0, SCALARS64) for name in _NUMBERS}
-            state |= {name: [self._elements(v) for v in self.before[name]] for name in _LISTS}
+            state |= {name: [self._elements(v) for v in self.before[name]] for name in LISTS}
         return state
 
     def _held(self) -> _Held:
@@ -322,7 +323,7 @@ class _Step:
             held.expect("t", [t], unseen=iterations - 1)
         if pairs:
             held.expect("H_diag", [np.float64(self.after["H_diag"])], unseen=pairs - 1)
-            for name in _LISTS:
+            for name in LISTS:
                 held.expect(name, [np.asarray(v, np.float64) for v in self.after[name][-pairs:]])
         return held
 
@@ -332,7 +333,7 @@ class _Step:
         None, if the history is full of new ones: it is then not known how many more were made and dropped.
         """
         old, new = self.before.get("ro") or [], self.after["ro"]
-        lengths = {len(self.after[name]) for name in _LISTS}
+        lengths = {len(self.after[name]) for name in LISTS}
         sizes = {np.size(v) for name in ("old_dirs", "old_stps") for v in self.after[name]}
         if len(lengths) > 1 or sizes - {self.x.size}:
             return 0
@@ -354,7 +355,7 @@ class _Step:
         actual = self.after.get(name)
         if actual is None:
             return _problem(name, f"{name} does not exist after the step")
-        if name in _LISTS:
+        if name in LISTS:
             if len(actual) != len(predicted):
                 return _problem(name, f"{name} holds {len(actual)} pairs, not {len(predicted)}")
             if not predicted:
@@ -364,7 +365,7 @@ class _Step:
         else:
             expected = _exploded(predicted if isinstance(predicted, Bounded) else self._elements(predicted))
             shape = np.shape(expected.value) if name in _VECTORS else ()
-        flat = _flat(actual if name in _LISTS else [actual])
+        flat = _flat(actual if name in LISTS else [actual])
         if flat.size != expected.value.size:
             return _problem(name, f"{name} has {flat.size} elements, not {expected.value.size}")
         return Comparison(name, flat, expected, shape)

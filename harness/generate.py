@@ -143,10 +143,20 @@ def _reals(default: Any, domain: Domain) -> tuple[float, ...]:
     return tuple(dict.fromkeys(v for v in values if math.isfinite(v) and v in domain))
 
 
+#: Evaluations that a line search is given: enough to end by itself, or so few that it runs out on the way.
+_MAX_EVALS = (8, 4, 12, 6, 8)
+
+
 def _few_iterations(
-    spec: Spec, n: int, chosen: tuple[dict[str, Option], HyperValues]
+    spec: Spec, n: int, chosen: tuple[dict[str, Option], HyperValues], available: Mapping[str, Sequence[Option]]
 ) -> tuple[dict[str, Option], HyperValues]:
-    options = chosen[0] | ({"max_iter": 1 + n % 4} if n % 40 else {})
+    """Few iterations a step; in every other set a line search, which a twentieth more than its iterations would end at once."""
+    options = dict(chosen[0])
+    if n % 40 and "max_iter" in available:
+        options["max_iter"] = 1 + n % 4
+    if n // 4 % 2 and {"line_search_fn", "max_eval"} <= available.keys():
+        options |= {"line_search_fn": "strong_wolfe", "max_eval": _MAX_EVALS[n // 8 % len(_MAX_EVALS)]}
+    options = _without_conflict(spec, options)
     return options, spec.hyper_values(options)
 
 
@@ -157,7 +167,7 @@ _OBJECTIVE_KINDS = tuple(
         (("constant", "zero"), 1.0), (("quarters", "unit"), 1.0), (("log", "unit"), 1.0), (("quarters", "unit"), 1e-3),
         (("log", "unit"), 30.0),
     )
-    for kind in OBJECTIVES
+    for kind in (*OBJECTIVES, "ripples", "ripples")  # zoom is rarely reached elsewhere
 )  # fmt: skip
 
 _OPTION_SETS = 400
@@ -307,7 +317,7 @@ class _Decoder:
             ]
         if spec.closure:
             # Its state is seen between steps, so most steps take few iterations.
-            self.options = [_few_iterations(spec, n, o) for n, o in enumerate(self.options)]
+            self.options = [_few_iterations(spec, n, o, self.reals) for n, o in enumerate(self.options)]
         # Layouts that are not row-major are a third of the traces: a fault there must not hide all others.
         shapes = [s for s in (SHAPES if spec.elementwise else (*SHAPES, *_MATRICES)) if spec.shapes(s)]
         if sparse == "only":

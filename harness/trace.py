@@ -297,7 +297,7 @@ class Gradient:
 
 
 #: Functions of a parameter's distance from a centre; ``stepcheck.harness.objectives`` says what each is.
-OBJECTIVES = ("quadratic", "quartic", "rosenbrock", "saddle", "linear", "cliff", "log", "flat")
+OBJECTIVES = ("quadratic", "quartic", "rosenbrock", "saddle", "linear", "cliff", "log", "flat", "ripples")
 
 
 @dataclass(frozen=True)
