@@ -150,32 +150,33 @@ class _Followed(Bounded):
 
     Attributes:
         forms: how each element depends on sources of error, each of them between -1 and 1; sources along the last axis.
+        reach: how far those lead together, in each element.
         rest: what comes on top, in each element by itself.
         sources: how many there are by now, for all numbers that share them.
     """
 
-    __slots__ = ("forms", "rest", "sources")
+    __slots__ = ("forms", "reach", "rest", "sources")
 
-    def __init__(self, naive: Bounded, forms: Array, rest: Any, sources: list[int]) -> None:
-        bound = np.minimum(np.abs(forms).sum(-1) + rest, naive.error)
-        super().__init__(naive.value, bound, naive.arithmetic, naive.origin)
-        self.forms, self.rest, self.sources = forms, rest, sources
+    def __init__(self, naive: Bounded, forms: Array, reach: Any, rest: Any, sources: list[int]) -> None:
+        super().__init__(naive.value, np.minimum(reach + rest, naive.error), naive.arithmetic, naive.origin)
+        self.forms, self.reach, self.rest, self.sources = forms, reach, rest, sources
 
     def __neg__(self) -> Bounded:
-        return _Followed(super().__neg__(), -self.forms, self.rest, self.sources)
+        return _Followed(super().__neg__(), -self.forms, self.reach, self.rest, self.sources)
 
     def __add__(self, other: Any) -> Bounded:
-        return self._sum(super().__add__(other), other, 1.0)
+        return self._sum(super().__add__(other), other, np.add)
 
     def __sub__(self, other: Any) -> Bounded:
-        return self._sum(super().__sub__(other), other, -1.0)
+        return self._sum(super().__sub__(other), other, np.subtract)
 
     def __mul__(self, other: Any) -> Bounded:
         factor = np.asarray(other.value if isinstance(other, Bounded) else other, np.float64)
         if not np.ndim(self.value):
             self._name_rest()
         size = np.abs(factor)
-        return self._result(super().__mul__(other), factor[..., None] * self.forms, size * self.rest, size * self.error)
+        carried = factor[..., None] * self.forms, size * self.reach, size * self.rest, size * self.error
+        return self._result(super().__mul__(other), *carried)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         result = super().__array_function__(function, types, args, kwargs)
@@ -183,25 +184,26 @@ class _Followed(Bounded):
             return result
         self._name_rest()
         factor, size = args[0].value, np.abs(args[0].value)
-        return self._result(result, factor @ self.forms, size @ self.rest, size @ self.error)
+        forms = factor @ self.forms
+        return self._result(result, forms, np.abs(forms).sum(), size @ self.rest, size @ self.error)
 
     def as_stored(self, name: str) -> Bounded:
         return Bounded(self.value, self.error, self.arithmetic, self.origin).as_stored(name)
 
-    def _sum(self, naive: Bounded, other: Any, sign: float) -> Bounded:
+    def _sum(self, naive: Bounded, other: Any, operation: Any) -> Bounded:
         if not isinstance(other, _Followed):
-            return self._result(naive, self.forms, self.rest, self.error)
+            return self._result(naive, self.forms, self.reach, self.rest, self.error)
         width = max(self.forms.shape[-1], other.forms.shape[-1])
-        forms = _widened(self.forms, width) + sign * _widened(other.forms, width)
-        return self._result(naive, forms, self.rest + other.rest, self.error + other.error)
+        forms = operation(_widened(self.forms, width), _widened(other.forms, width))
+        return self._result(naive, forms, np.abs(forms).sum(-1), self.rest + other.rest, self.error + other.error)
 
-    def _result(self, naive: Bounded, forms: Array, rest: Any, carried: Any) -> Bounded:
+    def _result(self, naive: Bounded, forms: Array, reach: Any, rest: Any, carried: Any) -> Bounded:
         """The result of an operation: ``naive``, where ``carried`` of its error is what ``forms`` and ``rest`` stand for."""
         if not np.all(np.isfinite(naive.error)):
             return naive
         # The last term is the rounding of the forms themselves.
         local = np.maximum(naive.error - carried, 0.0) + (np.size(self.value) + 8) * 2.0**-52 * naive.error
-        return _Followed(naive, forms, rest + local, self.sources)
+        return _Followed(naive, forms, reach, rest + local, self.sources)
 
     def _name_rest(self) -> None:
         """Make sources of what is on top, so that what is computed from it twice can cancel."""
@@ -209,15 +211,18 @@ class _Followed(Bounded):
         if not np.any(self.rest) or np.size(self.value) * (self.sources[0] + new) > MOST_SOURCES:
             return
         old, self.sources[0] = self.sources[0], self.sources[0] + new
-        self.forms = np.concatenate(
-            [_widened(self.forms, old), np.diag(self.rest) if np.ndim(self.rest) else np.reshape(self.rest, 1)], -1
-        )
-        self.rest = np.zeros_like(self.rest)
+        self.forms = _widened(self.forms, old + new)
+        self.forms[..., old:] = np.diag(self.rest) if np.ndim(self.rest) else self.rest
+        self.reach, self.rest = self.reach + self.rest, np.zeros_like(self.rest)
 
 
 def _widened(forms: Array, width: int) -> Array:
-    missing = np.zeros((*forms.shape[:-1], width - forms.shape[-1]))
-    return np.concatenate([forms, missing], -1)
+    """Forms with as many sources, those that are new without effect."""
+    if forms.shape[-1] == width:
+        return forms
+    wide = np.zeros((*forms.shape[:-1], width))
+    wide[..., : forms.shape[-1]] = forms
+    return wide
 
 
 class _Gradient(Bounded):
@@ -226,7 +231,8 @@ class _Gradient(Bounded):
     __slots__ = ()
 
     def followed(self) -> Bounded:
-        return _Followed(self, np.zeros((self.value.size, 0)), np.zeros(self.value.size), [0])
+        nothing = np.zeros(self.value.size)
+        return _Followed(self, nothing[:, None][:, :0], nothing, nothing, [0])
 
 
 @dataclass

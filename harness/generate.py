@@ -160,15 +160,23 @@ def _few_iterations(
     return options, spec.hyper_values(options)
 
 
-#: A function, where its centre lies, and how it is scaled.
-_OBJECTIVE_KINDS = tuple(
-    (kind, _Kind(*centre), scale)
-    for centre, scale in (
-        (("constant", "zero"), 1.0), (("quarters", "unit"), 1.0), (("log", "unit"), 1.0), (("quarters", "unit"), 1e-3),
-        (("log", "unit"), 30.0),
-    )
-    for kind in (*OBJECTIVES, "ripples", "ripples")  # zoom is rarely reached elsewhere
-)  # fmt: skip
+def _objectives(kinds: Sequence[str]) -> tuple[tuple[str, _Kind, float], ...]:
+    """A function, where its centre lies, and how it is scaled."""
+    return tuple(
+        (kind, _Kind(*centre), scale)
+        for centre, scale in (
+            (("constant", "zero"), 1.0), (("quarters", "unit"), 1.0), (("log", "unit"), 1.0),
+            (("quarters", "unit"), 2.0**-10), (("log", "unit"), 30.0), (("log", "unit"), 2.0**-12),
+        )
+        for kind in kinds
+    )  # fmt: skip
+
+
+_OBJECTIVE_KINDS = _objectives(OBJECTIVES)
+#: Few others keep a line search in zoom.
+_SEARCHED_KINDS = _objectives((*OBJECTIVES, *["ripples"] * 4))
+#: Tolerances that decide: about as large as gradients, moves and losses here are, and 0, which some of them are exactly.
+_TOLERANCES = (0.0, 0.1, 2.0**-7, 0.0, 1.0, 2.0**-10, 2.0**-4, 1 / 3)
 
 _OPTION_SETS = 400
 
@@ -306,6 +314,9 @@ class _Decoder:
         self.dtypes = tuple(dtypes)
         available = [h for h in spec.hyper if h.name in subject.options]
         self.reals = {h.name: candidates(h) for h in available}
+        if spec.closure:
+            tolerances = {name: c for name, c in self.reals.items() if name.startswith("tolerance")}
+            self.reals |= {name: (c[0], *_TOLERANCES, *c[6:9]) for name, c in tolerances.items()}
         self._hyper = {h.name: h for h in available}
         self.options = option_sets(spec, self.reals)
         self.schedulable = "lr" in self.reals
@@ -619,9 +630,10 @@ class _Decoding:
         return Accumulate(gradients)
 
     def _objective(self) -> Objective:
-        kind, centre, scale = self.draw(_OBJECTIVE_KINDS)
+        searched = self.hypers[0].line_search_fn is not None
+        kind, centre, scale = self.draw(_SEARCHED_KINDS if searched else _OBJECTIVE_KINDS)
         values = self._values(centre, self.hypers[0], self.parameters[0].dtype, next(self.counter))
-        return Objective(kind, values, scale)
+        return Objective(kind, values, scale, set_to_none=self.choices.number(1) % 2 == 0)
 
     def _values(self, kind: _Kind, hyper: HyperValues, dtype: str, seed: int) -> Values:
         low, high = _range(kind.scale, hyper, dtype, self.of.eps_unit)

@@ -25,7 +25,7 @@ EXPRESSIONS: dict[str, str] = {
     # Gradients and changes of the loss below the tolerances.
     "flat": "(x * x).sum() * 1e-9",
     # Up and down within any step: a trial is anything to the one before, and lower by less than its slope promises. Of the sum,
-    # so that slopes are as steep along all elements together.
+    # so that slopes are as steep for many elements as for one.
     "ripples": "torch.sin(4096 * x.sum()) / 4096",
 }
 assert tuple(EXPRESSIONS) == OBJECTIVES
