@@ -143,6 +143,11 @@ def _reals(default: Any, domain: Domain) -> tuple[float, ...]:
     return tuple(dict.fromkeys(v for v in values if math.isfinite(v) and v in domain))
 
 
+#: Tolerances that decide: about as large as gradients, moves and losses here are, and 0, which some of them are exactly.
+_TOLERANCES = {
+    "tolerance_grad": (0.0, 0.1, 2.0**-7, 1.0, 2.0**-10, 1 / 3, 0.0, 0.5, 3.0),
+    "tolerance_change": (0.0, 0.1, 2.0**-4, 2.0**-7, 1 / 3, 2.0**-10, 0.5, 2.0**-5, 1.0),
+}
 #: Evaluations that a step with a line search is given: enough for that to end by itself, or so few that it runs out on the way.
 _MAX_EVALS = (8, 4, 12, 6, 10)
 #: Evaluations that end no step of few iterations with a fixed length. A fourth more than its iterations end it before its tests do.
@@ -164,6 +169,9 @@ def _few_iterations(
         options |= {"line_search_fn": "strong_wolfe", "max_eval": _MAX_EVALS[n // 8 % len(_MAX_EVALS)]}
     elif n // 8 % 2 and "max_eval" in available:
         options["max_eval"] = _ENOUGH
+    if n // 2 % 3 == 1 and "tolerance_change" in available:
+        values = _TOLERANCES["tolerance_change"]
+        options["tolerance_change"] = values[n // 6 % len(values)]
     options = _without_conflict(spec, options)
     return options, spec.hyper_values(options)
 
@@ -174,7 +182,7 @@ def _objectives(kinds: Sequence[str]) -> tuple[tuple[str, _Kind, float], ...]:
         (kind, _Kind(*centre), scale)
         for centre, scale in (
             (("constant", "zero"), 1.0), (("quarters", "unit"), 1.0), (("log", "unit"), 1.0),
-            (("quarters", "unit"), 2.0**-10), (("log", "unit"), 30.0), (("log", "unit"), 2.0**-12),
+            (("quarters", "unit"), 2.0**-10), (("log", "unit"), 30.0), (("log", "unit"), 2.0**-13),
             (("quarters", "unit"), 30.0),
         )
         for kind in kinds
@@ -184,12 +192,6 @@ def _objectives(kinds: Sequence[str]) -> tuple[tuple[str, _Kind, float], ...]:
 _OBJECTIVE_KINDS = _objectives(OBJECTIVES)
 #: Few others keep a line search in zoom.
 _SEARCHED_KINDS = _objectives((*OBJECTIVES, *["ripples"] * 4, "log"))
-#: Tolerances that decide: about as large as gradients, moves and losses here are, and 0, which some of them are exactly.
-_TOLERANCES = {
-    "tolerance_grad": (0.0, 0.1, 2.0**-7, 1.0, 2.0**-10, 1 / 3, 0.0, 0.5, 3.0),
-    "tolerance_change": (0.0, 0.1, 2.0**-4, 1.0, 2.0**-7, 1 / 3, 2.0**-10, 0.5, 3.0),
-}
-
 _OPTION_SETS = 400
 
 
