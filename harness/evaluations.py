@@ -38,19 +38,17 @@ MOST_SOURCES = 1 << 18
 _COUNTS = ("n_iter", "func_evals")
 _NUMBERS = ("t", "H_diag", "prev_loss")
 _VECTORS = ("d", "prev_flat_grad")
-_LISTS = ("old_dirs", "old_stps", "ro")
-_FIELDS = (*_COUNTS, *_VECTORS, *_NUMBERS, *_LISTS)
+#: Lists of vectors or numbers, with an entry for each pair.
+LISTS = ("old_dirs", "old_stps", "ro")
+_FIELDS = (*_COUNTS, *_VECTORS, *_NUMBERS, *LISTS)
 
 
 def assembled(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of LBFGS as the recording has it: lists put together from ``name[0]``, ``name[1]``, ..."""
+    """The state of LBFGS as the recording has it: lists put together from ``name[0]``, ``name[1]``, ..., empty ones of nothing."""
     result: dict[str, Any] = {name: state[name] for name in (*_COUNTS, *_VECTORS, *_NUMBERS) if name in state}
-    for name in _LISTS:
-        entries = list(itertools.takewhile(lambda key: key in state, (f"{name}[{n}]" for n in itertools.count())))
-        if entries:
-            result[name] = [state[key] for key in entries]
-        elif "d" in state:
-            result[name] = []
+    for name in LISTS:
+        entries = itertools.takewhile(lambda key: key in state, (f"{name}[{n}]" for n in itertools.count()))
+        result[name] = [state[key] for key in entries]
     result = {name: reals(value) if name in _VECTORS else value for name, value in result.items()}
     return result | {name: float(reals(result[name])[0]) for name in (*_COUNTS, *_NUMBERS) if name in result}
 
@@ -112,9 +110,12 @@ def _unbounded(b: Bounded) -> Bounded:
 
 @functools.cache
 def _element_arithmetic(arithmetic: Arithmetic) -> Arithmetic:
-    """A number divided by a tensor is a product with its reciprocal; in a narrow format, alpha of ``add_`` is rounded to it."""
+    """A number divided by a tensor is a product with its reciprocal; in a narrow format, alpha of ``add_`` is rounded to it.
+
+    Numbers of the line search may be Python's own: the square of a slope that leaves float32 need not become infinite.
+    """
     entry = None if arithmetic.inner is None else arithmetic.format
-    return replace(arithmetic, orders=arithmetic.orders | {"written", "reciprocal"}, entry=entry)
+    return replace(arithmetic, orders=arithmetic.orders | {"written", "reciprocal"}, entry=entry, overflow=False)
 
 
 class _Held(Mapping[str, Any]):
@@ -152,32 +153,33 @@ class _Followed(Bounded):
 
     Attributes:
         forms: how each element depends on sources of error, each of them between -1 and 1; sources along the last axis.
+        reach: how far those lead together, in each element.
         rest: what comes on top, in each element by itself.
         sources: how many there are by now, for all numbers that share them.
     """
 
-    __slots__ = ("forms", "rest", "sources")
+    __slots__ = ("forms", "reach", "rest", "sources")
 
-    def __init__(self, naive: Bounded, forms: Array, rest: Any, sources: list[int]) -> None:
-        bound = np.minimum(np.abs(forms).sum(-1) + rest, naive.error)
-        super().__init__(naive.value, bound, naive.arithmetic, naive.origin)
-        self.forms, self.rest, self.sources = forms, rest, sources
+    def __init__(self, naive: Bounded, forms: Array, reach: Any, rest: Any, sources: list[int]) -> None:
+        super().__init__(naive.value, np.minimum(reach + rest, naive.error), naive.arithmetic, naive.origin)
+        self.forms, self.reach, self.rest, self.sources = forms, reach, rest, sources
 
     def __neg__(self) -> Bounded:
-        return _Followed(super().__neg__(), -self.forms, self.rest, self.sources)
+        return _Followed(super().__neg__(), -self.forms, self.reach, self.rest, self.sources)
 
     def __add__(self, other: Any) -> Bounded:
-        return self._sum(super().__add__(other), other, 1.0)
+        return self._sum(super().__add__(other), other, np.add)
 
     def __sub__(self, other: Any) -> Bounded:
-        return self._sum(super().__sub__(other), other, -1.0)
+        return self._sum(super().__sub__(other), other, np.subtract)
 
     def __mul__(self, other: Any) -> Bounded:
         factor = np.asarray(other.value if isinstance(other, Bounded) else other, np.float64)
         if not np.ndim(self.value):
             self._name_rest()
         size = np.abs(factor)
-        return self._result(super().__mul__(other), factor[..., None] * self.forms, size * self.rest, size * self.error)
+        carried = factor[..., None] * self.forms, size * self.reach, size * self.rest, size * self.error
+        return self._result(super().__mul__(other), *carried)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         result = super().__array_function__(function, types, args, kwargs)
@@ -185,25 +187,26 @@ class _Followed(Bounded):
             return result
         self._name_rest()
         factor, size = args[0].value, np.abs(args[0].value)
-        return self._result(result, factor @ self.forms, size @ self.rest, size @ self.error)
+        forms = factor @ self.forms
+        return self._result(result, forms, np.abs(forms).sum(), size @ self.rest, size @ self.error)
 
     def as_stored(self, name: str) -> Bounded:
         return Bounded(self.value, self.error, self.arithmetic, self.origin).as_stored(name)
 
-    def _sum(self, naive: Bounded, other: Any, sign: float) -> Bounded:
+    def _sum(self, naive: Bounded, other: Any, operation: Any) -> Bounded:
         if not isinstance(other, _Followed):
-            return self._result(naive, self.forms, self.rest, self.error)
+            return self._result(naive, self.forms, self.reach, self.rest, self.error)
         width = max(self.forms.shape[-1], other.forms.shape[-1])
-        forms = _widened(self.forms, width) + sign * _widened(other.forms, width)
-        return self._result(naive, forms, self.rest + other.rest, self.error + other.error)
+        forms = operation(_widened(self.forms, width), _widened(other.forms, width))
+        return self._result(naive, forms, np.abs(forms).sum(-1), self.rest + other.rest, self.error + other.error)
 
-    def _result(self, naive: Bounded, forms: Array, rest: Any, carried: Any) -> Bounded:
+    def _result(self, naive: Bounded, forms: Array, reach: Any, rest: Any, carried: Any) -> Bounded:
         """The result of an operation: ``naive``, where ``carried`` of its error is what ``forms`` and ``rest`` stand for."""
         if not np.all(np.isfinite(naive.error)):
             return naive
         # The last term is the rounding of the forms themselves.
         local = np.maximum(naive.error - carried, 0.0) + (np.size(self.value) + 8) * 2.0**-52 * naive.error
-        return _Followed(naive, forms, rest + local, self.sources)
+        return _Followed(naive, forms, reach, rest + local, self.sources)
 
     def _name_rest(self) -> None:
         """Make sources of what is on top, so that what is computed from it twice can cancel."""
@@ -211,15 +214,18 @@ class _Followed(Bounded):
         if not np.any(self.rest) or np.size(self.value) * (self.sources[0] + new) > MOST_SOURCES:
             return
         old, self.sources[0] = self.sources[0], self.sources[0] + new
-        self.forms = np.concatenate(
-            [_widened(self.forms, old), np.diag(self.rest) if np.ndim(self.rest) else np.reshape(self.rest, 1)], -1
-        )
-        self.rest = np.zeros_like(self.rest)
+        self.forms = _widened(self.forms, old + new)
+        self.forms[..., old:] = np.diag(self.rest) if np.ndim(self.rest) else self.rest
+        self.reach, self.rest = self.reach + self.rest, np.zeros_like(self.rest)
 
 
 def _widened(forms: Array, width: int) -> Array:
-    missing = np.zeros((*forms.shape[:-1], width - forms.shape[-1]))
-    return np.concatenate([forms, missing], -1)
+    """Forms with as many sources, those that are new without effect."""
+    if forms.shape[-1] == width:
+        return forms
+    wide = np.zeros((*forms.shape[:-1], width))
+    wide[..., : forms.shape[-1]] = forms
+    return wide
 
 
 class _Gradient(Bounded):
@@ -228,7 +234,8 @@ class _Gradient(Bounded):
     __slots__ = ()
 
     def followed(self) -> Bounded:
-        return _Followed(self, np.zeros((self.value.size, 0)), np.zeros(self.value.size), [0])
+        nothing = np.zeros(self.value.size)
+        return _Followed(self, nothing[:, None][:, :0], nothing, nothing, [0])
 
 
 @dataclass
@@ -313,7 +320,7 @@ class _Step:
             state |= {name: self._elements(self.before[name]) for name in _VECTORS}
             # Numbers may be Python's own, and are rounded once they meet elements.
             state |= {name: Bounded(np.float64(self.before[name]), 0.0, SCALARS64) for name in _NUMBERS}
-            state |= {name: [self._elements(v) for v in self.before[name]] for name in _LISTS}
+            state |= {name: [self._elements(v) for v in self.before[name]] for name in LISTS}
         return state
 
     def _held(self) -> _Held:
@@ -331,7 +338,7 @@ class _Step:
             held.expect("t", [t], unseen=iterations - 1)
         if pairs:
             held.expect("H_diag", [np.float64(self.after["H_diag"])], unseen=pairs - 1)
-            for name in _LISTS:
+            for name in LISTS:
                 held.expect(name, [np.asarray(v, np.float64) for v in self.after[name][-pairs:]])
         return held
 
@@ -341,7 +348,7 @@ class _Step:
         None, if the history is full of new ones: it is then not known how many more were made and dropped.
         """
         old, new = self.before.get("ro") or [], self.after["ro"]
-        lengths = {len(self.after[name]) for name in _LISTS}
+        lengths = {len(self.after[name]) for name in LISTS}
         sizes = {np.size(v) for name in ("old_dirs", "old_stps") for v in self.after[name]}
         if len(lengths) > 1 or sizes - {self.x.size}:
             return 0
@@ -363,7 +370,7 @@ class _Step:
         actual = self.after.get(name)
         if actual is None:
             return _problem(name, f"{name} does not exist after the step")
-        if name in _LISTS:
+        if name in LISTS:
             if len(actual) != len(predicted):
                 return _problem(name, f"{name} holds {len(actual)} pairs, not {len(predicted)}")
             if not predicted:
@@ -373,7 +380,7 @@ class _Step:
         else:
             expected = _exploded(predicted if isinstance(predicted, Bounded) else self._elements(predicted))
             shape = np.shape(expected.value) if name in _VECTORS else ()
-        flat = _flat(actual if name in _LISTS else [actual])
+        flat = _flat(actual if name in LISTS else [actual])
         if flat.size != expected.value.size:
             return _problem(name, f"{name} has {flat.size} elements, not {expected.value.size}")
         return Comparison(name, flat, expected, shape)

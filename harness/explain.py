@@ -187,7 +187,8 @@ def _step(event: Step, trace: Trace) -> str:
     if event.objective is not None:
         o = event.objective
         scale = "" if o.scale == 1 else f" times {o.scale:g}"
-        return f"step with a closure: {o.kind}{scale}, centre {_values(o.centre)}"
+        cleared = "" if o.set_to_none else ", gradients cleared in place"
+        return f"step with a closure: {o.kind}{scale}, centre {_values(o.centre)}{cleared}"
     manner = _CLOSURES.get(event.closure) or _SCALINGS.get(event.scaling, "")
     return f"step {manner}{', ' if manner else ''}with " + _gradients(event.gradients, trace)
 

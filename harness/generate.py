@@ -145,23 +145,55 @@ def _reals(default: Any, domain: Domain) -> tuple[float, ...]:
     return tuple(dict.fromkeys(v for v in values if math.isfinite(v) and v in domain))
 
 
+#: Tolerances that decide: about as large as gradients, moves and losses here are, and 0, which some of them are exactly.
+_TOLERANCES = {
+    "tolerance_grad": (0.0, 0.1, 2.0**-7, 1.0, 2.0**-10, 1 / 3, 0.0, 0.5, 3.0),
+    "tolerance_change": (0.0, 0.1, 2.0**-4, 2.0**-7, 1 / 3, 2.0**-10, 0.5, 2.0**-5, 1.0),
+}
+#: Evaluations that a step with a line search is given: enough for that to end by itself, or so few that it runs out on the way.
+_MAX_EVALS = (8, 4, 12, 6, 10)
+#: Evaluations that end no step of few iterations with a fixed length. A fourth more than its iterations end it before its tests do.
+_ENOUGH = 8
+#: Iterations; after the only one of a step nothing is decided.
+_MAX_ITERS = (1, 2, 3, 4, 2, 3)
+#: Elements of a parameter where there are more iterations: what they take to judge grows with the square of it.
+_SMALL = 9
+
+
 def _few_iterations(
-    spec: Spec, n: int, chosen: tuple[dict[str, Option], HyperValues]
+    spec: Spec, n: int, chosen: tuple[dict[str, Option], HyperValues], available: Mapping[str, Sequence[Option]]
 ) -> tuple[dict[str, Option], HyperValues]:
-    options = chosen[0] | ({"max_iter": 1 + n % 4} if n % 40 else {})
+    """Few iterations a step; line searches, and evaluations enough for something to be decided, in half of the sets each."""
+    options = dict(chosen[0])
+    if n % 40 and "max_iter" in available:
+        options["max_iter"] = _MAX_ITERS[n % len(_MAX_ITERS)]
+    if n // 4 % 2 and {"line_search_fn", "max_eval"} <= available.keys():
+        options |= {"line_search_fn": "strong_wolfe", "max_eval": _MAX_EVALS[n // 8 % len(_MAX_EVALS)]}
+    elif n // 8 % 2 and "max_eval" in available:
+        options["max_eval"] = _ENOUGH
+    if n // 2 % 3 == 1 and "tolerance_change" in available:
+        values = _TOLERANCES["tolerance_change"]
+        options["tolerance_change"] = values[n // 6 % len(values)]
+    options = _without_conflict(spec, options)
     return options, spec.hyper_values(options)
 
 
-#: A function, where its centre lies, and how it is scaled.
-_OBJECTIVE_KINDS = tuple(
-    (kind, _Kind(*centre), scale)
-    for centre, scale in (
-        (("constant", "zero"), 1.0), (("quarters", "unit"), 1.0), (("log", "unit"), 1.0), (("quarters", "unit"), 1e-3),
-        (("log", "unit"), 30.0),
-    )
-    for kind in OBJECTIVES
-)  # fmt: skip
+def _objectives(kinds: Sequence[str]) -> tuple[tuple[str, _Kind, float], ...]:
+    """A function, where its centre lies, and how it is scaled."""
+    return tuple(
+        (kind, _Kind(*centre), scale)
+        for centre, scale in (
+            (("constant", "zero"), 1.0), (("quarters", "unit"), 1.0), (("log", "unit"), 1.0),
+            (("quarters", "unit"), 2.0**-10), (("log", "unit"), 30.0), (("log", "unit"), 2.0**-13),
+            (("quarters", "unit"), 30.0),
+        )
+        for kind in kinds
+    )  # fmt: skip
 
+
+_OBJECTIVE_KINDS = _objectives(OBJECTIVES)
+#: Few others keep a line search in zoom.
+_SEARCHED_KINDS = _objectives((*OBJECTIVES, *["ripples"] * 4, "log"))
 _OPTION_SETS = 400
 
 
@@ -300,6 +332,8 @@ class _Decoder:
         self.dtypes = tuple(dtypes)
         available = [h for h in spec.hyper if h.name in subject.options]
         self.reals = {h.name: candidates(h) for h in available}
+        if spec.closure:
+            self.reals |= {name: (c[0], *_TOLERANCES[name]) for name, c in self.reals.items() if name in _TOLERANCES}
         self._hyper = {h.name: h for h in available}
         self.options = option_sets(spec, self.reals)
         self.schedulable = "lr" in self.reals
@@ -311,7 +345,7 @@ class _Decoder:
             ]
         if spec.closure:
             # Its state is seen between steps, so most steps take few iterations.
-            self.options = [_few_iterations(spec, n, o) for n, o in enumerate(self.options)]
+            self.options = [_few_iterations(spec, n, o, self.reals) for n, o in enumerate(self.options)]
         # Layouts that are not row-major are a third of the traces: a fault there must not hide all others.
         shapes = [s for s in (SHAPES if spec.elementwise else (*SHAPES, *_MATRICES)) if spec.shapes(s)]
         if sparse == "only":
@@ -400,7 +434,12 @@ class _Decoder:
             *(() if spec.closure or subject.explicit else ("gradient",)),
             *(() if spec.closure or subject.explicit or subject.differentiable else ("dtype",)),
         ]
-        self.set_later = [name for name in self.reals if name != "lr" and not self._hyper[name].at_construction]
+        # Values to set later; of a closure's iterations, few here too.
+        self.set_later = {
+            name: _MAX_ITERS[:4] if spec.closure and name == "max_iter" else values
+            for name, values in self.reals.items()
+            if name != "lr" and not self._hyper[name].at_construction
+        }
         self.tensor_lr = subject.tensor_lr
         # GradScaler refuses to unscale float16 itself, and leaves it to a step that says that it does.
         self.scales_narrow = subject.mode == "fused" or getattr(subject.make, "_step_supports_amp_scaling", False)
@@ -507,6 +546,8 @@ class _Decoding:
             if self.parameters and self.choices.number(1) % 4 == 3:
                 # Parameters alike, as layers are: state that goes to the wrong one fits it.
                 shape, layout = self.parameters[0].shape, self.parameters[0].layout
+            if self.spec.closure and hyper.max_iter > max(_MAX_ITERS) and math.prod(shape) > _SMALL:
+                shape, layout = (_SMALL,), "contiguous"
             members += self._parameter(shape, layout, kind, hyper)
             if layout == "sliced" and self.choices.number(1) % 4 == 3:
                 members += self._parameter(shape, layout, kind, hyper, within=members[-1])
@@ -552,14 +593,14 @@ class _Decoding:
     def _set_option(self) -> list[Event]:
         if not self.of.set_later:
             return []
-        group, name = self.draw(range(len(self.groups))), self.draw(self.of.set_later)
+        group, name = self.draw(range(len(self.groups))), self.draw(list(self.of.set_later))
         # Each of them takes turns too seldom to show where an optimizer goes by its first value: often several are set at once.
         names = [n for n in self.of.set_later if self.choices.number(1) % 2] if self.choices.number(1) % 2 else [name]
         made = (self._set_to_another(group, name) for name in names)
         return [event for event in made if event is not None]
 
     def _set_to_another(self, group: int, name: str) -> Event | None:
-        value = self.draw(self.of.reals[name])
+        value = self.draw(self.of.set_later[name])
         # What is left open is filled in by the constructor alone.
         return None if value is None else self._set(group, name, value)
 
@@ -617,9 +658,10 @@ class _Decoding:
         return Accumulate(gradients)
 
     def _objective(self) -> Objective:
-        kind, centre, scale = self.draw(_OBJECTIVE_KINDS)
+        searched = self.hypers[0].line_search_fn is not None
+        kind, centre, scale = self.draw(_SEARCHED_KINDS if searched else _OBJECTIVE_KINDS)
         values = self._values(centre, self.hypers[0], self.parameters[0].dtype, next(self.counter))
-        return Objective(kind, values, scale)
+        return Objective(kind, values, scale, set_to_none=self.choices.number(1) % 2 == 0)
 
     def _values(self, kind: _Kind, hyper: HyperValues, dtype: str, seed: int) -> Values:
         low, high = _range(kind.scale, hyper, dtype, self.of.eps_unit)

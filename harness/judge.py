@@ -159,6 +159,7 @@ class Judge:
         self.per_parameter = {b.name for b in self.spec.buffers if b.per_parameter}
         self.by_name = {b.name: b for b in self.spec.buffers}
         self.started: set[int] = set()
+        self.unseen = False  # whether a list that cannot be read holds something by now
         self.carried: dict[tuple[int, str], Bounded] = {}
         self.carried_products: set[int] = set()
         # By the identity of the hyperparameters, which stand beside what belongs to them so that they outlive it.
@@ -230,9 +231,11 @@ class Judge:
 
     def _judge_evaluations(self, record: StepRecord) -> None:
         first = record.lives[0]
-        before, after = evaluations.assembled(first.state), evaluations.assembled(first.state_after)
-        if self.result.free and before:
+        begun = bool(first.state) or 0 in self.started
+        self.started.add(0)
+        if begun and (self.result.free - set(evaluations.LISTS) or self.unseen):
             return  # of a state that cannot be read, only the first step is known to start from nothing
+        before, after = evaluations.assembled(first.state), evaluations.assembled(first.state_after)
         profile = record.played_by.profile
         compared = evaluations.judge_step(
             arithmetic(profile, self.trace.parameters[0].dtype),
@@ -247,6 +250,7 @@ class Judge:
         number = itertools.count()
         for comparison in compared:
             n = next(number) if comparison.field == EVALUATION else None
+            self.unseen |= comparison.field in self.result.free and bool(comparison.problem)
             if comparison.field not in self.result.free:
                 self._compared(record, comparison, 0, evaluation=n)
 
@@ -319,6 +323,8 @@ class Judge:
         """Buffers that somebody's class never shows under their name, once it has taken a step with a gradient."""
         if not self.subject.explicit:
             return set()
+        if self.spec.closure:
+            return self._unreadable_at_first()
         missing: set[str] = set()
         for record in self.recording.steps:
             for i, life in enumerate(record.lives):
@@ -327,6 +333,17 @@ class Judge:
                         if not self._shown(b.name, life.state_after):
                             missing.add(b.name)
         return missing
+
+    def _unreadable_at_first(self) -> set[str]:
+        """What no step shows of one state for all parameters, which the first of them has.
+
+        What comes with an iteration is not missing where there was none. A list that is never shown may be empty: whether it
+        is turns out once the reference puts something into it.
+        """
+        states = [record.lives[0].state_after for record in self.recording.steps]
+        iterated = any(state.get("n_iter", 1) for state in states)
+        due = {b.name for b in self.spec.buffers if iterated or b.initial(self.spec.hyper_values()) is not None}
+        return {name for name in due if not any(self._shown(name, state) for state in states)}
 
     def _shown(self, name: str, state: Mapping[str, Any]) -> bool:
         return name in state or any(key.startswith(f"{name}[") for key in state)

@@ -732,12 +732,25 @@ def _(seen: Seen) -> bool:
     "lbfgs-history-size-lowered-later",
     "the oldest pair is dropped where there are exactly history_size: with fewer of them later, none ever is",
     "LBFGS",
-    "agreement",
+    "agreement option-effect",
 )
 def _(seen: Seen) -> bool:
-    held = re.search(r"holds (\d+) pairs, not (\d+)", seen.finding.summary)
-    sizes = [e.value for e in seen.trace.events if isinstance(e, SetOption) and e.option == "history_size"]
-    return held is not None and int(held[2]) in sizes and int(held[1]) > int(held[2])
+    # With one pair more or less it goes another way, and that may show before the lists do.
+    held = 0 if seen.life is None else sum(name.startswith("ro[") for name in seen.life.state)
+    return _set_before(seen, "history_size") and held > seen.options(0).history_size
+
+
+def _set_before(seen: Seen, name: str) -> bool:
+    """Whether an option was set between construction and the finding."""
+    return any(isinstance(e, SetOption) and e.option == name for e in seen.trace.events[: seen.finding.event])
+
+
+def _spends_either(seen: Seen) -> bool:
+    """Whether as many evaluations were made as the first max_iter would leave, or the present one, and those are not as many."""
+    step = next((s for s in seen.evidence.recording.steps if s.event == seen.finding.event), None)
+    first = seen.evidence.subject.spec.hyper_values(plain(seen.trace.groups[0].options))
+    left = {o.max_iter * 5 // 4 for o in (first, seen.options(0))}
+    return step is not None and len(left) > 1 and len(step.evaluations) >= min(left)
 
 
 def _given_in_the_group(seen: Seen, *names: str) -> bool:
@@ -748,14 +761,17 @@ def _given_in_the_group(seen: Seen, *names: str) -> bool:
 
 @_enter(
     "lbfgs-derives-max-eval-from-the-keyword",
-    "max_eval = max_iter * 5 // 4 is formed of the constructor's keywords: a group's own max_iter, or max_eval=None, is not looked at",
+    "max_eval = max_iter * 5 // 4 is formed of the constructor's keywords: a max_iter of the group or set later, or max_eval=None, is not looked at",
     "LBFGS",
     "agreement option-effect completes",
 )
 def _(seen: Seen) -> bool:
+    if seen.options(0).max_eval is not None:
+        return False
     told = re.match(r"TypeError: (unsupported operand|'>=' not supported).*NoneType", seen.message)
     shown = told is not None or seen.finding.check != "completes"
-    return _given_in_the_group(seen, "max_iter", "max_eval") and seen.options(0).max_eval is None and shown
+    in_group = shown and _given_in_the_group(seen, "max_iter", "max_eval")
+    return in_group or (_set_before(seen, "max_iter") and _spends_either(seen))
 
 
 @_enter(

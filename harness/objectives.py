@@ -24,6 +24,9 @@ EXPRESSIONS: dict[str, str] = {
     "log": "(x - torch.log1p(x)).sum()",
     # Gradients and changes of the loss below the tolerances.
     "flat": "(x * x).sum() * 1e-9",
+    # Up and down within any step, with slopes of any size at any height: each trial of a line search is anything to those before.
+    # Of the sum, so that it is as steep for many elements as for one.
+    "ripples": "sum(torch.sin(k * x.sum()) / k for k in (64, 512, 4096))",
 }
 assert tuple(EXPRESSIONS) == OBJECTIVES
 

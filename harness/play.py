@@ -916,7 +916,10 @@ class _Evaluator:
         self.with_gradients &= torch.is_grad_enabled()
         parameters = self.player.parameters
         for p in parameters:
-            p.grad = None
+            if self.objective.set_to_none or p.grad is None:
+                p.grad = None
+            else:
+                p.grad.zero_()
         with torch.enable_grad():
             loss = objectives.loss(self.objective, parameters, self.centres)
         if loss.requires_grad:

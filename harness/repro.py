@@ -53,7 +53,7 @@ _CLOSURE = [
     "    return (torch.view_as_real(p) if p.is_complex() else p).reshape(-1).double()",
     "def closure():",
     "    points.append(torch.cat([flat(p.detach()) for p in params]))",
-    "    optimizer.zero_grad()",
+    "    optimizer.zero_grad({cleared})",
     "    loss = scale * sum(function(flat(p) - c) for p, c in zip(params, centres))",
     "    loss.backward()",
     "    return loss",
@@ -89,6 +89,8 @@ class _Writer:
         self.told: Objective | None = None
         self.groups: list[Group] = []
         self.scaler = False
+        told = (e.objective for e in trace.events if isinstance(e, Step) and e.objective is not None)
+        self.cleared = "" if all(o.set_to_none for o in told) else "set_to_none"
         self.hooks: list[str] = []
         self.scheduled = [e.kind for e in trace.events if isinstance(e, Schedule)][-1:]
 
@@ -126,7 +128,7 @@ class _Writer:
         if any("calls" in line for line in body):
             body.insert(0, "calls = []")
         if any("points" in line for line in body):
-            body = [*_CLOSURE, *body]
+            body = [*(line.format(cleared=self.cleared) for line in _CLOSURE), *body]
         helper = _VIEW if any(re.search(r"(?<![.\w])view\(", line) for line in body) else []
         imports = ["import torch"]
         if getattr(self.subject.make, "__module__", "") == "stepcheck.harness.ledger":
@@ -406,7 +408,10 @@ class _Writer:
             values = replace(objective.centre, seed=objective.centre.seed + n)
             centres.append(self._dense(values.realise((math.prod(in_reals(p.shape, p.dtype)),)), "float64"))
         expression = EXPRESSIONS[objective.kind]
-        return [f"function, scale = lambda x: {expression}, {objective.scale!r}", f"centres = [{', '.join(centres)}]"]
+        names, values = "function, scale", f"lambda x: {expression}, {objective.scale!r}"
+        if self.cleared:
+            names, values = f"{names}, set_to_none", f"{values}, {objective.set_to_none}"
+        return [f"{names} = {values}", f"centres = [{', '.join(centres)}]"]
 
     def _gradient(self, index: int, gradient: Gradient | None) -> str:
         if gradient is None:

@@ -47,7 +47,11 @@ def size(trace: Trace) -> tuple[int, ...]:
         sum(1 + len(g.sparse.entries) for g in gradients if g.sparse is not None),
         sum(t.values not in (_ZERO, _QUARTERS) for t in tensors),
         sum(
-            (o.kind != "quadratic") + 2 * (o.centre not in (_ZERO, _QUARTERS)) + (o.centre != _ZERO) + (o.scale != 1)
+            (o.kind != "quadratic")
+            + 2 * (o.centre not in (_ZERO, _QUARTERS))
+            + (o.centre != _ZERO)
+            + (o.scale != 1)
+            + (not o.set_to_none)
             for o in (getattr(e, "objective", None) for e in trace.events)
             if o is not None
         ),
@@ -119,6 +123,7 @@ def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
                 replace(event.objective, centre=_ZERO),
                 replace(event.objective, centre=_QUARTERS),
                 replace(event.objective, scale=1.0),
+                replace(event.objective, set_to_none=True),
             ):
                 events = (*trace.events[:n], replace(event, objective=simpler), *trace.events[n + 1 :])
                 yield replace(trace, events=events)

@@ -298,7 +298,7 @@ class Gradient:
 
 
 #: Functions of a parameter's distance from a centre; ``stepcheck.harness.objectives`` says what each is.
-OBJECTIVES = ("quadratic", "quartic", "rosenbrock", "saddle", "linear", "cliff", "log", "flat")
+OBJECTIVES = ("quadratic", "quartic", "rosenbrock", "saddle", "linear", "cliff", "log", "flat", "ripples")
 
 
 @dataclass(frozen=True)
@@ -306,11 +306,15 @@ class Objective:
     """What a closure evaluates: the sum over all parameters of a function of their distance from a centre, times ``scale``.
 
     The centre of parameter i is drawn from ``centre`` with its seed increased by i.
+
+    Attributes:
+        set_to_none: as of :class:`ZeroGrad`: how the closure clears the gradients before it evaluates them anew.
     """
 
     kind: str = "quadratic"
     centre: Values = Values()
     scale: float = 1.0
+    set_to_none: bool = True
 
 
 @dataclass(frozen=True)
@@ -720,6 +724,7 @@ def _event_to_json(event: Event) -> dict[str, Any]:
         if event.objective is not None:
             o = event.objective
             result["objective"] = {"kind": o.kind, "centre": _values_to_json(o.centre), "scale": o.scale.hex()}
+            result["objective"] |= {} if o.set_to_none else {"set_to_none": False}
         result |= {k: v for k in ("closure", "scaling") if (v := getattr(event, k))}
     elif isinstance(event, ZeroGrad):
         result["set_to_none"] = event.set_to_none
@@ -911,10 +916,11 @@ class _Reader:
 
     def _objective(self, data: object, where: str) -> Objective:
         d = self._object(data, where)
-        self._only(d, {"kind", "centre", "scale"}, where)
+        self._only(d, {"kind", "centre", "scale", "set_to_none"}, where)
         kind = self._choice(d.get("kind"), OBJECTIVES, f"{where}.kind")
         centre = self._values(d.get("centre"), f"{where}.centre", -1)
-        return Objective(kind, centre, self._number(d.get("scale"), f"{where}.scale"))
+        scale = self._number(d.get("scale"), f"{where}.scale")
+        return Objective(kind, centre, scale, self._flag(d.get("set_to_none", True), f"{where}.set_to_none"))
 
     def _gradient(self, data: object, where: str, parameter: Parameter) -> Gradient:
         d = self._object(data, where)

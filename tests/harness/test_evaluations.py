@@ -16,6 +16,12 @@ from stepcheck.harness.bounded import Bounded
 from stepcheck.harness.comparison import ratios
 from stepcheck.harness.evaluations import Evaluation, _Gradient, judge_step
 from stepcheck.harness.formats import BFLOAT16, BINARY16, BINARY32, BINARY64, Arithmetic
+from stepcheck.harness.generate import TRACE_BYTES, decoder
+from stepcheck.harness.judge import judge
+from stepcheck.harness.play import Player
+from stepcheck.harness.subjects import class_subject
+from stepcheck.harness.trace import Group, Objective, Parameter, Step, Trace, Values
+from stepcheck.harness.zoo.lbfgs import RightLBFGS, WithoutScale
 from stepcheck.reference.lbfgs import LBFGS, Pair, _direction
 
 ARITHMETICS = {
@@ -405,3 +411,90 @@ def test_errors_followed_through_the_recursion_are_a_bound(pairs, uncertain):
         if pairs == 8:
             # What it is for.
             assert followed.error.max() < 0.01 * plain.error.max()
+
+
+# Somebody's class, whose state may not show.
+
+QUARTERS = Values("quarters", 3, 2.0**-7, 2.0)
+
+
+def judged(cls, *objectives, **options):
+    """What becomes of a life of one-iteration steps on two parameters."""
+    group = Group((0, 1), {"max_iter": 1, "tolerance_change": 0.0, **options})
+    parameters = (Parameter((2,), values=QUARTERS), Parameter((3,), values=QUARTERS))
+    subject = class_subject(cls, "LBFGS")
+    events = tuple(Step({}, Objective(*o)) for o in objectives)
+    return judge(subject, Player(subject, Trace("LBFGS", parameters, (group,), events)).play())
+
+
+class PairsUnderAnotherName(RightLBFGS):
+    def step(self, closure):
+        state = self.state[self.param_groups[0]["params"][0]]
+        state.update(state.pop("history", {}))
+        returned = super().step(closure)
+        names = [name for name in ("old_dirs", "old_stps", "ro") if name in state]
+        state["history"] = {name: state.pop(name) for name in names}
+        return returned
+
+
+class DirectionUnderAnotherName(RightLBFGS):
+    def step(self, closure):
+        state = self.state[self.param_groups[0]["params"][0]]
+        state |= {"d": state["way"]} if "way" in state else {}
+        returned = super().step(closure)
+        state["way"] = state.pop("d")
+        return returned
+
+
+class AllElsewhere(RightLBFGS):
+    def step(self, closure):
+        state = self.state[self.param_groups[0]["params"][0]]
+        state.update(getattr(self, "kept_aside", {}))
+        returned = super().step(closure)
+        self.kept_aside = dict(state)
+        state.clear()
+        return returned
+
+
+class NoScaleElsewhere(WithoutScale, PairsUnderAnotherName):
+    """Wrong from the second pair on."""
+
+
+def test_steps_after_the_first_are_judged_though_the_first_parameter_alone_has_a_state():
+    right, wrong = judged(RightLBFGS, *[("quadratic",)] * 3), judged(WithoutScale, *[("quadratic",)] * 3)
+    assert right.free == wrong.free == set()
+    assert right.deviations == []
+    assert {(d.event, d.field) for d in wrong.deviations} >= {(1, "d")}
+
+
+def test_steps_are_judged_until_a_list_that_is_never_shown_is_to_hold_something():
+    lists = {"old_dirs", "old_stps", "ro"}
+    # Of a linear function no pair is remembered, and the empty lists are as good as shown.
+    right = judged(PairsUnderAnotherName, ("linear",), ("linear",), ("linear",))
+    assert (right.free, right.deviations, right.fields["d"]) == (lists, [], (15, 0))
+    # The first pair is made in the second step, and what it leads to is judged; how the third one begins is not known.
+    right = judged(PairsUnderAnotherName, *[("quadratic",)] * 3)
+    assert (right.free, right.deviations, right.fields["d"]) == (lists, [], (10, 0))
+    wrong = judged(NoScaleElsewhere, *[("quadratic",)] * 3)
+    assert {d.event for d in wrong.deviations} == {1}
+
+
+def test_the_first_step_alone_is_judged_of_a_class_that_does_not_show_all_that_it_goes_by():
+    right = judged(DirectionUnderAnotherName, *[("quadratic",)] * 3)
+    assert (right.free, right.deviations, right.fields["n_iter"]) == ({"d"}, [], (1, 0))
+    right = judged(AllElsewhere, *[("quadratic",)] * 3)
+    assert (right.deviations, right.fields) == ([], {"evaluation": (5, 0), "parameter": (5, 0)})
+
+
+class FewOptions(RightLBFGS):
+    def __init__(self, params, *, lr=1.0, history_size=100):
+        super().__init__(params, lr=lr, history_size=history_size)
+
+
+def test_a_class_is_given_the_options_that_it_has_alone():
+    subject = class_subject(FewOptions, "LBFGS")
+    decode, rng = decoder(subject, ("float32",)), np.random.default_rng(0)
+    traces = [decode(rng.bytes(TRACE_BYTES)) for _ in range(100)]
+    assert {name for t in traces for g in t.groups for name in g.options} == {"lr", "history_size"}
+    recording = Player(subject, traces[0]).play()
+    assert recording.raised is None

@@ -14,7 +14,18 @@ from stepcheck.harness.checks import Evidence, Finding
 from stepcheck.harness.judge import Deviation
 from stepcheck.harness.ledger import LEDGER, Entry, explanation
 from stepcheck.harness.subjects import class_subject, resolve, torch_subject
-from stepcheck.harness.trace import Gradient, Group, Parameter, Refuse, Reload, Step, Trace, Values
+from stepcheck.harness.trace import (
+    Gradient,
+    Group,
+    Objective,
+    Parameter,
+    Refuse,
+    Reload,
+    SetOption,
+    Step,
+    Trace,
+    Values,
+)
 
 QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)
 
@@ -98,6 +109,42 @@ def test_the_same_forgery_is_explained_where_the_cause_is_there():
     assert forged(fused, trace, "exp_avg").name == "fused-cpu-ignores-strides"
     sgd, trace = resolve("torch:SGD[fused]")[0], life("SGD", replace(VECTOR, dtype="float16"))
     assert forged(sgd, trace, "parameter", got=0.0).name == "fused-sgd-never-stores-narrow-vectors"
+
+
+GO, ELSEWHERE = Step({}, Objective("quadratic")), Step({}, Objective("rosenbrock"))
+
+
+@pytest.mark.parametrize(
+    ("options", "later", "entry"),
+    [
+        ({"max_iter": 3}, [SetOption(0, "max_iter", 20)], "lbfgs-derives-max-eval-from-the-keyword"),
+        ({"max_iter": 20}, [SetOption(0, "max_iter", 3)], "lbfgs-derives-max-eval-from-the-keyword"),
+        # As many evaluations as before, or as many as were asked for.
+        ({"max_iter": 3}, [SetOption(0, "max_iter", 3)], None),
+        ({"max_iter": 3, "max_eval": 3}, [SetOption(0, "max_iter", 20)], None),
+        ({"max_iter": 3}, [SetOption(0, "lr", 0.5)], None),
+        ({"max_iter": 4}, [SetOption(0, "history_size", 1)], "lbfgs-history-size-lowered-later"),
+        ({"max_iter": 4}, [SetOption(0, "history_size", 3)], None),
+        ({"max_iter": 4, "history_size": 1}, [], None),
+    ],
+)
+def test_options_of_lbfgs_that_are_set_later_explain_what_they_change_alone(options, later, entry):
+    (subject,) = resolve("torch:LBFGS[forloop]")
+    # A step that leaves two pairs or more, and the one at which something is found.
+    parameter = replace(VECTOR, shape=(3,), values=QUARTERS)
+    trace = life("LBFGS", parameter, events=(GO, *later, ELSEWHERE), lr=0.1, **options)
+    found = forged(subject, trace, "parameter", event=len(trace.events) - 1)
+    assert (found and found.name) == entry
+
+
+@pytest.mark.parametrize(("first", "then"), [(3, 20), (20, 2)])
+def test_the_budget_of_a_max_iter_that_is_set_later_is_known(first, then):
+    (subject,) = resolve("torch:LBFGS[forloop]")
+    parameter = replace(VECTOR, shape=(3,), values=QUARTERS)
+    trace = life("LBFGS", parameter, events=(GO, SetOption(0, "max_iter", then), GO), lr=0.01, max_iter=first)
+    found = [f for check in ("agreement", "option-effect") for f in findings(subject, trace, check)]
+    assert found
+    assert {known and known.name for _, known in found} == {"lbfgs-derives-max-eval-from-the-keyword"}
 
 
 @pytest.mark.parametrize(("dtype", "cause"), [("float32", "state mu_product"), ("float16", "state exp_avg")])

@@ -340,6 +340,30 @@ def test_evaluations_of_a_closure_are_recorded():
     assert not step.lives[0].gradient_written
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_closure_clears_gradients_as_it_is_told(set_to_none):
+    step = play("LBFGS[forloop]", Step({}, replace(BOWL, set_to_none=set_to_none)), shape=(3,), max_iter=3).steps[0]
+    kept = play("LBFGS[forloop]", Step({}, BOWL), shape=(3,), max_iter=3).steps[0]
+    for evaluation, same in zip(step.evaluations, kept.evaluations, strict=True):
+        np.testing.assert_array_equal(evaluation.gradient, same.gradient)
+
+    class Evaluates(torch.optim.LBFGS):
+        def step(self, closure):
+            (p,) = self.param_groups[0]["params"]
+            closure()
+            gradients.append(p.grad)
+            returned = closure()
+            gradients.append(p.grad)
+            return returned
+
+    gradients = []
+    trace = Trace("LBFGS", (Parameter((2,)),), (Group((0,)),), (Step({}, replace(BOWL, set_to_none=set_to_none)),))
+    Player(class_subject(Evaluates, "LBFGS"), trace).play()
+    first, second = gradients
+    assert (first is second) != set_to_none
+    assert second.tolist() == [-0.5, -1.0]
+
+
 def test_closure_of_complex_parameters_sees_their_parts():
     step = play("LBFGS[forloop]", Step({}, BOWL), shape=(2,), dtype="complex128", max_iter=1).steps[0]
     first = step.lives[0].value

@@ -213,13 +213,16 @@ def test_script_gives_sparse_gradients(sparse, expected):
     assert run_here(script) == "", script
 
 
-def test_script_evaluates_the_objective_that_was_played():
-    lbfgs, objective = resolve("torch:LBFGS[forloop]")[0], Objective("quadratic", Values("constant", high=1.0), 0.5)
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_script_evaluates_the_objective_that_was_played(set_to_none):
+    lbfgs = resolve("torch:LBFGS[forloop]")[0]
+    objective = Objective("quadratic", Values("constant", high=1.0), 0.5, set_to_none)
     trace = life(Step({}, objective), name="LBFGS", max_iter=1, lr=1, line_search_fn=None)
     # The first direction is the negative gradient, its step at most 1 over the sum of its sizes: (0.5, 1) / 1.5.
     script = told(trace, lbfgs, parameter=0, deviation=deviation(1 / 3))
     assert run_here(script) == "", script
     assert is_short(script)
+    assert ("optimizer.zero_grad()" in script) == set_to_none
 
 
 def test_script_names_options_of_every_type():

@@ -115,12 +115,15 @@ def test_everything_that_a_trace_can_hold_survives_json():
     assert through_json(RICH).events[1].value == "0x1.8p-3"
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("kind", OBJECTIVES)
-def test_every_objective_survives_json(kind):
-    step = Step({}, Objective(kind, Values("log", 7, 0.5, 2.0), 0.1))
+def test_every_objective_survives_json(kind, set_to_none):
+    step = Step({}, Objective(kind, Values("log", 7, 0.5, 2.0), 0.1, set_to_none))
     trace = Trace("LBFGS", (Parameter((2,)),), (Group((0,)),), (step,))
     assert through_json(trace) == trace
     assert kind in FUNCTIONS
+    # Older traces do not say it.
+    assert ("set_to_none" in trace.to_json()["events"][0]["objective"]) != set_to_none
 
 
 @pytest.mark.parametrize(
