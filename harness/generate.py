@@ -509,11 +509,8 @@ class _Decoding:
         # In half the lives something happens between any two steps: a fault may need two such events, and a step after them.
         eventful = self.choices.number(1) % 2 == 1 and not self.of.costly
         for n in range(number):
-            what: _StepKind | str
-            if eventful:
-                what = self.draw(self.of.between if n % 2 else self.tables.steps)
-            else:
-                what = self.draw(self.tables.events)
+            steps_or_all: Sequence[_StepKind | str] = self.tables.steps if eventful else self.tables.events
+            what = self.draw(self.of.between if eventful and n % 2 else steps_or_all)
             if self.essential == "hooked reload" and n in (1, 3):
                 self.events += [Hook(kind) for kind in HOOKS] if n == 1 else [Reload()]
             if n == 1 and self.essential in self.of.between:
@@ -596,13 +593,26 @@ class _Decoding:
         group, name = self.draw(range(len(self.groups))), self.draw(list(self.of.set_later))
         # Each of them takes turns too seldom to show where an optimizer goes by its first value: often several are set at once.
         names = [n for n in self.of.set_later if self.choices.number(1) % 2] if self.choices.number(1) % 2 else [name]
-        made = (self._set_to_another(group, name) for name in names)
+        return [event for name in names for event in self._set_to_another(group, name)]
+
+    def _set_to_another(self, group: int, name: str) -> list[Event]:
+        value, now = self.draw(self.of.set_later[name]), getattr(self.hypers[group], name)
+        if value is None:
+            return []  # what is left open is filled in by the constructor alone
+        value = not now if isinstance(now, bool) else value
+        made = [self._set(group, name, value)]
+        if made[0] is None:
+            other = self._conflicting(group, name, value)
+            made = [self._set(group, n, v) for n, v in (other, (name, value))] if other else []
         return [event for event in made if event is not None]
 
-    def _set_to_another(self, group: int, name: str) -> Event | None:
-        value = self.draw(self.of.set_later[name])
-        # What is left open is filled in by the constructor alone.
-        return None if value is None else self._set(group, name, value)
+    def _conflicting(self, group: int, name: str, value: Option) -> tuple[str, Option] | None:
+        """Another option and its default, to which it has to go back before one can be given a value."""
+        for other, (default, *_) in self.of.set_later.items():
+            changed = SimpleNamespace(**{**vars(self.hypers[group]), **plain({other: default, name: value})})
+            if other != name and not self._without_buffers(group, changed) and self.spec.problem(changed) is None:
+                return other, default
+        return None
 
     def _set(self, group: int, name: str, value: Option) -> Event | None:
         changed = SimpleNamespace(**{**vars(self.hypers[group]), **plain({name: value})})

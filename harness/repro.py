@@ -408,10 +408,10 @@ class _Writer:
             values = replace(objective.centre, seed=objective.centre.seed + n)
             centres.append(self._dense(values.realise((math.prod(in_reals(p.shape, p.dtype)),)), "float64"))
         expression = EXPRESSIONS[objective.kind]
-        names, values = "function, scale", f"lambda x: {expression}, {objective.scale!r}"
+        names, assigned = "function, scale", f"lambda x: {expression}, {objective.scale!r}"
         if self.cleared:
-            names, values = f"{names}, set_to_none", f"{values}, {objective.set_to_none}"
-        return [f"{names} = {values}", f"centres = [{', '.join(centres)}]"]
+            names, assigned = f"{names}, set_to_none", f"{assigned}, {objective.set_to_none}"
+        return [f"{names} = {assigned}", f"centres = [{', '.join(centres)}]"]
 
     def _gradient(self, index: int, gradient: Gradient | None) -> str:
         if gradient is None:

@@ -32,7 +32,8 @@ def _ordinary(make: Callable[..., Any], like: str) -> list[set[Feature]]:
 def _reason(shown: Sequence[frozenset[Feature]], ordinary: Sequence[set[Feature]]) -> str:
     """The rarest features that nearly all lives that show it have; each must make what the others leave rarer still."""
     common = {f for f in set().union(*shown) if sum(f in s for s in shown) >= _NEARLY_ALL * len(shown)}
-    left, told = list(ordinary), []
+    left = list(ordinary)
+    told: list[str] = []
     while common and left and len(told) < _MOST_TOLD:
         share, feature = min((sum(f in life for life in left) / len(left), repr(f), f) for f in common)[::2]
         if share > 0.4:

@@ -269,7 +269,11 @@ def plot(power: Power, file: Path) -> None:
     for n, (name, (seconds, number)) in enumerate(curves.items()):
         x = np.sort(seconds)
         y = np.arange(1, len(x) + 1) / max(number, 1)
-        style = {"color": f"C{n}", "linewidth": 2.0 if n == 0 else 1.2, "linestyle": "-" if n == 0 else "--"}
+        style: dict[str, Any] = {
+            "color": f"C{n}",
+            "linewidth": 2.0 if n == 0 else 1.2,
+            "linestyle": "-" if n == 0 else "--",
+        }
         axes.step(np.append(x, longest), np.append(y, y[-1] if len(y) else 0.0), where="post", label=name, **style)
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="CPU seconds of checking", ylabel="share of wrong optimizers caught")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
