@@ -640,7 +640,12 @@ def _reader(rule: Rule, group: Group) -> Any:
     """A function of the group: the values of all options that the tables depend on."""
     read = {ENTRIES.get(name, (name, 0))[0] for name in rule.options}
     keys = sorted(key for key in (read | {*_TORCH_ALONE} | {"momentum", "amsgrad", "centered"}) if key in group)
-    return operator.itemgetter(*keys)
+    present = operator.itemgetter(*keys)
+    absent = [key for key in sorted(read - {"fresh"}) if key not in group]
+    if not absent:
+        return present
+    # An older dictionary may lack an option, which is given later.
+    return lambda group: (*present(group), *map(group.get, absent))
 
 
 def full_like(p: torch.Tensor, value: float) -> torch.Tensor:

@@ -394,6 +394,8 @@ class Player:
             with torch.no_grad():
                 values = values_of(p.grad)
                 values.mul_(scale)
+                if p.grad.is_sparse and p.dtype is torch.float16:
+                    values = values_of(p.grad.coalesce())  # so it is unscaled, and a sum of entries may be infinite
                 finite &= bool(torch.isfinite(values).all())
         return not finite
 

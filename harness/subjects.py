@@ -210,8 +210,8 @@ TORCH_PROFILES: dict[tuple[str, str], Profile] = {
         for mode in ("forloop", "differentiable")
     },
     ("Adagrad", "foreach"): _also(
-        _FOREACH, "it scales the gradient first; of a sparse gradient it squares and divides first",
-        "folded", "square_first", "quotient_first",
+        _FOREACH, "it scales the gradient first; of a sparse gradient it squares and divides first, and scales last",
+        "folded", "written", "square_first", "quotient_first",
     ),
     ("RAdam", "foreach"): _also(_FOREACH, "it folds all scalars into the divisor and takes its reciprocal", "folded"),
     ("Adafactor", "forloop"): _also(TORCH_CPU, "it squares a norm, and uses rsqrt", "norm", "reciprocal"),
