@@ -27,9 +27,11 @@ from stepcheck.harness.checks import Evidence, Finding
 from stepcheck.harness.comparison import PARAMETER, reals
 from stepcheck.harness.memory import SparseRaw, identical, strides
 from stepcheck.harness.recording import Life
+from stepcheck.harness.resume import AGE
 from stepcheck.harness.store import Saved
 from stepcheck.harness.subjects import TORCH_MODES, Subject, resolve
 from stepcheck.harness.trace import (
+    Accumulate,
     Event,
     Fail,
     Gradient,
@@ -164,8 +166,15 @@ class Seen:
 
     @property
     def steps(self) -> int:
-        """Steps up to the finding, its own included."""
-        return len(self._steps)
+        """Steps up to the finding, its own included, and those by which the state was made older."""
+        last = -1 if self.finding.event is None else self.finding.event
+        aged = [e for e in self.trace.events[: last + 1] if isinstance(e, Reload) and e.dictionary == "aged"]
+        return len(self._steps) + AGE * len(aged)
+
+    def accumulated(self, index: int) -> bool:
+        """Whether a second backward pass added to the gradient of a parameter, or made it."""
+        last = -1 if self.finding.event is None else self.finding.event
+        return any(isinstance(e, Accumulate) and index in e.gradients for e in self.trace.events[: last + 1])
 
     @property
     def first_step(self) -> bool:
@@ -401,7 +410,8 @@ def _(seen: Seen) -> bool:
 )
 def _(seen: Seen) -> bool:
     def late(group: int) -> bool:
-        members = [i for i in seen.trace.all_groups[group].parameters if seen.gradient(i) is not None]
+        own = seen.trace.all_groups[group].parameters
+        members = [i for i in own if seen.gradient(i) is not None or seen.accumulated(i)]
         return seen.options(group).momentum != 0 and len(members) > 1
 
     return seen.message.startswith("TypeError: ") and any(map(late, range(len(seen.trace.all_groups))))
@@ -1042,7 +1052,11 @@ def _(seen: Seen) -> bool:
 )
 def _(seen: Seen) -> bool:
     empty = any(p.numel == 0 and is_complex(p.dtype) for p in seen.trace.parameters)
-    views = ("must be divisible by 2 to view", "must be 1 to view Float as ComplexFloat", "must be 1 to view Double as ComplexDouble")
+    views = (
+        "must be divisible by 2 to view",
+        "must be 1 to view Float as ComplexFloat",
+        "must be 1 to view Double as ComplexDouble",
+    )
     return empty and any(view in seen.message for view in views)
 
 
