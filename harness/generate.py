@@ -147,11 +147,13 @@ def _reals(default: Any, domain: Domain) -> tuple[float, ...]:
 
 #: Tolerances that decide: about as large as gradients, moves and losses here are, and 0, which some of them are exactly.
 _TOLERANCES = {
-    "tolerance_grad": (0.0, 0.1, 2.0**-7, 1.0, 2.0**-10, 1 / 3, 0.0, 0.5, 3.0),
-    "tolerance_change": (0.0, 0.1, 2.0**-4, 2.0**-7, 1 / 3, 2.0**-10, 0.5, 2.0**-5, 1.0),
+    "tolerance_grad": (0.0, 0.1, 2.0**-4, 1.0, 2.0**-10, 1 / 3, 0.0, 0.5, 3.0),
+    "tolerance_change": (2.0**-4, 0.1, 1 / 3, 2.0**-5, 0.0, 2.0**-7, 0.2, 2.0**-10, 0.5),
 }
 #: Evaluations that a step with a line search is given: enough for that to end by itself, or so few that it runs out on the way.
-_MAX_EVALS = (8, 4, 12, 6, 10)
+_MAX_EVALS = (8, 2, 12, 3, 10, 2, 5, 3)
+#: A first trial so short that others are extrapolated, brackets are narrow, and parameters no longer move.
+_SHORT = 2.0**-12
 #: Evaluations that end no step of few iterations with a fixed length. A fourth more than its iterations end it before its tests do.
 _ENOUGH = 8
 #: Iterations; after the only one of a step nothing is decided.
@@ -167,13 +169,20 @@ def _few_iterations(
     options = dict(chosen[0])
     if n % 40 and "max_iter" in available:
         options["max_iter"] = _MAX_ITERS[n % len(_MAX_ITERS)]
-    if n // 4 % 2 and {"line_search_fn", "max_eval"} <= available.keys():
+    searches = n // 4 % 2 and {"line_search_fn", "max_eval"} <= available.keys()
+    if searches:
         options |= {"line_search_fn": "strong_wolfe", "max_eval": _MAX_EVALS[n // 8 % len(_MAX_EVALS)]}
     elif n // 8 % 2 and "max_eval" in available:
         options["max_eval"] = _ENOUGH
-    if n // 2 % 3 == 1 and "tolerance_change" in available:
-        values = _TOLERANCES["tolerance_change"]
-        options["tolerance_change"] = values[n // 6 % len(values)]
+    others: dict[str, Option] = {}
+    if searches and n % 4 == 3:
+        others |= {"lr": _SHORT, "tolerance_grad": 0.0, "tolerance_change": 0.0}
+    elif n // 2 % 2:
+        name, values = list(_TOLERANCES.items())[n // 16 % 2]
+        others[name] = values[n // 32 % len(values)]
+        if name == "tolerance_change" and n % 2:
+            others["lr"] = 0.25  # which moves and changes less than the slope alone would
+    options |= {name: value for name, value in others.items() if name in available}
     options = _without_conflict(spec, options)
     return options, spec.hyper_values(options)
 
@@ -193,7 +202,7 @@ def _objectives(kinds: Sequence[str]) -> tuple[tuple[str, _Kind, float], ...]:
 
 _OBJECTIVE_KINDS = _objectives(OBJECTIVES)
 #: Few others keep a line search in zoom.
-_SEARCHED_KINDS = _objectives((*OBJECTIVES, *["ripples"] * 4, "log"))
+_SEARCHED_KINDS = _objectives((*OBJECTIVES, *["ripples", "saw", "waves"] * 3, "log"))
 _OPTION_SETS = 400
 
 

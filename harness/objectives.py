@@ -24,9 +24,12 @@ EXPRESSIONS: dict[str, str] = {
     "log": "(x - torch.log1p(x)).sum()",
     # Gradients and changes of the loss below the tolerances.
     "flat": "(x * x).sum() * 1e-9",
-    # Up and down within any step, with slopes of any size at any height: each trial of a line search is anything to those before.
-    # Of the sum, so that it is as steep for many elements as for one.
-    "ripples": "sum(torch.sin(k * x.sum()) / k for k in (64, 512, 4096))",
+    # Up and down within any step, so that each trial of a line search is anything to those before: alike everywhere, and with slopes
+    # of any size at any height. Of the sum, so that it is as steep for many elements as for one.
+    "ripples": "torch.sin(4096 * x.sum()) / 4096",
+    # Lower from one trial to the next or not, and always as steep: brackets are sought until the evaluations run out.
+    "saw": "x.sum() - 0.9 * torch.floor(256 * x.sum()) / 256",
+    "waves": "sum(torch.sin(k * x.sum()) / k for k in (1, 8, 64, 512, 4096))",
 }
 assert tuple(EXPRESSIONS) == OBJECTIVES
 

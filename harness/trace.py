@@ -298,7 +298,19 @@ class Gradient:
 
 
 #: Functions of a parameter's distance from a centre; ``stepcheck.harness.objectives`` says what each is.
-OBJECTIVES = ("quadratic", "quartic", "rosenbrock", "saddle", "linear", "cliff", "log", "flat", "ripples")
+OBJECTIVES = (
+    "quadratic",
+    "quartic",
+    "rosenbrock",
+    "saddle",
+    "linear",
+    "cliff",
+    "log",
+    "flat",
+    "ripples",
+    "saw",
+    "waves",
+)
 
 
 @dataclass(frozen=True)
