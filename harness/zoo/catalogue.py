@@ -331,4 +331,5 @@ def faults(most_mutants: int | None = None) -> list[Fault]:
         most_mutants: of each optimizer, at most as many of those made from its Spec, evenly spread; all by default.
     """
     made = (mutant for spec in SPECS.values() for mutant in mutants(spec, most_mutants))
-    return [*FAULTS, *EQUIVALENT, *made]
+    equivalent = (Fault(make, "LBFGS", equivalent=why) for make, why in lbfgs.EQUIVALENT.items())
+    return [*FAULTS, *EQUIVALENT, *equivalent, *made]
