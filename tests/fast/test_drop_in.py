@@ -550,3 +550,21 @@ def test_sparse_gradients_touch_what_they_name():
                     t.optimizer.step()
         assert apart([p], [q]) < 1e-14, name
         assert torch.equal(p[0], torch.ones(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", BY_RULE)
+def test_an_option_that_a_group_lacks_is_noticed_once_it_is_given(name):
+    values = []
+    for first in ({}, {"maximize": False}):
+        p = torch.ones(2, 3, requires_grad=True)
+        optimizer = getattr(fast, name)([p])
+        optimizer.param_groups[0].pop("maximize", None)
+        optimizer.param_groups[0].update(first)
+        for maximize in (None, None, True):
+            if maximize is not None:
+                optimizer.param_groups[0]["maximize"] = maximize
+            g = torch.full((2, 3), 0.5)
+            p.grad = g.to_sparse(1) if name == "SparseAdam" else g
+            optimizer.step()
+        values.append(p.detach().clone())
+    assert torch.equal(*values)
