@@ -184,7 +184,14 @@ def _few_iterations(
             others["lr"] = 0.25  # which moves and changes less than the slope alone would
     options |= {name: value for name, value in others.items() if name in available}
     options = _without_conflict(spec, options)
+    if _is_derived(spec.hyper_values(options)):
+        del options["max_eval"]
     return options, spec.hyper_values(options)
+
+
+def _is_derived(hyper: HyperValues) -> bool:
+    """Whether ``max_eval`` is given as what follows from ``max_iter``: after a round trip it cannot be told from left open."""
+    return hyper.max_eval is not None and hyper.max_eval == hyper.max_iter * 5 // 4
 
 
 def _objectives(kinds: Sequence[str]) -> tuple[tuple[str, _Kind, float], ...]:
@@ -631,8 +638,20 @@ class _Decoding:
             return None
         if self.spec.sparse_conflict(changed) is not None and self.tables is self.of.tables["sparse"]:
             return None
+        if (name == "max_eval" and value in self._derived(group)) or (name == "max_iter" and _is_derived(changed)):
+            return None
         self.hypers[group] = changed
         return SetOption(group, name, value)
+
+    def _derived(self, group: int) -> set[object]:
+        """What follows from ``max_iter`` where ``max_eval`` is left open: set to the number that is there, it cannot be told from that."""
+        if self.hypers[group].max_eval is not None:
+            return set()
+        later = [
+            e.value for e in self.events if isinstance(e, SetOption) and (e.group, e.option) == (group, "max_iter")
+        ]
+        at_first = self.groups[group].options.get("max_iter", self.of.reals["max_iter"][0])
+        return {int(m) * 5 // 4 for m in (at_first, self.hypers[group].max_iter, *later) if isinstance(m, int | float)}
 
     def _without_buffers(self, group: int, hyper: HyperValues) -> bool:
         """Whether a buffer would be needed that no step has kept up, or be left behind: that has no agreed meaning."""
