@@ -369,7 +369,10 @@ _EQUIVALENT = {
         "if hyper.weight_decay != 0 -> if True": "0 times an infinite parameter is NaN, and so is lambd's part in a right order",
         "ax starts from one more": "mu is 1 at first, which forgets it",
     },
-    "NAdam": {"_momentum(beta1, t": "the two are multiplied, in either order"},
+    "NAdam": {
+        "_momentum(beta1, t, hyper.momentum_decay) -> _momentum(beta1, hyper": "the two are multiplied, in either order",
+        "_momentum(beta1, t + 1, hyper.momentum_decay) -> _momentum(beta1, hyper": "the two are multiplied, in either order",
+    },
     "RAdam": {
         "rho > 5 -> rho >= 5": "at the threshold either branch is right",
         "np.where(rectified, rho, 6.0) -> rho": "where it is not rectified the number is not used",

@@ -100,7 +100,8 @@ class Written(base.Zoo):
         return p.grad
 
     def hyper(self, p, group):
-        values = SimpleNamespace(**{h.name: group[h.name] for h in self.spec.hyper})
+        given = {h.name: group[h.name] for h in self.spec.hyper}
+        values = SimpleNamespace(**{k: v.item() if isinstance(v, torch.Tensor) else v for k, v in given.items()})
         return self.spec.for_dtype(values, torch.finfo(p.dtype).eps)
 
     def used(self, p, group):
@@ -168,9 +169,9 @@ class Written(base.Zoo):
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
         for state in self.state.values():  # torch gives all but step the parameter's dtype
-            state.update(
-                {b.name: state[b.name].float() for b in self.spec.buffers if b.per_parameter and b.name in state}
-            )
+            if isinstance(state, dict):  # and a hook may enter what it likes
+                counted = (b.name for b in self.spec.buffers if b.per_parameter and b.name in state)
+                state.update({name: state[name].float() for name in counted})
 
     def read(self, buffer, state):
         if buffer.name not in state:

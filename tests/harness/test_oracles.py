@@ -11,7 +11,7 @@ from stepcheck.harness.power import optim_db
 from stepcheck.harness.power.oracles import ORACLES
 from stepcheck.harness.power.torch_tests import TESTS
 from stepcheck.harness.zoo import adam, life, muon, sgd, sparse_adam
-from stepcheck.harness.zoo.catalogue import VARIANTS
+from stepcheck.harness.zoo.catalogue import RIGHT, VARIANTS
 
 BY_NAME = {oracle.name: oracle for oracle in ORACLES}
 each_oracle = pytest.mark.parametrize("oracle", [pytest.param(o, id=o.name) for o in ORACLES])
@@ -31,8 +31,12 @@ def catches(oracle, make, like, seed=0):
     return BY_NAME[oracle].catches(make, like, seed)
 
 
+#: What an author would ship; of the others, some take no learning rate that is a tensor, or are no torch.optim.Optimizer.
+ASKED = [v for v in VARIANTS if v.make in RIGHT or (v.make.__module__.endswith("written") and v.like != "Muon")]
+
+
 @each_oracle
-@pytest.mark.parametrize("right", [pytest.param(v, id=v.name, marks=thorough(v.like)) for v in VARIANTS])
+@pytest.mark.parametrize("right", [pytest.param(v, id=v.name, marks=thorough(v.like)) for v in ASKED])
 def test_a_right_one_is_passed(oracle, right):
     assert bool(oracle.catches(right.make, right.like, 0)) == ((oracle.name, right.make) in FALSE_ALARMS)
 
