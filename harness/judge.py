@@ -137,7 +137,10 @@ class _Item:
         np.add.at(dense, elements, values)
         np.add.at(size, elements, np.abs(values))
         np.add.at(named, elements, 1)
-        error = np.expm1(np.maximum(named - 1, 0) * math.log1p(unit)) * size
+        growth = np.expm1(np.maximum(named - 1, 0) * math.log1p(unit))
+        error = np.multiply(
+            growth, size, out=np.zeros(self.slots), where=growth > 0
+        )  # of one entry, none, infinite or not
         return dense, error if error.any() else 0.0, named
 
 
