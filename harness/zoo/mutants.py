@@ -106,6 +106,11 @@ class _Mutator:
         if isinstance(self.tree.body[0], ast.Expr) and isinstance(self.tree.body[0].value, ast.Constant):
             del self.tree.body[0]  # its docstring
         self.kept = self._kept()
+        orders = (
+            k for n in ast.walk(self.tree) if isinstance(n, ast.Call) and _called(n) in _ORDERS for k in n.keywords
+        )
+        #: Functions within it that are but an order, and never run.
+        self.unrun = {k.value.id for k in orders if isinstance(k.value, ast.Name)}
 
     def mutants(self):
         """Pairs of what was changed, in words, and the function's source with the change."""
@@ -124,6 +129,8 @@ class _Mutator:
 
     def _places(self, node, statement=None):
         """Each node that can be changed, and the statement it stands in, outermost first."""
+        if isinstance(node, ast.FunctionDef) and node.name in self.unrun:
+            return
         if isinstance(node, ast.stmt):
             statement = node
         if isinstance(node, ast.expr):
