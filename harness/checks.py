@@ -363,10 +363,11 @@ def _accounted(check: str, cause: str, beginning: str, d: Deviation) -> Finding:
 @_explains("save-load-continue")
 def _lost_on_reload(evidence: Evidence, d: Deviation) -> Finding | None:
     events = evidence.trace.events
-    first = next((n for n, e in enumerate(events) if isinstance(e, Reload)), len(events))
-    if d.event is None or d.event < first:
+    # One that makes the optimizer older must matter, so the same life has it as well.
+    trips = [n for n, e in enumerate(events) if isinstance(e, Reload) and e.dictionary != "aged"]
+    if d.event is None or not trips or d.event < trips[0]:
         return None
-    twin = replace(evidence.trace, events=tuple(e for e in events if not isinstance(e, Reload)))
+    twin = replace(evidence.trace, events=tuple(e for n, e in enumerate(events) if n not in trips))
     # What deviates in another implementation may be that one's own fault.
     played_by = next(s.played_by for s in evidence.recording.steps if s.event == d.event)
     if not evidence.conforms_as(twin, played_by):

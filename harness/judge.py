@@ -138,9 +138,8 @@ class _Item:
         np.add.at(size, elements, np.abs(values))
         np.add.at(named, elements, 1)
         growth = np.expm1(np.maximum(named - 1, 0) * math.log1p(unit))
-        error = np.multiply(
-            growth, size, out=np.zeros(self.slots), where=growth > 0
-        )  # of one entry, none, infinite or not
+        # A single entry has none, however large it is.
+        error = np.multiply(growth, size, out=np.zeros(self.slots), where=growth > 0)
         return dense, error if error.any() else 0.0, named
 
 

@@ -155,8 +155,8 @@ def false_alarms(power: Power) -> list[str]:
     """What became of the right optimizers, in lines: stepcheck first, then each other oracle."""
     lines = []
     groups: Mapping[str, list[RightRow]] = {
-        "right optimizers": [r for r in power.right if not r.equivalent],
-        "changes that no input can tell": [r for r in power.right if r.equivalent],
+        "right optimizers": [r for r in power.right if r.campaigns and not r.equivalent],
+        "changes that no input can tell": [r for r in power.right if r.campaigns and r.equivalent],
     }
     for name, rows in groups.items():
         steps, lives = sum(r.steps for r in rows), sum(r.lives for r in rows)

@@ -163,7 +163,8 @@ def test_no_class_of_fault_is_caught_less_often(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CAUGHT_WITHIN_FEW)
 def test_every_fault_of_a_class_is_caught_by_a_whole_campaign(kind):
-    faults = [f for f in catalogue.faults(25) if fault_class(f) == kind and not f.equivalent]
+    # Those of L-BFGS have a test of their own, which names the one that is not caught.
+    faults = [f for f in catalogue.faults(25) if fault_class(f) == kind and not f.equivalent and f.like != "LBFGS"]
     missed = [f.name for f in faults if not any(first_kill(f.make, f.like, seed).caught for seed in (5000, 5001))]
     assert not missed
 

@@ -201,6 +201,21 @@ def test_a_count_that_stops_shows_once_the_optimizer_is_older(tmp_path):
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 1
 
 
+def test_what_shows_in_an_older_optimizer_alone_is_not_told_of_its_round_trip():
+    events = (Step({0: ONE}), Reload("saved", "aged"), Step({0: ONE}))
+    trace = Trace("Adam", (Parameter((2,)),), (Group((0,)),), events)
+    seen = Evidence(class_subject(CorrectsForEver, "Adam"), trace)
+    assert seen.judgement.deviations
+    assert next(f.check for check in EXPLAINED_BY for f in CHECKS[check].find(seen)) == "agreement"
+
+
+class CorrectsForEver(adam.RightAdam):
+    """Corrects the bias as if there were at most a hundred steps."""
+
+    def corrections(self, t, beta1, beta2):
+        return super().corrections(t, beta1, beta2) if t < 100 else (0.5, 0.5)
+
+
 def test_a_state_before_the_first_step_has_no_age():
     trace = Trace("Adagrad", (Parameter((1,)),), (Group((0,), {}),), (Reload(dictionary="aged"), Step({0: ONE})))
     assert not Evidence(class_subject(adagrad.RightAdagrad, "Adagrad"), trace).judgement.deviations
