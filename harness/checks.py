@@ -22,6 +22,7 @@ from stepcheck.harness.play import Player
 from stepcheck.harness.recording import CALLERS_GROUPS, Recording
 from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import (
+    STAYS,
     Accumulate,
     AddGroup,
     Event,
@@ -363,11 +364,12 @@ def _accounted(check: str, cause: str, beginning: str, d: Deviation) -> Finding:
 @_explains("save-load-continue")
 def _lost_on_reload(evidence: Evidence, d: Deviation) -> Finding | None:
     events = evidence.trace.events
-    # One that makes the optimizer older must matter, so the same life has it as well.
-    trips = [n for n, e in enumerate(events) if isinstance(e, Reload) and e.dictionary != "aged"]
-    if d.event is None or not trips or d.event < trips[0]:
+    first = next((n for n, e in enumerate(events) if isinstance(e, Reload)), len(events))
+    if d.event is None or d.event < first:
         return None
-    twin = replace(evidence.trace, events=tuple(e for n, e in enumerate(events) if n not in trips))
+    # How old an optimizer is must matter, so it grows as old without a round trip.
+    stays = (Reload(STAYS, e.dictionary) if isinstance(e, Reload) else e for e in events)
+    twin = replace(evidence.trace, events=tuple(stays))
     # What deviates in another implementation may be that one's own fault.
     played_by = next(s.played_by for s in evidence.recording.steps if s.event == d.event)
     if not evidence.conforms_as(twin, played_by):

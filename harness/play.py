@@ -53,6 +53,7 @@ from stepcheck.harness.recording import (
 from stepcheck.harness.schedules import as_given, as_option
 from stepcheck.harness.subjects import Subject, UsageError, sibling
 from stepcheck.harness.trace import (
+    STAYS,
     Accumulate,
     AddGroup,
     Event,
@@ -781,7 +782,7 @@ class Player:
             self.optimizer = duplicate(self.optimizer, self.parameters)
             self.hooks.clear()  # whether a copy has them is its own affair
             self.schedule = None
-        else:
+        elif what.way != STAYS:
             self.optimizer = self._resumed(what)
         loaded = [self._state(i) for i in range(len(self.parameters))]
         self.recording.reloads.append(ReloadRecord(event, saved, loaded, saved_options, self._options()))

@@ -48,6 +48,8 @@ SCALINGS = ("step", "unscale")
 #: How a state goes from one optimizer to the next. The first four carry its state_dict to an optimizer built anew, the last two the
 #: optimizer itself.
 WAYS = ("memory", "saved", "deepcopied", "pickled", "copied", "unpickled")
+#: No way at all: the optimizer stays. No trace is written with it; a life with a round trip is compared with the same one without.
+STAYS = "stays"
 #: The dictionary that is loaded: as it was saved; as older versions saved it, with numbers for counters and without the flags that
 #: select an implementation; with other identifiers for parameters, in another order, and with entries of somebody else's; or as it is
 #: after many more steps.
