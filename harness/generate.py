@@ -559,6 +559,8 @@ class _Decoding:
             if self.parameters and self.choices.number(1) % 4 == 3:
                 # Parameters alike, as layers are: state that goes to the wrong one fits it.
                 shape, layout = self.parameters[0].shape, self.parameters[0].layout
+            if self.essential and not math.prod(shape):
+                shape, layout, _ = next(p for p in self.tables.parameters if math.prod(p[0]))
             if self.spec.closure and hyper.max_iter > max(_MAX_ITERS) and math.prod(shape) > _SMALL:
                 shape, layout = (_SMALL,), "contiguous"
             members += self._parameter(shape, layout, kind, hyper)
