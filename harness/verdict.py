@@ -10,6 +10,9 @@ from typing import Any
 from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.trace import Trace
 
+#: Classes of r: exactly 0; above each edge up to the next; above 1.
+RATIO_EDGES = tuple(n / 20 for n in range(21))
+
 
 @dataclass
 class Divergence:
@@ -104,6 +107,10 @@ class Result:
     worst: dict[str, float] = field(default_factory=dict)
     fields: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Elements compared in each field, and how many of them were undetermined."""
+    ratios: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """Of each field and dtype, how many elements lie in each of the classes of ``RATIO_EDGES``."""
+    features: dict[str, int] = field(default_factory=dict)
+    """For each feature of a life, such as ``sparse``, ``closure``, ``reload`` or ``add_group``, how many traces had it."""
     known_lives: dict[str, int] = field(default_factory=dict)
     """For each entry of the ledger, how many traces showed what it explains."""
 
