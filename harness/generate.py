@@ -151,7 +151,9 @@ _TOLERANCES = {
     "tolerance_change": (2.0**-4, 0.1, 1 / 3, 2.0**-5, 0.0, 2.0**-7, 0.2, 2.0**-10, 0.5),
 }
 #: Evaluations that a step with a line search is given: enough for that to end by itself, or so few that it runs out on the way.
-_MAX_EVALS = (8, 2, 12, 3, 10, 2, 5, 3)
+_MAX_EVALS = (8, 2, 40, 3, 12, 25, 5, 40)
+#: More are enough for a bracket to become narrow.
+_BRIEF = 12
 #: A first trial so short that others are extrapolated, brackets are narrow, and parameters no longer move.
 _SHORT = 2.0**-12
 #: Evaluations that end no step of few iterations with a fixed length. A fourth more than its iterations end it before its tests do.
@@ -165,23 +167,25 @@ _SMALL = 9
 def _few_iterations(
     spec: Spec, n: int, chosen: tuple[dict[str, Option], HyperValues], available: Mapping[str, Sequence[Option]]
 ) -> tuple[dict[str, Option], HyperValues]:
-    """Few iterations a step; line searches, and evaluations enough for something to be decided, in half of the sets each."""
+    """Few iterations a step; line searches, where most can go wrong, in two thirds of the sets, and tolerances that decide in half."""
     options = dict(chosen[0])
     if n % 40 and "max_iter" in available:
         options["max_iter"] = _MAX_ITERS[n % len(_MAX_ITERS)]
-    searches = n // 4 % 2 and {"line_search_fn", "max_eval"} <= available.keys()
+    searches = n // 4 % 3 and {"line_search_fn", "max_eval"} <= available.keys()
     if searches:
-        options |= {"line_search_fn": "strong_wolfe", "max_eval": _MAX_EVALS[n // 8 % len(_MAX_EVALS)]}
-    elif n // 8 % 2 and "max_eval" in available:
+        options |= {"line_search_fn": "strong_wolfe", "max_eval": _MAX_EVALS[n // 16 % len(_MAX_EVALS)]}
+    elif n // 16 % 2 and "max_eval" in available:
         options["max_eval"] = _ENOUGH
     others: dict[str, Option] = {}
     if searches and n % 4 == 3:
         others |= {"lr": _SHORT, "tolerance_grad": 0.0, "tolerance_change": 0.0}
-    elif n // 2 % 2:
-        name, values = list(_TOLERANCES.items())[n // 16 % 2]
-        others[name] = values[n // 32 % len(values)]
-        if name == "tolerance_change" and n % 2:
+    elif n % 4:
+        name = tuple(_TOLERANCES)[n % 4 % 2]
+        others[name] = _TOLERANCES[name][n // 4 % len(_TOLERANCES[name])]
+        if name == "tolerance_change" and n // 4 % 2:
             others["lr"] = 0.25  # which moves and changes less than the slope alone would
+    if searches and options["max_eval"] > _BRIEF:
+        others["tolerance_change"] = 0.0  # a search that ends where its bracket is narrow moves no further than that
     options |= {name: value for name, value in others.items() if name in available}
     options = _without_conflict(spec, options)
     if _is_derived(spec.hyper_values(options)):
@@ -207,9 +211,10 @@ def _objectives(kinds: Sequence[str]) -> tuple[tuple[str, _Kind, float], ...]:
     )  # fmt: skip
 
 
-_OBJECTIVE_KINDS = _objectives(OBJECTIVES)
+#: Of these, gradients and losses are of any size wherever one goes, and moves with them: tolerances decide.
+_OBJECTIVE_KINDS = _objectives((*OBJECTIVES, *["ripples", "waves"] * 2))
 #: Few others keep a line search in zoom.
-_SEARCHED_KINDS = _objectives((*OBJECTIVES, *["ripples", "saw", "waves"] * 3, "log"))
+_SEARCHED_KINDS = _objectives((*OBJECTIVES, *["ripples", "saw", "edges", "waves"] * 3, "edges", "edges", "log"))
 _OPTION_SETS = 400
 
 
@@ -423,6 +428,8 @@ class _Decoder:
             self.dtype = [(d,) for d in self.dtypes]  # one vector of all parameters has one dtype
         # A few are longer: there are rules that change after some steps.
         self.events: Sequence[int] = range(3, 5) if self.costly else (5, 6, 7, 8, 5, 6, 7, 12)
+        if spec.closure:  # a step alone is not often one that shows something, and there is little else in a life
+            self.events = [2 * n for n in self.events]
         self.lr = self.reals.get("lr", (0.0,))
         # Somebody's class may be no descendant of torch's, and has no older versions.
         descends = not subject.explicit or (

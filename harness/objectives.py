@@ -27,8 +27,11 @@ EXPRESSIONS: dict[str, str] = {
     # Up and down within any step, so that each trial of a line search is anything to those before: alike everywhere, and with slopes
     # of any size at any height. Of the sum, so that it is as steep for many elements as for one.
     "ripples": "torch.sin(4096 * x.sum()) / 4096",
-    # Lower from one trial to the next or not, and always as steep: brackets are sought until the evaluations run out.
+    # Lower from one trial to the next or not, and always about as steep: brackets are sought until the evaluations run out.
     "saw": "x.sum() - 0.9 * torch.floor(256 * x.sum()) / 256",
+    # Lower up to the next edge alone, of a million in any step, and about as steep everywhere: brackets close in on where the search began,
+    # until they are narrow. Steeper by turns, so that it shows which end of a bracket is gone on from.
+    "edges": "x.sum() - 1.02 * torch.floor(2**28 * x.sum()) / 2**28 + (2**28 * x.sum() % 2 - 1).abs() / (25 * 2**28)",
     "waves": "sum(torch.sin(k * x.sum()) / k for k in (1, 8, 64, 512, 4096))",
 }
 assert tuple(EXPRESSIONS) == OBJECTIVES

@@ -721,7 +721,9 @@ class Player:
         # With momentum, sparse gradients have no meaning for some. Whether momentum can be turned on when there was none, and no
         # buffer for it, somebody's class need not say.
         begins = self.subject.explicit and any(getattr(h, "momentum", 1) == 0 for h in self.hyper)
-        known = any(name in getattr(self.optimizer, "defaults", ()) for name in ("momentum", "betas"))
+        cycled = [name for name in ("momentum", "betas") if name in getattr(self.optimizer, "defaults", ())]
+        # What a factory does not take is not followed either.
+        known = bool(cycled) and all(name in self.subject.options for name in cycled)
         return known and not begins and not self.trace.given_sparse
 
     def _follow_schedule(self) -> None:

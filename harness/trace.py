@@ -311,6 +311,7 @@ OBJECTIVES = (
     "flat",
     "ripples",
     "saw",
+    "edges",
     "waves",
 )
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from stepcheck import check_optimizer
 from stepcheck.harness.generate import decoder, page
@@ -144,3 +145,12 @@ def test_variants_and_equivalent_changes_are_told():
     everything = (*VARIANTS, *EQUIVALENT)
     assert all(case.told for case in everything)
     assert len({case.name for case in everything}) == len(everything)
+
+
+def _takes_few_options(params, lr=1e-3, weight_decay=0.0):
+    return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, foreach=False)
+
+
+def test_a_factory_that_takes_fewer_options_than_its_optimizer_has_is_right(tmp_path):
+    """A schedule that would cycle what the factory does not take cycles the learning rate alone."""
+    check_optimizer(_takes_few_options, "AdamW", examples=LIVES, out=tmp_path).raise_on_divergence()
