@@ -6,6 +6,7 @@ from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.subjects import class_subject
 from stepcheck.harness.zoo.lbfgs import EQUIVALENT, FAULTS, RightLBFGS
 
+
 def failed(optimizer, **settings):
     """The checks that the first life with a divergence fails."""
     campaign = Campaign(class_subject(optimizer, "LBFGS"), Settings(first=True, **settings))
