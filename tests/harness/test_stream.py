@@ -10,19 +10,22 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import fields, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from stepcheck import cli
 from stepcheck.harness import stream, workers
 from stepcheck.harness.campaign import Settings
+from stepcheck.harness.judge import Judgement
 from stepcheck.harness.readers.junit import junit
 from stepcheck.harness.readers.markdown import markdown
 from stepcheck.harness.readers.scripts import to_json
 from stepcheck.harness.stream import Run, Stream, read
 from stepcheck.harness.subjects import UsageError, class_subject, resolve
-from stepcheck.harness.verdict import RATIO_CLASSES, Divergence, Result, Tally
+from stepcheck.harness.verdict import RATIO_CLASSES, RATIO_EDGES, Divergence, Result, Tally
 
 
 class Wrong(torch.optim.Adam):
@@ -96,6 +99,7 @@ def test_what_is_read_back_is_what_the_campaigns_found(recorded):
     assert [r.subject for r in run.results] == [r.subject for r in results]
     for found, read_back in zip(results, run.results, strict=True):
         assert plain(read_back) == plain(found)
+    assert [r.error for r in results] == [""] * 4
     fused, wrong, right, elsewhere = run.results
     assert fused.known
     assert not fused.divergences
@@ -118,6 +122,14 @@ def test_every_determined_element_is_in_one_class_of_r(recorded):
     right = recorded[2].results[2]
     classes = [n for counts in right.ratios["parameter"].values() for n, count in enumerate(counts) if count]
     assert max(classes) == math.ceil(20 * right.worst["parameter"])
+
+
+def test_the_classes_of_r_have_their_upper_edge_in_them():
+    between = [edge - 0.01 for edge in RATIO_EDGES[1:]]
+    every = np.array([*RATIO_EDGES, *between, math.nextafter(0, 1), math.nextafter(1, 2), 1e308, math.inf])
+    judgement = Judgement(ratios={("parameter", "float32"): [every[:7], every[7:]], ("step", "float32"): [every[:0]]})
+    expected = {0: 1, 1: 3} | dict.fromkeys(range(2, 21), 2) | {21: 3}
+    assert judgement.classes() == {"parameter": {"float32": expected}}
 
 
 def test_each_life_is_counted_once_for_each_of_its_features(recorded):
@@ -193,6 +205,12 @@ def test_events_of_a_later_minor_version_are_counted_and_told(recorded, tmp_path
     again = rewritten(path, tmp_path / "a.jsonl", lambda ls: [*ls[:5], *later, *ls[5:]])
     assert plain(again.results) == plain(run.results)
     assert again.problems == ["3 events are of the kind 'weather', which this version does not know; a later one may"]
+
+
+def test_half_a_character_is_no_text_that_cannot_be_written(tmp_path):
+    with begin(tmp_path) as written:
+        written.document("bench", {"note": "\ud800 \U0001f600 é"})
+    assert read(written.path).documents["bench"] == {"note": "? \U0001f600 é"}
 
 
 def test_a_missing_life_is_told(recorded, tmp_path):
@@ -351,15 +369,12 @@ def started(out, *words):
 
 
 def children(pid):
-    # The third field is the state, the fourth the parent; the second may have spaces in it.
     found = []
-    for entry in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{entry}/stat") as file:
-                parent = int(file.read().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-        found += [int(entry)] if parent == pid else []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            # The third field is the state, the fourth the parent; the second may have spaces in it.
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
     return found
 
 
@@ -445,4 +460,4 @@ def test_two_runs_into_one_folder_leave_two_whole_streams(tmp_path):
 
 
 def test_a_run_of_nothing_is_a_run():
-    assert to_json(Run("r"), stream.Path())["subjects"] == []
+    assert to_json(Run("r"), Path())["subjects"] == []
