@@ -2,7 +2,9 @@
 
 import json
 import math
+import multiprocessing
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -300,6 +302,46 @@ def test_a_later_attempt_supersedes_what_an_earlier_one_recorded(tmp_path):
     assert (divergence.check, divergence.cause) == ("completes", "crash")
     assert "SIGKILL" in crashes.error
     assert all(t.planned == 60 for t in crashes.tallies.values() if t.check not in ("refuses-invalid", "closure"))
+
+
+def test_a_divergence_is_replaced_by_what_is_known_of_it_later(recorded, tmp_path):
+    first = recorded[1][1].divergences[0]
+    smaller = replace(first, cause="another", summary="smaller")
+    subject = class_subject(Wrong, "Adam")
+    with begin(tmp_path, [subject]) as written:
+        recorder = stream.Recorder(written, subject.name)
+        recorder.begun(Result(subject.name, "Adam", {c: Tally(c) for c in Settings().checks}))
+        recorder.divergence(replace(first, life=["one"]))
+        recorder.divergence(replace(first, check="closure"))
+        recorder.divergence(replace(first, entry="an-entry"))
+        recorder.divergence(replace(first, life=["one", "two"]))
+        (result,) = read(written.path).results
+        assert [(d.check, d.life[-1]) for d in result.divergences] == [
+            (first.check, "two"),
+            ("closure", first.life[-1]),
+        ]
+        assert [d.entry for d in result.known] == ["an-entry"]
+        recorder.divergence(smaller, replaces=first.id)
+    (result,) = read(written.path).results
+    assert [d.summary for d in result.tallies[first.check].divergences] == ["smaller"]
+
+
+def test_processes_that_write_at_once_do_not_tear_each_others_lines(tmp_path):
+    written = begin(tmp_path)
+    rows = [{"writer": n, "text": str(n) * 30_000} for n in range(4)]
+    fork = multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(target=lambda row: [written.row("power", row) for _ in range(60)], args=(r,)) for r in rows
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    with pickle.loads(pickle.dumps(written)) as spawned:  # what a worker that was not forked is given
+        spawned.row("power", rows[0])
+    run = read(written.path)
+    assert (run.problems, run.status) == ([], 0)
+    assert [sum(row == made for made in run.rows["power"]) for row in rows] == [61, 60, 60, 60]
 
 
 def test_subjects_that_never_began_are_there_and_unknown(tmp_path):
