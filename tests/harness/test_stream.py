@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,13 +22,16 @@ import torch
 from stepcheck import cli
 from stepcheck.harness import stream, workers
 from stepcheck.harness.campaign import Settings
+from stepcheck.harness.checks import Evidence
+from stepcheck.harness.features import features
 from stepcheck.harness.judge import Judgement
 from stepcheck.harness.readers.junit import junit
 from stepcheck.harness.readers.markdown import markdown
 from stepcheck.harness.readers.scripts import to_json
 from stepcheck.harness.stream import Run, Stream, read
 from stepcheck.harness.subjects import UsageError, class_subject, resolve
-from stepcheck.harness.verdict import RATIO_CLASSES, RATIO_EDGES, Divergence, Result, Tally
+from stepcheck.harness.trace import AddGroup, Gradient, Group, Parameter, Reload, Scalar, Sparse, Step, Trace
+from stepcheck.harness.verdict import RATIO_CLASSES, RATIO_EDGES, Divergence, Life, Result, Tally
 
 
 class Wrong(torch.optim.Adam):
@@ -122,6 +126,7 @@ def test_every_determined_element_is_in_one_class_of_r(recorded):
             counts = [count for by_class in result.ratios[name].values() for count in by_class]
             assert sum(counts) == elements - undetermined, (result.subject, name)
     right = recorded[2].results[2]
+    assert all(result.undetermined > 0 for result in recorded[2].results[:2])
     classes = [n for counts in right.ratios["parameter"].values() for n, count in enumerate(counts) if count]
     assert max(classes) == math.ceil(20 * right.worst["parameter"])
 
@@ -134,11 +139,36 @@ def test_the_classes_of_r_have_their_upper_edge_in_them():
     assert judgement.classes() == {"parameter": {"float32": expected}}
 
 
+def test_an_empty_parameter_has_no_r():
+    (subject,) = resolve("torch:SGD[forloop]")
+    gradients = {0: Gradient(), 1: Gradient()}
+    trace = Trace("SGD", (Parameter((0,)), Parameter((3,))), (Group((0, 1)),), (Step(gradients),))
+    judgement = Evidence(subject, trace).judgement
+    assert judgement.fields["parameter"] == (3, 0)
+    assert sum(judgement.classes()["parameter"]["float32"].values()) == 3
+
+
 def test_each_life_is_counted_once_for_each_of_its_features(recorded):
-    right = recorded[2].results[2]
-    assert right.traces == 60
+    folder, _, run = recorded
+    right = run.results[2]
+    (path,) = stream.runs(folder)
+    events = map(json.loads, lines(path))
+    lives = [e["features"] for e in events if e["event"] == "life" and e["subject"] == right.subject]
+    assert len(lives) == 60
+    assert right.features == Counter(feature for life in lives for feature in life)
     assert {"strided", "closure", "reload", "add_group", "hook"} <= right.features.keys()
-    assert all(1 <= lives <= 60 for lives in right.features.values())
+
+
+def test_the_features_of_a_life_are_what_is_in_it():
+    scalar = Parameter((), "complex64")
+    first = Group((0,), {"lr": Scalar(0.1)})
+    gradient = Gradient(sparse=Sparse((0,)))
+    events = (AddGroup(Group((1,))), Step({1: gradient, 0: None}), Reload(), Step(closure="float"))
+    trace = Trace("SGD", (scalar, Parameter((2,), layout="sliced")), (first,), events)
+    assert features(trace) == [
+        "add_group", "closure", "complex", "no_gradient", "reload", "sparse", "strided", "tensor_option", "zero_dim",
+    ]  # fmt: skip
+    assert features(Trace("SGD", (Parameter((2,)),), (Group((0,)),), (Step({0: Gradient()}),))) == []
 
 
 def test_a_subject_says_what_it_is(recorded):
@@ -322,16 +352,20 @@ def test_a_divergence_is_replaced_by_what_is_known_of_it_later(recorded, tmp_pat
         ]
         assert [d.entry for d in result.known] == ["an-entry"]
         recorder.divergence(smaller, replaces=first.id)
+        ended = Result(subject.name, "Adam", {c: Tally(c) for c in Settings().checks})
+        ended.tallies[first.check].add(replace(smaller, found_in=77))
+        recorder.ended(ended)
     (result,) = read(written.path).results
-    assert [d.summary for d in result.tallies[first.check].divergences] == ["smaller"]
+    (told,) = result.tallies[first.check].divergences
+    assert (told.summary, told.found_in) == ("smaller", 77)
 
 
 def test_processes_that_write_at_once_do_not_tear_each_others_lines(tmp_path):
     written = begin(tmp_path)
-    rows = [{"writer": n, "text": str(n) * 30_000} for n in range(4)]
+    rows = [{"writer": n, "text": str(n) * 10_000} for n in range(4)]
     fork = multiprocessing.get_context("fork")
     processes = [
-        fork.Process(target=lambda row: [written.row("power", row) for _ in range(60)], args=(r,)) for r in rows
+        fork.Process(target=lambda row: [written.row("power", row) for _ in range(500)], args=(r,)) for r in rows
     ]
     for process in processes:
         process.start()
@@ -341,7 +375,21 @@ def test_processes_that_write_at_once_do_not_tear_each_others_lines(tmp_path):
         spawned.row("power", rows[0])
     run = read(written.path)
     assert (run.problems, run.status) == ([], 0)
-    assert [sum(row == made for made in run.rows["power"]) for row in rows] == [61, 60, 60, 60]
+    assert [sum(row == made for made in run.rows["power"]) for row in rows] == [501, 500, 500, 500]
+
+
+def test_what_an_attempt_says_once_a_later_one_has_begun_is_void(tmp_path):
+    subject = class_subject(Wrong, "Adam")
+    with begin(tmp_path, [subject]) as written:
+        first, second = (stream.Recorder(written, subject.name, attempt) for attempt in (1, 2))
+        for recorder in (first, second):
+            recorder.begun(Result(subject.name, "Adam", {"agreement": Tally("agreement")}))
+            recorder.life(Life(1, looked={"agreement": 3}))
+        first.life(Life(2, looked={"agreement": 3}))
+        first.failed("killed")
+    (result,) = read(written.path).results
+    assert (result.traces, result.tallies["agreement"].looked) == (1, 3)
+    assert "killed" not in result.error
 
 
 def test_subjects_that_never_began_are_there_and_unknown(tmp_path):
