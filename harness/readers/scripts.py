@@ -22,7 +22,7 @@ def to_json(run: Run, folder: Path) -> dict[str, Any]:
         "environment": run.environment,
         "seed": run.seed,
         "subjects": [_subject(r, folder) for r in run.results],
-        "ledger": run.ledger,
+        "ledger": [{key: value for key, value in row.items() if key != "told"} for row in run.ledger],
     }
 
 
