@@ -17,7 +17,6 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--paper"} 
     colour: f"--s{n}" for n, colour in enumerate(SERIES, 1)
 }
 MARKERS = "os^Dv<>P"
-#: Pixels of the page for an inch of matplotlib's.
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _LONGEST = 60
@@ -37,7 +36,9 @@ class Canvas:
         told: what a screen reader says of it.
     """
 
-    def __init__(self, name: str, told: str, size: tuple[int, int], rows: int = 1, columns: int = 1, **shared: Any) -> None:
+    def __init__(
+        self, name: str, told: str, size: tuple[int, int], rows: int = 1, columns: int = 1, **shared: Any
+    ) -> None:
         from matplotlib.figure import Figure  # half a second, and no command but this one draws
 
         self.name, self.told = name, told
@@ -70,10 +71,17 @@ class Canvas:
             warnings.simplefilter("ignore")  # of glyphs that its own font lacks; the page's need not
             yield
 
-    def marks(self, axes: Any, x: Sequence[float], y: Sequence[float], titles: Sequence[str], series: int, **style: Any) -> None:
+    def marks(
+        self, axes: Any, x: Sequence[float], y: Sequence[float], titles: Sequence[str], series: int, **style: Any
+    ) -> None:
         """Points, each with a title."""
         gid = self._gid(titles)
-        looks = {"s": 26, "marker": MARKERS[series % len(MARKERS)], "color": SERIES[series % len(SERIES)], "linewidths": 0.0} | style
+        looks = {
+            "s": 26,
+            "marker": MARKERS[series % len(MARKERS)],
+            "color": SERIES[series % len(SERIES)],
+            "linewidths": 0.0,
+        } | style
         axes.scatter(x, y, gid=gid, **looks)
 
     def line(self, axes: Any, x: Sequence[float], y: Sequence[float], title: str, series: int, **style: Any) -> None:
@@ -102,7 +110,9 @@ class Canvas:
         """The SVG element, to stand in a page."""
         made = io.BytesIO()
         with self._style():
-            self.figure.savefig(made, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+            self.figure.savefig(
+                made, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+            )
         root = ET.fromstring(made.getvalue())  # noqa: S314 - matplotlib wrote it just now
         for metadata in root.findall(f"{{{_SVG}}}metadata"):
             root.remove(metadata)
@@ -144,7 +154,11 @@ def _tidy(root: ET.Element) -> None:
                 shorter = re.sub(r"(\.\d\d)\d+", r"\1", element.attrib[name])
                 element.set(name, " ".join(shorter.split()))
         if "style" in element.attrib:
-            kept = re.sub(r"(stroke-linejoin|stroke-linecap|stroke-miterlimit|font-family|font): ?[^;]*;? ?", _sized, element.attrib["style"])
+            kept = re.sub(
+                r"(stroke-linejoin|stroke-linecap|stroke-miterlimit|font-family|font): ?[^;]*;? ?",
+                _sized,
+                element.attrib["style"],
+            )
             element.set("style", kept.strip().removesuffix(";"))
 
 

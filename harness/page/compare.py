@@ -51,9 +51,13 @@ def load(path: Path) -> dict[str, Any]:
             raise UsageError(f"--against {path}: larger than {_MOST_BYTES >> 20} MiB; this is no report")
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"--against {path}: cannot be read ({error}); name the report.json of an earlier report") from None
+        raise UsageError(
+            f"--against {path}: cannot be read ({error}); name the report.json of an earlier report"
+        ) from None
     if not isinstance(data, dict) or data.get("schema") != model.SCHEMA or "cells" not in data:
-        raise UsageError(f"--against {path}: no report of schema {model.SCHEMA}; name the report.json that stepcheck report wrote")
+        raise UsageError(
+            f"--against {path}: no report of schema {model.SCHEMA}; name the report.json that stepcheck report wrote"
+        )
     return data
 
 
@@ -66,7 +70,9 @@ def compare(report: Report, before: dict[str, Any], name: str) -> Comparison:
     try:
         return _compare(report, before, name)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UsageError(f"--against {name}: not a whole report ({type(error).__name__}: {error}); make it again") from None
+        raise UsageError(
+            f"--against {name}: not a whole report ({type(error).__name__}: {error}); make it again"
+        ) from None
 
 
 def _compare(report: Report, before: dict[str, Any], name: str) -> Comparison:

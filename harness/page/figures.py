@@ -61,30 +61,28 @@ def figures(report: Report, runs: Iterable[Run]) -> list[Figure]:
     places = {info.id: n for n, info in enumerate(report.runs)}
     for run in sorted(runs, key=lambda r: (r.started, r.id)):
         for kind, document in run.documents.items():
-            if kind != "bench" or "host" not in document:  # the processor's part of a step on CUDA has no sizes
-                found[kind] = places[run.id], document
+            found[kind] = places[run.id], document
     budgets = {"cells": report.cells}
     checked = next((n for n, info in reversed(list(enumerate(report.runs))) if info.kind == "check"), None)
     if checked is not None and any(c.ratios for c in report.cells):
         found["check"] = checked, budgets
-    return [_figure(report, name, kind, *about, found.get(kind)) for name, kind, *about in _FIGURES]
+    return [_figure(report, plot, found.get(plot.kind)) for plot in _PLOTS]
 
 
-def _figure(
-    report: Report, name: str, kind: str, title: str, told: str, command: str, draw: _Draw, given: tuple[int, Mapping[str, Any]] | None
-) -> Figure:
-    made = Figure(name, title, told)
+def _figure(report: Report, plot: _Plot, given: tuple[int, Mapping[str, Any]] | None) -> Figure:
+    made = Figure(plot.name, plot.title, plot.told)
     if given is None:
-        made.missing = f"Not in these runs: {command} measures it."
+        made.missing = f"Not in these runs: {plot.command} measures it."
         return made
     made.run, document = given
+    run = report.runs[made.run]
     try:
-        drawn = draw(document, _source(report.runs[made.run]))
+        drawn = plot.draw(document, _source(run))
     except ImportError as error:
         made.missing = f'There is nothing to draw it with: pip install "stepcheck[plot]" ({error}).'
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        # A document of another version, or made by hand.
-        made.missing = f"What {report.runs[made.run].id} recorded cannot be drawn ({type(error).__name__}: {error}); {command} measures it again."
+        # A document of another version, of a run that did not end, or made by hand.
+        made.missing = f"What {run.id} recorded cannot be drawn ({type(error).__name__}: {error}); {plot.command} measures it again."
     else:
         made.columns, made.rows, made.svg = drawn.columns, model.finite(drawn.rows), drawn.canvas.svg()
     return made
@@ -93,6 +91,10 @@ def _figure(
 def _source(run: RunInfo) -> str:
     seed = "" if run.seed is None else f", seed {run.seed}"
     return plain(run.command or run.kind) + seed
+
+
+def _power_of_ten(value: float, _: int) -> str:
+    return f"{value:g}" if 1e-2 <= value < 1e4 else f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
 
 
 def _number(x: float) -> str:
@@ -123,7 +125,10 @@ def _ulps(document: Mapping[str, Any], source: str) -> _Drawn:
                 if of_mode:
                     x = [min(max(float(m["ulps"]), 0.05), _MOST_ULPS) for _, m in of_mode]
                     y = [optimizers.index(name) + 0.35 - (n + 0.5) * step for name, _ in of_mode]
-                    titles = [f"{m['subject']}, {dtype}: {_number(float(m['ulps']))} ulps in {m['ulps_witness']['field']}; {source}" for _, m in of_mode]
+                    titles = [
+                        f"{m['subject']}, {dtype}: {_number(float(m['ulps']))} ulps in {m['ulps_witness']['field']}; {source}"
+                        for _, m in of_mode
+                    ]
                     canvas.marks(axes, x, y, titles, n, s=18)
         for axes in panels[: len(dtypes)]:
             axes.set_xscale("log")
@@ -138,7 +143,15 @@ def _ulps(document: Mapping[str, Any], source: str) -> _Drawn:
         axes.remove()
     canvas.legend(modes)
     rows = [
-        [m["subject"], m["dtype"], m["elements"], m["ulps"], m["ulps_witness"]["field"], m["ratio"], (m["ratio_witness"] or {}).get("field", "")]
+        [
+            m["subject"],
+            m["dtype"],
+            m["elements"],
+            m["ulps"],
+            m["ulps_witness"]["field"],
+            m["ratio"],
+            (m["ratio_witness"] or {}).get("field", ""),
+        ]
         for _, m in measured
     ]
     return _Drawn(["subject", "dtype", "elements", "ulps", "in", "r", "in"], rows, canvas)
@@ -177,8 +190,18 @@ def _budget(document: Mapping[str, Any], source: str) -> _Drawn:
                     # A class is drawn over its width; exactly 0 is told in the title and the table alone.
                     shares = [c / sum(counts) or math.nan for c in counts[1:-1]]
                     told = f"{family}, {dtype}: {counts[0] / sum(counts):.1%} of {sum(counts):,} elements at r = 0, {counts[-1]:,} above 1; {source}"
-                    canvas.line(axes, RATIO_EDGES, [*shares, shares[-1]], told, n, drawstyle="steps-post", linestyle=_DASHES[n % 6])
+                    canvas.line(
+                        axes,
+                        RATIO_EDGES,
+                        [*shares, shares[-1]],
+                        told,
+                        n,
+                        drawstyle="steps-post",
+                        linestyle=_DASHES[n % 6],
+                    )
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(_power_of_ten)
+            axes.minorticks_off()
             axes.set(xlim=(0, 1), xlabel="r, in classes of 0.05")
     for axes in canvas.panels[len(families) :]:
         axes.remove()
@@ -207,12 +230,16 @@ def _power(document: Mapping[str, Any], source: str) -> _Drawn:
         for n, (name, (seconds, of)) in enumerate(curves.items()):
             x, y = _curve(seconds, of, longest)
             told = f"{name}: {len(seconds) / max(of, 1):.1%} of {of:,}; {source}"
-            canvas.line(axes, x, y, told, n, drawstyle="steps-post", linestyle=_DASHES[n % 6], linewidth=2.2 if n == 0 else 1.5)
+            canvas.line(
+                axes, x, y, told, n, drawstyle="steps-post", linestyle=_DASHES[n % 6], linewidth=2.2 if n == 0 else 1.5
+            )
         axes.set_xscale("log")
         axes.set(xlim=(least, longest), ylim=(0, 1.02), xlabel="CPU seconds of checking", ylabel="share caught")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    canvas.legend([f"{name} ({len(s) / max(of, 1):.1%})" for name, (s, of) in curves.items()], lines=True, styles=_DASHES)  # type: ignore[arg-type]
+    canvas.legend(
+        [f"{name} ({len(s) / max(of, 1):.1%})" for name, (s, of) in curves.items()], lines=True, styles=_DASHES
+    )  # type: ignore[arg-type]
     times = [10.0**n * m for n in range(-4, 5) for m in (1, 2, 5) if least <= 10.0**n * m <= longest * 2.5]
     rows = [[t, *(sum(s <= t for s in seconds) / max(of, 1) for seconds, of in curves.values())] for t in times]
     return _Drawn(["CPU seconds", *curves], rows, canvas)
@@ -244,10 +271,16 @@ def _bench(document: Mapping[str, Any], source: str) -> _Drawn:
         for axes, name in zip(panels, names, strict=False):
             axes.set_title(plain(name))
             for n, kind in enumerate(("dense", "sparse")):
-                own = sorted((t for t in timed if t[0]["optimizer"] == name and (t[1]["kind"] == "sparse") == bool(n)), key=lambda t: t[1]["stepped"])
+                own = sorted(
+                    (t for t in timed if t[0]["optimizer"] == name and (t[1]["kind"] == "sparse") == bool(n)),
+                    key=lambda t: t[1]["stepped"],
+                )
                 if own:
                     x = [w["stepped"] for _, w in own]
-                    titles = [f"{name}, {w['workload']} ({w['stepped']:,} elements): {r['ratio']:.3g} times as fast as {r['best']}; {source}" for r, w in own]
+                    titles = [
+                        f"{name}, {w['workload']} ({w['stepped']:,} elements): {r['ratio']:.3g} times as fast as {r['best']}; {source}"
+                        for r, w in own
+                    ]
                     spreads = [r["round_ratios"]["quartiles"] or (r["ratio"], r["ratio"]) for r, _ in own]
                     axes.vlines(x, [s[0] for s in spreads], [s[1] for s in spreads], color=SERIES[n], linewidth=1.0)
                     axes.plot(x, [r["ratio"] for r, _ in own], color=SERIES[n], linewidth=0.8)
@@ -255,6 +288,7 @@ def _bench(document: Mapping[str, Any], source: str) -> _Drawn:
             axes.axhline(1.0, color=INK, linewidth=0.8)
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.xaxis.set_major_formatter(_power_of_ten)
             axes.yaxis.set_major_formatter("{x:g}")
             axes.minorticks_off()
         for axes in panels[-columns:]:
@@ -265,10 +299,31 @@ def _bench(document: Mapping[str, Any], source: str) -> _Drawn:
     kinds = ["dense gradients", *["sparse gradients"] * any(w["kind"] == "sparse" for _, w in timed)]
     canvas.legend(kinds)
     rows = [
-        [r["optimizer"], w["workload"], w["stepped"], r["best"], r["ratio"], *(r["round_ratios"]["quartiles"] or (None, None)), r["share_of_ceiling"]]
+        [
+            r["optimizer"],
+            w["workload"],
+            w["stepped"],
+            r["best"],
+            r["ratio"],
+            *(r["round_ratios"]["quartiles"] or (None, None)),
+            r["share_of_ceiling"],
+        ]
         for r, w in timed
     ]
-    return _Drawn(["optimizer", "workload", "elements", "torch's fastest", "ratio", "lower quartile", "upper quartile", "of the ceiling"], rows, canvas)
+    return _Drawn(
+        [
+            "optimizer",
+            "workload",
+            "elements",
+            "torch's fastest",
+            "ratio",
+            "lower quartile",
+            "upper quartile",
+            "of the ceiling",
+        ],
+        rows,
+        canvas,
+    )
 
 
 # --- The census
@@ -298,7 +353,10 @@ def _census(document: Mapping[str, Any], source: str) -> _Drawn:
                 for modelled, moved in pairs if own == dtype else ():
                     points.setdefault((name, modelled, moved), []).append(f"{role} {arch}")
             y = [optimizers.index(name) for name, _, _ in points]
-            titles = [f"{name}, {dtype}: {moved:g} bytes counted, {modelled:g} by the model ({', '.join(where)}); {source}" for (name, modelled, moved), where in points.items()]
+            titles = [
+                f"{name}, {dtype}: {moved:g} bytes counted, {modelled:g} by the model ({', '.join(where)}); {source}"
+                for (name, modelled, moved), where in points.items()
+            ]
             canvas.marks(axes, [p[1] for p in points], y, [t.replace("counted", "in the code") for t in titles], 0, marker="o", s=60, facecolors="none", edgecolors=SERIES[0], linewidths=1.2)  # fmt: skip
             canvas.marks(axes, [p[2] for p in points], y, titles, 1, marker=MARKERS[0], s=14)
             axes.set(xlim=(0, None), ylim=(-0.6, len(optimizers) - 0.4), xlabel="bytes / element")
@@ -316,24 +374,46 @@ def _census(document: Mapping[str, Any], source: str) -> _Drawn:
     folded: dict[tuple[Any, ...], list[str]] = {}
     for name, dtype, role, arch, modelled, moved in rows:
         folded.setdefault((name, dtype, role, modelled, moved), []).append(arch)
-    told = [[name, dtype, role, modelled, moved, ", ".join(archs)] for (name, dtype, role, modelled, moved), archs in folded.items()]
+    told = [
+        [name, dtype, role, modelled, moved, ", ".join(archs)]
+        for (name, dtype, role, modelled, moved), archs in folded.items()
+    ]
     return _Drawn(["optimizer", "dtype", "kernel", "model", "counted", "architectures"], told, canvas)
 
 
-_FIGURES: tuple[tuple[str, str, str, str, str, _Draw], ...] = (
-    ("budget", "check", "Used budget",
-     "The share of compared elements in each class of r = |subject - reference| / budget. A tight budget comes near 1 and is never exceeded;"
-     " exactly 0 is in the table.", "stepcheck check", _budget),
-    ("ulps", "certificate", "Largest known errors",
-     "The largest error seen, in ulps of the dtype, of each mode of torch.optim; dotted: half an ulp. Cancellation is not excluded, so that many"
-     " ulps need not be a fault: the table has the same error in budgets (r).", "stepcheck certificate", _ulps),
-    ("power", "power", "Wrong optimizers caught",
-     "Of the known wrong optimizers, the share that is caught within so much CPU time, by a campaign of stepcheck and by other oracles.",
-     "stepcheck power", _power),
-    ("bench", "bench", "Benchmarks",
-     "Time of the fastest mode of torch.optim over that of stepcheck.fast: above the line at 1, fast is faster. Bars: quartiles of single rounds.",
-     "stepcheck bench", _bench),
-    ("census", "census", "Census of the CUDA kernels",
-     "Bytes that a kernel loads and stores for each element, counted in its compiled code; a dot in its ring is a kernel that keeps to its model.",
-     "stepcheck census", _census),
+@dataclass(frozen=True)
+class _Plot:
+    name: str
+    kind: str
+    command: str
+    draw: _Draw
+    title: str
+    told: str
+
+
+_PLOTS = (
+    _Plot(
+        "budget", "check", "stepcheck check", _budget, "Used budget",
+        "The share of compared elements in each class of r = |subject - reference| / budget. A tight budget comes near 1 and is never exceeded;"
+        " exactly 0 is in the table.",
+    ),
+    _Plot(
+        "ulps", "certificate", "python -m stepcheck.harness.certificate", _ulps, "Largest known errors",
+        "The largest error seen, in ulps of the dtype, of each mode of torch.optim; dotted: half an ulp. Cancellation is not excluded, so that"
+        " many ulps need not be a fault: the table has the same error in budgets (r).",
+    ),
+    _Plot(
+        "power", "power", "stepcheck power", _power, "Wrong optimizers caught",
+        "Of the known wrong optimizers, the share that is caught within so much CPU time, by a campaign of stepcheck and by other oracles.",
+    ),
+    _Plot(
+        "bench", "bench", "stepcheck bench", _bench, "Benchmarks",
+        "Time of the fastest mode of torch.optim over that of stepcheck.fast: above the line at 1, fast is faster. Bars: quartiles of single"
+        " rounds.",
+    ),
+    _Plot(
+        "census", "census", "stepcheck census", _census, "Census of the CUDA kernels",
+        "Bytes that a kernel loads and stores for each element, counted in its compiled code; a dot in its ring is a kernel that keeps to its"
+        " model.",
+    ),
 )  # fmt: skip

@@ -102,7 +102,7 @@ SOURCES = {
     "new": Source("divergences that the ledger does not explain", "harness/ledger.py"),
     "known": Source("divergences that an entry of the ledger explains; they are told and fail nothing", "harness/ledger.py"),
     "ledger": Source("entries of the ledger whose own lives were played again", "harness/ledger.py"),
-    "features": Source("lives that had the feature", "harness/recording.py"),
+    "features": Source("lives that had the feature", "harness/features.py"),
     "seconds": Source("seconds of drawing, playing and judging, without shrinking", "harness/campaign.py"),
     "certificate": Source("as the certificate measures it: its docstring has the definitions", "harness/certificate.py"),
 }  # fmt: skip
@@ -249,29 +249,25 @@ def finite(value: Any) -> Any:
     return [finite(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def newest(runs: Iterable[Run]) -> list[Run]:
-    """Of each command, as it was typed, the newest run; the oldest of these first."""
-    last = {run.command or run.id: run for run in sorted(runs, key=_age)}
-    return sorted(last.values(), key=_age)
-
-
 def _age(run: Run) -> tuple[str, str]:
     return run.started, run.id
 
 
-def build(runs: Iterable[Run], folders: Mapping[str, Path] = {}) -> Report:  # noqa: B006 - it is only read
-    """One report of several runs.
+def build(runs: Iterable[Run], folders: Mapping[str, Path] | None = None, unread: Sequence[str] = ()) -> Report:
+    """One report of several runs, without its figures and comparison.
 
     Args:
         runs: in any order; of a subject that is in several, the newest result counts.
         folders: by ID of a run, where its divergences were saved, if that is not ``.stepcheck``.
+        unread: what is to be told of streams that could not be read at all.
     """
+    folders = folders or {}
     ordered = sorted(runs, key=_age)
     cells: dict[str, Cell] = {}
     replayed: dict[str, dict[str, Any]] = {}
     for n, run in enumerate(ordered):
         for result in run.results:
-            cells[result.subject] = _cell(result, n, run, folders.get(run.id, store.DEFAULT_FOLDER))
+            cells[result.subject] = _cell(result, n, folders.get(run.id, store.DEFAULT_FOLDER))
         for row in run.ledger:
             replayed[str(row.get("name", ""))] = {
                 "name": str(row.get("name", "")), "statement": str(row.get("statement", "")), "link": str(row.get("link", "")),
@@ -283,14 +279,15 @@ def build(runs: Iterable[Run], folders: Mapping[str, Path] = {}) -> Report:  # n
                 cells[subject].errors = [e for e in cells[subject].errors if e["dtype"] != error["dtype"]] + [error]
     infos = [_info(run) for run in ordered]
     counts = _counts(list(cells.values()), list(replayed.values()))
-    verdict = _verdict(infos, list(cells.values()), list(replayed.values()))
+    problems = [*unread, *_problems(ordered)]
+    verdict = _verdict(list(cells.values()), list(replayed.values()), whole=not problems)
     return Report(
         recorded=max((run.started for run in ordered), default=""),
         verdict=verdict,
         headline=_headline(verdict, counts),
         counts=counts,
         runs=infos,
-        problems=_problems(ordered),
+        problems=problems,
         cells=list(cells.values()),
         ledger=list(replayed.values()),
     )
@@ -313,8 +310,8 @@ def _problems(runs: Sequence[Run]) -> list[str]:
     told = []
     for run in runs:
         told += [f"{run.id}: {problem}" for problem in run.problems]
-        if run.status is None:
-            told.append(f"{run.id}: the run did not end ({run.command or 'its command is not known'}): its verdict is unknown")
+        if run.status is None and not run.problems:
+            told.append(f"{run.id}: the run did not end")
     return told
 
 
@@ -325,18 +322,16 @@ def split(subject: str) -> tuple[str, str, str]:
     return family, name, mode.removesuffix("]")
 
 
-def _cell(result: Result, n: int, run: Run, folder: Path) -> Cell:
+def _cell(result: Result, n: int, folder: Path) -> Cell:
     family, _, mode = split(result.subject)
     questions = [_question(t) for t in result.tallies.values()]
-    # A count that was cut short is no verdict, unless what came before is enough to say no.
-    cut = run.status is None and result.verdict == "pass" and any(q.verdict == "unknown" for q in questions)
     ratios = [*result.worst.values(), *(d.ratio for d in result.divergences if d.ratio is not None)]
     return Cell(
         subject=result.subject,
         like=result.like,
         column=f"{family}[{mode}]" if mode else family,
         run=n,
-        verdict="unknown" if cut else result.verdict,
+        verdict=result.verdict,
         planned=sum(q.planned for q in questions),
         ran=sum(q.ran for q in questions),
         unsupported=sum(q.unsupported for q in questions),
@@ -452,11 +447,11 @@ def _counts(cells: Sequence[Cell], replayed: Sequence[dict[str, Any]]) -> dict[s
     }
 
 
-def _verdict(runs: Sequence[RunInfo], cells: Sequence[Cell], replayed: Sequence[dict[str, Any]]) -> str:
+def _verdict(cells: Sequence[Cell], replayed: Sequence[dict[str, Any]], *, whole: bool) -> str:
     verdicts = {c.verdict for c in cells}
     if not all(row["reproduces"] for row in replayed):
         verdicts.add("fail")
-    if not cells or any(run.status is None or run.problems for run in runs):
+    if not cells or not whole:
         verdicts.add("unknown")
     return next(v for v in _ORDER if v in verdicts)
 

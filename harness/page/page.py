@@ -48,7 +48,7 @@ def html(report: Report) -> str:
     left_out: list[str] = []
     made = _html(report, report.cells, left_out)
     for told, reduce in _REDUCTIONS:
-        if len(made.encode()) < MOST_BYTES:
+        if len(made.encode(errors="backslashreplace")) < MOST_BYTES:
             break
         left_out.append(f"To keep this page small, {told}: report.json has them.")
         report = _with_cells(report, [reduce(c) for c in report.cells])
@@ -108,7 +108,7 @@ def _rows(report: Report, paths: Mapping[str, str]) -> Iterable[tuple[str, list[
     """The matrix: of each optimizer, the subjects in each column; somebody's classes may be several."""
     places: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for n, c in enumerate(report.cells):
-        family, name, _ = model.split(c.subject)
+        _, name, _ = model.split(c.subject)
         named = "" if name in (c.like, "") else f"{name} "
         places.setdefault((c.like, c.column), []).append(
             {"index": n, "path": paths[c.subject], "verdict": c.verdict, "label": named + c.verdict,
@@ -143,7 +143,13 @@ def _known(report: Report) -> list[dict[str, Any]]:
     """Entries of the ledger that were seen or played, with the subjects that showed them."""
     entries: dict[str, dict[str, Any]] = {}
     for row in report.ledger:
-        entries[row["name"]] = {"name": row["name"], "statement": row["statement"], "link": row["link"], "reproduces": row["reproduces"], "subjects": []}
+        entries[row["name"]] = {
+            "name": row["name"],
+            "statement": row["statement"],
+            "link": row["link"],
+            "reproduces": row["reproduces"],
+            "subjects": [],
+        }
     for c in report.cells:
         for d in c.divergences:
             if d.known:
@@ -165,7 +171,9 @@ def _data(report: Report, cells: Sequence[Cell]) -> dict[str, Any]:
     fields = list(dict.fromkeys(f for c in cells for f in (*c.fields, *c.ratios)))
     dtypes = list(dict.fromkeys(d for c in cells for d in c.dtypes))
     features = list(dict.fromkeys(f for c in cells for f in c.features))
-    numbers = [{name: n for n, name in enumerate(names)} for names in ([c for c, _ in checks], fields, dtypes, features)]
+    numbers = [
+        {name: n for n, name in enumerate(names)} for names in ([c for c, _ in checks], fields, dtypes, features)
+    ]
     packed = [_pack(c, strings, *numbers) for c in cells]
     made: dict[str, Any] = model.finite({
         "runs": [{k: getattr(r, k) for k in ("id", "command", "kind", "version", "environment", "started", "seed", "seconds")} for r in report.runs],
@@ -254,7 +262,10 @@ _REDUCTIONS: tuple[tuple[str, Callable[[Cell], Cell]], ...] = (
     ("distributions of r of subjects that pass are summed over their fields", _fold_ratios),
     ("lives and scripts of known divergences are left out", _without_text(known=True, kept=0)),
     ("distributions of r are left out", lambda c: _changed(c, ratios={})),
-    ("lives and scripts of all but the first new divergence of each subject are left out", _without_text(known=False, kept=1)),
+    (
+        "lives and scripts of all but the first new divergence of each subject are left out",
+        _without_text(known=False, kept=1),
+    ),
     ("witnesses of the certificate are left out", lambda c: _changed(c, errors=[])),
     ("lives and scripts of all divergences are left out", _without_text(known=False, kept=0)),
 )

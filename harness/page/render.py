@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 #: A verdict is told by a sign and a word; colour comes on top.
-SIGNS = {"pass": "✓", "fail": "✕", "unknown": "?", "unsupported": "–"}
+SIGNS = {"pass": "✓", "fail": "✕", "unknown": "?", "unsupported": "\N{EN DASH}"}
 
 
 @functools.cache
@@ -46,7 +46,11 @@ def ratio(r: float | None) -> str:
     """A worst r; one without a number, where a value is of the wrong class, is told as beyond any."""
     if r is None:
         return ""
-    return "∞" if r >= sys.float_info.max else f"{r:.3f}" if r < 1000 else f"{r:.1e}"
+    if r >= sys.float_info.max:
+        return "∞"
+    if abs(r - 1) < 1e-3:  # which side of 1 it is on must be seen
+        return f"{(math.floor(1000 * r) if r <= 1 else math.ceil(1000 * r)) / 1000:.3f}"
+    return f"{r:.3f}" if r < 1000 else f"{r:.1e}"
 
 
 def safe_link(link: Any) -> str:

@@ -23,7 +23,13 @@ function svg(tag, attributes, ...children) {
 }
 
 const count = (n) => n.toLocaleString("en-US");
-const ratio = (r) => (r === null || r === undefined ? "" : r >= LARGEST ? "∞" : r < 1000 ? r.toFixed(3) : r.toExponential(1));
+function ratio(r) {
+  if (r === null || r === undefined) return "";
+  if (r >= LARGEST) return "∞";
+  // Which side of 1 it is on must be seen.
+  if (Math.abs(r - 1) < 1e-3) return ((r <= 1 ? Math.floor(1000 * r) : Math.ceil(1000 * r)) / 1000).toFixed(3);
+  return r < 1000 ? r.toFixed(3) : r.toExponential(1);
+}
 const figures3 = (x) => (x === null ? "" : Math.abs(x) >= LARGEST ? "∞" : x !== 0 && (Math.abs(x) >= 1e4 || Math.abs(x) < 1e-3) ? x.toExponential(1) : String(+x.toPrecision(3)));
 const value = (x) => (typeof x !== "number" ? String(x ?? "") : Number.isInteger(x) && Math.abs(x) < 1e15 ? count(x) : figures3(x));
 
@@ -313,7 +319,7 @@ function divergences(cell, dtype) {
     const name = Array.isArray(data.checks[d.c]) ? data.checks[d.c][0] : String(d.c);
     const safe = /^https?:\/\//.test(d.u);
     return h("details", { class: "case", ...(d.k ? {} : { open: "" }) },
-      h("summary", {}, d.k ? h("span", { class: "v" }, "known") : h("span", { class: "v fail" }, "✕ new"), ` ${name}: ${text(d.x)}`),
+      h("summary", {}, d.k ? h("span", { class: "v" }, "known") : h("span", { class: "v fail" }, "✕ new"), ` ${name}: ${text(d.x)}`, d.k ? h("span", { class: "entry" }, ` ${d.k}`) : ""),
       h("div", {},
         d.k ? h("p", {}, "Ledger: ", safe ? h("a", { href: d.u, rel: "noreferrer" }, d.k) : h("code", {}, d.k), d.a === undefined ? "" : `: ${text(d.a)}`) : "",
         h("p", {}, "In ", number(count(d.n), "found_in", cell.r), d.n === 1 ? " life" : " lives", d.w === null ? "" : [", r ", number(ratio(d.w), "ratio", cell.r)], `; ${d.t.join(", ")}.`),
