@@ -19,15 +19,16 @@ def markdown(report: Report) -> str:
     """Verdict, counts, comparison, matrix, divergences; what has no room is left out, and a line says so."""
     text = "\n".join(_head(report))
     if report.comparison is not None:
-        text = _with(text, "\n".join(_comparison(report.comparison)), "the comparison")
-    text = _with(text, "\n".join(_matrix(report)), "the matrix")
-    cases = [(c, d) for known in (False, True) for c in report.cells for d in c.divergences if d.known == known]
-    for n, (cell, case) in enumerate(cases):
+        text = _with(text, "\n".join(_comparison(report.comparison)), "The comparison")
+    text = _with(text, "\n".join(_matrix(report)), "The matrix")
+    new = [(c, d) for c in report.cells for d in c.divergences if not d.known]
+    for n, (cell, case) in enumerate(new):
         block = "\n".join(_case(cell, case))
         if len(text) + len(block) > MOST - _RESERVE:
-            return f"{text}\n{len(cases) - n} of {len(cases)} divergences are left out, for this comment may not be longer: `report.json` has all of them.\n"
+            text += f"\n{len(new) - n} of {len(new)} new divergences are left out, for this comment may not be longer: `report.json` has all of them.\n"
+            break
         text += block
-    return text
+    return _with(text, "\n".join(_known(report)), "What is known")
 
 
 def _with(text: str, more: str, what: str) -> str:
@@ -115,15 +116,27 @@ def _parts(c: Cell) -> Iterable[str]:
 
 
 def _case(cell: Cell, case: Case) -> Iterator[str]:
-    sign = "known" if case.known else f"{SIGNS['fail']} new"
-    yield f"\n<details><summary>{sign}: {escaped(cell.subject)}, {escaped(case.check)}: {escaped(case.summary)}</summary>\n"
-    if case.known:
-        link = "" if re.search(r"[\s<>()]", case.link) else safe_link(case.link)
-        where = f" ({link})" if link else ""
-        yield f"Ledger: {escaped(case.entry)}{where}. {escaped(case.statement)}\n"
+    yield f"\n<details><summary>{SIGNS['fail']} new: {escaped(cell.subject)}, {escaped(case.check)}: {escaped(case.summary)}</summary>\n"
     yield from (f"- {escaped(line)}" for line in case.life)
     yield f"\n{_code(case.replay)}\n"
-    if not case.known:
-        fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", case.script) or [""]))
-        yield f"{fence}python\n{case.script.rstrip()}\n{fence}\n"
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", case.script) or [""]))
+    yield f"{fence}python\n{case.script.rstrip()}\n{fence}\n"
     yield "</details>\n"
+
+
+def _known(report: Report) -> Iterator[str]:
+    """What the ledger explains, a line for each entry."""
+    seen: dict[str, tuple[Case, list[str]]] = {}
+    for cell in report.cells:
+        for case in cell.divergences:
+            if case.known:
+                seen.setdefault(case.entry, (case, []))[1].append(cell.subject)
+    if not seen:
+        return
+    yield f"\n<details><summary>Known divergences: {len(seen)} entries of the ledger</summary>\n"
+    for entry, (case, subjects) in sorted(seen.items()):
+        link = "" if re.search(r"[\s<>()]", case.link) else safe_link(case.link)
+        where = f" ({link})" if link else ""
+        others = f" and {len(subjects) - 1} more" if len(subjects) > 1 else ""
+        yield f"- **{escaped(entry)}**{where}: {escaped(case.statement or case.summary)}. In {escaped(subjects[0])}{others}."
+    yield "\n</details>\n"
