@@ -22,9 +22,14 @@ _XLINK = "{http://www.w3.org/1999/xlink}href"
 _LONGEST = 60
 
 
+def printable(text: Any) -> str:
+    """Text that XML can hold; names in a stream may be anything."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
 def plain(text: Any) -> str:
-    """Text that XML can hold and a figure has room for; names in a stream may be anything."""
-    kept = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    """The same, and no longer than a figure has room for."""
+    kept = printable(text)
     return kept if len(kept) <= _LONGEST else kept[: _LONGEST - 1] + "…"
 
 
@@ -119,7 +124,7 @@ class Canvas:
         self._entitle(root)
         _tidy(root)
         width, height = (float(root.attrib.pop(side).removesuffix("pt")) for side in ("width", "height"))
-        root.attrib |= {"role": "img", "aria-label": self.told, "style": f"min-width:{min(width, 560):.0f}px;max-width:{width:.0f}px;aspect-ratio:{width:.0f}/{height:.0f}"}  # fmt: skip
+        root.attrib |= {"role": "img", "aria-label": printable(self.told), "style": f"min-width:{min(width, 560):.0f}px;max-width:{width:.0f}px;aspect-ratio:{width:.0f}/{height:.0f}"}  # fmt: skip
         ET.register_namespace("", _SVG)
         text = ET.tostring(root, encoding="unicode")
         for colour, variable in _VARIABLES.items():
@@ -135,7 +140,7 @@ class Canvas:
             points = [element] if len(titles) == 1 else list(element.iter(f"{{{_SVG}}}use"))
             for point, title in zip(points, titles, strict=True):
                 told = ET.Element(f"{{{_SVG}}}title")
-                told.text = title
+                told.text = printable(title)
                 point.insert(0, told)
 
 

@@ -108,6 +108,7 @@ def test_the_embedded_data_are_what_the_report_has(whole):
             name: getattr(cell, name) for name in data["counts"]
         }
         ran = packed["q"][3] if isinstance(packed["q"][3], list) else [packed["q"][3]] * len(cell.checks)
+        assert [data["checks"][n][0] for n in data["asked"][packed["q"][0]]] == [q.check for q in cell.checks]
         assert ran == [q.ran for q in cell.checks]
         assert data["verdicts"][packed["v"]] == cell.verdict
 
