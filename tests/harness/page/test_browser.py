@@ -247,8 +247,7 @@ def test_a_hundred_thousand_checks_open_in_under_a_second(browser, large_file):
         took.append(opened.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))
         assert opened.locator(".matrix a").count() > 4000
         shown.context.close()
-    print("milliseconds until loaded:", [round(t) for t in took])
-    assert min(took) < 1000
+    assert min(took) < 1000, took
 
 
 def test_a_cell_among_many_opens_at_once(browser, large_file):

@@ -33,7 +33,7 @@ def rendered(*runs):
 
 
 def embedded(html):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
 
 
 def test_it_is_one_file_that_needs_no_other(whole):
