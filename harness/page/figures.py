@@ -359,7 +359,11 @@ def _census(document: Mapping[str, Any], source: str) -> _Drawn:
             ]
             canvas.marks(axes, [p[1] for p in points], y, [t.replace("counted", "in the code") for t in titles], 0, marker="o", s=60, facecolors="none", edgecolors=SERIES[0], linewidths=1.2)  # fmt: skip
             canvas.marks(axes, [p[2] for p in points], y, titles, 1, marker=MARKERS[0], s=14)
-            axes.set(xlim=(0, None), ylim=(-0.6, len(optimizers) - 0.4), xlabel="bytes / element")
+            axes.set(
+                xlim=(0, 1.08 * max(max(p[1:]) for p in points)),
+                ylim=(-0.6, len(optimizers) - 0.4),
+                xlabel="bytes / element",
+            )
             axes.set_yticks(range(len(optimizers)), [plain(o) for o in optimizers])
             axes.spines["left"].set_color(LINE)
     from matplotlib.lines import Line2D

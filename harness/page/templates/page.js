@@ -366,7 +366,7 @@ function distribution(cell, dtype) {
     if (numbers.querySelector("table")) return;
     numbers.append(table(["field", "dtype", ...classes()], all.map(([field, d, counts]) => [data.fields[field], data.dtypes[d], ...counts.map((n) => number(count(n), "ratios", cell.r))]), "Distribution of r as numbers"));
   });
-  return h("section", { "aria-label": "Distribution of r" }, h("h3", {}, "Distribution of r"), table(["field", "dtype", "elements", "r from 0 to above 1", "largest class"], rows, "Distribution of r"), numbers);
+  return h("section", { "aria-label": "Distribution of r" }, h("h3", {}, "Distribution of r"), h("p", { class: "told" }, "Above 1 are the elements of divergences, of known ones too."), table(["field", "dtype", "elements", "r from 0 to above 1", "largest class"], rows, "Distribution of r"), numbers);
 }
 
 function bars(counts) {

@@ -8,13 +8,13 @@ import sys
 import pytest
 from recorded import WRONG, run
 
-pytestmark = pytest.mark.browser
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: nox -s browser does")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: nox -s browser does")
-
 from stepcheck.harness.page import model, page
 from stepcheck.harness.page.compare import compare
 from stepcheck.harness.page.figures import figures
+
+pytestmark = pytest.mark.browser
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: nox -s browser does")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: nox -s browser does")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
