@@ -66,7 +66,7 @@ class Canvas:
     def _style(self) -> Iterator[None]:
         import matplotlib as mpl
 
-        style = {
+        style: Any = {
             "svg.fonttype": "none", "svg.hashsalt": self.name, "text.parse_math": False, "font.size": 10.0, "axes.titlesize": 10.0,
             "axes.titleweight": "bold", "axes.titlelocation": "left", "figure.facecolor": "none", "axes.facecolor": "none",
             "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": LINE, "grid.color": LINE, "text.color": INK,
@@ -99,15 +99,18 @@ class Canvas:
         self.titles[gid] = list(titles)
         return gid
 
-    def legend(self, labels: Sequence[str], *, lines: bool = False, styles: Sequence[str] = ()) -> None:
-        """What each series is, above the panels; series are numbered from 0."""
+    def legend(self, labels: Sequence[str], dashes: Sequence[Any] = ()) -> None:
+        """What each series is, above the panels, in their order: lines where dashes are given, else marks."""
         from matplotlib.lines import Line2D
 
-        handles = [
-            Line2D([], [], color=SERIES[n % len(SERIES)], label=plain(label), markersize=6,
-                   **({"linestyle": styles[n] if styles else "-"} if lines else {"linestyle": "", "marker": MARKERS[n % len(MARKERS)]}))
-            for n, label in enumerate(labels)
-        ]  # fmt: skip
+        handles = []
+        for n, label in enumerate(labels):
+            look: Any = (
+                {"linestyle": dashes[n % len(dashes)]}
+                if dashes
+                else {"linestyle": "", "marker": MARKERS[n % len(MARKERS)]}
+            )
+            handles.append(Line2D([], [], color=SERIES[n % len(SERIES)], label=plain(label), markersize=6, **look))
         with self._style():
             self.figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4), handletextpad=0.5)
 

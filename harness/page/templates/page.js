@@ -345,7 +345,7 @@ function checks(cell) {
     const [name, question] = data.checks[check];
     const numbers = [[planned, "planned"], [ran, "ran"], [looked, "looked"], [unsupported, "unsupported"]];
     const r = worst[n];
-    return [name, verdict(each(verdicts, n)), ...numbers.map(([of, key]) => number(count(each(of, n)), key, cell.r)), r === undefined ? "" : number(ratio(r), "worst_ratio", cell.r), question];
+    return [name, verdict(each(verdicts, n)), ...numbers.map(([of, key]) => number(count(each(of, n)), key, cell.r)), r === undefined ? "" : number(ratio(r), "seen_ratio", cell.r), question];
   });
   return h("section", { "aria-label": "Checks" }, h("h3", {}, "Checks"), table(["check", "verdict", "planned", "ran", "looked at", "unsupported", "worst r", "question"], rows, "Checks"));
 }
