@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from markupsafe import Markup
 from stepcheck import __version__
 from stepcheck.harness import ledger
 from stepcheck.harness.page import model
-from stepcheck.harness.page.model import SOURCES, Case, Cell, Report
+from stepcheck.harness.page.model import SOURCES, Cell, Report
 from stepcheck.harness.page.render import SIGNS, environment
 from stepcheck.harness.trace import DTYPES
 from stepcheck.harness.verdict import RATIO_EDGES
@@ -54,7 +55,7 @@ def html(report: Report) -> str:
         if all(a is b for a, b in zip(reduced, report.cells, strict=True)):
             continue
         left_out.append(f"To keep this page small, {told}: report.json has them.")
-        report = _with_cells(report, reduced)
+        report = replace(report, cells=reduced)
         made = _html(report, report.cells, left_out)
     return made
 
@@ -96,9 +97,8 @@ def _embedded(data: Any) -> Markup:
 
 def path(subject: str) -> str:
     """The deep link of a subject: ``/torch/Adam/foreach``. It escapes what JavaScript's encodeURIComponent does."""
-    parts = model.split(subject)
-    while len(parts) > 1 and not parts[-1]:
-        parts = parts[:-1]  # type: ignore[assignment]
+    family, name, mode = model.split(subject)
+    parts = (family, name, mode) if mode else (family, name) if name else (family,)
     return "".join("/" + quote(part, safe="!*'()") for part in parts)
 
 
@@ -240,14 +240,6 @@ def _same(values: list[Any]) -> Any:
     return values[0] if values and all(v == values[0] for v in values) else values
 
 
-def _with_cells(report: Report, cells: list[Cell]) -> Report:
-    return Report(**{**vars(report), "cells": cells})
-
-
-def _changed(cell: Cell, **changes: Any) -> Cell:
-    return Cell(**{**vars(cell), **changes})
-
-
 def _fold_ratios(cell: Cell) -> Cell:
     """The fields of a subject that passes, summed."""
     if cell.verdict != "pass" or len(cell.ratios) < 2:
@@ -256,27 +248,27 @@ def _fold_ratios(cell: Cell) -> Cell:
     for by_dtype in cell.ratios.values():
         for dtype, counts in by_dtype.items():
             summed[dtype] = [a + b for a, b in zip(counts, summed.get(dtype, [0] * len(counts)), strict=True)]
-    return _changed(cell, ratios={"all fields": summed})
+    return replace(cell, ratios={"all fields": summed})
 
 
 def _without_ratios(cell: Cell) -> Cell:
-    return _changed(cell, ratios={}) if cell.ratios else cell
+    return replace(cell, ratios={}) if cell.ratios else cell
 
 
 def _without_errors(cell: Cell) -> Cell:
-    return _changed(cell, errors=[]) if cell.errors else cell
+    return replace(cell, errors=[]) if cell.errors else cell
 
 
 def _without_text(*, known: bool, kept: int) -> Callable[[Cell], Cell]:
     def reduce(cell: Cell) -> Cell:
         cases = [
-            d if d.known != known or n < kept or not d.script else Case(**{**vars(d), "life": [], "script": ""})
+            d if d.known != known or n < kept or not d.script else replace(d, life=[], script="")
             for n, d in enumerate(cell.divergences)
         ]
         return (
             cell
             if all(a is b for a, b in zip(cases, cell.divergences, strict=True))
-            else _changed(cell, divergences=cases)
+            else replace(cell, divergences=cases)
         )
 
     return reduce

@@ -57,8 +57,12 @@ const source = $("#source");
 let pinned = false;
 
 function origin(element) {
-  const mark = element.closest("figure svg") && element.querySelector(":scope > title");
-  if (mark) return { told: mark.textContent, file: "", runs: [+element.closest("figure").dataset.r] };
+  const figure = element.closest("figure");
+  if (figure) {
+    const mark = element.querySelector(":scope > title");
+    const told = mark ? mark.textContent : [...figure.querySelectorAll("figcaption > *")].map((part) => part.textContent).join(": ");
+    return { told, file: "", runs: [+figure.dataset.r] };
+  }
   const [told, file] = data.sources[element.dataset.k] ?? ["", ""];
   const cell = element.dataset.i === undefined ? null : data.cells[element.dataset.i];
   const run = element.dataset.r ?? cell?.r;
@@ -92,7 +96,7 @@ function hide() {
   document.querySelectorAll("[aria-describedby=source]").forEach((element) => element.removeAttribute("aria-describedby"));
 }
 
-const SOURCED = ".n, .matrix a, figure svg use, figure svg g:has(> title)";
+const SOURCED = ".n, .matrix a, figure svg use, figure svg g:has(> title), figure td.r > span";
 let waiting = 0;
 document.addEventListener("pointerover", (event) => {
   if (event.pointerType === "touch") return;

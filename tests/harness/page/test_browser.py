@@ -207,6 +207,9 @@ def test_tables_behind_plots_open(tab, file, whole):
     opened.locator("#plot-ulps summary").click()
     rows = next(f.rows for f in whole.figures if f.name == "ulps")
     assert opened.locator("#plot-ulps tbody tr").count() == len(rows)
+    opened.locator("#plot-ulps td.r > span").first.click()
+    assert "Largest known errors: " in opened.locator("#source").inner_text()
+    assert "stepcheck certificate" in opened.locator("#source").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
