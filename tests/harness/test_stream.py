@@ -2,27 +2,36 @@
 
 import json
 import math
+import multiprocessing
 import os
+import pickle
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import fields, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from stepcheck import cli
 from stepcheck.harness import stream, workers
 from stepcheck.harness.campaign import Settings
+from stepcheck.harness.checks import Evidence
+from stepcheck.harness.features import features
+from stepcheck.harness.judge import Judgement
 from stepcheck.harness.readers.junit import junit
 from stepcheck.harness.readers.markdown import markdown
 from stepcheck.harness.readers.scripts import to_json
 from stepcheck.harness.stream import Run, Stream, read
 from stepcheck.harness.subjects import UsageError, class_subject, resolve
-from stepcheck.harness.verdict import RATIO_CLASSES, Divergence, Result, Tally
+from stepcheck.harness.trace import AddGroup, Gradient, Group, Parameter, Reload, Scalar, Sparse, Step, Trace
+from stepcheck.harness.verdict import RATIO_CLASSES, RATIO_EDGES, Divergence, Life, Result, Tally
 
 
 class Wrong(torch.optim.Adam):
@@ -96,6 +105,7 @@ def test_what_is_read_back_is_what_the_campaigns_found(recorded):
     assert [r.subject for r in run.results] == [r.subject for r in results]
     for found, read_back in zip(results, run.results, strict=True):
         assert plain(read_back) == plain(found)
+    assert [r.error for r in results] == [""] * 4
     fused, wrong, right, elsewhere = run.results
     assert fused.known
     assert not fused.divergences
@@ -116,15 +126,49 @@ def test_every_determined_element_is_in_one_class_of_r(recorded):
             counts = [count for by_class in result.ratios[name].values() for count in by_class]
             assert sum(counts) == elements - undetermined, (result.subject, name)
     right = recorded[2].results[2]
+    assert all(result.undetermined > 0 for result in recorded[2].results[:2])
     classes = [n for counts in right.ratios["parameter"].values() for n, count in enumerate(counts) if count]
     assert max(classes) == math.ceil(20 * right.worst["parameter"])
 
 
+def test_the_classes_of_r_have_their_upper_edge_in_them():
+    between = [edge - 0.01 for edge in RATIO_EDGES[1:]]
+    every = np.array([*RATIO_EDGES, *between, math.nextafter(0, 1), math.nextafter(1, 2), 1e308, math.inf])
+    judgement = Judgement(ratios={("parameter", "float32"): [every[:7], every[7:]], ("step", "float32"): [every[:0]]})
+    expected = {0: 1, 1: 3} | dict.fromkeys(range(2, 21), 2) | {21: 3}
+    assert judgement.classes() == {"parameter": {"float32": expected}}
+
+
+def test_an_empty_parameter_has_no_r():
+    (subject,) = resolve("torch:SGD[forloop]")
+    gradients = {0: Gradient(), 1: Gradient()}
+    trace = Trace("SGD", (Parameter((0,)), Parameter((3,))), (Group((0, 1)),), (Step(gradients),))
+    judgement = Evidence(subject, trace).judgement
+    assert judgement.fields["parameter"] == (3, 0)
+    assert sum(judgement.classes()["parameter"]["float32"].values()) == 3
+
+
 def test_each_life_is_counted_once_for_each_of_its_features(recorded):
-    right = recorded[2].results[2]
-    assert right.traces == 60
+    folder, _, run = recorded
+    right = run.results[2]
+    (path,) = stream.runs(folder)
+    events = map(json.loads, lines(path))
+    lives = [e["features"] for e in events if e["event"] == "life" and e["subject"] == right.subject]
+    assert len(lives) == 60
+    assert right.features == Counter(feature for life in lives for feature in life)
     assert {"strided", "closure", "reload", "add_group", "hook"} <= right.features.keys()
-    assert all(1 <= lives <= 60 for lives in right.features.values())
+
+
+def test_the_features_of_a_life_are_what_is_in_it():
+    scalar = Parameter((), "complex64")
+    first = Group((0,), {"lr": Scalar(0.1)})
+    gradient = Gradient(sparse=Sparse((0,)))
+    events = (AddGroup(Group((1,))), Step({1: gradient, 0: None}), Reload(), Step(closure="float"))
+    trace = Trace("SGD", (scalar, Parameter((2,), layout="sliced")), (first,), events)
+    assert features(trace) == [
+        "add_group", "closure", "complex", "no_gradient", "reload", "sparse", "strided", "tensor_option", "zero_dim",
+    ]  # fmt: skip
+    assert features(Trace("SGD", (Parameter((2,)),), (Group((0,)),), (Step({0: Gradient()}),))) == []
 
 
 def test_a_subject_says_what_it_is(recorded):
@@ -193,6 +237,12 @@ def test_events_of_a_later_minor_version_are_counted_and_told(recorded, tmp_path
     again = rewritten(path, tmp_path / "a.jsonl", lambda ls: [*ls[:5], *later, *ls[5:]])
     assert plain(again.results) == plain(run.results)
     assert again.problems == ["3 events are of the kind 'weather', which this version does not know; a later one may"]
+
+
+def test_half_a_character_is_no_text_that_cannot_be_written(tmp_path):
+    with begin(tmp_path) as written:
+        written.document("bench", {"note": "\ud800 \U0001f600 é"})
+    assert read(written.path).documents["bench"] == {"note": "? \U0001f600 é"}
 
 
 def test_a_missing_life_is_told(recorded, tmp_path):
@@ -284,6 +334,64 @@ def test_a_later_attempt_supersedes_what_an_earlier_one_recorded(tmp_path):
     assert all(t.planned == 60 for t in crashes.tallies.values() if t.check not in ("refuses-invalid", "closure"))
 
 
+def test_a_divergence_is_replaced_by_what_is_known_of_it_later(recorded, tmp_path):
+    first = recorded[1][1].divergences[0]
+    smaller = replace(first, cause="another", summary="smaller")
+    subject = class_subject(Wrong, "Adam")
+    with begin(tmp_path, [subject]) as written:
+        recorder = stream.Recorder(written, subject.name)
+        recorder.begun(Result(subject.name, "Adam", {c: Tally(c) for c in Settings().checks}))
+        recorder.divergence(replace(first, life=["one"]))
+        recorder.divergence(replace(first, check="closure"))
+        recorder.divergence(replace(first, entry="an-entry"))
+        recorder.divergence(replace(first, life=["one", "two"]))
+        (result,) = read(written.path).results
+        assert [(d.check, d.life[-1]) for d in result.divergences] == [
+            (first.check, "two"),
+            ("closure", first.life[-1]),
+        ]
+        assert [d.entry for d in result.known] == ["an-entry"]
+        recorder.divergence(smaller, replaces=first.id)
+        ended = Result(subject.name, "Adam", {c: Tally(c) for c in Settings().checks})
+        ended.tallies[first.check].add(replace(smaller, found_in=77))
+        recorder.ended(ended)
+    (result,) = read(written.path).results
+    (told,) = result.tallies[first.check].divergences
+    assert (told.summary, told.found_in) == ("smaller", 77)
+
+
+def test_processes_that_write_at_once_do_not_tear_each_others_lines(tmp_path):
+    written = begin(tmp_path)
+    rows = [{"writer": n, "text": str(n) * 10_000} for n in range(4)]
+    fork = multiprocessing.get_context("fork")
+    processes = [
+        fork.Process(target=lambda row: [written.row("power", row) for _ in range(500)], args=(r,)) for r in rows
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    with pickle.loads(pickle.dumps(written)) as spawned:  # what a worker that was not forked is given
+        spawned.row("power", rows[0])
+    run = read(written.path)
+    assert (run.problems, run.status) == ([], 0)
+    assert [sum(row == made for made in run.rows["power"]) for row in rows] == [501, 500, 500, 500]
+
+
+def test_what_an_attempt_says_once_a_later_one_has_begun_is_void(tmp_path):
+    subject = class_subject(Wrong, "Adam")
+    with begin(tmp_path, [subject]) as written:
+        first, second = (stream.Recorder(written, subject.name, attempt) for attempt in (1, 2))
+        for recorder in (first, second):
+            recorder.begun(Result(subject.name, "Adam", {"agreement": Tally("agreement")}))
+            recorder.life(Life(1, looked={"agreement": 3}))
+        first.life(Life(2, looked={"agreement": 3}))
+        first.failed("killed")
+    (result,) = read(written.path).results
+    assert (result.traces, result.tallies["agreement"].looked) == (1, 3)
+    assert "killed" not in result.error
+
+
 def test_subjects_that_never_began_are_there_and_unknown(tmp_path):
     subjects = resolve("torch:SGD")
     path = begin(tmp_path, subjects).path
@@ -351,15 +459,12 @@ def started(out, *words):
 
 
 def children(pid):
-    # The third field is the state, the fourth the parent; the second may have spaces in it.
     found = []
-    for entry in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{entry}/stat") as file:
-                parent = int(file.read().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-        found += [int(entry)] if parent == pid else []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            # The third field is the state, the fourth the parent; the second may have spaces in it.
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
     return found
 
 
@@ -445,4 +550,4 @@ def test_two_runs_into_one_folder_leave_two_whole_streams(tmp_path):
 
 
 def test_a_run_of_nothing_is_a_run():
-    assert to_json(Run("r"), stream.Path())["subjects"] == []
+    assert to_json(Run("r"), Path())["subjects"] == []
