@@ -393,7 +393,7 @@ class _Plot:
 _PLOTS = (
     _Plot(
         "budget", "check", "stepcheck check", _budget, "Used budget",
-        "The share of compared elements in each class of r = |subject - reference| / budget. A tight budget comes near 1 and is never exceeded;"
+        "The share of compared elements in each class of r = |subject - reference| / budget. A tight budget comes near 1, and what conforms stays below;"
         " exactly 0 is in the table.",
     ),
     _Plot(

@@ -17,7 +17,7 @@ from stepcheck import __version__
 from stepcheck.harness import ledger
 from stepcheck.harness.page import model
 from stepcheck.harness.page.model import SOURCES, Cell, Report
-from stepcheck.harness.page.render import SIGNS, environment
+from stepcheck.harness.page.render import SIGNS, environment, moment
 from stepcheck.harness.trace import DTYPES
 from stepcheck.harness.verdict import RATIO_EDGES
 
@@ -128,7 +128,7 @@ def _environment(report: Report) -> list[str]:
             for value in dict.fromkeys(str(r.environment[name]) for r in checked if name in r.environment)]  # fmt: skip
     told += [f"seed {seed}" for seed in dict.fromkeys(r.seed for r in checked) if seed is not None]
     told += [f"stepcheck {version}" for version in dict.fromkeys(r.version for r in checked) if version]
-    return [*told, report.recorded] if report.recorded else told
+    return [*told, moment(report.recorded)] if report.recorded else told
 
 
 def _filters(report: Report) -> list[tuple[str, str, list[str]]]:

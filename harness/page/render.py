@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import sys
 from typing import Any
 
@@ -23,7 +24,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"count": count, "ratio": ratio, "short": short, "safe_link": safe_link}
+    made.filters |= {"count": count, "ratio": ratio, "short": short, "moment": moment, "safe_link": safe_link}
     made.globals |= {"signs": SIGNS}
     return made
 
@@ -40,6 +41,12 @@ def short(n: float) -> str:
             scaled = n / (1e3 if name == " k" else unit)
             return f"{scaled:.{max(0, 2 - math.floor(math.log10(scaled)))}f}{name}"
     return f"{n:,}"
+
+
+def moment(text: str) -> str:
+    """A time in UTC as a run has it, to the second; anything else as it stands."""
+    known = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(\+00:00|Z)", text)
+    return f"{known[1]} {known[2]} UTC" if known else text
 
 
 def ratio(r: float | None) -> str:

@@ -48,7 +48,14 @@ def test_it_is_one_file_that_needs_no_other(whole):
 
 def test_the_first_screen_says_what_was_found(whole):
     text = re.sub(r"<[^>]+>", " ", page.html(whole))
-    for told in ("fail", whole.headline, f"{whole.counts['planned']:,}", "torch 2.13.0", "seed 7"):
+    for told in (
+        "fail",
+        whole.headline,
+        f"{whole.counts['planned']:,}",
+        "torch 2.13.0",
+        "seed 7",
+        "2026-11-25 01:02:03 UTC",
+    ):
         assert told in text
 
 
