@@ -119,7 +119,9 @@ def findings(check: str) -> str:
     entries = [e for e in LEDGER.values() if check in e.checks]
     faults = [f for f in _report("power")["faults"] if check in f["checks"]]
     history = sorted((f for f in faults if f["kind"] == "history"), key=lambda f: (f["like"], f["name"]))
-    released = [f"- `{e.name}` ({optimizers(e)}): {cell(e.statement)}{_linked([e.link] if e.link else [])}" for e in entries]
+    released = [
+        f"- `{e.name}` ({optimizers(e)}): {cell(e.statement)}{_linked([e.link] if e.link else [])}" for e in entries
+    ]
     past = [f"- {f['like']}: {cell(f['told'])}{_linked(f['links'])}" for f in history]
     blocks = [
         _details("note", f"Found in released software: {len(entries)}", released),
