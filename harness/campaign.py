@@ -9,19 +9,23 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import FrameType
+from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
 
 from stepcheck.harness import explain, ledger, repro, shrink, steer, validation
 from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, STRIDED, Evidence, Finding, steps_judged
+from stepcheck.harness.clocks import Clocks
+from stepcheck.harness.features import features
 from stepcheck.harness.generate import ESSENTIALS, PAGE, PAGES, decoder
 from stepcheck.harness.ledger import Entry
-from stepcheck.harness.subjects import Subject, UsageError
+from stepcheck.harness.stream import Recorder
+from stepcheck.harness.subjects import Profile, Subject, UsageError
 from stepcheck.harness.trace import Trace
-from stepcheck.harness.verdict import Divergence, Result, Tally
+from stepcheck.harness.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, Life, Result, Tally
 
 DEFAULT_EXAMPLES = 200
 #: Traces drawn between two looks at the clock.
@@ -32,9 +36,6 @@ _MOST_DIVERGENCES = 12
 _ATTEMPTS = 400
 #: A trace takes milliseconds; a subject that is still busy with one after this long hangs.
 TRACE_SECONDS = 20.0
-HANGS = "hangs"
-#: The check that is asked of a matrix, not of random lives.
-VALIDATION = "refuses-invalid"
 #: Lives with one deviation in which an invariant is looked for that explains it.
 _TRIED = 4
 #: Subjects that cost more than this are given few lives, of the plainest kinds.
@@ -103,8 +104,10 @@ def _note(kept: dict[tuple[str, str], _Suspect], key: tuple[str, str], finding: 
         kept[key] = _Suspect(finding, trace)
 
 
-def _raise_worst(tally: Tally, *ratios: float) -> None:
-    tally.worst_ratio = max((r for r in (tally.worst_ratio, *ratios) if r is not None), default=None)
+def _declared(profile: Profile) -> dict[str, Any]:
+    """The facts of a profile that are not the default, as JSON has them, and their reason."""
+    given = {f.name: getattr(profile, f.name) for f in fields(profile) if getattr(profile, f.name) != f.default}
+    return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in given.items()}
 
 
 class Campaign:
@@ -116,6 +119,7 @@ class Campaign:
         progress: called with (traces done, traces planned) now and then.
         found: called with each divergence once it is shrunk.
         about_to_play: called with each trace before it is played.
+        recorder: writes down what happens when it happens.
     """
 
     def __init__(
@@ -125,18 +129,30 @@ class Campaign:
         progress: Progress = lambda done, planned: None,
         found: Callable[[Divergence], None] = lambda divergence: None,
         about_to_play: Callable[[Trace], None] = lambda trace: None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.subject = subject
         self.settings = settings
         self.progress = progress
         self.found = found
         self.about_to_play = about_to_play
+        self.recorder = recorder or Recorder()
         wanted = settings.dtypes or subject.usual_dtypes or subject.dtypes
         self.dtypes = tuple(d for d in subject.dtypes if d in wanted)
+        # A subject whose traces cost more is given fewer; its row in the report says how many.
+        self.planned = None if settings.examples is None else max(settings.examples // subject.cost, 1)
         missing = len(subject.missing_options)
+        self.meaningless = {
+            c: why for c in settings.checks if (why := CHECKS[c].without_meaning(subject)) and not self._insists_on(c)
+        }
         self.result = Result(
-            subject.name, subject.spec.name, {c: Tally(c, unsupported=missing) for c in settings.checks}
+            subject.name,
+            subject.spec.name,
+            {c: Tally(c, unsupported=missing) for c in settings.checks},
+            meaningless=self.meaningless,
         )
+        self.clocks = Clocks()
+        """The seconds of the life that is being played."""
         self.steering = steer.Steering()
         self.suspects: dict[tuple[str, str], _Suspect] = {}
         self.explained: dict[tuple[str, str], _Suspect] = {}
@@ -146,9 +162,6 @@ class Campaign:
         """Those of ``explained`` that were told."""
         self.free: set[str] = set()
         self.refusals: list[str] = []
-        self.meaningless = {
-            c: why for c in settings.checks if (why := CHECKS[c].without_meaning(subject)) and not self._insists_on(c)
-        }
         self.hung = False
         self.lacks: set[str] = set()
         """Abilities that the subject turned out not to have."""
@@ -165,17 +178,31 @@ class Campaign:
         Raises:
             UsageError: the subject turns out to be no optimizer.
         """
-        if self.subject.unsupported:
-            return self._unsupported(self.subject.unsupported)
-        if not self.dtypes:
-            return self._unsupported(f"it takes {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}")
+        why = self.subject.unsupported
+        if not why and not self.dtypes:
+            why = f"it takes {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}"
+        self.result.facts = self._facts(supported=not why)
+        self.recorder.begun(self.result)
+        if why:
+            self._unsupported(why)
+        else:
+            self._run()
+        self.recorder.ended(self.result)
+        return self.result
+
+    def _facts(self, *, supported: bool) -> dict[str, Any]:
+        subject = self.subject
+        facts = {"mode": subject.mode, "device": subject.device, "dtypes": list(self.dtypes), "examples": self.planned}
+        profile = {"profile": _declared(subject.profile)} if supported else {}
+        return facts | {"missing_options": list(subject.missing_options)} | profile
+
+    def _run(self) -> None:
         self.decode = decoder(self.subject, self.dtypes)
         for _ in self.subject.prepare():
             self.progress(0, self.settings.examples or 0)  # a sign of life
         start = time.perf_counter()
         self.deadline = math.inf if self.settings.seconds is None else start + self.settings.seconds
-        # A subject whose traces cost more is given fewer; its row in the report says how many.
-        planned = None if self.settings.examples is None else max(self.settings.examples // self.subject.cost, 1)
+        planned = self.planned
         batch = 0
         try:
             self._validate()
@@ -199,7 +226,6 @@ class Campaign:
         except Exception as error:  # noqa: BLE001 - a fault of the harness: the verdict is unknown, never green
             self.result.error = f"{type(error).__name__}: {error}"
         self._note()
-        return self.result
 
     def _ended(self) -> bool:
         return self.hung or time.perf_counter() > self.deadline or (self.settings.first and bool(self.suspects))
@@ -212,31 +238,28 @@ class Campaign:
             return  # it would be told, not judged
         try:
             with _time_limit(patience(self.subject)):
-                tally, matrix = self.result.tallies[VALIDATION], validation.matrix(self.subject)
+                matrix = validation.matrix(self.subject)
         except _Hang:
             told = f"to try what is invalid takes the subject longer than {patience(self.subject):.0f} s"
             raise TimeoutError(f"{told}: a constructor that does not end") from None
-        if self.subject.explicit or self.subject.mode == "forloop":
-            self.result.validation = validation.table(matrix)
+        reported = self.subject.explicit or self.subject.mode == "forloop"
         if self.subject.explicit:
             self.validated = [f"validation: {line}" for line in validation.told(matrix)]
         judged = {cell: outcome for cell, outcome in matrix.items() if cell.judged}
-        tally.planned = len(judged)
-        if VALIDATION in self.meaningless:
-            return
-        for cell, outcome in judged.items():
-            tally.ran += not outcome.control_failed
-            tally.looked += not outcome.control_failed
-            if not outcome.declared or outcome.changed:
-                evidence = Evidence(self.subject, validation.life(self.subject, cell), known=ledger.explanation)
-                explained: set[str] = set()
-                self._sort(VALIDATION, evidence, explained)
-                self._count_known(explained)
-
-    def _count_known(self, explained: Collection[str]) -> None:
-        """One more life of what the ledger explains."""
-        for entry in explained:
-            self.result.known_lives[entry] = self.result.known_lives.get(entry, 0) + 1
+        invalid = Invalid(len(judged), rows=validation.table(matrix) if reported else [])
+        try:
+            for cell, outcome in judged.items() if VALIDATION not in self.meaningless else ():
+                invalid.ran += not outcome.control_failed
+                if not outcome.declared or outcome.changed:
+                    evidence = Evidence(self.subject, validation.life(self.subject, cell), known=ledger.explanation)
+                    one = Life(0)
+                    self._sort(VALIDATION, evidence, one)
+                    invalid.known += one.known
+                    for check, ratio in one.worst_ratio.items():
+                        invalid.saw(check, ratio)
+        finally:
+            self.result.add_invalid(invalid)
+            self.recorder.invalid(invalid)
 
     def _declare_unasked(self) -> None:
         """What was not asked because the subject has no such thing, or because its lives are few for their cost, is said."""
@@ -254,12 +277,11 @@ class Campaign:
                 f"unsupported: not asked in the {self.result.traces} lives that its cost allows: {names}"
             )
 
-    def _unsupported(self, why: str) -> Result:
+    def _unsupported(self, why: str) -> None:
         """What the subject itself declares that it cannot do here is neither right nor wrong."""
         for tally in self.result.tallies.values():
             tally.planned = tally.unsupported = self.settings.examples or 1
         self.result.notes.append(f"unsupported: {why}")
-        return self.result
 
     def _draw(self, batch: int, size: int) -> Iterator[list[Trace]]:
         """Candidates for ``size`` lives, from pages that Hypothesis draws, set up so that the seed alone decides.
@@ -290,86 +312,87 @@ class Campaign:
             yield [self.decode(data, essential) for data in wanted[n * each : (n + 1) * each]]
 
     def _batch(self, batch: int, size: int) -> None:
-        clocks = self.result.clocks
         drawn = self._draw(batch, size)
         while not self._ended():
-            with clocks.running("draw"):
+            start = time.perf_counter()
+            with self.clocks.running("draw"):
                 candidates = next(drawn, None)
                 if candidates is None:
                     break
                 chosen = self.steering.choose(candidates)
-            self._ask(chosen)
+            life = Life(self.result.traces + 1)
+            try:
+                self._ask(chosen, life)
+            finally:
+                # To the microsecond, or most of what is recorded of a life would be digits of no meaning.
+                life.clocks = {name: round(seconds, 6) for name, seconds in self.clocks.items()}
+                life.seconds = round(time.perf_counter() - start, 6)
+                self.clocks.clear()
+                self.result.add_life(life)
+                self.recorder.life(life)
+            self.progress(self.result.traces, self.settings.examples or 0)
 
-    def _ask(self, trace: Trace) -> None:
+    def _ask(self, trace: Trace, life: Life) -> None:
         result = self.result
-        result.traces += 1
+        life.features = features(trace)
         limit = self._patience()
         self.about_to_play(trace)
         try:
             with _time_limit(limit):
-                asked, clocks = self.settings.checks, self.result.clocks
-                evidence = Evidence(self.subject, trace, asked, ledger.explanation, self._settled(), clocks)
+                asked = self.settings.checks
+                evidence = Evidence(self.subject, trace, asked, ledger.explanation, self._settled(), self.clocks)
         except _Hang:
             self.hung = True
             summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
             name = "completes" if "completes" in result.tallies else next(iter(result.tallies))
-            result.tallies[name].ran += 1
+            life.end, life.looked = HANGS, {name: 1}
             _note(self.suspects, (name, HANGS), Finding(name, HANGS, None, summary), trace)
             return
         self.lacks |= evidence.recording.lacks
         if self._refused(evidence):
+            life.end = REFUSED
             return
-        explained: set[str] = set()
-        for name, tally in result.tallies.items():
-            if name in self.meaningless:
-                tally.planned += 1
-                tally.unsupported += 1
-                continue
-            if name == VALIDATION:
+        for name in result.tallies:
+            if name in self.meaningless or name == VALIDATION:
                 continue
             looked = CHECKS[name].looks_at(evidence)
-            tally.planned += 1
-            tally.ran += looked > 0
-            tally.looked += looked
             if looked:
-                self._sort(name, evidence, explained)
-        self._count_known(explained)
+                life.looked[name] = looked
+                self._sort(name, evidence, life)
         if "agreement" in result.tallies:
-            self._count(evidence)
-        self.progress(result.traces, self.settings.examples or 0)
+            self._count(evidence, life)
 
-    def _sort(self, check: str, evidence: Evidence, explained: set[str]) -> None:
+    def _sort(self, check: str, evidence: Evidence, life: Life) -> None:
         """Tell what the ledger explains from the first finding of a check that it does not; later ones may be its effects."""
         unexplained = False
         for finding in CHECKS[check].find(evidence):
             entry = ledger.explanation(evidence, finding)
             if entry is not None:
-                explained.add(entry.name)
+                if entry.name not in life.known:
+                    life.known.append(entry.name)
                 _note(self.explained, (check, entry.name), finding, evidence.trace)
-            elif (
-                finding.cause.startswith(STRIDED) and check == "agreement" and self._sort_row_major(evidence, explained)
-            ):
+            elif finding.cause.startswith(STRIDED) and check == "agreement" and self._sort_row_major(evidence, life):
                 return
             elif not unexplained:
                 unexplained = True
                 if finding.ratio is not None:
-                    _raise_worst(self.result.tallies[check], finding.ratio)
+                    life.saw(check, finding.ratio)
                 _note(self.suspects, (finding.check, finding.cause), finding, evidence.trace)
 
-    def _sort_row_major(self, evidence: Evidence, explained: set[str]) -> bool:
+    def _sort_row_major(self, evidence: Evidence, life: Life) -> bool:
         """Whether it is wrong in row-major memory as well: then strides are not the cause, and it is told without them."""
         plain = Evidence(
             self.subject,
             evidence.trace.row_major(),
             self.settings.checks,
             ledger.explanation,
-            clocks=self.result.clocks,
+            clocks=self.clocks,
         )
         if plain.trace == evidence.trace or not plain.judgement.deviations:
             return False
         for check in self.result.tallies:
             if check in EXPLAINED_BY:
-                self._sort(check, plain, explained)
+                self._sort(check, plain, life)
         return True
 
     def _settled(self) -> frozenset[str]:
@@ -394,25 +417,16 @@ class Campaign:
             if listed is None or listed.event is not None:
                 return False  # it refuses the form that the groups are given in, which it must take
         self.refusals.append(raised.message)
-        for tally in self.result.tallies.values():
-            tally.planned += 1
-            tally.unsupported += 1
         return True
 
-    def _count(self, evidence: Evidence) -> None:
+    def _count(self, evidence: Evidence, life: Life) -> None:
         judgement = evidence.judgement
         self.free |= judgement.free
-        self.result.lives += judgement.steps
-        self.result.steps += steps_judged(evidence)
-        self.result.elements += judgement.elements
-        self.result.undetermined += judgement.undetermined
-        for name, (elements, undetermined) in judgement.fields.items():
-            before = self.result.fields.get(name, (0, 0))
-            self.result.fields[name] = (before[0] + elements, before[1] + undetermined)
-        for name, ratio in judgement.worst.items():
-            self.result.worst[name] = max(self.result.worst.get(name, 0.0), ratio)
+        life.lives, life.steps = judgement.steps, steps_judged(evidence)
+        life.elements, life.undetermined = judgement.elements, judgement.undetermined
+        life.fields, life.worst, life.ratios = judgement.fields, judgement.worst, judgement.classes()
         # What deviates is counted where it is sorted: what is known is no use of the budget.
-        _raise_worst(self.result.tallies["agreement"], *judgement.worst.values())
+        life.saw("agreement", *judgement.worst.values())
 
     def _shrink_new(self) -> None:
         """At the end of each batch, so that whoever interrupts a long campaign keeps what it found."""
@@ -435,7 +449,7 @@ class Campaign:
         divergence = tell(self.subject, trace, finding, suspect.count)
         if not self._fold(divergence):
             self.result.tallies[key[0]].add(divergence)
-            self.found(divergence)
+            self._tell(divergence)
 
     def _fold(self, new: Divergence) -> bool:
         """Whether a divergence shows one that was told before as well: of the two, which have one cause, the smaller is kept."""
@@ -450,8 +464,14 @@ class Campaign:
         kept.life.append(f"also: {other.cause}")
         if kept is new:
             tally.divergences[tally.divergences.index(old)] = new
-            self.found(new)
+            self._tell(new, replaces=old.id)
+        else:
+            self.recorder.divergence(old)
         return True
+
+    def _tell(self, divergence: Divergence, replaces: str = "") -> None:
+        self.found(divergence)
+        self.recorder.divergence(divergence, replaces)
 
     def _tell_known(self, key: tuple[str, str]) -> None:
         """What the ledger explains is told by the ledger's own life if it shows it here as well, else by the one seen."""
@@ -461,7 +481,7 @@ class Campaign:
         trace, finding = reproduction(self.subject, entry, check) or self._smallest_known(seen, entry)
         divergence = replace(tell(self.subject, trace, finding, seen.count), entry=name)
         self.result.tallies[check].add(divergence)
-        self.found(divergence)
+        self._tell(divergence)
 
     def _smallest_known(self, seen: _Suspect, entry: Entry) -> tuple[Trace, Finding]:
         """The life in which something known was seen, made smaller."""

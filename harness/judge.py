@@ -29,6 +29,7 @@ from stepcheck.harness.options import bounded_option
 from stepcheck.harness.recording import Life, Recording, StepRecord
 from stepcheck.harness.subjects import Profile, Subject
 from stepcheck.harness.trace import in_reals, is_complex, plain
+from stepcheck.harness.verdict import RATIO_CLASSES, RATIO_EDGES
 from stepcheck.reference.spec import Buffer, HyperValues, Spec
 
 
@@ -68,6 +69,7 @@ class Judgement:
         worst: per field, the largest ratio at or below 1 (what correct subjects use of their budget).
         free: buffers that could not be read and ran free.
         deviations: what exceeds its budget, in order of events, a step's buffers before its parameter.
+        ratios: r of all determined elements, of each field and dtype of the parameter, in pieces.
     """
 
     elements: int = 0
@@ -77,6 +79,26 @@ class Judgement:
     fields: dict[str, tuple[int, int]] = field(default_factory=dict)
     free: set[str] = field(default_factory=set)
     deviations: list[Deviation] = field(default_factory=list)
+    ratios: dict[tuple[str, str], list[Array]] = field(default_factory=dict)
+
+    def classes(self) -> dict[str, dict[str, dict[int, int]]]:
+        """Of each field and dtype, how many elements lie in each of the classes of ``RATIO_EDGES`` that occur."""
+        if not self.ratios:
+            return {}
+        # All at once: a call for each field would cost more than its few hundred elements.
+        lengths = [sum(map(len, pieces)) for pieces in self.ratios.values()]
+        every = np.concatenate([piece for pieces in self.ratios.values() for piece in pieces])
+        row = np.repeat(np.arange(len(lengths)) * RATIO_CLASSES, lengths)
+        size = len(lengths) * RATIO_CLASSES
+        counts = np.bincount(row + np.searchsorted(_EDGES, every), minlength=size).reshape(-1, RATIO_CLASSES)
+        found: dict[str, dict[str, dict[int, int]]] = {}
+        for (name, dtype), of_one in zip(self.ratios, counts.tolist(), strict=True):
+            if any(of_one):
+                found.setdefault(name, {})[dtype] = {n: count for n, count in enumerate(of_one) if count}
+        return found
+
+
+_EDGES = np.array(RATIO_EDGES)
 
 
 @functools.cache
@@ -267,7 +289,10 @@ class Judge:
         """Keep count of one comparison, and note it if it deviates."""
         r = np.full(1, np.inf) if c.problem else ratios(c.actual, c.predicted)
         error = np.broadcast_to(c.predicted.error, np.shape(c.predicted.value))
-        self._count(c.field, c.actual.size, int((~np.isfinite(error)).sum()))
+        determined = np.isfinite(error).reshape(-1)
+        self._count(c.field, c.actual.size, int((~determined).sum()))
+        dtype = self.trace.parameters[parameter].dtype
+        self._classify(c.field, dtype, np.full(determined.sum(), np.inf) if c.problem else r[determined])
         worst = float(r.max(initial=0.0))
         if worst <= 1:
             # What is not determined is no use of the budget.
@@ -560,7 +585,9 @@ class Judge:
                 self.carried[item.index, name] = predicted[start : start + length]
             return
         elements = sum(1 if single else n if item.numel else 0 for item, n in zip(batch, lengths, strict=True))
-        self._count(name, elements, 0 if single else int(np.count_nonzero(np.isinf(predicted.error))))
+        determined = self._determined(batch, r, predicted, starts, lengths, single=single)
+        self._count(name, elements, elements - len(determined))
+        self._classify(name, batch[0].dtype, determined)
         largest = r.item(r.argmax())
         if largest <= 1:
             self.result.worst[name] = max(self.result.worst.get(name, 0.0), largest)
@@ -577,6 +604,21 @@ class Judge:
         self.result.fields[name] = (before[0] + elements, before[1] + undetermined)
         self.result.elements += elements
         self.result.undetermined += undetermined
+
+    @staticmethod
+    def _determined(
+        batch: list[_Item], r: Array, predicted: Bounded, starts: list[int], lengths: list[int], *, single: bool
+    ) -> Array:
+        """Of r, what stands for an element that is determined."""
+        if single:
+            return r[starts]
+        kept = ~np.isinf(predicted.error)
+        if any(not item.numel for item in batch):
+            kept &= np.repeat([item.numel > 0 for item in batch], lengths)
+        return r if kept.all() else r[kept]
+
+    def _classify(self, name: str, dtype: str, r: Array) -> None:
+        self.result.ratios.setdefault((name, dtype), []).append(r)
 
     def _deviates(
         self, item: _Item, name: str, at: int, start: int, ratio: float, got: float, predicted: Bounded

@@ -12,6 +12,11 @@ from stepcheck.harness.trace import Trace
 
 #: Classes of r: exactly 0; above each edge up to the next; above 1.
 RATIO_EDGES = tuple(n / 20 for n in range(21))
+RATIO_CLASSES = len(RATIO_EDGES) + 1
+#: The check that is asked of a matrix, not of random lives.
+VALIDATION = "refuses-invalid"
+#: How a life may end early: the constructor refuses its options, or the subject hangs.
+REFUSED, HANGS = "refused", "hangs"
 
 
 @dataclass
@@ -82,12 +87,76 @@ class Tally:
 
 
 @dataclass
+class Life:
+    """What one played trace adds to the result of its subject. Plain data.
+
+    Attributes:
+        number: from 1.
+        end: one of the words above, where it ended early.
+        looked: of each check, the things that it looked at, where there were any.
+        worst_ratio: of each check, the largest r that it has seen, if it has.
+        known: the ledger's entries that explain something in it.
+        lives, steps, elements, undetermined, worst, fields: as of :class:`Result`.
+        ratios: of each field and dtype, the classes of r that occur and how many elements lie in each.
+        clocks: seconds since the life before, by what they went into.
+        seconds: all of them.
+    """
+
+    number: int
+    end: str = ""
+    looked: dict[str, int] = field(default_factory=dict)
+    worst_ratio: dict[str, float] = field(default_factory=dict)
+    known: list[str] = field(default_factory=list)
+    lives: int = 0
+    steps: int = 0
+    elements: int = 0
+    undetermined: int = 0
+    worst: dict[str, float] = field(default_factory=dict)
+    fields: dict[str, tuple[int, int]] = field(default_factory=dict)
+    ratios: dict[str, dict[str, dict[int, int]]] = field(default_factory=dict)
+    features: list[str] = field(default_factory=list)
+    clocks: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def saw(self, check: str, *ratios: float) -> None:
+        """Keep the largest r that a check has seen."""
+        if ratios:
+            self.worst_ratio[check] = max(self.worst_ratio.get(check, 0.0), *ratios)
+
+
+@dataclass
+class Invalid:
+    """What became of everything invalid that was tried, in the check of that name.
+
+    Attributes:
+        planned: what is judged.
+        ran: what of it could be tried.
+        rows: the matrix, where it is reported.
+    """
+
+    planned: int = 0
+    ran: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    worst_ratio: dict[str, float] = field(default_factory=dict)
+    known: list[str] = field(default_factory=list)
+
+    def saw(self, check: str, ratio: float) -> None:
+        """Keep the largest r that a check has seen."""
+        self.worst_ratio[check] = max(self.worst_ratio.get(check, 0.0), ratio)
+
+
+@dataclass
 class Result:
     """What a campaign found out about one subject."""
 
     subject: str
     like: str
     tallies: dict[str, Tally]
+    facts: dict[str, Any] = field(default_factory=dict)
+    """``mode``, ``device``, ``dtypes`` of the parameters, ``examples`` planned (``None`` for as many as time allows),
+    ``missing_options``, and its ``profile``: the ``reason``, and the facts that are not the default."""
+    meaningless: dict[str, str] = field(default_factory=dict)
+    """Why some checks cannot be asked of this subject."""
     notes: list[str] = field(default_factory=list)
     error: str = ""
     """Why the verdict is unknown, where the harness itself failed."""
@@ -108,11 +177,61 @@ class Result:
     fields: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Elements compared in each field, and how many of them were undetermined."""
     ratios: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    """Of each field and dtype, how many elements lie in each of the classes of ``RATIO_EDGES``."""
+    """Of each field and dtype of the parameter, how many determined elements lie in each of the classes of ``RATIO_EDGES``."""
     features: dict[str, int] = field(default_factory=dict)
     """For each feature of a life, such as ``sparse``, ``closure``, ``reload`` or ``add_group``, how many traces had it."""
     known_lives: dict[str, int] = field(default_factory=dict)
     """For each entry of the ledger, how many traces showed what it explains."""
+
+    def add_life(self, life: Life) -> None:
+        """Count one more trace."""
+        self.traces += 1
+        self._count(life)
+        for name, tally in self.tallies.items():
+            if life.end == HANGS:
+                tally.ran += name in life.looked
+            elif life.end == REFUSED or name in self.meaningless:
+                tally.planned += 1
+                tally.unsupported += 1
+            elif name != VALIDATION:
+                tally.planned += 1
+                tally.ran += name in life.looked
+            tally.looked += life.looked.get(name, 0)
+        self.lives += life.lives
+        self.steps += life.steps
+        self.elements += life.elements
+        self.undetermined += life.undetermined
+        for name, (elements, undetermined) in life.fields.items():
+            before = self.fields.get(name, (0, 0))
+            self.fields[name] = (before[0] + elements, before[1] + undetermined)
+        for name, ratio in life.worst.items():
+            self.worst[name] = max(self.worst.get(name, 0.0), ratio)
+        for name, by_dtype in life.ratios.items():
+            for dtype, classes in by_dtype.items():
+                counts = self.ratios.setdefault(name, {}).setdefault(dtype, [0] * RATIO_CLASSES)
+                for n, count in classes.items():
+                    counts[n] += count
+        for name in life.features:
+            self.features[name] = self.features.get(name, 0) + 1
+        for name, seconds in life.clocks.items():
+            self.clocks[name] += seconds
+        self.seconds += life.seconds
+
+    def add_invalid(self, invalid: Invalid) -> None:
+        """Count what was tried that is invalid."""
+        tally = self.tallies[VALIDATION]
+        tally.planned += invalid.planned
+        tally.ran += invalid.ran
+        tally.looked += invalid.ran
+        self.validation += invalid.rows
+        self._count(invalid)
+
+    def _count(self, found: Life | Invalid) -> None:
+        for check, ratio in found.worst_ratio.items():
+            tally = self.tallies[check]
+            tally.worst_ratio = ratio if tally.worst_ratio is None else max(tally.worst_ratio, ratio)
+        for entry in found.known:
+            self.known_lives[entry] = self.known_lives.get(entry, 0) + 1
 
     @property
     def verdict(self) -> str:

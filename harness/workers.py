@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from stepcheck.harness import ledger
-from stepcheck.harness.campaign import HANGS, Campaign, Settings, patience, shows, tell
+from stepcheck.harness.campaign import Campaign, Settings, patience, shows, tell
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.ledger import Entry
+from stepcheck.harness.stream import Recorder, Stream
 from stepcheck.harness.subjects import Subject, UsageError, resolve
 from stepcheck.harness.trace import Trace, loads
-from stepcheck.harness.verdict import Divergence, Result, Tally
+from stepcheck.harness.verdict import HANGS, Divergence, Result, Tally
 
 #: Silence of a worker, beyond what a trace may take, after which it hangs in code that Python cannot interrupt.
 _SILENCE_SECONDS = 10.0
@@ -47,12 +48,18 @@ class _Job:
     process: Any
     pipe: Connection
     diary: Path | None
+    recorder: Recorder
     heard: float = field(default_factory=time.monotonic)
     found: list[Divergence] = field(default_factory=list)
 
 
-def run(subjects: Sequence[Subject], settings: Settings, listener: Listener) -> list[Result]:
+def run(
+    subjects: Sequence[Subject], settings: Settings, listener: Listener, stream: Stream | None = None
+) -> list[Result]:
     """A campaign for each subject, as many at a time as there are cores. Results are in the order of ``subjects``.
+
+    Each worker writes to the ``stream`` itself, if there is one. There, a subject that ended early is as far as it had come; its
+    result here has only what it had found.
 
     On KeyboardInterrupt the workers stop, and the unfinished subjects are reported as unknown with what they had found.
 
@@ -62,8 +69,8 @@ def run(subjects: Sequence[Subject], settings: Settings, listener: Listener) -> 
     _warm_up()
     try:
         if "fork" not in multiprocessing.get_all_start_methods():
-            return [_in_process(s, settings, listener) for s in subjects]
-        return _Pool(subjects, settings, listener).run()
+            return [_in_process(s, settings, listener, stream) for s in subjects]
+        return _Pool(subjects, settings, listener, stream).run()
     finally:
         gc.unfreeze()  # at exit, Triton's own modules would be taken for a leak, and said so
 
@@ -81,16 +88,25 @@ def _warm_up() -> None:
     gc.freeze()  # nor need the workers look through all that for garbage
 
 
-def _in_process(subject: Subject, settings: Settings, listener: Listener) -> Result:
-    campaign = Campaign(subject, settings, lambda d, p: listener.progress(subject, d, p), listener.found)
+def _in_process(subject: Subject, settings: Settings, listener: Listener, stream: Stream | None) -> Result:
+    campaign = Campaign(
+        subject,
+        settings,
+        lambda d, p: listener.progress(subject, d, p),
+        listener.found,
+        recorder=Recorder(stream, subject.name),
+    )
     result = campaign.run()
     listener.finished(result)
     return result
 
 
 class _Pool:
-    def __init__(self, subjects: Sequence[Subject], settings: Settings, listener: Listener) -> None:
+    def __init__(
+        self, subjects: Sequence[Subject], settings: Settings, listener: Listener, stream: Stream | None
+    ) -> None:
         self.settings = settings
+        self.stream = stream
         self.listener = listener
         self.subjects = subjects
         # The longest first, so that none is left running alone at the end.
@@ -108,8 +124,14 @@ class _Pool:
         except KeyboardInterrupt:
             for n in range(len(self.subjects)):
                 if n not in self.results:
-                    found = self.jobs[n].found if n in self.jobs else []
-                    self._finish(n, unfinished(self.subjects[n], self.settings, "interrupted", found))
+                    job, subject = self.jobs.get(n), self.subjects[n]
+                    if job is not None:
+                        job.process.kill()  # nothing of it comes after its end
+                        job.process.join()
+                    recorder = Recorder(self.stream, subject.name) if job is None else job.recorder
+                    recorder.failed("interrupted")
+                    found = [] if job is None else job.found
+                    self._finish(n, unfinished(subject, self.settings, "interrupted", found))
         finally:
             for job in self.jobs.values():
                 job.process.kill()
@@ -123,10 +145,11 @@ class _Pool:
         apart = subject.device != "cpu" and not subject.unsupported
         context: Any = multiprocessing.get_context("spawn" if apart else "fork")
         target, who = (_work_apart, subject.name) if apart else (_work, subject)
-        process = context.Process(target=target, args=(who, self.settings, send, diary), daemon=True)
+        recorder = Recorder(self.stream, subject.name, attempt=2 if careful else 1)
+        process = context.Process(target=target, args=(who, self.settings, send, diary, recorder), daemon=True)
         process.start()
         send.close()
-        self.jobs[n] = _Job(self.subjects[n], process, receive, diary)
+        self.jobs[n] = _Job(self.subjects[n], process, receive, diary, recorder)
 
     def _listen(self) -> None:
         pipes = {job.pipe: n for n, job in self.jobs.items()}
@@ -164,13 +187,16 @@ class _Pool:
             return
         code = job.process.exitcode or 0
         how = "hangs where Python cannot interrupt it" if hangs else f"kills the process ({_signal_name(code)})"
-        result = unfinished(job.subject, self.settings, f"the process ended early: the subject {how}", job.found)
+        why = f"the process ended early: the subject {how}"
+        result = unfinished(job.subject, self.settings, why, job.found)
         if job.diary.is_file():
             trace = Trace.from_json(loads(job.diary.read_text(encoding="utf-8")))
             finding = Finding("completes", HANGS if hangs else "crash", None, f"the subject {how}")
             divergence = tell(job.subject, trace, finding, evaluate=False)
             result.tallies.setdefault("completes", Tally("completes")).divergences.append(divergence)
             self.listener.found(divergence)
+            job.recorder.divergence(divergence)
+        job.recorder.failed(why)
         self._finish(n, result)
 
     def _finish(self, n: int, result: Result) -> None:
@@ -199,8 +225,14 @@ class Replayed:
     reproduces: bool
     told: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """The row of ``--json``, and why it does not reproduce."""
+        entry = self.entry
+        row = {"name": entry.name, "statement": entry.statement, "link": entry.link, "versions": entry.versions}
+        return row | {"reproduces": self.reproduces, "told": self.told}
 
-def replay(subjects: Sequence[Subject], settings: Settings) -> list[Replayed]:
+
+def replay(subjects: Sequence[Subject], settings: Settings, stream: Stream | None = None) -> list[Replayed]:
     """Play the lives of the ledger's entries that are about the optimizers of ``subjects``, each in a process of its own."""
     checked = {s.spec.name for s in subjects if s.name.startswith("torch:")}
     names = {s.name for s in subjects}
@@ -211,6 +243,8 @@ def replay(subjects: Sequence[Subject], settings: Settings) -> list[Replayed]:
         wanted = subject.name in names if subject.cost > _CHEAP else subject.spec.name in checked
         if wanted and not subject.unsupported and entry.saved.check in settings.checks:
             played.append(_replay(entry, subject))
+            if stream is not None:
+                stream.write("ledger", played[-1].to_json())
     return played
 
 
@@ -244,17 +278,17 @@ def _signal_name(exitcode: int) -> str:
     return f"exit status {exitcode}"
 
 
-def _work_apart(name: str, settings: Settings, pipe: Connection, diary: Path | None) -> None:
+def _work_apart(name: str, settings: Settings, pipe: Connection, diary: Path | None, recorder: Recorder) -> None:
     """In a worker that has nothing of its parent's."""
     (subject,) = resolve(name)
     _warm_up()
     try:
-        _work(subject, settings, pipe, diary)
+        _work(subject, settings, pipe, diary, recorder)
     finally:
         gc.unfreeze()
 
 
-def _work(subject: Subject, settings: Settings, pipe: Connection, diary: Path | None) -> None:
+def _work(subject: Subject, settings: Settings, pipe: Connection, diary: Path | None, recorder: Recorder) -> None:
     """In the worker: run the campaign and send what happens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and decides
     gc.set_threshold(50_000)  # traces leave little garbage that is not freed at once
@@ -276,6 +310,7 @@ def _work(subject: Subject, settings: Settings, pipe: Connection, diary: Path | 
         progress,
         lambda divergence: pipe.send(("found", divergence)),
         note if diary is not None else lambda trace: None,
+        recorder,
     )
     try:
         pipe.send(("result", campaign.run()))

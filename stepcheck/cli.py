@@ -485,6 +485,41 @@ def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | Non
     return DIVERGES if taken.failures else UNKNOWN if taken.unknown else CONFORMS
 
 
+@commands.command("report")
+@click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("report"), show_default=True,
+              help="Folder for index.html, report.json, report.md and badge.svg.")  # fmt: skip
+@click.option("--against", type=click.Path(dir_okay=False, path_type=Path), metavar="REPORT.json",
+              help="Compare with an earlier report: what became red or green, what is gone, which counts shrank.")  # fmt: skip
+def report_(paths: tuple[Path, ...], out: Path, against: Path | None) -> int:
+    """Render what runs recorded: a page, JSON, Markdown for a pull request, a badge.
+
+    PATH is a stream that a command wrote, or a folder of them, of which the newest of each command counts (default: .stepcheck). Of a
+    subject that several runs checked, the newest result counts. Exit status is 0 whatever the verdict, and 2 where there is nothing to
+    render.
+    """
+    from stepcheck.harness.page import write  # it takes jinja2 with it
+
+    made = write.build(write.collect(paths or (store.DEFAULT_FOLDER,)), against)
+    for problem in made.problems:
+        _console.print(f"not whole: {problem}", markup=False)
+    for figure in made.figures:
+        if figure.missing:
+            _console.print(f"{figure.title}: {figure.missing}", markup=False)
+    written = write.write(made, out)
+    if made.comparison is not None:
+        c = made.comparison
+        _console.print(
+            f"compared with {c.against}: {c.verdict}; {len(c.red)} became red, {len(c.green)} green, {len(c.gone)} gone,"
+            f" {len(c.shrank)} counts shrank",
+            markup=False,
+        )
+    _console.print(f"{made.verdict}: {made.headline}", markup=False)
+    for path in written:
+        _console.print(f"{path}  {path.stat().st_size:,} bytes", markup=False)
+    return CONFORMS
+
+
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error, if that is a terminal."""

@@ -1,0 +1,82 @@
+"""Runs to report: two real campaigns, one of a wrong optimizer; and as many made-up ones as wanted."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from recorded import REPORTS, WRONG, result, run
+
+from stepcheck.harness.campaign import Campaign, Settings
+from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.page import model
+from stepcheck.harness.page.figures import figures
+from stepcheck.harness.subjects import resolve
+from stepcheck.harness.trace import DTYPES
+from stepcheck.harness.verdict import RATIO_CLASSES
+
+
+@pytest.fixture(scope="session")
+def campaigned():
+    """What two campaigns found: nothing new about torch's Adam, and a fault in one with eps under the root."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    subjects = [*resolve("torch:Adam[forloop]"), *resolve(WRONG, "Adam")]
+    found = [Campaign(s, Settings(seed=0, examples=40)).run() for s in subjects]
+    torch.set_num_threads(threads)
+    return found
+
+
+@pytest.fixture(scope="session")
+def documents():
+    """What other commands measured, a run each, as ``--json`` has it: published files, and small ones of the same shape."""
+    bench = {
+        "workloads": [{"workload": w, "kind": k, "stepped": n} for w, k, n in (("tiny", "dense", 64), ("big", "dense", 1 << 20), ("rows", "sparse", 640))],
+        "results": [
+            {"optimizer": "SGD", "workload": w, "ratio": r, "wrong": False, "best": "fused", "share_of_ceiling": None,
+             "round_ratios": {"median": r, "quartiles": [r * 0.9, r * 1.1]}}
+            for w, r in (("tiny", 8.0), ("big", 1.1), ("rows", 5.0))
+        ],
+    }  # fmt: skip
+    census = {
+        "kernels": [
+            {"optimizer": o, "dtype": "float32", "role": "dense", "arch": arch, "model": {"loaded": 16, "stored": 12},
+             "sass_loaded_per_element": 16.0, "sass_stored_per_element": 12.0 + extra}
+            for o, extra in (("Adam", 0.0), ("SGD", 4.0)) for arch in ("sm_80", "sm_90")
+        ]
+    }  # fmt: skip
+    read = {name: json.loads((REPORTS / f"{name}.json").read_text()) for name in ("certificate", "power")}
+    return [
+        run(name=f"2026112{n}-{name}", command=f"stepcheck {name}", documents={name: document})
+        for n, (name, document) in enumerate({**read, "bench": bench, "census": census}.items())
+    ]
+
+
+@pytest.fixture(scope="session")
+def whole(campaigned, documents):
+    """A report with everything in it."""
+    runs = [run(*campaigned), *documents]
+    made = model.build(runs)
+    made.figures = figures(made, runs)
+    return made
+
+
+@pytest.fixture(scope="session")
+def large(campaigned):
+    """A report with 100,000 checks of subjects behind it, each asked of 200 lives, and a thousand divergences."""
+    rng = np.random.default_rng(0)
+    shown = campaigned[1].divergences[0]
+    subjects = -(-100_000 // len(CHECKS))
+    results = []
+    for n in range(subjects):
+        name = f"package{n // 15:03}.module:Optimizer{n % 15}"
+        of = {f"buffer{f}": {d: rng.integers(0, 99_999, RATIO_CLASSES).tolist() for d in DTYPES[:3]} for f in range(3)}
+        one = result(name, f"Like{n % 15}", ratios=of, features={"sparse": int(rng.integers(200)), "closure": 3})
+        for tally in one.tallies.values():
+            tally.ran, tally.looked = (int(x) for x in rng.integers(1, 200, 2))
+        if n % 5 == 0:
+            told = replace(shown, subject=name, summary=f"{shown.summary} ({n})", script=f"{shown.script}\n# {n}\n")
+            one.tallies["agreement"].divergences.append(told)
+        results.append(one)
+    return model.build([run(*results)])
