@@ -1,6 +1,6 @@
 """The certificate: how far the references are from the truth, and ``torch.optim`` from the references.
 
-Run as ``python -m stepcheck.harness.certificate [--short] [--json FILE] [--markdown FILE] [--seed S]``. Two parts.
+Run as ``python -m stepcheck.harness.certificate [--short] [--json FILE] [--markdown FILE] [--seed S] [--out DIR]``. Two parts.
 
 *References.* The source of each reference runs on adversarial inputs as float64 (the value), as error-bounded numbers of
 binary64 (the bound) and as 200-bit numbers (the truth). Per optimizer and field: the largest distance of value and truth in
@@ -39,6 +39,7 @@ import heapq
 import itertools
 import json
 import math
+import shlex
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +57,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stepcheck import __version__
+from stepcheck.harness import store
 from stepcheck.harness.bounded import Bounded, outcomes
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.comparison import PARAMETER, ratios
@@ -65,8 +67,10 @@ from stepcheck.harness.judge import Judge, bounded_hyper
 from stepcheck.harness.play import Player
 from stepcheck.harness.recording import Recording
 from stepcheck.harness.report import environment
-from stepcheck.harness.subjects import Subject, resolve
+from stepcheck.harness.stream import Stream
+from stepcheck.harness.subjects import Subject, UsageError, resolve
 from stepcheck.harness.trace import Trace
+from stepcheck.harness.verdict import Life
 from stepcheck.reference import SPECS
 from stepcheck.reference.spec import Hyper, HyperValues, Spec
 
@@ -776,10 +780,10 @@ class _Survey(Campaign):
                 self.measured.ulps = settled
         return self.measured
 
-    def _ask(self, trace: Trace) -> None:
-        self.result.traces += 1
+    def _ask(self, trace: Trace, life: Life) -> None:
         self.measured.traces += 1
         recording = Player(self.subject, trace).play()
+        life.lives = len(recording.steps)
         if recording.raised is not None:
             self.measured.raised = f"{recording.raised.kind}: {recording.raised.message[:200]}"
         _Gauge(self, recording).judge()
@@ -823,7 +827,7 @@ class Certificate:
             "seed": self.seed,
             "bits": BITS,
             "short": self.short,
-            "references": [{**vars(c), "ratio": _finite(c.ratio)} for c in self.references],
+            "references": [_certified_json(c) for c in self.references],
             "torch": [_measured_json(m) for m in self.torch],
             "declared": [{"name": name, "reason": reason} for name, reason in self.declared.items()],
         }
@@ -831,6 +835,10 @@ class Certificate:
 
 def _finite(x: float) -> float:
     return min(x, sys.float_info.max)  # JSON has no infinity
+
+
+def _certified_json(c: Certified) -> dict[str, Any]:
+    return {**vars(c), "ratio": _finite(c.ratio)}
 
 
 def _measured_json(m: Measured) -> dict[str, Any]:
@@ -849,8 +857,14 @@ def certificate(
     specs: Sequence[Spec] | None = None,
     subjects: Sequence[Subject] | None = None,
     progress: Callable[[str], None] = lambda what: None,
+    row: Callable[[str, dict[str, Any]], None] = lambda part, row: None,
 ) -> Certificate:
-    """Certify references (all, unless some are given), then measure torch subjects (all, unless some are given)."""
+    """Certify references (all, unless some are given), then measure torch subjects (all, unless some are given).
+
+    Args:
+        progress: called with the name of each before it.
+        row: called with each row once it is there, and the name of its part in the JSON.
+    """
     result = Certificate(seed, effort is SHORT)
     for spec in SPECS.values() if specs is None else specs:
         progress(spec.name)
@@ -858,7 +872,9 @@ def certificate(
         if reason:
             result.declared[spec.name] = reason
         else:
-            result.references += certify(spec, effort, seed)
+            for certified in certify(spec, effort, seed):
+                result.references.append(certified)
+                row("references", _certified_json(certified))
     for subject in resolve("torch") if subjects is None else subjects:
         progress(subject.name)
         reason = subject.unsupported or declared(subject.spec)
@@ -871,6 +887,7 @@ def certificate(
             measured = measure(subject, dtype, effort, seed)
             if measured.elements:
                 result.torch.append(measured)
+                row("torch", _measured_json(measured))
             else:
                 raised = f": {measured.raised}" if measured.raised else ""
                 result.declared[f"{subject.name}, {dtype}"] = f"nothing to compare in {measured.traces} traces{raised}"
@@ -951,6 +968,24 @@ def markdown(c: Certificate) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _recorded(short: bool, seed: int, out: Path) -> Certificate:
+    """Make the certificate, and write down each row when it is there."""
+    command = shlex.join(["python", "-m", "stepcheck.harness.certificate", *sys.argv[1:]])
+    about = {**environment(), "mpmath": mpmath.__version__}
+    with Stream.create(out, command, __version__, about, seed, {"short": short}) as stream:
+        stream.document("certificate", Certificate(seed, short).to_json())
+        with Console(stderr=True, highlight=False).status("") as status:
+            result = certificate(
+                SHORT if short else FULL,
+                seed,
+                progress=lambda what: status.update(escape(what)),
+                row=lambda part, row: stream.row("certificate", row, into=part),
+            )
+        stream.document("certificate", result.to_json())
+        stream.status = 0 if result.holds else 1
+    return result
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--short", is_flag=True, help="Few inputs and few traces: under a minute.")
 @click.option(
@@ -960,11 +995,16 @@ def markdown(c: Certificate) -> str:
     "--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables here."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def main(short: bool, json_file: Path | None, markdown_file: Path | None, seed: int) -> None:
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=store.DEFAULT_FOLDER, show_default=True,
+              help="Folder for the record of the run.")  # fmt: skip
+def main(short: bool, json_file: Path | None, markdown_file: Path | None, seed: int, out: Path) -> None:
     """Certify every reference, and measure every mode of torch.optim. Exit status 1: a reference exceeds its bound."""
+    try:
+        result = _recorded(short, seed, out)
+    except UsageError as error:
+        click.echo(f"certificate: {error}", err=True)
+        sys.exit(2)
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
-    with Console(stderr=True, highlight=False).status("") as status:
-        result = certificate(SHORT if short else FULL, seed, progress=lambda what: status.update(escape(what)))
     console.print(_table(_REFERENCES, _REFERENCE_COLUMNS, _reference_rows(result)))
     console.print(_table(_TORCH, _TORCH_COLUMNS, _torch_rows(result)))
     for name, reason in result.declared.items():

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from stepcheck import __version__
@@ -26,6 +28,11 @@ from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.census.occupancy import LIMITS
 from stepcheck.harness.checks import CHECKS, Finding
 from stepcheck.harness.ledger import Entry
+from stepcheck.harness.readers.junit import junit
+from stepcheck.harness.readers.markdown import markdown
+from stepcheck.harness.readers.scripts import to_json
+from stepcheck.harness.readers.terminal import show
+from stepcheck.harness.stream import Stream, read
 from stepcheck.harness.subjects import FAMILIES, TORCH_MODES, Subject, UsageError, no_triton, resolve, torch_subject
 from stepcheck.harness.trace import DTYPES, TraceError
 from stepcheck.harness.verdict import Divergence, Result
@@ -35,6 +42,14 @@ CONFORMS, DIVERGES, BAD_USAGE, UNKNOWN = 0, 1, 2, 3
 
 _COMPILED_HELP = (
     "Also torch.compile(optimizer.step); compiling is not timed, but takes seconds to minutes for each row."
+)
+
+_OUT = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=store.DEFAULT_FOLDER,
+    show_default=True,
+    help="Folder for the record of the run.",
 )
 
 # Without a terminal nobody folds lines: scripts and logs want them whole.
@@ -117,9 +132,14 @@ def _except(dtype: str, subjects: Sequence[Subject], modes: Sequence[str]) -> st
 @click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Parameters of this dtype alone.")
 @click.option("--only", type=click.Choice(list(CHECKS)), multiple=True, help="Ask this check alone.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
+@click.option("--junit", "junit_file", type=click.Path(dir_okay=False, path_type=Path), help="Write them as JUnit XML.")
+@click.option(
+    "--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path),
+    help="Write them as Markdown. Where GITHUB_STEP_SUMMARY names a file, it goes to the end of that as well.",
+)  # fmt: skip
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=store.DEFAULT_FOLDER, show_default=True,
-    help="Folder for traces and scripts of divergences.",
+    help="Folder for the record of the run, and for traces and scripts of divergences.",
 )  # fmt: skip
 def check(
     subjects: tuple[str, ...],
@@ -130,6 +150,8 @@ def check(
     dtypes: tuple[str, ...],
     only: tuple[str, ...],
     json_file: Path | None,
+    junit_file: Path | None,
+    markdown_file: Path | None,
     out: Path,
 ) -> int:
     """Play fuzzed lives of SUBJECTS and judge every step against the reference.
@@ -145,17 +167,42 @@ def check(
         each = max(seconds * min(len(chosen), workers.slots()) / len(chosen), 0.1)
     elif examples is None:
         examples = DEFAULT_EXAMPLES
-    _writable(json_file)
+    summary_file = Path(os.environ["GITHUB_STEP_SUMMARY"]) if os.environ.get("GITHUB_STEP_SUMMARY") else None
+    files = {
+        "--json": json_file,
+        "--junit": junit_file,
+        "--markdown": markdown_file,
+        "GITHUB_STEP_SUMMARY": summary_file,
+    }
+    for option, file in files.items():
+        _writable(file, option)
     settings = Settings(seed, examples, each, dtypes, only)
-    start = time.perf_counter()
-    with _shown(list(chosen.values()), out) as listener:
-        results = workers.run(list(chosen.values()), settings, listener)
-    replayed = workers.replay(list(chosen.values()), settings)
-    _summary(results, replayed, seed, time.perf_counter() - start, out)
+    who = list(chosen.values())
+    about = {"examples": examples, "seconds": each, "dtypes": dtypes, "checks": settings.checks}
+    with _recorded(out, seed, about | {"subjects": [(s.name, s.spec.name) for s in who]}) as stream:
+        with _shown(who, out) as listener:
+            results = workers.run(who, settings, listener, stream)
+        stream.status = _status(results, workers.replay(who, settings, stream))
+    run = read(stream.path)
+    show(run, out, _console)
     if json_file is not None:
-        data = report.to_json(__version__, seed, results, out, replayed)
-        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    return _status(results, replayed)
+        json_file.write_text(json.dumps(to_json(run, out), indent=1) + "\n", encoding="utf-8")
+    if junit_file is not None:
+        junit_file.write_text(junit(run, out), encoding="utf-8")
+    if markdown_file is not None:
+        markdown_file.write_text(markdown(run, out), encoding="utf-8")
+    if summary_file is not None:
+        with summary_file.open("a", encoding="utf-8") as summary:
+            summary.write(markdown(run, out))
+    return stream.status
+
+
+def _recorded(
+    folder: Path, seed: int | None, settings: dict[str, Any], environment: dict[str, Any] | None = None
+) -> Stream:
+    """The record of this command."""
+    command = shlex.join(["stepcheck", *sys.argv[1:]])
+    return Stream.create(folder, command, __version__, environment or report.environment(), seed, settings)
 
 
 def _named(subjects: dict[str, Subject]) -> str:
@@ -208,33 +255,6 @@ def _shown(subjects: list[Subject], folder: Path) -> Iterator[workers.Listener]:
             store.save(folder, divergence)
 
         yield workers.Listener(advance, found, end)
-
-
-def _summary(
-    results: Sequence[Result], replayed: Sequence[workers.Replayed], seed: int, seconds: float, folder: Path
-) -> None:
-    for result in results:
-        for divergence in result.divergences:
-            first, *rest = report.describe(divergence, folder)
-            _console.print(f"[red]{escape(first)}[/]")
-            for line in rest:
-                _console.print(line, markup=False)
-            _console.print()
-    for entry in replayed:
-        if not entry.reproduces:
-            _console.print(f"[red]{escape(report.mended(entry))}[/]\n")
-    for line in report.known(results):
-        _console.print(line, markup=False)
-    for result in results:
-        for note in (*result.notes, *([result.error] if result.error else [])):
-            _console.print(f"{result.subject}: {note}", markup=False)
-    _console.print(report.table(results))
-    _console.print(
-        "worst r: the largest distance from the reference, in budgets; above 1 is a bug."
-        " undetermined: elements where rounding alone decides between unlike results, so that any value is accepted.",
-        markup=False,
-    )
-    _console.print(f"{report.throughput(results)}; {seconds:.1f} s in all, seed {seed}.", markup=False)
 
 
 @commands.command()
@@ -299,6 +319,7 @@ def _worst(found: Iterator[tuple[Finding, Entry | None]]) -> tuple[Finding, Entr
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here.")
 @click.option("--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path),
               help="Draw the share caught over CPU time here; needs matplotlib.")  # fmt: skip
+@_OUT
 def power(
     names: tuple[str, ...],
     seeds: int,
@@ -308,6 +329,7 @@ def power(
     quick: bool,
     json_file: Path | None,
     plot_file: Path | None,
+    out: Path,
 ) -> int:
     """Which of the known wrong optimizers a campaign catches, how soon, and whether right ones pass.
 
@@ -320,22 +342,30 @@ def power(
     tables.check_plot(plot_file)
     plan = Plan(names, seed, 3, mutants=4, steps=0) if quick else Plan(names, seed, seeds, mutants=mutants, steps=steps)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as progress:
-        task = progress.add_task("campaigns and questions", total=None)
-        measured = measure(plan, lambda done, planned: progress.update(task, completed=done, total=planned))
+    with _recorded(out, seed, asdict(plan)) as stream:
+        with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as progress:
+            task = progress.add_task("campaigns and questions", total=None)
+            measured = measure(
+                plan,
+                lambda done, planned: progress.update(task, completed=done, total=planned),
+                lambda row: stream.row("power", row),
+            )
+        doubtful = found.doubtful(measured)
+        data = found.to_json(measured, __version__)
+        stream.document("power", data)
+        stream.status = DIVERGES if doubtful or measured.alarms else CONFORMS
     for table in (found.by_kind, found.by_optimizer, found.kill_matrix, found.slowest):
         _console.print(table(measured))
         _console.print()
-    doubtful = found.doubtful(measured)
     for line in (*doubtful, *found.false_alarms(measured)):
         _console.print(line, markup=False)
     _console.print(found.LEGEND.format(examples=plan.examples, seeds=plan.seeds), markup=False)
     _console.print(f"{measured.seconds:.0f} s in all, seeds from {seed}.", markup=False)
     if json_file is not None:
-        json_file.write_text(json.dumps(found.to_json(measured, __version__), indent=1) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     if plot_file is not None:
         found.plot(measured, plot_file)
-    return DIVERGES if doubtful or measured.alarms else CONFORMS
+    return stream.status
 
 
 @commands.command()
@@ -358,6 +388,7 @@ def power(
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here.")
 @click.option("--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path),
               help="Draw ratios over numbers of elements here; needs matplotlib.")  # fmt: skip
+@_OUT
 def bench(
     names: tuple[str, ...],
     device: str,
@@ -371,6 +402,7 @@ def bench(
     seed: int,
     json_file: Path | None,
     plot_file: Path | None,
+    out: Path,
 ) -> int:
     """Time steps of stepcheck.fast beside those of torch.optim in all its modes, in turns.
 
@@ -384,7 +416,7 @@ def bench(
             raise UsageError(
                 f"--host takes no {next(o for o, given in others.items() if given)}; it has lists of its own"
             )
-        return _bench_host(names, rounds or (benchmark.QUICK_ROUNDS if quick else benchmark.ROUNDS), json_file)
+        return _bench_host(names, rounds or (benchmark.QUICK_ROUNDS if quick else benchmark.ROUNDS), json_file, out)
     benchmark.check_device(device)
     chosen = names or tuple(SPECS)
     named = workloads or (QUICK if quick else tuple(WORKLOADS))
@@ -405,17 +437,27 @@ def bench(
         f"torch {about['torch']}, {about['processor']}, {about['threads']} threads, seed {seed}", markup=False
     )
     rows: list[benchmark.Row] = []
-    with _bench_progress() as progress:
+    planned = {"names": chosen, "workloads": named} | asdict(settings)
+    with _recorded(out, seed, planned, about) as stream, _bench_progress() as progress:
+        stream.document("bench", tables.to_json(__version__, settings, [], []))
         asked = dict.fromkeys(WORKLOADS[w] for w in named)
         for workload, of_workload in groupby(
             benchmark.rows(chosen, list(asked), settings, progress), lambda r: r.workload
         ):
-            timed = list(of_workload)
+            timed: list[benchmark.Row] = []
+            for row in of_workload:
+                told = tables.to_json(__version__, settings, [row], [])
+                for part in ("results",) if timed else ("workloads", "results"):
+                    stream.row("bench", told[part][0], into=part)
+                timed.append(row)
             rows += timed
             if any(t.seconds for r in timed for t in r.timings):
                 _console.print(tables.title(workload))
                 _console.print(tables.table(timed))
         scalings = list(benchmark.scalings(chosen, settings, progress)) if scaling else []
+        data = tables.to_json(__version__, settings, rows, scalings)
+        stream.document("bench", data)
+        stream.status = DIVERGES if any(r.wrong for r in rows) else CONFORMS
     if scalings:
         _console.print("\n[bold]scaling[/]: what a further tensor of 64 elements costs, and a further element")
         _console.print(tables.scaling_table(scalings))
@@ -425,26 +467,31 @@ def bench(
     legend = tables.LEGEND + (tables.CUDA_LEGEND if device == "cuda" else "")
     _console.print(f"{legend} {time.perf_counter() - start:.0f} s in all.", markup=False)
     if json_file is not None:
-        data = tables.to_json(__version__, settings, rows, scalings)
         json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     if plot_file is not None:
         tables.plot(rows, plot_file)
-    return DIVERGES if any(r.wrong for r in rows) else CONFORMS
+    return stream.status
 
 
-def _bench_host(names: Sequence[str], rounds: int, json_file: Path | None) -> int:
+def _bench_host(names: Sequence[str], rounds: int, json_file: Path | None, out: Path) -> int:
     from stepcheck.harness.bench import host  # it takes Triton with it
 
     host.check(names)
     _writable(json_file)
     about = tables.environment("cpu")
     _console.print(f"torch {about['torch']}, {about['processor']}, 1 thread", markup=False)
-    with _bench_progress() as progress:
-        rows = list(host.rows(names or host.takers(), rounds, progress))
+    with _recorded(out, None, {"names": names, "rounds": rounds}, about) as stream, _bench_progress() as progress:
+        empty = {"stepcheck": __version__, "environment": about, "host": []}
+        stream.document("host", empty)
+        rows = []
+        for row in host.rows(names or host.takers(), rounds, progress):
+            rows.append(row)
+            stream.row("host", host.to_json([row])[0], into="host")
+        data = empty | {"host": host.to_json(rows)}
+        stream.document("host", data)
     _console.print(host.table(rows))
     _console.print(host.LEGEND, markup=False)
     if json_file is not None:
-        data = {"stepcheck": __version__, "environment": about, "host": host.to_json(rows)}
         json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return CONFORMS
 
@@ -454,7 +501,8 @@ def _bench_host(names: Sequence[str], rounds: int, json_file: Path | None) -> in
 @click.option("--arch", "archs", type=click.Choice([f"sm_{c}" for c in LIMITS]), multiple=True, metavar="ARCH",
               help="Compile for this architecture, repeatable (default sm_80, sm_90 and sm_100).")  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here.")
-def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | None) -> int:
+@_OUT
+def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | None, out: Path) -> int:
     """Compile the CUDA kernels of stepcheck.fast and count what is in them; no GPU is needed.
 
     NAME is an optimizer, such as Adam; default all. Exit status is 1 if a count leaves its model, and 3 if a kernel could not be compiled
@@ -473,16 +521,20 @@ def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | Non
     _writable(json_file)
     start = time.perf_counter()
     capabilities = sorted({int(a.removeprefix("sm_")) for a in archs}) or counted.ARCHITECTURES
-    with _progress("kernels compiled") as progress:
-        taken = counted.take(names or known, capabilities, progress)
+    with _recorded(out, None, {"names": names or known, "capabilities": capabilities}) as stream:
+        with _progress("kernels compiled") as progress:
+            taken = counted.take(names or known, capabilities, progress)
+        data = counted.to_json(__version__, taken)
+        stream.document("census", data)
+        stream.status = DIVERGES if taken.failures else UNKNOWN if taken.unknown else CONFORMS
     _console.print(counted.table(taken))
     for line in counted.lines(taken):
         _console.print(line)
     _console.print(counted.LEGEND, markup=False)
     _console.print(f"{counted.closing(taken)}; {time.perf_counter() - start:.0f} s in all.", markup=False)
     if json_file is not None:
-        json_file.write_text(json.dumps(counted.to_json(__version__, taken), indent=1) + "\n", encoding="utf-8")
-    return DIVERGES if taken.failures else UNKNOWN if taken.unknown else CONFORMS
+        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return stream.status
 
 
 @commands.command("report")

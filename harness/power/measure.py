@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -168,11 +169,16 @@ def _right_row(n: int) -> RightRow:
     return row
 
 
-def measure(plan: Plan, progress: Progress = lambda done, planned: None) -> Power:
+def measure(
+    plan: Plan,
+    progress: Progress = lambda done, planned: None,
+    record: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Power:
     """Run all of it.
 
     Args:
         progress: called with (units done, units planned) after each.
+        record: called with each unit's outcome as a row.
     """
     start = time.perf_counter()
     wanted = [f for f in catalogue.faults(plan.mutants) if not plan.names or f.like in plan.names]
@@ -191,6 +197,7 @@ def measure(plan: Plan, progress: Progress = lambda done, planned: None) -> Powe
     done = 0
     for unit, outcome in _run(units, plan.examples):
         _enter(power, unit, outcome)
+        record(_row(power, unit, outcome))
         done += 1
         progress(done, len(units))
     # More campaigns of the right ones, all in turn, until enough was judged.
@@ -201,6 +208,7 @@ def measure(plan: Plan, progress: Progress = lambda done, planned: None) -> Powe
         planned += len(rounds)
         for unit, outcome in _run(rounds, plan.examples):
             _enter(power, unit, outcome)
+            record(_row(power, unit, outcome))
             done += 1
             progress(done, planned)
     for row in faults:
@@ -222,6 +230,15 @@ def _enter(power: Power, unit: Unit, outcome: Kill | _Judged | Answer) -> None:
         right.lives += outcome.lives
         right.steps += outcome.steps
         right.alarms += outcome.alarms
+
+
+def _row(power: Power, unit: Unit, outcome: Kill | _Judged | Answer) -> dict[str, Any]:
+    """One unit of work and its outcome, as JSON has it; what its life is made of is left out."""
+    what, n, number = unit
+    asked = {"oracle": ORACLES[number].name} if isinstance(outcome, Answer) else {"seed": number}
+    of = power.faults[n].fault if what in ("kill", "fault oracle") else power.right[n].variant
+    told = {k: v for k, v in vars(outcome).items() if k not in ("features", "seed")}
+    return {"what": what, "name": of.name, "like": of.like, **asked, **told}
 
 
 def _warm_up() -> None:

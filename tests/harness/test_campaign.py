@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stepcheck.harness import report, workers
+from stepcheck.harness import workers
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.readers.terminal import throughput
 from stepcheck.harness.subjects import class_subject, resolve
 from stepcheck.harness.trace import Step
 from stepcheck.harness.verdict import Result
@@ -148,7 +149,7 @@ def test_the_clocks_add_up_to_no_more_than_the_seconds():
 def test_the_throughput_tells_what_the_seconds_went_into():
     result = Result("s", "SGD", {}, traces=300, lives=1500, seconds=2.0)
     result.clocks.update(draw=0.25, play=1.0, reference=0.5, judge=0.7)
-    told = report.throughput([result, result])
+    told = throughput([result, result])
     assert "150 traces a second a core at 5.0 steps each" in told
     assert "(draw 12 %, play 50 %, reference 25 %, judge 10 %)" in told
 

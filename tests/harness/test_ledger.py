@@ -13,6 +13,8 @@ from stepcheck.harness.campaign import Campaign, Settings, findings
 from stepcheck.harness.checks import Evidence, Finding
 from stepcheck.harness.judge import Deviation
 from stepcheck.harness.ledger import LEDGER, Entry, explanation
+from stepcheck.harness.readers.scripts import to_json
+from stepcheck.harness.stream import Run
 from stepcheck.harness.subjects import class_subject, resolve, torch_subject
 from stepcheck.harness.trace import (
     Gradient,
@@ -221,13 +223,13 @@ def test_known_divergences_pass_and_are_told_by_the_ledger_s_life(tmp_path):
     strides = known["fused-cpu-ignores-strides", "agreement"]
     assert strides.trace == replace(LEDGER[strides.entry].saved.trace, optimizer="AdamW")
     assert store.load(store.trace_path(tmp_path, strides)).trace == strides.trace
-    data = report.to_json("0", 0, [result], tmp_path)
+    data = to_json(Run("run", results=[result]), tmp_path)
     told = [d for c in data["subjects"][0]["checks"] for d in c["divergences"]]
     assert told
     assert all(d["known"] is True and d["ledger"] in LEDGER for d in told)
     lines = report.known([result])
     assert any(line.startswith("known: fused-cpu-ignores-strides, in ") for line in lines)
-    assert "known" in report._where(result)
+    assert "known" in report.where(result)
 
 
 def test_shrinking_does_not_slide_into_what_is_known():

@@ -1,0 +1,86 @@
+"""A run on a terminal: divergences told, what is known, notes, the table, the throughput."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from stepcheck.harness import report
+from stepcheck.harness.stream import Run
+from stepcheck.harness.verdict import Result
+
+_COLOURS = {"pass": "green", "fail": "red", "unknown": "yellow", "unsupported": "dim"}
+_LEGEND = (
+    "worst r: the largest distance from the reference, in budgets; above 1 is a bug."
+    " undetermined: elements where rounding alone decides between unlike results, so that any value is accepted."
+)
+
+
+def show(run: Run, folder: Path, console: Console) -> None:
+    """Print what ``stepcheck check`` found.
+
+    Args:
+        folder: where the divergences are.
+    """
+    for result in run.results:
+        for divergence in result.divergences:
+            first, *rest = report.describe(divergence, folder)
+            console.print(f"[red]{escape(first)}[/]")
+            for line in rest:
+                console.print(line, markup=False)
+            console.print()
+    for row in run.ledger:
+        if not row["reproduces"]:
+            console.print(f"[red]{escape(report.mended(row, run.environment))}[/]\n")
+    for line in (*report.known(run.results), *report.notes(run.results), *run.problems):
+        console.print(line, markup=False)
+    console.print(table(run.results))
+    console.print(_LEGEND, markup=False)
+    console.print(f"{throughput(run.results)}; {run.seconds:.1f} s in all, seed {run.seed}.", markup=False)
+
+
+def table(results: Sequence[Result]) -> Table:
+    """One row a subject: verdict, how many checks ran, how much was compared, the worst ratio and where."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for title, justify in (("subject", "left"), ("verdict", "left"), ("checks", "right"), ("traces", "right"),
+                           ("elements", "right"), ("undetermined", "right"), ("worst r", "right"), ("where", "left")):  # fmt: skip
+        made.add_column(title, justify=justify, no_wrap=title != "where")  # type: ignore[arg-type]
+    for r in results:
+        colour = _COLOURS[r.verdict]
+        share = f"{r.undetermined / r.elements:.1%}" if r.elements else ""
+        made.add_row(
+            escape(r.subject),
+            f"[{colour}]{r.verdict}[/]",
+            report.asked(r),
+            str(r.traces),
+            f"{r.elements:,}",
+            share,
+            report.ratio(r),
+            escape(report.where(r)),
+        )
+    return made
+
+
+def throughput(results: Sequence[Result]) -> str:
+    """How fast it went, from the clocks of the workers: drawing, playing and judging, not shrinking."""
+    traces, steps = sum(r.traces for r in results), sum(r.steps for r in results)
+    seconds = sum(r.seconds for r in results)
+    lives = sum(r.lives for r in results)
+    if not seconds:
+        return "no traces"
+    return (
+        f"{traces:,} traces, {lives:,} optimizer steps ({steps:,} of single parameters), "
+        f"{sum(r.elements for r in results):,} elements compared: {traces / seconds:.0f} traces a second a core "
+        f"at {lives / max(traces, 1):.1f} steps each ({_shares(results, seconds)})"
+    )
+
+
+def _shares(results: Sequence[Result], seconds: float) -> str:
+    """What the seconds went into; what is missing from the whole went into the checks."""
+    parts = {name: sum(r.clocks[name] for r in results) for name in ("draw", "play", "reference", "judge")}
+    parts["judge"] -= parts["reference"]
+    return ", ".join(f"{name} {100 * spent / seconds:.0f} %" for name, spent in parts.items())
