@@ -2,7 +2,8 @@
 
 Of the fenced blocks of a page, in their order, in an empty folder of the page's own:
 
-- ``python`` with a ``title`` is written to the file of that name, as is any other block with one; without, it is run in the page's namespace;
+- ``python`` with a ``title`` is written to the file of that name, as is any other block with one; without, it is run in the page's namespace. A line
+  ``--8<-- "FILE"`` stands for that file of the repository, as in the site;
 - ``pycon`` is run there too, and what it prints compared;
 - ``console`` has commands after ``$``, run in that folder, and below each what it prints, compared where it is shown; ``...`` stands for anything.
   A command must exit with 0, unless ``$ echo $?`` follows it.
@@ -36,6 +37,8 @@ RUNS = ("python", "pycon", "console")
 _FENCES = RawFencedCodeBlockLexer(re.compile(r"(?P<language>\w+)(?P<attributes>[^\n]*)\n"))
 _MARK = re.compile(r"<!-- (?P<kind>slow|not run)(?:: (?P<why>[^\n]*?))? -->[ \t]*\n[ \t]*\Z")
 _TITLE = re.compile(r'title="(?P<name>[^"]*)"')
+_SNIPPET = re.compile(r'^--8<-- "(.+)"\n', re.MULTILINE)
+_ROOT = Path(__file__).parents[1]
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 _SECONDS = 120
 # A server that has imported stepcheck once and forks for each command: an import takes as long as a short check.
@@ -104,7 +107,7 @@ def _evaluate(example: Example, block: Block, folder: Path) -> None:
     if block.title:
         file = folder / block.title
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(block.source, encoding="utf-8")
+        file.write_text(_SNIPPET.sub(_included, block.source), encoding="utf-8")
     elif block.language == "python":
         example.parsed = block.source
         PythonEvaluator()(example)
@@ -114,6 +117,10 @@ def _evaluate(example: Example, block: Block, folder: Path) -> None:
             assert not told, told
     else:
         _session(block.source, f"{example.path}:{example.line}", folder)
+
+
+def _included(snippet: re.Match[str]) -> str:
+    return (_ROOT / snippet[1]).read_text(encoding="utf-8")
 
 
 def _session(text: str, where: str, folder: Path) -> None:

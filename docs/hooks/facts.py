@@ -89,6 +89,7 @@ def facts() -> Mapping[str, Any]:
     }
 
 
+@functools.cache
 def _report(name: str) -> dict[str, Any]:
     data: dict[str, Any] = json.loads((REPORTS / f"{name}.json").read_text(encoding="utf-8"))
     return data
