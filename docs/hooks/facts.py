@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -97,14 +98,13 @@ def _report(name: str) -> dict[str, Any]:
 
 def percent(x: float, digits: int = 4) -> str:
     """A share in percent, to so many significant digits."""
-    return f"{100 * x:.{digits}g} %"
+    return f"{100 * x:.{digits}g}\N{NO-BREAK SPACE}%"
 
 
 def cell(text: str) -> str:
-    """Text as it stands in a cell of a Markdown table: nothing in it is markup."""
-    for special in "\\`*_[]<>|":
-        text = text.replace(special, f"\\{special}")
-    return text
+    """Text as it stands in a cell of a Markdown table: nothing in it is markup but what stands between backticks, which is code."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if n % 2 else re.sub(r"([\\`*_\[\]<>|])", r"\\\1", part) for n, part in enumerate(parts))
 
 
 def optimizers(entry: Entry) -> str:
@@ -118,7 +118,8 @@ def optimizers(entry: Entry) -> str:
 def findings(check: str) -> str:
     """What a check has found: entries of the ledger, faults of history, and how many faults of the zoo it ends a campaign of."""
     entries = [e for e in LEDGER.values() if check in e.checks]
-    faults = [f for f in _report("power")["faults"] if check in f["checks"]]
+    measured = _report("power")["faults"]
+    faults = [f for f in measured if check in f["checks"]]
     history = sorted((f for f in faults if f["kind"] == "history"), key=lambda f: (f["like"], f["name"]))
     released = [
         f"- `{e.name}` ({optimizers(e)}): {cell(e.statement)}{_linked([e.link] if e.link else [])}" for e in entries
@@ -127,7 +128,7 @@ def findings(check: str) -> str:
     blocks = [
         _details("note", f"Found in released software: {len(entries)}", released),
         _details("quote", f"Found in history: {len(history)}", past),
-        f"Of the wrong optimizers of the zoo it catches {len(faults)}.",
+        f"In the [measurement of power](power.md) it ended a campaign of {len(faults)} of {len(measured)} wrong optimizers.",
     ]
     return "\n\n".join(filter(None, blocks))
 
