@@ -3,7 +3,7 @@
 Of the fenced blocks of a page, in their order, in an empty folder of the page's own:
 
 - ``python`` with a ``title`` is written to the file of that name, as is any other block with one; without, it is run in the page's namespace. A line
-  ``--8<-- "FILE"`` stands for that file of the repository, as in the site;
+  between two of ``--8<--`` stands for the file of the repository that it names, as in the site;
 - ``pycon`` is run there too, and what it prints compared;
 - ``console`` has commands after ``$``, run in that folder, and below each what it prints, compared where it is shown; ``...`` stands for anything.
   A command must exit with 0, unless ``$ echo $?`` follows it.
@@ -37,7 +37,7 @@ RUNS = ("python", "pycon", "console")
 _FENCES = RawFencedCodeBlockLexer(re.compile(r"(?P<language>\w+)(?P<attributes>[^\n]*)\n"))
 _MARK = re.compile(r"<!-- (?P<kind>slow|not run)(?:: (?P<why>[^\n]*?))? -->[ \t]*\n[ \t]*\Z")
 _TITLE = re.compile(r'title="(?P<name>[^"]*)"')
-_SNIPPET = re.compile(r'^--8<-- "(.+)"\n', re.MULTILINE)
+_SNIPPET = re.compile(r"^--8<--\n(.+)\n--8<--\n", re.MULTILINE)
 _ROOT = Path(__file__).parents[1]
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 _SECONDS = 120

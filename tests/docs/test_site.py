@@ -41,8 +41,8 @@ def test_style_sheets_load_nothing_from_elsewhere(site):
         assert not addresses, sheet
 
 
-def test_facts_are_filled_in(site):
+def test_facts_and_files_are_filled_in(site):
     for page in site.glob("*.html"):
         text = page.read_text(encoding="utf-8")
-        assert "[[ " not in text
-        assert "[% " not in text
+        assert not re.search(r"\[\[ |\[% |--8", text), page
+    assert "actions/checkout" in (site / "ci.html").read_text(encoding="utf-8")
