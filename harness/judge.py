@@ -29,7 +29,7 @@ from stepcheck.harness.options import bounded_option
 from stepcheck.harness.recording import Life, Recording, StepRecord
 from stepcheck.harness.subjects import Profile, Subject
 from stepcheck.harness.trace import in_reals, is_complex, plain
-from stepcheck.harness.verdict import RATIO_CLASSES, RATIO_EDGES
+from stepcheck.harness.verdict import RATIO_CLASSES
 from stepcheck.reference.spec import Buffer, HyperValues, Spec
 
 
@@ -88,17 +88,16 @@ class Judgement:
         # All at once: a call for each field would cost more than its few hundred elements.
         lengths = [sum(map(len, pieces)) for pieces in self.ratios.values()]
         every = np.concatenate([piece for pieces in self.ratios.values() for piece in pieces])
-        row = np.repeat(np.arange(len(lengths)) * RATIO_CLASSES, lengths)
-        size = len(lengths) * RATIO_CLASSES
-        counts = np.bincount(row + np.searchsorted(_EDGES, every), minlength=size).reshape(-1, RATIO_CLASSES)
+        with np.errstate(over="ignore"):
+            np.ceil(np.multiply(every, RATIO_CLASSES - 2, out=every), out=every)
+        classes = np.minimum(every, RATIO_CLASSES - 1, out=every).astype(np.intp)
+        classes += np.repeat(np.arange(len(lengths)) * RATIO_CLASSES, lengths)
+        counts = np.bincount(classes, minlength=len(lengths) * RATIO_CLASSES).reshape(-1, RATIO_CLASSES)
         found: dict[str, dict[str, dict[int, int]]] = {}
         for (name, dtype), of_one in zip(self.ratios, counts.tolist(), strict=True):
             if any(of_one):
                 found.setdefault(name, {})[dtype] = {n: count for n, count in enumerate(of_one) if count}
         return found
-
-
-_EDGES = np.array(RATIO_EDGES)
 
 
 @functools.cache
@@ -585,7 +584,13 @@ class Judge:
                 self.carried[item.index, name] = predicted[start : start + length]
             return
         elements = sum(1 if single else n if item.numel else 0 for item, n in zip(batch, lengths, strict=True))
-        determined = self._determined(batch, r, predicted, starts, lengths, single=single)
+        if single:
+            determined = r[starts]
+        else:
+            known = ~np.isinf(predicted.error)
+            if elements < len(r):  # an empty parameter has a slot, but no element
+                known &= np.repeat([item.numel > 0 for item in batch], lengths)
+            determined = r if known.all() else r[known]
         self._count(name, elements, elements - len(determined))
         self._classify(name, batch[0].dtype, determined)
         largest = r.item(r.argmax())
@@ -604,18 +609,6 @@ class Judge:
         self.result.fields[name] = (before[0] + elements, before[1] + undetermined)
         self.result.elements += elements
         self.result.undetermined += undetermined
-
-    @staticmethod
-    def _determined(
-        batch: list[_Item], r: Array, predicted: Bounded, starts: list[int], lengths: list[int], *, single: bool
-    ) -> Array:
-        """Of r, what stands for an element that is determined."""
-        if single:
-            return r[starts]
-        kept = ~np.isinf(predicted.error)
-        if any(not item.numel for item in batch):
-            kept &= np.repeat([item.numel > 0 for item in batch], lengths)
-        return r if kept.all() else r[kept]
 
     def _classify(self, name: str, dtype: str, r: Array) -> None:
         self.result.ratios.setdefault((name, dtype), []).append(r)

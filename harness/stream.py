@@ -25,7 +25,7 @@ and told: they come from a later minor version. A later ``schema`` is not read.
     ``worst_ratio`` (check to the largest r that it saw), ``known`` (entries of the ledger that explain something), ``lives`` (calls of
     step()), ``steps`` (of single parameters), ``elements``, ``undetermined``, ``fields`` (field to ``[elements, undetermined]`` or
     ``[elements, undetermined, largest r up to 1]``), ``ratios`` (field to dtype to class to the number of determined elements; class 0
-    is r = 0, class n is r in ((n - 1) / 20, n / 20], class 21 is r > 1), ``features``, ``clocks`` (``draw``, ``play``, ``judge`` and as
+    is r = 0, class n is r in ((n - 1) / 20, n / 20], class 21 is r > 1, known divergences included), ``features``, ``clocks`` (``draw``, ``play``, ``judge`` and as
     a part of that ``reference``, in seconds), ``seconds``. Every check that has a meaning was planned once, but ``refuses-invalid``.
 ``divergence``
     One cause of failure, shrunk. ``subject``, ``attempt``, ``id``, ``check``, ``cause``, ``summary``, ``ratio``, ``trace`` (in the
@@ -78,6 +78,7 @@ SCHEMA = 1
 MINOR = 0
 #: Where a line begins: within one, quotes are escaped or other members follow.
 _BEGINNING = re.compile(rb'\{"event":"[a-z]+","at":')
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _MOST_BYTES = 64 << 20
 _MOST_PROBLEMS = 20
 #: The exit status of bad usage.
@@ -623,6 +624,9 @@ class _Fold:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         data = json.loads(line)
+        if _SURROGATE.search(line):
+            # Half a character, which nothing could be written with.
+            data = json.loads(json.dumps(data, ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None

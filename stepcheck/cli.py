@@ -454,7 +454,10 @@ def bench(
             if any(t.seconds for r in timed for t in r.timings):
                 _console.print(tables.title(workload))
                 _console.print(tables.table(timed))
-        scalings = list(benchmark.scalings(chosen, settings, progress)) if scaling else []
+        scalings: list[benchmark.Scaling] = []
+        for of_one in benchmark.scalings(chosen, settings, progress) if scaling else ():
+            scalings.append(of_one)
+            stream.row("bench", tables.to_json(__version__, settings, [], [of_one])["scaling"][0], into="scaling")
         data = tables.to_json(__version__, settings, rows, scalings)
         stream.document("bench", data)
         stream.status = DIVERGES if any(r.wrong for r in rows) else CONFORMS

@@ -62,7 +62,8 @@ def _told(run: Run) -> str:
 def _divergence(d: Divergence, folder: Path) -> Iterator[str]:
     first, *rest = report.describe(d, folder)
     # A line of HTML, in which Markdown's own signs mean nothing.
-    yield f"<details><summary>{html.escape(f'{first}: {d.summary}')}</summary>"
+    title = html.escape(_one_line(f"{first}: {d.summary}"))
+    yield f"<details><summary>{title}</summary>"
     yield ""
     yield from _code("\n".join(line.removeprefix("  ") for line in rest))
     yield ""
@@ -82,5 +83,8 @@ def _code(text: str, language: str = "") -> Iterator[str]:
 
 def _text(text: str) -> str:
     """In one line, as it stands, whatever Markdown or HTML would make of it."""
-    one_line = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", one_line)
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(_one_line(text), quote=False))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

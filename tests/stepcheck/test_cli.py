@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from stepcheck import cli
+from stepcheck.harness.stream import read
 from stepcheck.reference import SPECS
 
 WRONG = '''
@@ -259,3 +261,45 @@ def test_ctrl_c_leaves_what_was_found_on_disk(folder):
     assert list(folder.glob("hunt/*.json"))
     (subject,) = json.loads((folder / "hunt.json").read_text())["subjects"]
     assert subject["verdict"] == "fail"
+
+
+def test_a_run_is_recorded_and_read_in_every_form(folder):
+    (folder / "summary.md").write_text("before\n")
+    words = "check some_module:WrongAdam --like Adam --only options-hold --examples 10 --out kept"
+    files = "--json kept.json --junit kept.xml --markdown kept.md"
+    command = [sys.executable, "-m", "stepcheck", *words.split(), *files.split()]
+    environment = os.environ | {"GITHUB_STEP_SUMMARY": "summary.md"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    (path,) = (folder / "kept" / "runs").glob("*.jsonl")
+    recorded = read(path)
+    assert (recorded.status, recorded.seed, recorded.problems) == (1, 0, [])
+    assert recorded.command == shlex.join(["stepcheck", *command[3:]])
+    (name,) = [d.id for r in recorded.results for d in r.divergences]
+    assert name in json.dumps(json.loads((folder / "kept.json").read_text()))
+    for file in ("kept.xml", "kept.md"):
+        assert f"stepcheck replay --out kept {name}" in (folder / file).read_text()
+    assert (folder / "summary.md").read_text() == "before\n" + (folder / "kept.md").read_text()
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_a_file_that_cannot_be_written_is_told_before_the_run(refuse, option):
+    assert f"{option} no/such/folder/x" in refuse("check", "torch:SGD", option, "no/such/folder/x")
+
+
+def test_a_summary_that_cannot_be_written_is_told_before_the_run(refuse, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "no/such/folder/x")
+    assert "GITHUB_STEP_SUMMARY no/such/folder/x" in refuse("check", "torch:SGD")
+
+
+@pytest.mark.slow
+def test_census_and_bench_record_what_their_json_has(folder):
+    pytest.importorskip("triton")
+    for name, words in {"census": "census SGD --arch sm_90", "host": "bench --host SGD --quick"}.items():
+        done = run(folder, *words.split(), "--out", name, "--json", f"{name}.json")
+        assert done.returncode == 0, done.stderr
+        (path,) = (folder / name / "runs").glob("*.jsonl")
+        assert read(path).documents == {name: json.loads((folder / f"{name}.json").read_text())}
+        assert read(path).status == 0
