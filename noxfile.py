@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def _install(session: nox.Session, *packages: str) -> None:
 def tests(session: nox.Session) -> None:
     """The fast tests; arguments go to pytest."""
     _install(session, "-e", ".[test,plot]")
-    session.run("pytest", "-n", "2", "-m", "not slow", *session.posargs)
+    session.run("pytest", "-n", "2", "-m", "not slow and not browser", *session.posargs)
 
 
 @nox.session
@@ -100,6 +101,53 @@ def power(session: nox.Session) -> None:
     """Which wrong optimizers are caught, how soon, and false alarms, in full; writes ``reports/power.json`` and ``reports/power.png``."""
     _install(session, "-e", ".[plot]")
     session.run("stepcheck", "power", "--json", "reports/power.json", "--plot", "reports/power.png", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The page of ``stepcheck report`` in the Chromium of this machine: it works, everyone can read it, it asks nothing of the network."""
+    _install(session, "-e", ".[test,plot,browser]")
+    session.run("pytest", "-m", "browser", *session.posargs)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """The report of this release, into ``reports/``: runs all that it shows, or takes what is recorded in the folder given after ``--``."""
+    _install(session, "-e", ".[plot,test]")
+    out = Path("reports").resolve()
+    recorded = (
+        Path(*session.posargs).resolve() if session.posargs else Path(session.create_tmp()).resolve() / ".stepcheck"
+    )
+    # Commands stand in the report as they were typed, so they are typed as a reader would, where their folder is.
+    with session.chdir(recorded.parent):
+        if not session.posargs:
+            shutil.rmtree(recorded, ignore_errors=True)
+            _measure(session)
+        session.run("stepcheck", "report", recorded.name, "--out", str(out))
+    _picture(session, out)
+
+
+def _measure(session: nox.Session) -> None:
+    """What a report shows. A divergence or a doubt is shown too: it does not end the session."""
+    found = [0, 1, 3]
+    session.run("stepcheck", "check", "torch", "fast", "--seed", "0", success_codes=found)
+    session.run("python", "-m", "stepcheck.harness.certificate", "--short", success_codes=found)
+    session.run("stepcheck", "census", success_codes=found)
+    session.run("stepcheck", "bench", "--quick", success_codes=found)
+    session.run("stepcheck", "power", "--quick", success_codes=found)
+
+
+def _picture(session: nox.Session, folder: Path) -> None:
+    """The first screen of the page, for the README, where there is a browser."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        session.warn("no Chromium here (apt-get install chromium): reports/report.png is as it was")
+        return
+    rights = ["--no-sandbox"] if os.geteuid() == 0 else []
+    session.run(
+        chromium, "--headless", *rights, "--hide-scrollbars", "--window-size=1280,860", "--virtual-time-budget=2000",
+        f"--screenshot={folder / 'report.png'}", (folder / "index.html").as_uri(), external=True,
+    )  # fmt: skip
 
 
 @nox.session

@@ -22,9 +22,14 @@ _XLINK = "{http://www.w3.org/1999/xlink}href"
 _LONGEST = 60
 
 
+def printable(text: Any) -> str:
+    """Text that XML can hold; names in a stream may be anything."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
 def plain(text: Any) -> str:
-    """Text that XML can hold and a figure has room for; names in a stream may be anything."""
-    kept = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    """The same, and no longer than a figure has room for."""
+    kept = printable(text)
     return kept if len(kept) <= _LONGEST else kept[: _LONGEST - 1] + "…"
 
 
@@ -61,7 +66,7 @@ class Canvas:
     def _style(self) -> Iterator[None]:
         import matplotlib as mpl
 
-        style = {
+        style: Any = {
             "svg.fonttype": "none", "svg.hashsalt": self.name, "text.parse_math": False, "font.size": 10.0, "axes.titlesize": 10.0,
             "axes.titleweight": "bold", "axes.titlelocation": "left", "figure.facecolor": "none", "axes.facecolor": "none",
             "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": LINE, "grid.color": LINE, "text.color": INK,
@@ -94,15 +99,18 @@ class Canvas:
         self.titles[gid] = list(titles)
         return gid
 
-    def legend(self, labels: Sequence[str], *, lines: bool = False, styles: Sequence[str] = ()) -> None:
-        """What each series is, above the panels; series are numbered from 0."""
+    def legend(self, labels: Sequence[str], dashes: Sequence[Any] = ()) -> None:
+        """What each series is, above the panels, in their order: lines where dashes are given, else marks."""
         from matplotlib.lines import Line2D
 
-        handles = [
-            Line2D([], [], color=SERIES[n % len(SERIES)], label=plain(label), markersize=6,
-                   **({"linestyle": styles[n] if styles else "-"} if lines else {"linestyle": "", "marker": MARKERS[n % len(MARKERS)]}))
-            for n, label in enumerate(labels)
-        ]  # fmt: skip
+        handles = []
+        for n, label in enumerate(labels):
+            look: Any = (
+                {"linestyle": dashes[n % len(dashes)]}
+                if dashes
+                else {"linestyle": "", "marker": MARKERS[n % len(MARKERS)]}
+            )
+            handles.append(Line2D([], [], color=SERIES[n % len(SERIES)], label=plain(label), markersize=6, **look))
         with self._style():
             self.figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4), handletextpad=0.5)
 
@@ -119,7 +127,7 @@ class Canvas:
         self._entitle(root)
         _tidy(root)
         width, height = (float(root.attrib.pop(side).removesuffix("pt")) for side in ("width", "height"))
-        root.attrib |= {"role": "img", "aria-label": self.told, "style": f"min-width:{min(width, 560):.0f}px;max-width:{width:.0f}px;aspect-ratio:{width:.0f}/{height:.0f}"}  # fmt: skip
+        root.attrib |= {"role": "img", "aria-label": printable(self.told), "style": f"min-width:{min(width, 560):.0f}px;max-width:{width:.0f}px;aspect-ratio:{width:.0f}/{height:.0f}"}  # fmt: skip
         ET.register_namespace("", _SVG)
         text = ET.tostring(root, encoding="unicode")
         for colour, variable in _VARIABLES.items():
@@ -135,7 +143,7 @@ class Canvas:
             points = [element] if len(titles) == 1 else list(element.iter(f"{{{_SVG}}}use"))
             for point, title in zip(points, titles, strict=True):
                 told = ET.Element(f"{{{_SVG}}}title")
-                told.text = title
+                told.text = printable(title)
                 point.insert(0, told)
 
 

@@ -14,6 +14,8 @@ from stepcheck.harness.subjects import UsageError
 
 _COUNTS = ("traces", "elements")
 _OF_CHECKS = ("planned", "ran")
+#: How a divergence that the ledger does not explain is told.
+_NEW = "new, "
 _MOST_BYTES = 256 << 20
 
 
@@ -22,7 +24,8 @@ class Comparison:
     """Subjects, and lines that tell of them.
 
     Attributes:
-        verdict: ``fail`` if something became red, is gone, or was asked less often: a count that shrinks is a failure.
+        verdict: ``fail`` if something passes no longer or is gone, a divergence that is not known appeared, or something was asked less
+            often: a count that shrinks is a failure.
         told: what makes the two hard to compare, such as another seed.
         shrank: rows of subject, check (or nothing), count, before and after.
     """
@@ -86,16 +89,19 @@ def _compare(report: Report, before: dict[str, Any], name: str) -> Comparison:
     shrank = [row for t, n in both for row in _shrank(t, n)]
     seen_then = {key for c in then.values() for key in _kinds(str(c["subject"]), c["divergences"])}
     seen_now = {key for c in now.values() for key in _kinds(c.subject, [vars(d) for d in c.divergences])}
+    appeared = sorted(seen_now - seen_then)
+    doubtful = any(was == "pass" for was, _ in moved)
+    worse = any(told.startswith(_NEW) for _, _, told in appeared)
     return Comparison(
         against=name,
-        verdict="fail" if red or gone or shrank else "pass",
+        verdict="fail" if red or gone or shrank or doubtful or worse else "pass",
         told=list(_unlike(report, before)),
         red=red,
         green=green,
         changed=[f"{n.subject}: {was}, now {n.verdict}" for was, n in moved if n.verdict not in ("fail", "pass")],
         new=[s for s in now if s not in then],
         gone=gone,
-        appeared=[": ".join(key) for key in sorted(seen_now - seen_then)],
+        appeared=[": ".join(key) for key in appeared],
         disappeared=[": ".join(key) for key in sorted(seen_then - seen_now)],
         shrank=shrank,
     )
@@ -104,7 +110,7 @@ def _compare(report: Report, before: dict[str, Any], name: str) -> Comparison:
 def _kinds(subject: str, divergences: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
     """Divergences by what stays the same where another life shows them."""
     for d in divergences:
-        yield subject, str(d["check"]), f"known, {d['entry']}" if d["known"] else f"new, {d['cause']}"
+        yield subject, str(d["check"]), f"known, {d['entry']}" if d["known"] else f"{_NEW}{d['cause']}"
 
 
 def _shrank(then: dict[str, Any], now: Cell) -> Iterator[dict[str, Any]]:

@@ -206,7 +206,7 @@ def _budget(document: Mapping[str, Any], source: str) -> _Drawn:
     for axes in canvas.panels[len(families) :]:
         axes.remove()
     canvas.panels[0].set_ylabel("share of elements")
-    canvas.legend(dtypes, lines=True, styles=_DASHES)  # type: ignore[arg-type]
+    canvas.legend(dtypes, _DASHES)
     classes = ["0", *(f"≤ {edge:.2f}" for edge in RATIO_EDGES[1:]), "> 1"]
     rows = [[f, d, sum(counts), *counts] for f, of_family in summed.items() for d, counts in of_family.items()]
     return _Drawn(["family", "dtype", "elements", *classes], rows, canvas)
@@ -237,9 +237,7 @@ def _power(document: Mapping[str, Any], source: str) -> _Drawn:
         axes.set(xlim=(least, longest), ylim=(0, 1.02), xlabel="CPU seconds of checking", ylabel="share caught")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    canvas.legend(
-        [f"{name} ({len(s) / max(of, 1):.1%})" for name, (s, of) in curves.items()], lines=True, styles=_DASHES
-    )  # type: ignore[arg-type]
+    canvas.legend([f"{name} ({len(s) / max(of, 1):.1%})" for name, (s, of) in curves.items()], _DASHES)
     times = [10.0**n * m for n in range(-4, 5) for m in (1, 2, 5) if least <= 10.0**n * m <= longest * 2.5]
     rows = [[t, *(sum(s <= t for s in seconds) / max(of, 1) for seconds, of in curves.values())] for t in times]
     return _Drawn(["CPU seconds", *curves], rows, canvas)
@@ -359,7 +357,11 @@ def _census(document: Mapping[str, Any], source: str) -> _Drawn:
             ]
             canvas.marks(axes, [p[1] for p in points], y, [t.replace("counted", "in the code") for t in titles], 0, marker="o", s=60, facecolors="none", edgecolors=SERIES[0], linewidths=1.2)  # fmt: skip
             canvas.marks(axes, [p[2] for p in points], y, titles, 1, marker=MARKERS[0], s=14)
-            axes.set(xlim=(0, None), ylim=(-0.6, len(optimizers) - 0.4), xlabel="bytes / element")
+            axes.set(
+                xlim=(0, 1.08 * max(max(p[1:]) for p in points)),
+                ylim=(-0.6, len(optimizers) - 0.4),
+                xlabel="bytes / element",
+            )
             axes.set_yticks(range(len(optimizers)), [plain(o) for o in optimizers])
             axes.spines["left"].set_color(LINE)
     from matplotlib.lines import Line2D
@@ -370,14 +372,11 @@ def _census(document: Mapping[str, Any], source: str) -> _Drawn:
                      Line2D([], [], linestyle="", marker="o", markersize=4, color=SERIES[1], label="counted in SASS")],
             loc="outside upper left", ncols=2,
         )  # fmt: skip
-    rows = [[*key, *pair] for key, pairs in counted.items() for pair in sorted(pairs)]
-    folded: dict[tuple[Any, ...], list[str]] = {}
-    for name, dtype, role, arch, modelled, moved in rows:
-        folded.setdefault((name, dtype, role, modelled, moved), []).append(arch)
-    told = [
-        [name, dtype, role, modelled, moved, ", ".join(archs)]
-        for (name, dtype, role, modelled, moved), archs in folded.items()
-    ]
+    folded: dict[tuple[str, str, str, float, float], list[str]] = {}
+    for (name, dtype, role, arch), pairs in counted.items():
+        for pair in sorted(pairs):
+            folded.setdefault((name, dtype, role, *pair), []).append(arch)
+    told = [[*key, ", ".join(of_key)] for key, of_key in folded.items()]
     return _Drawn(["optimizer", "dtype", "kernel", "model", "counted", "architectures"], told, canvas)
 
 

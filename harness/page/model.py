@@ -82,11 +82,17 @@ SOURCES = {
     ),
     "looked": Source("things that a check looked at: steps, elements, events, ...; checks.py says for each", "harness/checks.py"),
     "worst_ratio": Source(
-        "the largest r = |subject - reference| / e, where e is the error budget derived for that very element; r > 1 is a bug",
+        "the largest r = |subject - reference| / e, where e is the error budget derived for that very element; r > 1 is a bug; of a divergence,"
+        " r in its shrunk life; what the ledger explains is left out",
         "harness/judge.py",
     ),
+    "seen_ratio": Source(
+        "the largest r = |subject - reference| / e that the check saw, before any life was shrunk; what the ledger explains is left out",
+        "harness/campaign.py",
+    ),
     "ratios": Source(
-        "elements whose r = |subject - reference| / e lies in the class: exactly 0, above one edge up to the next, above 1",
+        "elements whose r = |subject - reference| / e lies in the class: exactly 0, above one edge up to the next, above 1;"
+        " above 1 are those of known divergences too",
         "harness/verdict.py",
     ),
     "traces": Source("fuzzed lives that were drawn from the seed and played", "harness/campaign.py"),

@@ -50,8 +50,11 @@ def html(report: Report) -> str:
     for told, reduce in _REDUCTIONS:
         if len(made.encode(errors="backslashreplace")) < MOST_BYTES:
             break
+        reduced = [reduce(c) for c in report.cells]
+        if all(a is b for a, b in zip(reduced, report.cells, strict=True)):
+            continue
         left_out.append(f"To keep this page small, {told}: report.json has them.")
-        report = _with_cells(report, [reduce(c) for c in report.cells])
+        report = _with_cells(report, reduced)
         made = _html(report, report.cells, left_out)
     return made
 
@@ -174,7 +177,8 @@ def _data(report: Report, cells: Sequence[Cell]) -> dict[str, Any]:
     numbers = [
         {name: n for n, name in enumerate(names)} for names in ([c for c, _ in checks], fields, dtypes, features)
     ]
-    packed = [_pack(c, strings, *numbers) for c in cells]
+    asked: dict[tuple[str, ...], int] = {}
+    packed = [_pack(c, strings, asked, *numbers) for c in cells]
     made: dict[str, Any] = model.finite({
         "runs": [{k: getattr(r, k) for k in ("id", "command", "kind", "version", "environment", "started", "seed", "seconds")} for r in report.runs],
         "sources": {k: [s.told, s.file] for k, s in SOURCES.items()},
@@ -184,6 +188,7 @@ def _data(report: Report, cells: Sequence[Cell]) -> dict[str, Any]:
         "known": _KNOWN,
         "counts": _COUNTS,
         "checks": checks,
+        "asked": [[numbers[0][name] for name in names] for names in asked],
         "fields": fields,
         "dtypes": dtypes,
         "features": features,
@@ -193,11 +198,18 @@ def _data(report: Report, cells: Sequence[Cell]) -> dict[str, Any]:
     return made | {"strings": list(strings.numbers)}
 
 
-def _pack(c: Cell, text: _Strings, checks: dict[str, int], fields: dict[str, int], dtypes: dict[str, int], features: dict[str, int]) -> dict[str, Any]:  # fmt: skip
+def _pack(
+    c: Cell,
+    text: _Strings,
+    asked: dict[tuple[str, ...], int],
+    checks: Mapping[str, int],
+    fields: Mapping[str, int],
+    dtypes: Mapping[str, int],
+    features: Mapping[str, int],
+) -> dict[str, Any]:
     """A cell with short keys, numbers instead of names, and nothing where there is nothing."""
     made = {
         "s": c.subject,
-        "p": path(c.subject),
         "l": c.like,
         "r": c.run,
         "v": _VERDICTS.index(c.verdict),
@@ -210,8 +222,9 @@ def _pack(c: Cell, text: _Strings, checks: dict[str, int], fields: dict[str, int
         "t": [dtypes[d] for d in c.dtypes],
         "m": [[fields[name], *of.values()] for name, of in c.fields.items()],
         "h": [[fields[name], dtypes[d], counts] for name, of in c.ratios.items() for d, counts in of.items()],
-        "q": [_same([checks[q.check] for q in c.checks]), "".join(str(_VERDICTS.index(q.verdict)) for q in c.checks)]
-        + [_same([getattr(q, name) for q in c.checks]) for name in ("planned", "ran", "looked", "unsupported", "worst_ratio")],
+        "q": [asked.setdefault(tuple(q.check for q in c.checks), len(asked)), _same([_VERDICTS.index(q.verdict) for q in c.checks])]
+        + [_same([getattr(q, name) for q in c.checks]) for name in ("planned", "ran", "looked", "unsupported")]
+        + [{n: q.worst_ratio for n, q in enumerate(c.checks) if q.worst_ratio is not None}],
         "d": [
             {"#": d.id, "c": checks.get(d.check, d.check), "x": text(d.summary), "w": d.ratio, "n": d.found_in, "k": d.entry, "a": text(d.statement),
              "u": d.link, "t": d.dtypes, "l": text.all(d.life), "z": text(d.script), "y": d.replay}
@@ -246,13 +259,25 @@ def _fold_ratios(cell: Cell) -> Cell:
     return _changed(cell, ratios={"all fields": summed})
 
 
-def _without_text(known: bool, kept: int) -> Callable[[Cell], Cell]:
+def _without_ratios(cell: Cell) -> Cell:
+    return _changed(cell, ratios={}) if cell.ratios else cell
+
+
+def _without_errors(cell: Cell) -> Cell:
+    return _changed(cell, errors=[]) if cell.errors else cell
+
+
+def _without_text(*, known: bool, kept: int) -> Callable[[Cell], Cell]:
     def reduce(cell: Cell) -> Cell:
         cases = [
-            d if d.known != known or n < kept else Case(**{**vars(d), "life": [], "script": ""})
+            d if d.known != known or n < kept or not d.script else Case(**{**vars(d), "life": [], "script": ""})
             for n, d in enumerate(cell.divergences)
         ]
-        return _changed(cell, divergences=cases)
+        return (
+            cell
+            if all(a is b for a, b in zip(cases, cell.divergences, strict=True))
+            else _changed(cell, divergences=cases)
+        )
 
     return reduce
 
@@ -261,11 +286,11 @@ def _without_text(known: bool, kept: int) -> Callable[[Cell], Cell]:
 _REDUCTIONS: tuple[tuple[str, Callable[[Cell], Cell]], ...] = (
     ("distributions of r of subjects that pass are summed over their fields", _fold_ratios),
     ("lives and scripts of known divergences are left out", _without_text(known=True, kept=0)),
-    ("distributions of r are left out", lambda c: _changed(c, ratios={})),
+    ("distributions of r are left out", _without_ratios),
     (
         "lives and scripts of all but the first new divergence of each subject are left out",
         _without_text(known=False, kept=1),
     ),
-    ("witnesses of the certificate are left out", lambda c: _changed(c, errors=[])),
+    ("witnesses of the certificate are left out", _without_errors),
     ("lives and scripts of all divergences are left out", _without_text(known=False, kept=0)),
 )

@@ -47,7 +47,7 @@ function table(head, rows, label) {
     h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, n) => n === 0 ? h("th", { scope: "row" }, cell) : h("td", numeric(cell) ? { class: "r" } : {}, cell))))));
   rove(made);
-  return h("div", { class: "scroll", role: "region", "aria-label": label, tabindex: "0" }, made);
+  return h("div", { class: "scroll", role: "group", "aria-label": label, tabindex: "0" }, made);
 }
 const numeric = (cell) => typeof cell === "number" || (cell instanceof Element && cell.matches(".n"));
 
@@ -147,7 +147,14 @@ async function copy(what) {
 // --- The address: #/torch/Adam/foreach?dtype=float32
 
 const filters = $("#filters");
-const places = new Map(data.cells.map((cell, n) => [cell.p, n]));
+// A subject's link says its name: torch:Adam[foreach] is /torch/Adam/foreach.
+function place(subject) {
+  const [, family, name, mode] = /^([^:]*):?([^[]*)\[?(.*?)\]?$/s.exec(subject);
+  const parts = [family, name, mode];
+  while (parts.length > 1 && !parts.at(-1)) parts.pop();
+  return parts.map((part) => "/" + encodeURIComponent(part)).join("");
+}
+const places = new Map(data.cells.map((cell, n) => [place(cell.s), n]));
 
 function address() {
   const [path, query = ""] = location.hash.slice(1).split("?");
@@ -245,7 +252,7 @@ document.addEventListener("keydown", (event) => {
   const selector = within.dataset.roving;
   let cell = event.target.closest("td, th");
   const own = [...cell.querySelectorAll(selector)];
-  let next = own[own.indexOf(event.target) + move[0]]; // of several in a cell, up and down
+  let next = move[0] ? own[own.indexOf(event.target) + move[0]] : undefined; // of several in a cell, up and down
   while (!next) {
     const row = within.rows[cell.parentElement.rowIndex + move[0]];
     cell = row?.cells[cell.cellIndex + move[1]];
@@ -296,7 +303,7 @@ function details(cell, n) {
 function heading(cell, n) {
   const row = [...document.querySelectorAll(".matrix a")].map((anchor) => +anchor.dataset.i).filter((i) => data.cells[i].l === cell.l);
   const at = row.indexOf(n);
-  const step = (i, told) => (row[i] === undefined ? "" : h("a", { href: `#${data.cells[row[i]].p}` }, `${told}${data.cells[row[i]].s}`));
+  const step = (i, told) => (row[i] === undefined ? "" : h("a", { href: `#${place(data.cells[row[i]].s)}` }, `${told}${data.cells[row[i]].s}`));
   return h("div", { class: "title" }, h("h2", { id: "cell-h", tabindex: "-1" }, cell.s), verdict(cell.v),
     h("span", { class: "steps" }, step(at - 1, "← "), step(at + 1, "→ "), h("a", { href: "#/" }, "Close")));
 }
@@ -334,11 +341,11 @@ const each = (values, n) => (Array.isArray(values) ? values[n] : values);
 
 function checks(cell) {
   const [names, verdicts, planned, ran, looked, unsupported, worst] = cell.q;
-  const rows = [...verdicts].map((v, n) => {
-    const [name, question] = data.checks[each(names, n)];
+  const rows = data.asked[names].map((check, n) => {
+    const [name, question] = data.checks[check];
     const numbers = [[planned, "planned"], [ran, "ran"], [looked, "looked"], [unsupported, "unsupported"]];
-    const r = each(worst, n);
-    return [name, verdict(+v), ...numbers.map(([of, key]) => number(count(each(of, n)), key, cell.r)), r === null ? "" : number(ratio(r), "worst_ratio", cell.r), question];
+    const r = worst[n];
+    return [name, verdict(each(verdicts, n)), ...numbers.map(([of, key]) => number(count(each(of, n)), key, cell.r)), r === undefined ? "" : number(ratio(r), "seen_ratio", cell.r), question];
   });
   return h("section", { "aria-label": "Checks" }, h("h3", {}, "Checks"), table(["check", "verdict", "planned", "ran", "looked at", "unsupported", "worst r", "question"], rows, "Checks"));
 }
@@ -359,7 +366,7 @@ function distribution(cell, dtype) {
     if (numbers.querySelector("table")) return;
     numbers.append(table(["field", "dtype", ...classes()], all.map(([field, d, counts]) => [data.fields[field], data.dtypes[d], ...counts.map((n) => number(count(n), "ratios", cell.r))]), "Distribution of r as numbers"));
   });
-  return h("section", { "aria-label": "Distribution of r" }, h("h3", {}, "Distribution of r"), table(["field", "dtype", "elements", "r from 0 to above 1", "largest class"], rows, "Distribution of r"), numbers);
+  return h("section", { "aria-label": "Distribution of r" }, h("h3", {}, "Distribution of r"), h("p", { class: "told" }, "Above 1 are the elements of divergences, of known ones too."), table(["field", "dtype", "elements", "r from 0 to above 1", "largest class"], rows, "Distribution of r"), numbers);
 }
 
 function bars(counts) {

@@ -31,6 +31,13 @@ def test_red_and_green(campaigned):
     assert set(better.disappeared) == set(worse.appeared) != set()
 
 
+def test_what_passes_no_longer_is_a_failure_and_so_is_a_new_subject_that_fails(campaigned):
+    doubtful = compared(run(result()), run(result(error="interrupted")))
+    assert (doubtful.verdict, doubtful.changed) == ("fail", ["torch:Adam[foreach]: pass, now unknown"])
+    assert compared(run(result()), run(result(), campaigned[1])).verdict == "fail"
+    assert compared(run(result()), run(result(), result("fast:Adam"))).verdict == "pass"
+
+
 def test_a_subject_that_nobody_checked_any_more_is_a_failure():
     found = compared(run(result(), result("fast:Adam")), run(result(), result("mine:Adam")))
     assert (found.verdict, found.gone, found.new) == ("fail", ["fast:Adam"], ["mine:Adam"])

@@ -33,7 +33,7 @@ def rendered(*runs):
 
 
 def embedded(html):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
 
 
 def test_it_is_one_file_that_needs_no_other(whole):
@@ -108,6 +108,7 @@ def test_the_embedded_data_are_what_the_report_has(whole):
             name: getattr(cell, name) for name in data["counts"]
         }
         ran = packed["q"][3] if isinstance(packed["q"][3], list) else [packed["q"][3]] * len(cell.checks)
+        assert [data["checks"][n][0] for n in data["asked"][packed["q"][0]]] == [q.check for q in cell.checks]
         assert ran == [q.ran for q in cell.checks]
         assert data["verdicts"][packed["v"]] == cell.verdict
 

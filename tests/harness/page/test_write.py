@@ -1,5 +1,6 @@
 """stepcheck report: from streams on disk to four files; what cannot be read is told, and exit 2 where nothing can be rendered."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -23,15 +24,9 @@ def stepcheck(*words, cwd):
 def record(folder, subject="torch:SGD[forloop]", command="stepcheck check torch:SGD", examples=6, seed=3, end=True):
     stream = Stream.create(folder, command, "0.1.0", ENVIRONMENT, seed)
     (chosen,) = resolve(subject)
-    with stream if end else nothing():
+    with stream if end else contextlib.nullcontext():
         Campaign(chosen, replace(Settings(), seed=seed, examples=examples), recorder=Recorder(stream, subject)).run()
     return stream.path
-
-
-def nothing():
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def test_the_command_writes_four_files(tmp_path):
@@ -50,7 +45,7 @@ def test_of_each_command_the_newest_counts_unless_streams_are_named(tmp_path):
     older, newer = record(tmp_path, examples=5), record(tmp_path, examples=6)
     record(tmp_path, "fast:SGD", "stepcheck check fast:SGD")
     assert [r.results[0].traces for r in write.collect([tmp_path]).runs] == [6, 6]
-    assert [r.id for r in write.collect([tmp_path / "runs"]).runs][0] == newer.stem
+    assert next(r.id for r in write.collect([tmp_path / "runs"]).runs) == newer.stem
     assert [r.id for r in write.collect([older]).runs] == [older.stem]
 
 
