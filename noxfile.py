@@ -12,7 +12,7 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "tests", "certificate_short", "check"]
 
-SOURCES = ("reference", "fast", "harness", "stepcheck", "tests", "examples", "noxfile.py")
+SOURCES = ("reference", "fast", "harness", "stepcheck", "tests", "examples", "docs", "noxfile.py")
 
 
 def _gpu() -> bool:
@@ -79,6 +79,14 @@ def certificate(session: nox.Session) -> None:
     _install(session, "-e", ".[test]")
     written = ("--markdown", "reports/certificate.md", "--json", "reports/certificate.json")
     session.run("python", "-m", "stepcheck.harness.certificate", *written, *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, into ``build/docs``; a warning is an error."""
+    _install(session, "-e", ".[docs]")
+    # mkdocs-material advertises its successor on every run.
+    session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session
