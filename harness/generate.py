@@ -172,8 +172,9 @@ def _few_iterations(
     if n % 40 and "max_iter" in available:
         options["max_iter"] = _MAX_ITERS[n % len(_MAX_ITERS)]
     searches = n // 4 % 3 and {"line_search_fn", "max_eval"} <= available.keys()
+    evaluations = _MAX_EVALS[n // 16 % len(_MAX_EVALS)]
     if searches:
-        options |= {"line_search_fn": "strong_wolfe", "max_eval": _MAX_EVALS[n // 16 % len(_MAX_EVALS)]}
+        options |= {"line_search_fn": "strong_wolfe", "max_eval": evaluations}
     elif n // 16 % 2 and "max_eval" in available:
         options["max_eval"] = _ENOUGH
     others: dict[str, Option] = {}
@@ -184,7 +185,7 @@ def _few_iterations(
         others[name] = _TOLERANCES[name][n // 4 % len(_TOLERANCES[name])]
         if name == "tolerance_change" and n // 4 % 2:
             others["lr"] = 0.25  # which moves and changes less than the slope alone would
-    if searches and options["max_eval"] > _BRIEF:
+    if searches and evaluations > _BRIEF:
         others["tolerance_change"] = 0.0  # a search that ends where its bracket is narrow moves no further than that
     options |= {name: value for name, value in others.items() if name in available}
     options = _without_conflict(spec, options)
