@@ -319,6 +319,8 @@ def _worst(found: Iterator[tuple[Finding, Entry | None]]) -> tuple[Finding, Entr
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here.")
 @click.option("--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path),
               help="Draw the share caught over CPU time here; needs matplotlib.")  # fmt: skip
+@click.option("--resume", "earlier", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="STREAM",
+              help="Go on with a measurement that was interrupted, from what it recorded in OUT/runs.")  # fmt: skip
 @_OUT
 def power(
     names: tuple[str, ...],
@@ -329,6 +331,7 @@ def power(
     quick: bool,
     json_file: Path | None,
     plot_file: Path | None,
+    earlier: Path | None,
     out: Path,
 ) -> int:
     """Which of the known wrong optimizers a campaign catches, how soon, and whether right ones pass.
@@ -342,6 +345,7 @@ def power(
     tables.check_plot(plot_file)
     plan = Plan(names, seed, 3, mutants=4, steps=0) if quick else Plan(names, seed, seeds, mutants=mutants, steps=steps)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    known, before = ([], 0.0) if earlier is None else _measured(earlier, asdict(plan))
     with _recorded(out, seed, asdict(plan)) as stream:
         with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as progress:
             task = progress.add_task("campaigns and questions", total=None)
@@ -349,7 +353,9 @@ def power(
                 plan,
                 lambda done, planned: progress.update(task, completed=done, total=planned),
                 lambda row: stream.row("power", row),
+                known,
             )
+        measured.seconds += before
         doubtful = found.doubtful(measured)
         data = found.to_json(measured, __version__)
         stream.document("power", data)
@@ -366,6 +372,17 @@ def power(
     if plot_file is not None:
         found.plot(measured, plot_file)
     return stream.status
+
+
+def _measured(earlier: Path, plan: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
+    """What an earlier run of the same plan recorded, and how long it took."""
+    run = read(earlier)
+    there = {k: v for k, v in run.settings.items() if k != "steps"}
+    here = {k: list(v) if isinstance(v, tuple) else v for k, v in plan.items() if k != "steps"}
+    if there != here or run.version != __version__:
+        told = f"{run.command or 'something else'} of stepcheck {run.version}"
+        raise UsageError(f"--resume {earlier}: was {told}; give the same NAME, --seeds, --seed and --mutants")
+    return run.rows.get("power", []), run.seconds
 
 
 @commands.command()

@@ -1,7 +1,7 @@
 """Measure the power of the harness: every fault of the zoo, many seeds each, beside other people's oracles; and false alarms.
 
 One unit of work is one campaign, or one oracle asked once. Units run in as many processes as there are cores, each timed by its own
-process's CPU time.
+process's CPU time. Each outcome is a row as JSON has it, so that a measurement that was interrupted goes on from those that it has.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,11 +23,13 @@ from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
 from stepcheck.harness.power.kill import Kill, first_kill
 from stepcheck.harness.power.oracles import ORACLES, Oracle
 from stepcheck.harness.power.statistics import Interval, caught_within, proportion
-from stepcheck.harness.subjects import class_subject
+from stepcheck.harness.subjects import UsageError, class_subject
 from stepcheck.harness.zoo import catalogue
 from stepcheck.harness.zoo.fault import Fault, Variant
 
 Progress = Callable[[int, int], None]
+#: Right optimizers whose first campaign took more than as many times the median of all get no further one: more is judged without them.
+_CHEAP = 3
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class RightRow:
     campaigns: int = 0
     lives: int = 0
     steps: int = 0
+    seconds: float = 0.0
     alarms: list[str] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
 
@@ -119,9 +123,11 @@ class _Judged:
     lives: int
     steps: int
     alarms: tuple[str, ...]
+    seconds: float
 
 
 def _judge_right(variant: Variant, seed: int, examples: int) -> _Judged:
+    start = time.process_time()
     lives = steps = 0
     alarms: list[str] = []
     # Narrow dtypes beside float32, as a scaler of gradients takes no float16.
@@ -132,7 +138,7 @@ def _judge_right(variant: Variant, seed: int, examples: int) -> _Judged:
         lives, steps = lives + result.traces, steps + result.steps
         told = [f"{s.finding.check}: {s.finding.summary}" for s in campaign.suspects.values()]
         alarms += [f"seed {seed}: {t}" for t in told[:1] + ([result.error] if result.error else [])]
-    return _Judged(lives, steps, tuple(alarms))
+    return _Judged(lives, steps, tuple(alarms), time.process_time() - start)
 
 
 def _ask(oracle: Oracle, entry: Fault | Variant, seed: int) -> Answer:
@@ -173,12 +179,17 @@ def measure(
     plan: Plan,
     progress: Progress = lambda done, planned: None,
     record: Callable[[dict[str, Any]], None] = lambda row: None,
+    known: Iterable[Mapping[str, Any]] = (),
 ) -> Power:
     """Run all of it.
 
     Args:
         progress: called with (units done, units planned) after each.
         record: called with each unit's outcome as a row.
+        known: rows of an earlier run of the same plan; what they have is not measured again.
+
+    Raises:
+        UsageError: one of ``known`` is no such row.
     """
     start = time.perf_counter()
     wanted = [f for f in catalogue.faults(plan.mutants) if not plan.names or f.like in plan.names]
@@ -194,27 +205,33 @@ def measure(
         *(("right oracle", n, o) for n in range(len(right)) for o in range(len(ORACLES))),
         *(("right", n, plan.seed) for n in range(len(right))),
     ]
-    done = 0
-    for unit, outcome in _run(units, plan.examples):
-        _enter(power, unit, outcome)
-        record(_row(power, unit, outcome))
-        done += 1
-        progress(done, len(units))
-    # More campaigns of the right ones, all in turn, until enough was judged.
-    planned, seed = len(units), plan.seed
-    while power.steps < plan.steps and right:
-        seed += 1
-        rounds = [("right", n, seed) for n in range(len(right))]
-        planned += len(rounds)
-        for unit, outcome in _run(rounds, plan.examples):
+    had = {_key(row): _outcome(row) for row in known}
+    done, planned, seed = 0, len(units), plan.seed
+    while units:
+        for unit, outcome in _all(power, units, had):
             _enter(power, unit, outcome)
             record(_row(power, unit, outcome))
             done += 1
             progress(done, planned)
+        # More campaigns of the right ones, in turn, until enough was judged.
+        seed += 1
+        each = [row.seconds / row.campaigns for row in right]
+        cheap = [n for n, seconds in enumerate(each) if seconds <= _CHEAP * median(each)]
+        units = [("right", n, seed) for n in cheap] if power.steps < plan.steps else []
+        planned += len(units)
     for row in faults:
         row.kills.sort(key=lambda k: k.seed)
     power.seconds = time.perf_counter() - start
     return power
+
+
+def _all(
+    power: Power, units: Sequence[Unit], had: Mapping[tuple[str, ...], Kill | _Judged | Answer]
+) -> Iterator[tuple[Unit, Kill | _Judged | Answer]]:
+    """The outcomes of all units, those first that are there already."""
+    keys = [_key(_about(power, unit)) for unit in units]
+    yield from ((unit, had[key]) for unit, key in zip(units, keys, strict=True) if key in had)
+    yield from _run([unit for unit, key in zip(units, keys, strict=True) if key not in had], power.plan.examples)
 
 
 def _enter(power: Power, unit: Unit, outcome: Kill | _Judged | Answer) -> None:
@@ -229,16 +246,48 @@ def _enter(power: Power, unit: Unit, outcome: Kill | _Judged | Answer) -> None:
         right.campaigns += 1
         right.lives += outcome.lives
         right.steps += outcome.steps
+        right.seconds += outcome.seconds
         right.alarms += outcome.alarms
 
 
 def _row(power: Power, unit: Unit, outcome: Kill | _Judged | Answer) -> dict[str, Any]:
-    """One unit of work and its outcome, as JSON has it; what its life is made of is left out."""
+    """One unit of work and its outcome, as JSON has it."""
+    told = {k: v for k, v in vars(outcome).items() if k != "seed"}
+    if "features" in told:
+        told["features"] = sorted(told["features"], key=repr)
+    return _about(power, unit) | told
+
+
+def _about(power: Power, unit: Unit) -> dict[str, Any]:
+    """What a unit of work is about: of whom what is asked, and with which seed, or by which oracle."""
     what, n, number = unit
-    asked = {"oracle": ORACLES[number].name} if isinstance(outcome, Answer) else {"seed": number}
     of = power.faults[n].fault if what in ("kill", "fault oracle") else power.right[n].variant
-    told = {k: v for k, v in vars(outcome).items() if k not in ("features", "seed")}
-    return {"what": what, "name": of.name, "like": of.like, **asked, **told}
+    asked = {"oracle": ORACLES[number].name} if what.endswith("oracle") else {"seed": number}
+    return {"what": what, "name": of.name, "like": of.like, **asked}
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells a unit of work from all others."""
+    return tuple(str(row.get(name, "")) for name in ("what", "name", "like", "seed", "oracle"))
+
+
+def _outcome(row: Mapping[str, Any]) -> Kill | _Judged | Answer:
+    try:
+        if row["what"] == "kill":
+            features = frozenset(_tuple(f) for f in row.get("features", ()))
+            seconds = float(row["seconds"])
+            return Kill(
+                int(row["seed"]), tuple(row["checks"]), int(row["examples"]), seconds, str(row["error"]), features
+            )
+        if row["what"] == "right":
+            return _Judged(int(row["lives"]), int(row["steps"]), tuple(row["alarms"]), float(row["seconds"]))
+        return Answer(str(row["why"]), float(row["seconds"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"no row of a measurement of power: {type(error).__name__}: {error}") from None
+
+
+def _tuple(x: Any) -> Any:
+    return tuple(map(_tuple, x)) if isinstance(x, list) else x
 
 
 def _warm_up() -> None:

@@ -15,6 +15,7 @@ from stepcheck.harness.power.kill import Kill, first_kill
 from stepcheck.harness.power.measure import Answer, FaultRow, Plan, Power, RightRow
 from stepcheck.harness.power.reasons import reason
 from stepcheck.harness.power.statistics import caught_within, proportion, quantile
+from stepcheck.harness.subjects import UsageError
 from stepcheck.harness.zoo import adam, catalogue, life, sgd
 from stepcheck.harness.zoo.fault import Fault, Variant
 from stepcheck.harness.zoo.mutants import mutants
@@ -257,3 +258,23 @@ def test_the_command_line_measures(monkeypatch, tmp_path):
     assert {r["name"] for r in data["right"]} == {"sgd.RightSGD"}
     assert all(r["lives"] == DEFAULT_EXAMPLES for r in (*data["right"], *data["equivalent"]))
     assert set(data["faults"][0]["other_oracles"]) == {"assert_close", "torch_tests", "loss_goes_down"}
+
+
+def test_a_measurement_that_was_interrupted_goes_on_from_what_it_has(monkeypatch):
+    plan = Plan(("Adadelta",), seeds=2, examples=10, mutants=1, steps=1)
+    rows = []
+    whole = measure.measure(plan, record=rows.append)
+    rows = json.loads(json.dumps(rows))  # as a stream has them
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "_run", lambda units, examples: iter(()) if not units else pytest.fail(str(units)))
+        again = measure.measure(plan, known=rows)
+    assert tables.to_json(again, "0") | {"seconds": 0} == tables.to_json(whole, "0") | {"seconds": 0}
+    measured = []
+    half = measure.measure(plan, record=measured.append, known=rows[::2])
+    assert len(measured) == len(rows)
+    assert [row.caught for row in half.faults] == [row.caught for row in whole.faults]
+
+
+def test_rows_that_are_none_are_refused():
+    with pytest.raises(UsageError, match="no row of a measurement of power: KeyError: 'seconds'"):
+        measure.measure(Plan(("Adadelta",), seeds=1, mutants=0, steps=0), known=[{"what": "kill", "name": "x"}])
