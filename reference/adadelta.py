@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import any_order, ema_of_square
+from stepcheck.reference.arithmetic import addcmul, any_order, ema_of_square
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
 
 
@@ -41,8 +41,9 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         g = g + hyper.weight_decay * p
     v = ema_of_square(state["square_avg"], g, hyper.rho)
     u = state["acc_delta"]
+    ratio = np.sqrt(u + hyper.eps) / np.sqrt(v + hyper.eps)
     delta = any_order(
-        np.sqrt(u + hyper.eps) / np.sqrt(v + hyper.eps) * g,
+        ratio * g,
         quotient_first=lambda: np.sqrt((u + hyper.eps) / (v + hyper.eps)) * g,
         textbook=lambda: np.sqrt(u + hyper.eps) * g / np.sqrt(v + hyper.eps),
     )
@@ -51,7 +52,7 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         "square_avg": v,
         "acc_delta": ema_of_square(u, delta, hyper.rho),
     }
-    return p - hyper.lr * delta, after
+    return any_order(p - hyper.lr * delta, scaled_dividend=lambda: addcmul(p, g, ratio, -hyper.lr)), after
 
 
 ADADELTA = Spec(

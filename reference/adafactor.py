@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import addcmul, any_order, at_least, ema, norm, sum_of_squares
+from stepcheck.reference.arithmetic import addcdiv, addcmul, any_order, at_least, ema, norm, sum_of_squares
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
 
 
@@ -77,7 +77,12 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     root = np.sqrt(np.maximum(v, eps1 * eps1))
     u = any_order(g / root, reciprocal=lambda: 1 / root * g)
     clip = at_least(_rms(u, n) / hyper.d, 1.0)
-    return any_order(p - alpha / clip * u, textbook=lambda: p - alpha * (u / clip)), after
+    p = any_order(
+        p - alpha / clip * u,
+        textbook=lambda: p - alpha * (u / clip),
+        scaled_dividend=lambda: addcdiv(p, g, root, -alpha / clip),
+    )
+    return p, after
 
 
 def _rms(x: Number, n: float) -> Number:

@@ -10,6 +10,7 @@ Orders:
     ``lerp_of_square``: ``lerp`` of the average of squares, where the written order scales the old average first.
     ``square_first``: ``c (x x)`` where the written order is ``(c x) x``.
     ``quotient_first``: ``c (a / b)`` where the written order is ``(c a) / b``.
+    ``scaled_dividend``: ``(c a) / b`` or ``(c a) b``, where the written order scales ``a`` later.
     ``scaled_divisor``: ``a / (b / c)``, or ``(c a) / (c b)``.
     ``reciprocal``: ``a (1 / b)`` where the written order is ``a / b``.
     ``textbook``: the paper's own grouping, where ``torch.optim`` folds scalars together first.
@@ -25,7 +26,7 @@ where the format of the elements is narrow (:func:`one_operation`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -33,22 +34,34 @@ from stepcheck.reference.spec import Number
 
 ORDERS = frozenset(
     {
-        "lerp", "naive_lerp", "square_first", "lerp_of_square", "quotient_first", "scaled_divisor", "reciprocal", "textbook",
-        "textbook_root", "folded", "copied", "norm",
+        "lerp", "naive_lerp", "square_first", "lerp_of_square", "quotient_first", "scaled_dividend", "scaled_divisor",
+        "reciprocal", "textbook", "textbook_root", "folded", "copied", "norm",
     }
 )  # fmt: skip
 
 
 def any_order(written: Number, **others: Callable[[], Number]) -> Number:
-    """``written``, which the mathematically equal ``others`` may replace in an implementation."""
+    """``written``, which the mathematically equal ``others`` may replace in an implementation.
+
+    Raises:
+        ValueError: the name of an order is not among ``ORDERS``: no subject could declare it.
+    """
+    _refuse_unknown(others)
     cover = getattr(written, "cover_orders", None)
     return written if cover is None else cover(others)
 
 
 def any_order_of(number: Number, written: Callable[[], Number], **others: Callable[[], Number]) -> Number:
     """:func:`any_order`, where ``number``, an operand of all orders, may know that the written one is not asked for."""
+    _refuse_unknown(others)
     declared = getattr(number, "in_declared_orders", None)
     return any_order(written(), **others) if declared is None else declared(written, others)
+
+
+def _refuse_unknown(others: Mapping[str, Callable[[], Number]]) -> None:
+    if not ORDERS.issuperset(others):
+        message = f"no order of operations is called {', '.join(sorted(set(others) - ORDERS))}: {', '.join(sorted(ORDERS))}"
+        raise ValueError(message)
 
 
 def one_operation(function: Callable[..., Number], first: Number, *rest: Number) -> Number:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import any_order, ema, ema_of_square
+from stepcheck.reference.arithmetic import addcdiv, any_order, ema, ema_of_square
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
 
 
@@ -67,6 +67,7 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
     p_rectified = any_order(
         decayed - m / correction1 * hyper.lr * root * r,
         folded=lambda: decayed - m * (1 / (denom / (np.sqrt(correction2) * hyper.lr * r / correction1))),
+        scaled_dividend=lambda: addcdiv(decayed, m, denom, -hyper.lr * r * np.sqrt(correction2) / correction1),
         textbook=lambda: decayed - hyper.lr * r * (m / correction1) / (denom / np.sqrt(correction2)),
     )
     p_plain = any_order(

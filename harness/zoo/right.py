@@ -869,6 +869,19 @@ class RsqrtAdadelta(Each):
         p.sub_(delta, alpha=group["lr"])
 
 
+class AddcmulAdadelta(RsqrtAdadelta):
+    """Moves by a product of three, of which only the average of squares is stored."""
+
+    def update(self, p, g, state, group):
+        begun(state, p, "square_avg", "acc_delta")
+        rho, eps, v, u = group["rho"], group["eps"], state["square_avg"], state["acc_delta"]
+        g = descended(p, g, group)
+        v.lerp_(g * g, 1 - rho)
+        ratio = u.add(eps).sqrt_().div_(v.add(eps).sqrt_())
+        u.lerp_((ratio * g).square_(), 1 - rho)
+        p.addcmul_(g, ratio, value=-group["lr"])
+
+
 class PaperAdadelta(RsqrtAdadelta):
     """The paper's names and its root of a quotient; NumPy. The state cannot be read."""
 
@@ -1212,8 +1225,11 @@ class NormAdafactor(Each):
             v = row * col / row.mean(dim=-2, keepdim=True).clamp_(min=eps1)
         else:
             v = self.average_of_squares(state["variance"], g, forget).clone()
-        u = v.clamp_(min=eps1 * eps1).rsqrt_().mul_(g)
-        p.sub_(u, alpha=alpha / max(1.0, self.rms(u).item() / group["d"]))
+        self.move(p, g, v.clamp_(min=eps1 * eps1), alpha, group["d"])
+
+    def move(self, p, g, v, alpha, d):
+        u = v.rsqrt_().mul_(g)
+        p.sub_(u, alpha=alpha / max(1.0, self.rms(u).item() / d))
 
     def begin(self, p, state):
         if p.dim() > 1:
@@ -1235,6 +1251,14 @@ class AddcmulAdafactor(NormAdafactor):
 
     def average_of_squares(self, v, g, forget):
         return v.mul_(1 - forget).add_(forget * g * g)
+
+
+class AddcdivAdafactor(NormAdafactor):
+    """Clips by the quotient, and moves by a scaled one."""
+
+    def move(self, p, g, v, alpha, d):
+        root = v.sqrt_()
+        p.addcdiv_(g, root, value=-alpha / max(1.0, self.rms(g / root).item() / d))
 
 
 class QuotientAdafactor(NormAdafactor):
@@ -1650,6 +1674,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(SingleRMSprop, "RMSprop", _SINGLE),
     Variant(ForeachRMSprop, "RMSprop", dtypes=_NARROW),
     Variant(RsqrtAdadelta, "Adadelta"),
+    Variant(AddcmulAdadelta, "Adadelta"),
     Variant(PaperAdadelta, "Adadelta"),
     Variant(StackedAdamax, "Adamax", dtypes=_NARROW),
     Variant(WideAdamax, "Adamax", _WIDER),
@@ -1669,6 +1694,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(ColumnAdafactor, "Adafactor"),
     Variant(WideAdafactor, "Adafactor", _WIDER),
     Variant(AddcmulAdafactor, "Adafactor"),
+    Variant(AddcdivAdafactor, "Adafactor"),
     Variant(WideMuon, "Muon"),
     Variant(SingleMuon, "Muon", _SINGLE),
     Variant(AddmmMuon, "Muon", _ADDMM),
