@@ -623,9 +623,11 @@ class _Decoding:
 
     def _set_to_another(self, group: int, name: str) -> list[Event]:
         value, now = self.draw(self.of.set_later[name]), getattr(self.hypers[group], name)
-        if value is None:
-            return []  # what is left open is filled in by the constructor alone
-        value = not now if isinstance(now, bool) else value
+        # What is left open is filled in by the constructor alone; what is there already shows nothing.
+        others = [v for v in self.of.set_later[name] if v is not None and v != now]
+        if not others:
+            return []
+        value = others[0] if value is None or value == now else value
         made = [self._set(group, name, value)]
         if made[0] is None:
             other = self._conflicting(group, name, value)

@@ -129,7 +129,8 @@ MUON = Spec(
             # These converge: the quintic and the cubic iteration to the polar factor, and one in between.
             examples=((1.875, -1.25, 0.375), (1.5, -0.5, 0.0), (2.0, -1.5, 0.5)),
         ),
-        Hyper("eps", 1e-7, "gradient units", Domain()),
+        # A bound of a whole matrix's norm decides only where it is large.
+        Hyper("eps", 1e-7, "gradient units", Domain(), examples=(0.0, 1e-4, 1.0, 4 / 3, 16.0, 100.0, 1000.0)),
         Hyper("ns_steps", 5, "iterations", Domain(high=100.0), integer=True),
         Hyper("adjust_lr_fn", None, "choice", optional=True, choices=("original", "match_rms_adamw")),
     ),
