@@ -55,6 +55,9 @@ from stepcheck.harness.formats import BINARY32, BINARY64, COUNTERS, ELEMENTS, RE
 Float = Any  # a float64 array or a Python float, whichever is cheaper
 Origin = str | tuple[Float, Float]
 _EXACT = 0.0  # a Python float says, without looking, that there is no error at all
+_SLACK = 4 * REFERENCE_ROUNDOFF
+#: The name under which a point is seen at which the function was evaluated.
+POINT = "point"
 _WORTH_RUNS = 200  # elements of a power, from which on it pays to look for repetitions
 _NEVER_UNDERFLOWS = frozenset({"add", "subtract", "sqrt"})
 _NO_OPERATION = frozenset({"scalar", "store"})  # conversions, which flush nothing
@@ -205,6 +208,35 @@ class Bounded:
         error: Float = np.where(close, 0.0, stored.error)
         error = error if error.any() else _EXACT
         return Bounded(np.where(close, value, stored.value), error, observed.arithmetic)
+
+    def led_to_point(self, x: Bounded, d: Bounded) -> Bounded:
+        """This number, within the bounds that the point seen at ``x + self d`` leaves it: those of each element, all at once.
+
+        What the rounding of that point, by itself, may be off by is the error of ``x + t d`` for an exact ``t`` no smaller.
+        """
+        observed = _seen.get()
+        if observed is None or POINT not in observed.values:
+            return self
+        point, value, error = observed.values[POINT], float(self.value), float(self.error)
+        with np.errstate(all="ignore"):
+            size, each = np.abs(d.value), (point - x.value) / d.value
+            low, high = value - error, value + error
+            longest = max(abs(low), abs(high))
+            if not longest < np.inf:
+                # Nothing is known of this number. Where d is known to a fourth, and the point differs from x, rounding hides
+                # no more than the half of what the element says that moves furthest.
+                first = size.argmax()
+                known = np.broadcast_to(d.error, size.shape)[first] <= size[first] / 4
+                longest = 4 * abs(float(each[first])) if known else 0.0
+                low, high = -longest, longest
+            rounding = (x + Bounded(np.float64(longest), _EXACT, self.arithmetic) * d).error
+            # The rest is the rounding of the quotient in float64.
+            off = (rounding + _SLACK * (np.abs(point) + np.abs(x.value))) / size + _SLACK * longest
+            low, high = float(np.fmax.reduce(each - off, initial=low)), float(np.fmin.reduce(each + off, initial=high))
+            middle, half = (low + high) / 2, (high - low) / 2 + _SLACK * longest
+        if not low <= high or not half < error or (error == np.inf and not -longest < low <= high < longest):
+            return self
+        return Bounded(np.float64(middle), np.float64(half), self.arithmetic, self.origin)
 
     def enter(self, scalar: Any) -> Bounded:
         """``scalar`` rounded to the arithmetic of this array, as an operand of it is."""

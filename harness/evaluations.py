@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from stepcheck.harness.bounded import Bounded, outcomes, seen
+from stepcheck.harness.bounded import POINT, Bounded, outcomes, seen
 from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, reals
 from stepcheck.harness.formats import SCALARS64, Arithmetic
 from stepcheck.harness.options import bounded_option
@@ -127,6 +127,10 @@ class _Held(Mapping[str, Any]):
     def expect(self, name: str, values: Sequence[Any], *, unseen: int = 0) -> None:
         """The next values under a name, after some that nobody saw."""
         self.queues.setdefault(name, deque()).extend([None] * unseen + list(values))
+
+    def only(self, name: str, value: Any) -> None:
+        """The next value under a name, instead of any that has not been asked for."""
+        self.queues[name] = deque([value])
 
     def __contains__(self, name: object) -> bool:
         queue = self.queues.get(str(name))
@@ -279,6 +283,7 @@ class _Step:
                     return compared
                 if n and self.hyper.line_search_fn is None:
                     held.expect(PARAMETER, [evaluation.point])
+                held.only(POINT, evaluation.point)
                 try:
                     gradient = _Gradient(np.asarray(evaluation.gradient, np.float64), 0.0, self.arithmetic)
                     point = step.send((self._loss(evaluation.loss), gradient))

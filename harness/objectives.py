@@ -32,6 +32,8 @@ EXPRESSIONS: dict[str, str] = {
     # Lower up to the next edge alone, of a million in any step, and about as steep everywhere: brackets close in on where the search began,
     # until they are narrow. Steeper by turns, so that it shows which end of a bracket is gone on from.
     "edges": "x.sum() - 1.02 * torch.floor(2**28 * x.sum()) / 2**28 + (2**28 * x.sum() % 2 - 1).abs() / (25 * 2**28)",
+    # As steep on one side as on the other: brackets close in on the kink, whose ends are found and last tried by turns.
+    "kink": "x.sum().abs()",
     "waves": "sum(torch.sin(k * x.sum()) / k for k in (1, 8, 64, 512, 4096))",
 }
 assert tuple(EXPRESSIONS) == OBJECTIVES

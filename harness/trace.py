@@ -312,6 +312,7 @@ OBJECTIVES = (
     "ripples",
     "saw",
     "edges",
+    "kink",
     "waves",
 )
 

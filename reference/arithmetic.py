@@ -76,6 +76,12 @@ def stored(name: str, x: Number) -> Number:
     return x if as_stored is None else as_stored(name)
 
 
+def led_to_point(t: Number, x: Number, d: Number) -> Number:
+    """The step length ``t``, once ``x + t d`` is evaluated: where that point was seen, it says how long the step was."""
+    narrowed = getattr(t, "led_to_point", None)
+    return t if narrowed is None else narrowed(x, d)
+
+
 def ema(average: Number, x: Number, beta: Number, weight: Number = None) -> Number:
     """Exponential moving average: ``beta average + (1 - beta) x``; ``weight`` is 1 - beta, where that is given first."""
     weight = 1 - beta if weight is None else weight

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import any_order, largest
+from stepcheck.reference.arithmetic import any_order, largest, led_to_point
 from stepcheck.reference.spec import Number
 
 #: The constants of the strong Wolfe conditions: of sufficient decrease, and of the slope (Nocedal and Wright, section 3.1).
@@ -95,7 +95,7 @@ def _bracket(
 
 def _trial(x: Number, d: Number, t: Number) -> Generator[Number, Evaluation, Trial]:
     loss, g = yield x + t * d
-    return Trial(t, loss, g, np.dot(g, d))
+    return Trial(led_to_point(t, x, d), loss, g, np.dot(g, d))
 
 
 def _too_high(new: Trial, start: Trial) -> bool:
