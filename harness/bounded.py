@@ -229,7 +229,9 @@ class Bounded:
                 known = np.broadcast_to(d.error, size.shape)[first] <= size[first] / 4
                 longest = 4 * abs(float(each[first])) if known else 0.0
                 low, high = -longest, longest
-            rounding = (x + Bounded(np.float64(longest), _EXACT, self.arithmetic) * d).error
+            # A Python number is rounded where it meets elements.
+            entry = d.arithmetic.unit * longest + d.arithmetic.format.underflow
+            rounding = (x + Bounded(np.float64(longest), np.float64(entry), d.arithmetic) * d).error
             # The rest is the rounding of the quotient in float64.
             off = (rounding + _SLACK * (np.abs(point) + np.abs(x.value))) / size + _SLACK * longest
             low, high = float(np.fmax.reduce(each - off, initial=low)), float(np.fmin.reduce(each + off, initial=high))

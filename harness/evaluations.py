@@ -6,6 +6,7 @@ closure returned there, exactly. So no error of one evaluation reaches the next,
 
 What a step overwrites or keeps is not seen until it ends, but what it keeps is: the pairs, and the last direction and step
 length. The reference goes on with those where they agree with its own, so errors do not pile up from iteration to iteration.
+Nor do they from trial to trial of a line search: the point of a trial says how long its step was.
 """
 
 from __future__ import annotations

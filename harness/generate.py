@@ -186,7 +186,7 @@ def _few_iterations(
         if name == "tolerance_change" and n // 4 % 2:
             others["lr"] = 0.25  # which moves and changes less than the slope alone would
     if searches and evaluations > _BRIEF:
-        others["tolerance_change"] = 0.0  # a search that ends where its bracket is narrow often moves no further than that
+        others["tolerance_change"] = 0.0  # a search that ends in a narrow bracket often moves no further than that
     options |= {name: value for name, value in others.items() if name in available}
     options = _without_conflict(spec, options)
     if _is_derived(spec.hyper_values(options)):

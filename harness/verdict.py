@@ -10,6 +10,8 @@ from typing import Any
 from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.trace import Trace
 
+#: A verdict is told by a sign and a word; colour comes on top.
+SIGNS = {"pass": "✓", "fail": "✕", "unknown": "?", "unsupported": "\N{EN DASH}"}
 #: Classes of r: exactly 0; above each edge up to the next; above 1.
 RATIO_EDGES = tuple(n / 20 for n in range(21))
 RATIO_CLASSES = len(RATIO_EDGES) + 1

@@ -60,7 +60,8 @@ def any_order_of(number: Number, written: Callable[[], Number], **others: Callab
 
 def _refuse_unknown(others: Mapping[str, Callable[[], Number]]) -> None:
     if not ORDERS.issuperset(others):
-        message = f"no order of operations is called {', '.join(sorted(set(others) - ORDERS))}: {', '.join(sorted(ORDERS))}"
+        unknown = ", ".join(sorted(set(others) - ORDERS))
+        message = f"no order of operations is called {unknown}: they are {', '.join(sorted(ORDERS))}"
         raise ValueError(message)
 
 

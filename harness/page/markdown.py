@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from stepcheck.harness.page.compare import Comparison
 from stepcheck.harness.page.model import Case, Cell, Report
-from stepcheck.harness.page.render import SIGNS, count, ratio, safe_link
+from stepcheck.harness.page.render import count, ratio, safe_link
+from stepcheck.harness.verdict import SIGNS
 
 #: GitHub's limit for a comment, in characters.
 MOST = 65_536

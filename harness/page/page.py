@@ -17,9 +17,9 @@ from stepcheck import __version__
 from stepcheck.harness import ledger
 from stepcheck.harness.page import model
 from stepcheck.harness.page.model import SOURCES, Cell, Report
-from stepcheck.harness.page.render import SIGNS, environment, moment
+from stepcheck.harness.page.render import environment, moment
 from stepcheck.harness.trace import DTYPES
-from stepcheck.harness.verdict import RATIO_EDGES
+from stepcheck.harness.verdict import RATIO_EDGES, SIGNS
 
 #: A page of this size still opens in under a second, and git and mail take it.
 MOST_BYTES = 3_000_000

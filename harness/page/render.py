@@ -10,8 +10,7 @@ from typing import Any
 
 import jinja2
 
-#: A verdict is told by a sign and a word; colour comes on top.
-SIGNS = {"pass": "✓", "fail": "✕", "unknown": "?", "unsupported": "\N{EN DASH}"}
+from stepcheck.harness.verdict import SIGNS
 
 
 @functools.cache

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from stepcheck.harness import report
 from stepcheck.harness.stream import Run
-from stepcheck.harness.verdict import Divergence
+from stepcheck.harness.verdict import SIGNS, Divergence
 
-_SIGNS = {"pass": "✅", "fail": "❌", "unknown": "❓", "unsupported": "⚪"}
 _COLUMNS = ("subject", "verdict", "checks", "traces", "elements", "undetermined", "worst r", "where")
 #: Divergences told in full. GitHub takes a summary of a MiB at most.
 _MOST = 50
@@ -36,7 +35,7 @@ def _lines(run: Run, folder: Path) -> Iterator[str]:
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
     for r in run.results:
         share = f"{r.undetermined / r.elements:.1%}" if r.elements else ""
-        cells = (r.subject, f"{_SIGNS[r.verdict]} {r.verdict}", report.asked(r), str(r.traces), f"{r.elements:,}", share,
+        cells = (r.subject, f"{SIGNS[r.verdict]} {r.verdict}", report.asked(r), str(r.traces), f"{r.elements:,}", share,
                  report.ratio(r), report.where(r))  # fmt: skip
         yield f"| {' | '.join(map(_text, cells))} |"
     divergences = [d for r in run.results for d in r.divergences]
@@ -55,7 +54,7 @@ def _lines(run: Run, folder: Path) -> Iterator[str]:
 
 def _told(run: Run) -> str:
     verdicts = [r.verdict for r in run.results]
-    counts = {verdict: verdicts.count(verdict) for verdict in _SIGNS}
+    counts = {verdict: verdicts.count(verdict) for verdict in SIGNS}
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) + "."
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.bounded import Bounded, seen, terms
+from stepcheck.harness.bounded import POINT, Bounded, seen, terms
 from stepcheck.harness.formats import (
     BFLOAT16,
     BINARY16,
@@ -952,6 +952,48 @@ def test_number_kept_for_each_parameter_is_seen_as_the_float32_that_it_is():
         assert (stored.value, stored.error) == (single, 0.0)
     with seen({"mu_product": np.float64(0.90001)}, COUNTERS64):
         assert product.as_stored("mu_product").value == 0.9
+
+
+def points(x, d, t):
+    """``x + t d`` as implementations evaluate it."""
+    return [torch.add(x, d, alpha=t), x + t * d, torch.addcmul(x, d, torch.full_like(d, t)), d * t + x]
+
+
+@pytest.mark.parametrize(("arithmetic", "dtype"), [(SINGLE, torch.float32), (DOUBLE, torch.float64)])
+@pytest.mark.parametrize("known", [math.inf, 1e-3], ids=["unknown", "nearly known"])
+def test_a_step_length_is_known_from_the_point_that_it_led_to(arithmetic, dtype, known):
+    rng, u, narrowed = np.random.default_rng(11), arithmetic.unit, 0
+    for _ in range(2000):
+        x = torch.as_tensor(rng.normal(size=5) * 10.0 ** rng.uniform(-6, 6, 5)).to(dtype)
+        d = torch.as_tensor(rng.normal(size=5) * 10.0 ** rng.uniform(-6, 6) * rng.integers(0, 2, 5)).to(dtype)
+        t = float(10.0 ** rng.uniform(-9, 3))
+        guess = Bounded(np.float64(t * (1 + 0.9e-3)), np.float64(known * t), arithmetic)
+        start, direction = (Bounded(a.double().numpy(), 0.0, arithmetic) for a in (x, d))
+        for point in points(x, d, t):
+            with seen({POINT: point.double().numpy()}, arithmetic):
+                found = guess.led_to_point(start, direction)
+            if found is guess:
+                continue
+            narrowed += 1
+            assert abs(t - found.value) <= found.error < guess.error
+            each = u * (np.abs(x.double().numpy()) + 3 * np.abs(t * d.double().numpy())) / np.abs(d.double().numpy())
+            assert found.error <= 16 * each.min() + 16 * arithmetic.format.underflow / float(d.abs().max())
+    assert narrowed > 2000
+
+
+@pytest.mark.parametrize("point", [[1.0, 2.0], [np.nan, np.nan], [np.inf, 3.0]], ids=["not moved", "nan", "infinite"])
+def test_a_point_that_says_nothing_leaves_a_step_length_as_it_is(point):
+    start, direction = (Bounded(np.array(a), 0.0, DOUBLE) for a in ([1.0, 2.0], [0.5, 0.0]))
+    unknown = Bounded(np.float64(3.0), np.float64(np.inf), DOUBLE)
+    assert unknown.led_to_point(start, direction) is unknown
+    with seen({POINT: np.array(point)}, DOUBLE):
+        assert unknown.led_to_point(start, direction) is unknown
+    exact = Bounded(np.float64(3.0), 0.0, DOUBLE)
+    with seen({POINT: np.array([2.5, 2.0])}, DOUBLE):
+        assert exact.led_to_point(start, direction) is exact
+        # A direction that is hardly known says nothing of what is not known at all.
+        vague = Bounded(direction.value, np.array([0.25, 0.0]), DOUBLE)
+        assert unknown.led_to_point(start, vague) is unknown
 
 
 @narrow_formats

@@ -21,7 +21,7 @@ from stepcheck.harness.judge import judge
 from stepcheck.harness.play import Player
 from stepcheck.harness.subjects import class_subject
 from stepcheck.harness.trace import Group, Objective, Parameter, Step, Trace, Values
-from stepcheck.harness.zoo.lbfgs import RightLBFGS, WithoutScale
+from stepcheck.harness.zoo.lbfgs import RightLBFGS, TakesLastGradient, WithoutScale
 from stepcheck.reference.lbfgs import LBFGS, Pair, _direction
 
 ARITHMETICS = {
@@ -498,3 +498,28 @@ def test_a_class_is_given_the_options_that_it_has_alone():
     assert {name for t in traces for g in t.groups for name in g.options} == {"lr", "history_size"}
     recording = Player(subject, traces[0]).play()
     assert recording.raised is None
+
+
+def deep_search(cls, seed):
+    """Deviations of a step whose line searches close in on a kink, in some thirty trials each."""
+    options = {
+        "line_search_fn": "strong_wolfe",
+        "max_iter": 3,
+        "max_eval": 40,
+        "tolerance_grad": 0.0,
+        "tolerance_change": 0.0,
+    }
+    start, centre = Values("quarters", seed, 2.0**-7, 2.0), Values("quarters", 7 * seed + 1, 2.0**-7, 2.0)
+    trace = Trace(
+        "LBFGS",
+        (Parameter((4,), "float64", "contiguous", start),),
+        (Group((0,), options),),
+        (Step({}, Objective("kink", centre, 1.0)),),
+    )
+    subject = class_subject(cls, "LBFGS")
+    return judge(subject, Player(subject, trace).play()).deviations
+
+
+def test_late_trials_of_a_line_search_are_judged():
+    assert [seed for seed in range(1, 7) if deep_search(RightLBFGS, seed)] == []
+    assert len([seed for seed in range(1, 7) if deep_search(TakesLastGradient, seed)]) >= 4

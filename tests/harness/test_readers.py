@@ -124,7 +124,7 @@ def shape(element, path=""):
 
 def test_markdown_has_the_table_and_what_reproduces_each_divergence():
     told = markdown(run(result()), OUT)
-    assert "| m:A | ❌ fail | 2/4 | 9 |" in told
+    assert "| m:A | ✕ fail | 2/4 | 9 |" in told
     assert told.count("<details>") == told.count("</details>") == 2
     assert f"replay: stepcheck replay --out out {divergence().id}" in told
     assert "```python\nimport torch\n```" in told
