@@ -18,7 +18,7 @@ import torch
 
 import stepcheck.reference
 from stepcheck.reference import SPECS
-from stepcheck.reference.arithmetic import ORDERS, addcdiv, any_order, ema, ema_of_square
+from stepcheck.reference.arithmetic import ORDERS, addcdiv, any_order, any_order_of, ema, ema_of_square
 
 #: Arguments of torch's constructors that choose an implementation, not the recurrence.
 IMPLEMENTATION = {"params", "foreach", "fused", "capturable", "differentiable"}
@@ -616,3 +616,10 @@ def test_every_order_is_offered_by_some_update():
 
 def test_plain_numbers_take_the_written_order():
     assert any_order(1.5, textbook=lambda: 2.5) == 1.5
+
+
+def test_an_order_that_no_subject_could_declare_is_refused():
+    with pytest.raises(ValueError, match="no order of operations is called scaled_quotient: they are .*scaled_dividend"):
+        any_order(1.5, scaled_quotient=lambda: 1.5)
+    with pytest.raises(ValueError, match="scaled_quotient"):
+        any_order_of(1.5, lambda: 1.5, scaled_quotient=lambda: 1.5)

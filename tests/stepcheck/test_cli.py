@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,25 @@ def divergence(folder):
     (subject,) = data["subjects"]
     assert subject["verdict"] == "fail"
     return next(d for c in subject["checks"] for d in c["divergences"]), done.stdout
+
+
+EPS_UNDER_THE_ROOT = """
+from stepcheck.harness.zoo.adam import RightAdam
+
+
+class MyAdam(RightAdam):
+    def direction(self, m, v, correction1, correction2, eps):
+        return m / correction1 / (v / correction2 + eps).sqrt()
+"""
+
+
+def test_what_the_readme_shows_first_is_what_is_printed(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    command, *shown = readme.split("```console\n$ stepcheck ", 1)[1].split("```", 1)[0].strip().splitlines()
+    (tmp_path / "some_module.py").write_text(EPS_UNDER_THE_ROOT)
+    printed = run(tmp_path, *shlex.split(command)).stdout.splitlines()
+    assert len(shown) > 4
+    assert [line for line in shown if line not in printed] == []
 
 
 def test_a_divergence_is_told_with_replay_and_script(divergence):
