@@ -619,7 +619,9 @@ def test_plain_numbers_take_the_written_order():
 
 
 def test_an_order_that_no_subject_could_declare_is_refused():
-    with pytest.raises(ValueError, match="no order of operations is called scaled_quotient: they are .*scaled_dividend"):
+    with pytest.raises(
+        ValueError, match=r"no order of operations is called scaled_quotient: they are .*scaled_dividend"
+    ):
         any_order(1.5, scaled_quotient=lambda: 1.5)
     with pytest.raises(ValueError, match="scaled_quotient"):
         any_order_of(1.5, lambda: 1.5, scaled_quotient=lambda: 1.5)
