@@ -6,7 +6,8 @@ closure returned there, exactly. So no error of one evaluation reaches the next,
 
 What a step overwrites or keeps is not seen until it ends, but what it keeps is: the pairs, and the last direction and step
 length. The reference goes on with those where they agree with its own, so errors do not pile up from iteration to iteration.
-Nor do they from trial to trial of a line search: the point of a trial says how long its step was.
+Nor do they from trial to trial of a line search: the point of a trial says how long its step was. Where the learning rate is a
+tensor, a length may at any trial be rounded to its dtype again, and is not followed like that.
 """
 
 from __future__ import annotations
@@ -117,6 +118,11 @@ def _element_arithmetic(arithmetic: Arithmetic) -> Arithmetic:
     """
     entry = None if arithmetic.inner is None else arithmetic.format
     return replace(arithmetic, orders=arithmetic.orders | {"written", "reciprocal"}, entry=entry, overflow=False)
+
+
+@functools.cache
+def _without_overflow(arithmetic: Arithmetic) -> Arithmetic:
+    return replace(arithmetic, overflow=False)
 
 
 class _Held(Mapping[str, Any]):
@@ -284,7 +290,8 @@ class _Step:
                     return compared
                 if n and self.hyper.line_search_fn is None:
                     held.expect(PARAMETER, [evaluation.point])
-                held.only(POINT, evaluation.point)
+                if not self._lr_is_tensor:
+                    held.only(POINT, evaluation.point)
                 try:
                     gradient = _Gradient(np.asarray(evaluation.gradient, np.float64), 0.0, self.arithmetic)
                     point = step.send((self._loss(evaluation.loss), gradient))
@@ -309,11 +316,18 @@ class _Step:
 
     _loss = _rounded
 
+    @property
+    def _lr_is_tensor(self) -> bool:
+        return "lr" in getattr(self.hyper, "tensors", ())
+
     def _hyper(self) -> SimpleNamespace:
         tolerances = {
             name: self._tolerance(getattr(self.hyper, name)) for name in ("tolerance_grad", "tolerance_change")
         }
-        lr = bounded_option(self.hyper.lr, self.held, tensor="lr" in getattr(self.hyper, "tensors", ()))
+        lr = bounded_option(self.hyper.lr, self.held, tensor=self._lr_is_tensor)
+        if self._lr_is_tensor:
+            # A length made from it may be a Python number by then: what leaves float32 need not become infinite.
+            lr.arithmetic = _without_overflow(lr.arithmetic)
         return SimpleNamespace(**{**vars(self.hyper), "lr": lr, **tolerances})
 
     def _tolerance(self, x: float) -> Bounded:

@@ -19,8 +19,8 @@ from stepcheck.harness.formats import BFLOAT16, BINARY16, BINARY32, BINARY64, Ar
 from stepcheck.harness.generate import TRACE_BYTES, decoder
 from stepcheck.harness.judge import judge
 from stepcheck.harness.play import Player
-from stepcheck.harness.subjects import class_subject
-from stepcheck.harness.trace import Group, Objective, Parameter, Step, Trace, Values
+from stepcheck.harness.subjects import class_subject, resolve
+from stepcheck.harness.trace import Group, Objective, Parameter, Scalar, SetOption, Step, Trace, Values
 from stepcheck.harness.zoo.lbfgs import RightLBFGS, TakesLastGradient, WithoutScale
 from stepcheck.reference.lbfgs import LBFGS, Pair, _direction
 
@@ -523,3 +523,34 @@ def deep_search(cls, seed):
 def test_late_trials_of_a_line_search_are_judged():
     assert [seed for seed in range(1, 7) if deep_search(RightLBFGS, seed)] == []
     assert len([seed for seed in range(1, 7) if deep_search(TakesLastGradient, seed)]) >= 4
+
+
+NARROW = Scalar(float(np.float32(0.1)))
+
+
+def flat_start(values, *events, lr=1):
+    shape = (1,) if values.recipe == "constant" else (4, 4)
+    group = Group((0,), {"line_search_fn": "strong_wolfe", "lr": lr})
+    return Trace("LBFGS", (Parameter(shape, "float64", "contiguous", values),), (group,), events)
+
+
+ZERO = Values("constant", 0, 0.0, 0.0)
+#: Lives with a learning rate of float32 that parameters of float64 step by: bounds of an extrapolation are rounded to float32,
+#: and squares of slopes leave it, unless the search goes on with Python numbers.
+NARROW_LIVES = {
+    "rounded": flat_start(ZERO, Step({}, Objective("saw", ZERO, 1.0)), lr=NARROW),
+    "overflows": flat_start(
+        Values("log", 9406493179905, 2.0**-7, 1.0),
+        Step({}, Objective("quartic", ZERO, 1.0)),
+        Step({}, Objective("quadratic", Values("quarters", 1, 2.0**-7, 2.0), 2.0**-10)),
+        SetOption(0, "lr", Scalar(float(np.float32(0.9)))),
+        Step({}, Objective("cliff", ZERO, 1.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["torch:LBFGS[forloop]", "fast:LBFGS"])
+@pytest.mark.parametrize("life", NARROW_LIVES)
+def test_lengths_made_from_a_narrower_tensor_are_in_its_dtype_or_wider(name, life):
+    (subject,) = resolve(name)
+    assert judge(subject, Player(subject, NARROW_LIVES[life]).play()).deviations == []
