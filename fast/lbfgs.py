@@ -143,7 +143,8 @@ class LBFGS(Fast, torch.optim.LBFGS):
         group = self.param_groups[0]
         if "_open_max_eval" not in state and self._open_max_eval is not None:
             # Loaded: it stays open where the other optimizer has what follows from its own max_iter.
-            self._open_max_eval = _derived_max_eval(group)
+            derived = _derived_max_eval(group)
+            self._open_max_eval = derived if group["max_eval"] in (None, derived) else None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
@@ -167,6 +168,8 @@ class LBFGS(Fast, torch.optim.LBFGS):
             raise RuntimeError(f"LBFGS forms one vector of all parameters, got some on {' and '.join(devices)}")
         if group["max_eval"] is None or group["max_eval"] == self._open_max_eval:
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
+        else:
+            self._open_max_eval = None
         point = _Point(group["params"], torch.enable_grad()(closure))
         try:
             returned, changed = self._iterate(group, point)

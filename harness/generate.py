@@ -638,6 +638,8 @@ class _Decoding:
         """Another option and its default, to which it has to go back before one can be given a value."""
         for other, (default, *_) in self.of.set_later.items():
             changed = SimpleNamespace(**{**vars(self.hypers[group]), **plain({other: default, name: value})})
+            if default is None:  # as where a value is chosen, only the constructor takes it
+                continue
             if other != name and not self._without_buffers(group, changed) and self.spec.problem(changed) is None:
                 return other, default
         return None
@@ -650,14 +652,16 @@ class _Decoding:
             return None
         if self.spec.sparse_conflict(changed) is not None and self.tables is self.of.tables["sparse"]:
             return None
-        if (name == "max_eval" and value in self._derived(group)) or (name == "max_iter" and _is_derived(changed)):
+        if name in ("max_eval", "max_iter") and (
+            _is_derived(changed) or (name == "max_eval" and value in self._derived(group))
+        ):
             return None
         self.hypers[group] = changed
         return SetOption(group, name, value)
 
     def _derived(self, group: int) -> set[object]:
-        """What follows from ``max_iter`` where ``max_eval`` is left open: set to the number that is there, it cannot be told from that."""
-        if self.hypers[group].max_eval is not None:
+        """What follows from ``max_iter`` where ``max_eval`` was left open: set to that number, it cannot be told from that."""
+        if self.groups[group].options.get("max_eval") is not None:
             return set()
         later = [
             e.value for e in self.events if isinstance(e, SetOption) and (e.group, e.option) == (group, "max_iter")

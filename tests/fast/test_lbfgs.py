@@ -206,6 +206,20 @@ def test_max_eval_that_is_left_open_follows_max_iter():
     assert group["max_eval"] == 15
 
 
+def test_max_eval_that_was_set_no_longer_follows_max_iter():
+    params = parameters((2,))
+    stepped = LBFGS(params, max_iter=4)
+    stepped.param_groups[0]["max_eval"] = 7
+    stepped.step(lambda: sum((p * p).sum() for p in params))
+    loaded = LBFGS(parameters((2,)))
+    loaded.load_state_dict(LBFGS(parameters((2,)), max_iter=4, max_eval=7).state_dict())
+    for optimizer in (stepped, loaded):
+        (group,) = optimizer.param_groups
+        group.update(max_iter=20, max_eval=5)  # 5 would have followed from 4
+        optimizer.step(lambda p=group["params"][0]: (p * p).sum())
+        assert group["max_eval"] == 5
+
+
 def test_max_eval_of_the_group_is_kept_to():
     params = parameters((6,))
     optimizer = LBFGS(params, lr=0.1, max_eval=7)
