@@ -673,8 +673,12 @@ class _Decoding:
         """Whether a buffer would be needed that no step has kept up, or be left behind: that has no agreed meaning."""
         return any(b.present(hyper) != b.present(self.hypers[group]) for b in self.spec.buffers)
 
-    def _reload(self) -> Event:
-        return self.draw(self.of.reloads)
+    def _reload(self) -> Event | None:
+        reload = self.draw(self.of.reloads)
+        since = itertools.takewhile(lambda e: not isinstance(e, Step), reversed(self.events))
+        # A dictionary does not say that max_eval was left open: until a step it holds what followed from the max_iter before.
+        changed = {e.group for e in since if isinstance(e, SetOption) and e.option == "max_iter"}
+        return None if any(self.groups[group].options.get("max_eval") is None for group in changed) else reload
 
     def _add_group(self) -> Event | None:
         if any(isinstance(e, AddGroup) for e in self.events):
