@@ -170,7 +170,7 @@ def _few_iterations(
     """Few iterations a step; line searches, where most can go wrong, in two thirds of the sets, and tolerances that decide in half."""
     options = dict(chosen[0])
     if n % 40 and "max_iter" in available:
-        options["max_iter"] = _MAX_ITERS[n % len(_MAX_ITERS)]
+        options["max_iter"] = _MAX_ITERS[n % len(_MAX_ITERS)] if n % 4 == 0 else max(2, _MAX_ITERS[n % len(_MAX_ITERS)])
     searches = n // 4 % 3 and {"line_search_fn", "max_eval"} <= available.keys()
     evaluations = _MAX_EVALS[n // 16 % len(_MAX_EVALS)]
     if searches:
@@ -182,7 +182,7 @@ def _few_iterations(
         others |= {"lr": _SHORT, "tolerance_grad": 0.0, "tolerance_change": 0.0}
     elif n % 4:
         name = tuple(_TOLERANCES)[n % 4 % 2]
-        others[name] = _TOLERANCES[name][n // 4 % len(_TOLERANCES[name])]
+        others[name] = _TOLERANCES[name][n // 12 % len(_TOLERANCES[name])]
         if name == "tolerance_change" and n // 4 % 2:
             others["lr"] = 0.25  # which moves and changes less than the slope alone would
     if searches and evaluations > _BRIEF:
@@ -697,7 +697,10 @@ class _Decoding:
         return Hook("step_pre" if self.essential == "hook" else kind)
 
     def _schedule(self) -> Event | None:
-        return Schedule(self.draw(SCHEDULES)) if self.of.schedulable else None
+        kind = self.draw(SCHEDULES)
+        # One that begins at 0 goes back to it whenever it likes, also where there is a line search by then, which cannot begin there.
+        stuck = self.spec.closure and any(float(h.lr) == 0 for h in self.hypers)
+        return Schedule(kind) if self.of.schedulable and not stuck else None
 
     def _schedule_step(self) -> Event | None:
         if any(isinstance(e, Schedule) for e in self.events):

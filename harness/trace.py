@@ -528,15 +528,21 @@ class Trace:
 
     def _problem_of_options(self, spec: Spec) -> str | None:
         options = [dict(g.options) for g in self.all_groups]
-        events = [None, *(e for e in self.events if isinstance(e, SetOption))]
+        # Groups with an lr of 0 when a schedule begins: it may go back to that whatever is set by then.
+        stopped: set[int] = set()
+        events = [None, *(e for e in self.events if isinstance(e, SetOption | Schedule))]
         for event in events:
-            if event is not None:
+            if isinstance(event, SetOption):
                 options[event.group][event.option] = event.value
-            for o, group in zip(options, self.all_groups, strict=True):
+            elif isinstance(event, Schedule):
+                stopped |= {n for n, o in enumerate(options) if plain(o).get("lr") == 0}
+            for n, (o, group) in enumerate(zip(options, self.all_groups, strict=True)):
                 if any(isinstance(value, Scalar) and name != "lr" for name, value in o.items()):
                     return "the learning rate alone may be a tensor"
                 try:
                     hyper = spec.hyper_values(plain(o))
+                    if n in stopped:
+                        spec.hyper_values(plain(o | {"lr": 0.0}))
                 except ValueError as error:
                     return str(error)
                 conflict = spec.sparse_conflict(hyper)

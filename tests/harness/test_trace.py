@@ -363,6 +363,17 @@ def test_lbfgs_takes_one_group():
     assert "one group" in (trace.problem(SPECS["LBFGS"]) or "")
 
 
+def test_a_line_search_cannot_begin_at_the_lr_of_0_that_a_schedule_may_go_back_to():
+    def life(*events):
+        step = Step({}, Objective())
+        return Trace("LBFGS", (VECTOR,), (Group((0,), {"lr": 0.0}),), (*events, step)).problem(SPECS["LBFGS"])
+
+    moves, searches = SetOption(0, "lr", 0.1), SetOption(0, "line_search_fn", "strong_wolfe")
+    assert "lr must not be 0" in (life(Schedule("ExponentialLR"), moves, searches) or "")
+    assert life(Schedule("ExponentialLR"), moves) is None
+    assert life(moves, Schedule("ExponentialLR"), searches) is None
+
+
 def test_sparse_gradient_is_cut_down_to_a_smaller_shape():
     sparse = Sparse((0, 3, 5), 2)
     assert sparse.within((2, 2)) == Sparse((0, 3), 2)
