@@ -147,9 +147,11 @@ def _reals(default: Any, domain: Domain) -> tuple[float, ...]:
 
 #: Tolerances that decide: about as large as gradients, moves and losses here are, and 0, which some of them are exactly.
 _TOLERANCES = {
-    "tolerance_grad": (0.0, 0.1, 2.0**-4, 1.0, 2.0**-10, 1 / 3, 0.0, 0.5, 3.0),
+    "tolerance_grad": (0.1, 2.0**-4, 1.0, 2.0**-10, 1 / 3, 0.0, 0.5, 3.0),
     "tolerance_change": (2.0**-4, 0.1, 1 / 3, 2.0**-5, 0.0, 2.0**-7, 0.2, 2.0**-10, 0.5),
 }
+#: From a tolerance of this on, a function is mostly scaled such that gradients and losses are about as large as that.
+_DECIDING = 2.0**-7
 #: Evaluations that a step with a line search is given: enough for that to end by itself, or so few that it runs out on the way.
 _MAX_EVALS = (8, 2, 40, 3, 12, 25, 5, 40)
 #: More are enough for a bracket to become narrow.
@@ -158,7 +160,7 @@ _BRIEF = 12
 _SHORT = 2.0**-12
 #: Evaluations that end no step of few iterations with a fixed length. A fourth more than its iterations end it before its tests do.
 _ENOUGH = 8
-#: Iterations; after the only one of a step nothing is decided.
+#: Iterations a step.
 _MAX_ITERS = (1, 2, 3, 4, 2, 3)
 #: Elements of a parameter where there are more iterations: what they take to judge grows with the square of it.
 _SMALL = 9
@@ -167,10 +169,11 @@ _SMALL = 9
 def _few_iterations(
     spec: Spec, n: int, chosen: tuple[dict[str, Option], HyperValues], available: Mapping[str, Sequence[Option]]
 ) -> tuple[dict[str, Option], HyperValues]:
-    """Few iterations a step; line searches, where most can go wrong, in two thirds of the sets, and tolerances that decide in half."""
+    """Few iterations a step; line searches, where most can go wrong, in two thirds of the sets, and tolerances that decide in most."""
     options = dict(chosen[0])
     if n % 40 and "max_iter" in available:
-        options["max_iter"] = _MAX_ITERS[n % len(_MAX_ITERS)] if n % 4 == 0 else max(2, _MAX_ITERS[n % len(_MAX_ITERS)])
+        # After the only iteration of a step no tolerance decides.
+        options["max_iter"] = max(_MAX_ITERS[n % len(_MAX_ITERS)], 2 if n % 8 else 1)
     searches = n // 4 % 3 and {"line_search_fn", "max_eval"} <= available.keys()
     evaluations = _MAX_EVALS[n // 16 % len(_MAX_EVALS)]
     if searches:
@@ -180,8 +183,8 @@ def _few_iterations(
     others: dict[str, Option] = {}
     if searches and n % 4 == 3:
         others |= {"lr": _SHORT, "tolerance_grad": 0.0, "tolerance_change": 0.0}
-    elif n % 4:
-        name = tuple(_TOLERANCES)[n % 4 % 2]
+    elif n % 8:
+        name = tuple(_TOLERANCES)[n % 2]
         others[name] = _TOLERANCES[name][n // 12 % len(_TOLERANCES[name])]
         if name == "tolerance_change" and n // 4 % 2:
             others["lr"] = 0.25  # which moves and changes less than the slope alone would
@@ -721,6 +724,8 @@ class _Decoding:
     def _objective(self) -> Objective:
         searched = self.hypers[0].line_search_fn is not None
         kind, centre, scale = self.draw(_SEARCHED_KINDS if searched else _OBJECTIVE_KINDS)
+        if max(self.hypers[0].tolerance_grad, self.hypers[0].tolerance_change) >= _DECIDING:
+            scale = self.draw((1.0, 1.0, 0.25, scale))
         values = self._values(centre, self.hypers[0], self.parameters[0].dtype, next(self.counter))
         return Objective(kind, values, scale, set_to_none=self.choices.number(1) % 2 == 0)
 
