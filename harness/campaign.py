@@ -366,7 +366,7 @@ class Campaign:
         """Tell what the ledger explains from the first finding of a check that it does not; later ones may be its effects."""
         unexplained = False
         for finding in CHECKS[check].find(evidence):
-            entry = ledger.explanation(evidence, finding)
+            entry = ledger.knows(evidence, finding)
             if entry is not None:
                 if entry.name not in life.known:
                     life.known.append(entry.name)
@@ -577,7 +577,7 @@ def findings(
         yield Finding(check, HANGS, None, f"the subject is still busy after {limit:.0f} s"), None
         return
     for finding in CHECKS[check].find(evidence):
-        yield finding, ledger.explanation(evidence, finding)
+        yield finding, ledger.knows(evidence, finding)
 
 
 def unexplained(subject: Subject, trace: Trace, check: str, asked: Collection[str] = ()) -> Iterator[Finding]:

@@ -108,7 +108,7 @@ class Evidence:
 
     @functools.cached_property
     def explanation(self) -> Finding | None:
-        """What all deviations come from, where a broken invariant accounts for them."""
+        """What all deviations come from, where a broken invariant accounts for them; first one that a check is asked about."""
         if not self.judgement.deviations:
             return None
         first = self.judgement.deviations[0]
@@ -118,11 +118,16 @@ class Evidence:
         deviating = list(_deviating(self))
         if deviating[0].cause in self.settled or any(self.known(self, finding) for finding in deviating):
             return None
-        for name, explain in _EXPLANATIONS.items():
-            finding = explain(self, self.judgement.deviations[0]) if name in self.asked else None
+        for name in sorted(_EXPLANATIONS, key=lambda name: name not in self.asked):
+            finding = _EXPLANATIONS[name](self, first)
             if finding is not None:
                 return finding
         return None
+
+    @property
+    def reported(self) -> bool:
+        """Whether a check that is asked tells of the explanation, so that another need not tell of the deviations."""
+        return self.explanation is not None and self.explanation.check in self.asked
 
     def is_consequence(self, finding: Finding) -> bool:
         """Whether a finding comes after a step that left a state half changed where it should have done nothing."""
@@ -320,7 +325,7 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
     lambda e: e.judgement.elements,
 )
 def agreement(evidence: Evidence) -> Iterator[Finding]:
-    if evidence.explanation is None:
+    if not evidence.reported:
         yield from _deviating(evidence)
 
 

@@ -305,6 +305,14 @@ def explanation(evidence: Evidence, finding: Finding) -> Entry | None:
         return next((entry for entry in LEDGER.values() if entry.explanation_of(seen)), None)
 
 
+def knows(evidence: Evidence, finding: Finding) -> Entry | None:
+    """The entry that explains a finding or, of a deviation, what it comes from: the check that would tell of that may not be asked."""
+    entry = explanation(evidence, finding)
+    if entry is None and finding.check == "agreement" and evidence.explanation is not None:
+        return explanation(evidence, evidence.explanation)
+    return entry
+
+
 def _enter(
     name: str, statement: str, optimizers: str, checks: str, modes: str = "", **more: str
 ) -> Callable[[Callable[[Seen], bool]], Callable[[Seen], bool]]:
@@ -725,6 +733,18 @@ def _(seen: Seen) -> bool:
     # The evaluations of a step that raises are not recorded, so that the loss itself cannot be asked for.
     searched = seen.options(0).line_search_fn == "strong_wolfe"
     return searched and seen.message == "IndexError: list index out of range"
+
+
+@_enter(
+    "lbfgs-extrapolates-a-whole-number",
+    "an lr of 1, the default, stays a Python int as the first trial of a line search; ten times as far each time, where the loss goes on falling, it soon fits no tensor",
+    "LBFGS",
+    "completes",
+)
+def _(seen: Seen) -> bool:
+    hyper = seen.options(0)
+    whole = float(hyper.lr).is_integer() and "lr" not in hyper.tensors
+    return hyper.line_search_fn == "strong_wolfe" and whole and seen.message == "OverflowError: int too big to convert"
 
 
 @_enter(

@@ -332,3 +332,32 @@ def accepting(name, option, kind, value):
 def test_an_entry_about_validation_explains_its_own_options_alone(name, option, kind, value, entry):
     found = accepting(name, option, kind, value)
     assert (found and found.name) == entry
+
+
+class StepsTwice(torch.optim.NAdam):
+    def step(self, closure=None):
+        super().step(closure)
+        return super().step()
+
+
+def test_a_deviation_is_known_by_what_it_comes_from_where_that_check_is_not_asked(monkeypatch, tmp_path, capsys):
+    (subject,) = resolve("torch:NAdam[forloop]")
+    step = Step({0: Gradient(QUARTERS)})
+    trace = life("NAdam", replace(VECTOR, dtype="bfloat16"), events=(step, Reload(), step))
+    told = {check: list(findings(subject, trace, check)) for check in ("save-load-continue", "agreement")}
+    assert told["save-load-continue"]
+    assert not told["agreement"]
+    ((finding, entry),) = findings(subject, trace, "agreement", ("agreement",))
+    assert (finding.check, finding.cause) == ("agreement", "mu_product, narrow")
+    assert entry is LEDGER["load-state-dict-casts-scalars"]
+    # So does a replay of that finding.
+    divergence = campaign.tell(subject, trace, finding)
+    store.save(tmp_path, divergence)
+    monkeypatch.setattr("sys.argv", ["stepcheck", "replay", str(store.trace_path(tmp_path, divergence))])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert "FAILS torch:NAdam[forloop] agreement: mu_product is" in capsys.readouterr().out
+    # A deviation that stays without the round trip does not come from it.
+    wrong = class_subject(StepsTwice, "NAdam")
+    assert {entry for _, entry in findings(wrong, trace, "agreement", ("agreement",))} == {None}
