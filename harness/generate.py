@@ -678,6 +678,8 @@ class _Decoding:
 
     def _reload(self) -> Event | None:
         reload = self.draw(self.of.reloads)
+        if self.essential in ("scaled", "skipped"):  # not every mode to go on in takes a scaler
+            reload = replace(reload, into=0)
         since = itertools.takewhile(lambda e: not isinstance(e, Step), reversed(self.events))
         # A dictionary does not say that max_eval was left open: until a step it holds what followed from the max_iter before.
         changed = {e.group for e in since if isinstance(e, SetOption) and e.option == "max_iter"}

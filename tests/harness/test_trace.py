@@ -460,6 +460,15 @@ def drawn(name, number):
         yield subject, decode(words.randbytes(TRACE_BYTES), ESSENTIALS[n] if n < len(ESSENTIALS) else "")
 
 
+@pytest.mark.parametrize("essential", ["scaled", "skipped"])
+def test_a_life_that_must_be_scaled_is(essential):
+    (subject,) = resolve("torch:NAdam[forloop]")
+    decode, words = decoder(subject, subject.dtypes), random.Random(essential)
+    for _ in range(300):
+        trace = decode(words.randbytes(TRACE_BYTES), essential)
+        assert any(isinstance(e, Step) and e.scaling == "step" for e in trace.events)
+
+
 MANY = (
     "SGD[forloop]",
     "Adam[foreach]",
