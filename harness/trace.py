@@ -382,7 +382,7 @@ class Reload:
         way: one of ``WAYS``; all but the last two build an optimizer with default options, which loads the state_dict.
         dictionary: one of ``DICTIONARIES``.
         form: one of ``FORMS``: how the new optimizer is given its parameters.
-        into: the implementation of the new optimizer, counted from the subject's own (see ``Subject.siblings``).
+        into: the implementation of the new optimizer, counted from the subject's own (see ``subjects.sibling``).
     """
 
     way: str = "memory"
