@@ -303,6 +303,7 @@ class Player:
             if self._overflows():
                 self._skipped(step, before)
                 return
+            given = self._summed_by_scaler(given)
             self._scaled_step(step)
         elif step.objective is not None:
             self._step_with(self._objective(step.objective, evaluations))
@@ -396,9 +397,20 @@ class Player:
                 values = values_of(p.grad)
                 values.mul_(scale)
                 if p.grad.is_sparse and p.dtype is torch.float16:
-                    values = values_of(p.grad.coalesce())  # so it is unscaled, and a sum of entries may be infinite
+                    # So the scaler does before it looks: the sum of entries, its rounding and its overflow are the scaler's.
+                    p.grad = p.grad.coalesce()
+                    values = values_of(p.grad)
                 finite &= bool(torch.isfinite(values).all())
         return not finite
+
+    def _summed_by_scaler(self, given: _Given) -> _Given:
+        """The gradients that a step is given by the scaler: of sparse ones in float16, the sums of entries."""
+        assert self.scaler is not None
+        gradients = list(given[0])
+        for i, p in enumerate(self.parameters):
+            if gradients[i] is not None and p.grad is not None and p.grad.is_sparse and p.dtype is torch.float16:
+                gradients[i] = copy_gradient(p.grad / self.scaler.get_scale())
+        return gradients, given[1]
 
     def _scaled_step(self, step: Step) -> None:
         assert self.scaler is not None

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stepcheck.harness import schedules
+from stepcheck.harness.campaign import findings
 from stepcheck.harness.memory import GUARD, GUARD_ELEMENTS, room, strides
 from stepcheck.harness.play import Player
 from stepcheck.harness.subjects import UsageError, class_subject, resolve
@@ -507,6 +508,20 @@ def test_scaled_steps_step_along_the_unscaled_gradient_and_skip_infinity(spy, sc
     assert [float(grads[0][0]) for _, grads, _ in noted(spy, "step")] == [1.0, 2.0]
     assert player.recording.looked["skipped-step"] == 1
     assert player.scaler.get_scale() == 2.0**15
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_the_scaler_adds_the_entries_of_a_sparse_float16_gradient_and_not_the_optimizer(scaling):
+    (subject,) = resolve("fast:SparseAdam")
+    gradient = Gradient(Values("log", 1, 2.0**-17, 2.0**-7), sparse=Sparse((0, 0, 0)))
+    events = (Step({0: gradient}, scaling=scaling),)
+    player = Player(subject, Trace("SparseAdam", (Parameter((1,), "float16"),), (Group((0,)),), events))
+    given = player.play().steps[0].lives[0].gradient
+    entries = gradient.realise((1,), "float16")
+    assert given.elements.tolist() == [0]
+    # To the half of a unit in the last place of float16 at 2^-7, for each addition; what is added has none of those errors.
+    assert 0 < abs(float(given.values[0]) - entries.sum()) <= 2 * 2.0**-18
+    assert not list(findings(subject, player.trace, "agreement"))
 
 
 # Closures
