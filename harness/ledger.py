@@ -388,8 +388,9 @@ def _(seen: Seen) -> bool:
     link="https://github.com/pytorch/pytorch/pull/191774",
 )
 def _(seen: Seen) -> bool:
-    # The first step fills the buffer and reads none.
-    return seen.field == "momentum_buffer" and _in_a_narrow_vector(seen) and not math.isnan(seen.stood(seen.field))
+    # The first step fills the buffer and reads none; a buffer of NaN is there.
+    held = seen.life is not None and seen.life.state.get("momentum_buffer") is not None
+    return seen.field == "momentum_buffer" and _in_a_narrow_vector(seen) and held
 
 
 @_enter(
@@ -513,10 +514,14 @@ def _(seen: Seen) -> bool:
     "agreement memory-beside",
 )
 def _(seen: Seen) -> bool:
-    gradient, p = seen.gradient(seen.index), seen.parameter
+    gradients, p = [seen.gradient(seen.index)], seen.parameter
+    if not seen.field:  # what was written beside it, another may have written that stands in the same memory
+        root = seen.index if p.within is None else p.within
+        gradients += [seen.gradient(i) for i, q in enumerate(seen.trace.parameters) if root in (i, q.within)]
     # A parameter that is no view has no offset; the states, which the optimizer makes itself, are none.
     viewed = p.layout != "contiguous" and len(p.shape) == 1
-    return viewed and gradient is not None and gradient.sparse is not None and seen.field in ("", PARAMETER)
+    sparse = any(g is not None and g.sparse is not None for g in gradients)
+    return viewed and sparse and seen.field in ("", PARAMETER)
 
 
 @_enter(

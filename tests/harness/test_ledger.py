@@ -24,6 +24,7 @@ from stepcheck.harness.trace import (
     Refuse,
     Reload,
     SetOption,
+    Sparse,
     Step,
     Trace,
     Values,
@@ -361,3 +362,22 @@ def test_a_deviation_is_known_by_what_it_comes_from_where_that_check_is_not_aske
     # A deviation that stays without the round trip does not come from it.
     wrong = class_subject(StepsTwice, "NAdam")
     assert {entry for _, entry in findings(wrong, trace, "agreement", ("agreement",))} == {None}
+
+
+def test_what_was_found_at_other_seeds_is_known():
+    nan = Gradient(Values("listed", listed=(math.nan,) * 32))
+    narrow = life(
+        "SGD", Parameter((32,), "float16"), events=(Step({0: nan}), Step({0: Gradient(QUARTERS)})), momentum=1 / 3
+    )
+    beside = life(
+        "SparseAdam",
+        *(Parameter((1,), "float64", "sliced", within=within) for within in (None, 0)),
+        events=(Step({0: None, 1: Gradient(QUARTERS, sparse=Sparse((0,)))}),),
+    )
+    for name, trace, check in (
+        ("torch:SGD[fused]", narrow, "agreement"),
+        ("torch:SparseAdam[forloop]", beside, "memory-beside"),
+    ):
+        found = list(findings(*resolve(name), trace, check))
+        assert found
+        assert None not in [entry for _, entry in found]
