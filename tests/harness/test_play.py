@@ -524,6 +524,13 @@ def test_the_scaler_adds_the_entries_of_a_sparse_float16_gradient_and_not_the_op
     assert not list(findings(subject, player.trace, "agreement"))
 
 
+def test_what_a_skipped_first_step_creates_is_initial_as_bfloat16_rounds_it():
+    (subject,) = resolve("fast:Rprop[triton]")
+    infinite = Gradient(Values("listed", listed=(1.0, math.inf)))
+    trace = Trace("Rprop", (Parameter((2,), "bfloat16"),), (Group((0,)),), (Step({0: infinite}, scaling="step"),))
+    assert not list(findings(subject, trace, "skipped-step"))
+
+
 # Closures
 
 
