@@ -574,11 +574,16 @@ def _(seen: Seen) -> bool:
         return False
     names = _SCALARS[seen.evidence.subject.spec.name]
     if seen.field:
+        # What was loaded is another number; or it is the same, and the next one that is stored there is rounded to the dtype.
         return any(
             not identical(reload.saved[seen.index][name], reload.loaded[seen.index][name])
             for reload in seen.evidence.recording.reloads
             for name in names
             if name in reload.saved[seen.index] and name in reload.loaded[seen.index]
+        ) or any(
+            d.got == _in_dtype(d.got, seen.dtype)
+            for d in seen.evidence.judgement.deviations
+            if (d.event, d.parameter) == (seen.finding.event, seen.index) and d.field in names
         )
     name = seen.finding.cause.removeprefix("state ")
     reload = next(r for r in seen.evidence.recording.reloads if r.event == seen.finding.event)
@@ -1066,6 +1071,39 @@ def _(seen: Seen) -> bool:
         return len({_order(shape, g.layout) for g in seen.given(i) if g is not None}) > 1
 
     return told is not None and any(map(changed, range(len(seen.trace.parameters))))
+
+
+def _is_double_scalar(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.shape == () and values.dtype == np.float64
+
+
+@_enter(
+    "compiled-drops-writes-to-double-scalars",
+    "what is written in place to a float64 tensor of no dimensions is lost: such parameters and their states stay as they are",
+    " ".join(name for name, modes in TORCH_MODES.items() if "compiled" in modes),
+    "agreement",
+    "compiled",
+)
+def _(seen: Seen) -> bool:
+    # Dynamo takes such a tensor for a Python float, and a pass that makes those tensors erases the calls whose results nothing uses.
+    life = seen.life
+    if life is None:
+        return False
+    stays = _is_double_scalar(life.value_after) and np.array_equal(life.value, life.value_after, equal_nan=True)
+    field = life.value_after if seen.field == PARAMETER else life.state_after.get(seen.field)
+    return _is_double_scalar(field) and (stays or seen.unmoved)
+
+
+@_enter(
+    "compiled-double-scalar-restarts",
+    "with a float64 tensor of no dimensions Dynamo traces a second time, in a state that the first tracing has changed",
+    " ".join(name for name, modes in TORCH_MODES.items() if "compiled" in modes),
+    "completes",
+    "compiled",
+)
+def _(seen: Seen) -> bool:
+    scalars = (i for i, p in enumerate(seen.trace.parameters) if p.dtype == "float64" and p.shape == ())
+    return seen.message.startswith("SpeculationLogDivergence: ") and any(seen.gradient(i) is not None for i in scalars)
 
 
 @_enter(

@@ -220,8 +220,9 @@ class _Step:
         # What O must have been, with the error of everything after the products.
         without = _whole(muon.apply(Bounded(p, 0.0, arithmetic), np.zeros(p.shape), scalars))
         self.o = (without.value - p_after) / self.lr
-        # The budget of the last rounding hardly depends on O, but it does.
-        self.o_error = _whole(self.apply(self.o)).error / self.lr * (1 + 4 * arithmetic.unit)
+        # The budget of the last rounding hardly depends on O, but it does; and only of O = 0 is there none: a small one may round to it.
+        rounded = np.where(self.o == 0, products.unit_roundoff, self.o)
+        self.o_error = _whole(self.apply(rounded)).error / self.lr * (1 + 4 * arithmetic.unit)
         self.o_error = self.o_error + 4 * REFERENCE_ROUNDOFF * np.abs(self.o)  # of its own evaluation
         self.o_error = np.where(np.isfinite(self.o) & (self.lr > 0), self.o_error, np.inf)
 

@@ -364,6 +364,19 @@ def test_a_deviation_is_known_by_what_it_comes_from_where_that_check_is_not_aske
     assert {entry for _, entry in findings(wrong, trace, "agreement", ("agreement",))} == {None}
 
 
+def test_a_compiled_step_may_lose_what_it_writes_to_a_double_scalar_but_not_write_something_else():
+    (subject,) = resolve("torch:SGD[compiled]")
+    known = LEDGER["compiled-drops-writes-to-double-scalars"]
+    scalar, vector, single = (Parameter(*p) for p in (((), "float64"), ((1,), "float64"), ((), "float32")))
+    trace = life("SGD", scalar, vector, single, momentum=0.5)
+    told = list(findings(subject, trace, "agreement"))
+    assert {(f.parameter, f.cause, entry) for f, entry in told} == {(0, "parameter", known)}
+    for parameter in (1, 2):
+        assert forged(subject, trace, "parameter", parameter=parameter) is None
+    (right,) = resolve("torch:SGD[forloop]")
+    assert forged(right, trace, "parameter") is None
+
+
 def test_what_was_found_at_other_seeds_is_known():
     nan = Gradient(Values("listed", listed=(math.nan,) * 32))
     narrow = life(
@@ -374,8 +387,19 @@ def test_what_was_found_at_other_seeds_is_known():
         *(Parameter((1,), "float64", "sliced", within=within) for within in (None, 0)),
         events=(Step({0: None, 1: Gradient(QUARTERS, sparse=Sparse((0,)))}),),
     )
+    # mu = 1 is the same in bfloat16, and what is stored there next is not.
+    exact = life(
+        "ASGD",
+        Parameter((1,), "bfloat16"),
+        events=(Step({0: Gradient(QUARTERS)}), Reload(), Step({0: Gradient(QUARTERS)})),
+        t0=0.5,
+    )
+    # eta and mu, which a round trip makes float64, are never written again.
+    reloaded = life("ASGD", Parameter((2,), "float64"), events=exact.events, lambd=3.0)
     for name, trace, check in (
         ("torch:SGD[fused]", narrow, "agreement"),
+        ("torch:ASGD[forloop]", exact, "save-load-continue"),
+        ("torch:ASGD[compiled]", reloaded, "agreement"),
         ("torch:SparseAdam[forloop]", beside, "memory-beside"),
     ):
         found = list(findings(*resolve(name), trace, check))

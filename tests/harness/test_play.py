@@ -531,6 +531,17 @@ def test_what_a_skipped_first_step_creates_is_initial_as_bfloat16_rounds_it():
     assert not list(findings(subject, trace, "skipped-step"))
 
 
+def test_a_move_that_vanishes_in_a_float16_zero_need_not_have_been_zero():
+    (subject,) = resolve("fast:Muon")
+    parameter = Parameter((2, 2), "float16", values=Values("constant", high=0.0))
+    gradient = Gradient(Values("listed", listed=(0.5, -1.0, 2.0, -0.5)))
+    group = Group((0,), {"lr": 1e-6, "adjust_lr_fn": "match_rms_adamw", "eps": 16.0})
+    trace = Trace("Muon", (parameter,), (group,), (Step({0: gradient}),))
+    after = Player(subject, trace).play().steps[0].lives[0].value_after
+    assert after[0, 0] == 0 != after[0, 1]
+    assert not list(findings(subject, trace, "agreement"))
+
+
 # Closures
 
 
