@@ -436,7 +436,11 @@ def _of_an_option(evidence: Evidence, d: Deviation) -> Finding | None:
     later = {e.option for e in trace.events if isinstance(e, SetOption) and e.group == own}
     for name in (*trace.all_groups[own].options, *later):
         twin = _taking_no_notice(evidence, own, name)
-        if _same_buffers(evidence, twin, own) and not Judge(evidence.subject, twin, evidence.clocks).judge().deviations:
+        if not _same_buffers(evidence, twin, own):
+            continue
+        judgement = Judge(evidence.subject, twin, evidence.clocks).judge()
+        # What is undetermined agrees with anything.
+        if not judgement.deviations and judgement.undetermined <= evidence.judgement.undetermined:
             value = getattr(evidence.recording.steps[-1].hyper[own], name)
             return _accounted("option-effect", name, f"as if {name}={value!r} of group {own} had not been set,", d)
     return None
@@ -616,6 +620,8 @@ def _strided(trace: Trace, event: int, parameter: int) -> str:
 def _reading(d: Deviation) -> str:
     if d.problem:
         return d.problem
+    if d.center is not None:
+        return f"the parameter is {d.got:.3g} from the reference, in the Frobenius norm: off by {budgets(d.ratio)}"
     what = d.field.replace(PARAMETER, "the parameter") if d.field.startswith(PARAMETER) else d.field
     element = f", element {d.index}," if d.index else ""
     if d.index and d.item is not None and is_complex(d.item.dtype):

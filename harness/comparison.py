@@ -29,6 +29,7 @@ class Comparison:
         predicted: what the reference predicts, of the same length, with its error.
         shape: the shape that an element's index is told in; ``()`` for a single number.
         problem: why the field cannot be compared at all, or nothing.
+        center: where ``actual`` is a distance: what it is the distance from, flat.
     """
 
     field: str
@@ -36,6 +37,7 @@ class Comparison:
     predicted: Bounded
     shape: tuple[int, ...]
     problem: str = ""
+    center: Array | None = None
 
 
 def reals(x: Any) -> Array:

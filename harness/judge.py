@@ -43,6 +43,7 @@ class Deviation:
         index: the element that deviates most, ``()`` for a single number.
         ratio: its distance from the reference in budgets.
         problem: what is wrong, where it is not a number too far off.
+        center: where ``got`` is a distance: what it is the distance from, flat.
     """
 
     event: int | None
@@ -56,6 +57,7 @@ class Deviation:
     problem: str = ""
     item: _Item | None = None
     element: int = 0
+    center: Array | None = None
 
 
 @dataclass
@@ -317,6 +319,7 @@ class Judge:
                 problem=c.problem,
                 item=item,
                 element=at,
+                center=c.center,
             )
         )
 

@@ -218,8 +218,8 @@ class _Step:
         self.p, self.p_after = p, p_after
         self.lr = float(muon.adjusted_lr(p.shape, scalars).value)
         # What O must have been, with the error of everything after the products.
-        without = _whole(muon.apply(Bounded(p, 0.0, arithmetic), np.zeros(p.shape), scalars))
-        self.o = (without.value - p_after) / self.lr
+        self.without = _whole(muon.apply(Bounded(p, 0.0, arithmetic), np.zeros(p.shape), scalars)).value
+        self.o = (self.without - p_after) / self.lr
         # The budget of the last rounding hardly depends on O, but it does; and only of O = 0 is there none: a small one may round to it.
         rounded = np.where(self.o == 0, products.unit_roundoff, self.o)
         self.o_error = _whole(self.apply(rounded)).error / self.lr * (1 + 4 * arithmetic.unit)
@@ -249,14 +249,17 @@ class _Step:
         return Comparison(name, self.p_after.reshape(-1), _flat(predicted), self.p.shape)
 
     def normwise(self, start: _Rounded, hyper: SimpleNamespace, *, rounded_once: bool) -> Comparison:
-        distance, budget = 0.0, math.inf
+        distance, budget, center = 0.0, math.inf, None
         recovered = float(np.linalg.norm(self.o_error))
         if math.isfinite(recovered) and np.all(np.isfinite(start.value)) and np.all(np.isfinite(start.error)):
             exact = muon.iterate(start.value, hyper.ns_coefficients, hyper.ns_steps)
             bound = recovered + _bound(start, hyper, self.products, rounded_once=rounded_once)
             if bound <= _SHARE * float(np.linalg.norm(exact)):
-                distance, budget = float(np.linalg.norm(self.o - exact)), bound
-        return Comparison(NORMWISE, np.array([distance]), Bounded(np.zeros(1), np.array([budget]), SCALARS64), ())
+                # In the units of the parameter, which is what can be read.
+                distance, budget = self.lr * float(np.linalg.norm(self.o - exact)), self.lr * bound
+                center = (self.without - self.lr * exact).reshape(-1)
+        predicted = Bounded(np.zeros(1), np.array([budget]), SCALARS64)
+        return Comparison(NORMWISE, np.array([distance]), predicted, (), center=center)
 
 
 # Rounding to a format: of a number that is known to lie in an interval.

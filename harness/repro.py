@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcheck.harness import orthogonal, resume, schedules
+from stepcheck.harness import resume, schedules
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.comparison import PARAMETER, Array
 from stepcheck.harness.evaluations import EVALUATION
@@ -97,11 +97,15 @@ class _Writer:
     def lines(self, *, compact: bool) -> list[str]:
         trace, finding, self.told = self.trace, self.finding, None
         self.groups, self.scaler, self.hooks = list(trace.groups), False, []
-        parameters = [f"    {self._parameter(p)}," for p in trace.parameters]
+        inside = {n: p.within for n, p in enumerate(trace.parameters) if p.within is not None}
+        if self.subject.differentiable:  # each is a copy, in memory of its own
+            inside = {}
+        parameters = [f"    {'None' if n in inside else self._parameter(p)}," for n, p in enumerate(trace.parameters)]
         events = trace.events if finding.event is None else trace.events[: finding.event + 1]
         body = ["params = [", *parameters, "]"]
         if compact:
             body = ["params = [" + " ".join(line.strip() for line in parameters) + "]"]
+        body += [f"params[{n}] = {self._inside(trace.parameters[n], host)}" for n, host in inside.items()]
         changed = finding.check == "dicts-unchanged" and finding.event is None
         body += self._construct(
             self.subject, trace.groups, [g.options for g in trace.groups], trace.form, named=changed
@@ -166,6 +170,12 @@ class _Writer:
         made = self._tensor(p.values, p.shape, p.dtype, p.layout, guarded=self.guarded)
         # In a differentiable step the parameter is no leaf.
         return f"{made}.requires_grad_(){'.clone()' if self.subject.differentiable else ''}"
+
+    def _inside(self, p: Parameter, host: int) -> str:
+        """A parameter in the gaps of an earlier one."""
+        place = f"{p.shape}, {strides(p.shape, p.layout)}, {GUARD_ELEMENTS + 1}"
+        values = self._dense(p.values.realise(in_reals(p.shape, p.dtype)), p.dtype)
+        return f"params[{host}].detach().as_strided({place}).copy_({values}).requires_grad_()"
 
     def _tensor(self, values: Values, shape: tuple[int, ...], dtype: str, layout: str, *, guarded: bool = False) -> str:
         realised = values.realise(in_reals(shape, dtype))
@@ -483,12 +493,13 @@ class _Writer:
         i, check = self.finding.parameter, self.finding.check
         if check == "memory-beside":
             assert i is not None
-            p = self.trace.parameters[i]
-            own = f"own.as_strided({p.shape}, {strides(p.shape, p.layout)}, {GUARD_ELEMENTS}).fill_(True)"
-            size = room(p.shape, p.layout)
+            parameters = self.trace.parameters
+            p, host = parameters[i], i if parameters[i].within is None else parameters[i].within
+            starts = [GUARD_ELEMENTS, *(GUARD_ELEMENTS + 1 for q in parameters if q.within == host)]
+            size, strided = room(p.shape, p.layout), f"{p.shape}, {strides(p.shape, p.layout)}"
             return [
                 f"own = torch.zeros({size}, dtype=torch.bool)",
-                own,
+                *(f"own.as_strided({strided}, {start}).fill_(True)" for start in starts),
                 f"memory = params[{i}].detach().as_strided(({size},), (1,), 0)",
                 f"assert (memory[~own] == torch.tensor({GUARD!r}, dtype=memory.dtype)).all(), memory",
             ]
@@ -565,13 +576,22 @@ class _Writer:
         if d.problem:
             return [f"assert {d.field!r} in optimizer.state[params[{d.parameter}]]  # {d.problem}"]
         if d.field.startswith(PARAMETER):
-            if d.field == orthogonal.NORMWISE:
-                return [f"raise AssertionError({self.finding.summary!r})  # of all elements together"]
+            if d.center is not None:
+                return self._assert_distance(d, d.center)
             field = f"params[{d.parameter}].detach()"
         else:
             field = f"optimizer.state[params[{d.parameter}]][{d.field!r}]"
         got = f"float({f'torch.view_as_real({field})' if parts else field}{where})"
         return self._assert_close(got, d)
+
+    def _assert_distance(self, d: Deviation, center: Array) -> list[str]:
+        """Of all elements of a matrix together."""
+        expected = _dense(center.reshape(self.trace.parameters[d.parameter].shape), "float64")
+        return [
+            f"expected, budget = {expected}, {d.budget!r}  # the reference, and what rounding may cost",
+            f"distance = float((params[{d.parameter}].detach() - expected).norm())",
+            'assert distance <= budget, f"{distance} from the reference, not within {budget}"',
+        ]
 
     @staticmethod
     def _assert_evaluation(d: Deviation) -> list[str]:

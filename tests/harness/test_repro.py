@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from stepcheck.harness import repro
-from stepcheck.harness.campaign import Campaign, Settings
+from stepcheck.harness.campaign import Campaign, Settings, findings
 from stepcheck.harness.checks import CHECKS, Evidence, Finding
 from stepcheck.harness.judge import Deviation
 from stepcheck.harness.subjects import class_subject, resolve
@@ -181,6 +181,41 @@ def test_script_plays_each_event(name):
     script = told(life(*events, lr=0.5), event=last, parameter=0, deviation=deviation(expected, event=last))
     assert run_here(script) == ""
     assert run_here(script.replace(f"budget = {expected}", "budget = 7.0")).startswith("AssertionError")
+
+
+@pytest.mark.parametrize("check", ["agreement", "memory-beside"])
+def test_script_lays_out_parameters_in_each_other_s_gaps(check):
+    (subject,) = resolve("torch:SparseAdam[forloop]")
+    parameters = tuple(Parameter((1,), "float64", "sliced", within=within) for within in (None, 0))
+    gradients = {0: None, 1: Gradient(Values("constant", high=1.0), sparse=Sparse((0,)))}
+    trace = Trace("SparseAdam", parameters, (Group((0, 1)),), (Step(gradients),))
+    ((finding, _),) = findings(subject, trace, check)
+    script = repro.script(subject, trace, finding)
+    assert run_here(script).startswith("AssertionError")
+    right = script.replace("import torch\n", "import torch\nimport stepcheck.fast\n", 1)
+    assert not run_here(right.replace("torch.optim.SparseAdam", "stepcheck.fast.SparseAdam"))
+
+
+class MovesBack(torch.optim.Muon):
+    """A direction of the wrong sign, with the right buffer: it shows in all elements together, once they are orthogonal."""
+
+    def step(self, closure=None):
+        (p,) = self.param_groups[0]["params"]
+        before = p.detach().clone()
+        super().step(closure)
+        p.detach().copy_(2 * (1 - self.param_groups[0]["lr"] * self.param_groups[0]["weight_decay"]) * before - p)
+
+
+def test_script_asserts_the_distance_of_a_whole_matrix():
+    subject = class_subject(MovesBack, "Muon")
+    parameter = Parameter((2, 2), values=Values("constant", high=0.0))
+    gradient = Gradient(Values("listed", listed=(-1.5, 1.0, -0.5, -1.0)))
+    trace = Trace("Muon", (parameter,), (Group((0,), {"ns_steps": 1}),), (Step({0: gradient}),))
+    ((finding, _),) = findings(subject, trace, "agreement")
+    assert finding.deviation.center is not None
+    script = repro.script(subject, trace, finding)
+    assert run_here(script).startswith("AssertionError: 0.00")
+    assert not run_here(script.replace("optimizer = MovesBack(", "optimizer = torch.optim.Muon("))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "offset"])
