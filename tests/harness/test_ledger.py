@@ -19,6 +19,7 @@ from stepcheck.harness.subjects import class_subject, resolve, torch_subject
 from stepcheck.harness.trace import (
     Gradient,
     Group,
+    Hook,
     Objective,
     Parameter,
     Refuse,
@@ -375,6 +376,21 @@ def test_a_compiled_step_may_lose_what_it_writes_to_a_double_scalar_but_not_writ
         assert forged(subject, trace, "parameter", parameter=parameter) is None
     (right,) = resolve("torch:SGD[forloop]")
     assert forged(right, trace, "parameter") is None
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adafactor", "Muon"])
+def test_hooks_that_run_twice_because_of_super_are_known(name):
+    class Own(getattr(torch.optim, name)):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    getattr(torch.optim, name)([torch.zeros(1, 1, requires_grad=True)])  # its step is patched by its first instance
+    events = (Hook("step_pre"), Step({0: Gradient(QUARTERS)}))
+    ((finding, entry),) = findings(
+        class_subject(Own, name), life(name, Parameter((2, 2)), events=events), "hooks-run-once"
+    )
+    assert finding.summary == "step() runs its step_pre hook 2 times, not 1"
+    assert entry is LEDGER["super-step-runs-hooks-again"]
 
 
 def test_what_was_found_at_other_seeds_is_known():
