@@ -146,7 +146,7 @@ def _picture(session: nox.Session, folder: Path) -> None:
     rights = ["--no-sandbox"] if os.geteuid() == 0 else []
     session.run(
         chromium, "--headless", *rights, "--hide-scrollbars", "--window-size=1280,860", "--virtual-time-budget=2000",
-        f"--screenshot={folder / 'report.png'}", (folder / "index.html").as_uri(), external=True,
+        f"--screenshot={folder / 'report.png'}", (folder / "index.html").as_uri(), external=True, silent=True,
     )  # fmt: skip
 
 
