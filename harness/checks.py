@@ -438,7 +438,7 @@ def _of_an_option(evidence: Evidence, d: Deviation) -> Finding | None:
         twin = _taking_no_notice(evidence, own, name)
         if not _same_buffers(evidence, twin, own):
             continue
-        judgement = Judge(evidence.subject, twin, evidence.clocks).judge()
+        judgement = Judge(evidence.subject, twin, evidence.clocks).judge(to_first=True)
         # What is undetermined agrees with anything.
         if not judgement.deviations and judgement.undetermined <= evidence.judgement.undetermined:
             value = getattr(evidence.recording.steps[-1].hyper[own], name)

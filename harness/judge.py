@@ -191,20 +191,29 @@ class Judge:
         self.options: dict[tuple[int, str, str], tuple[HyperValues, SimpleNamespace]] = {}
         self.buffers: dict[tuple[int, int], tuple[HyperValues, list[Buffer]]] = {}
 
-    def judge(self) -> Judgement:
-        with self.clocks.running("judge"):
-            return self._judge()
+    def judge(self, *, to_first: bool = False) -> Judgement:
+        """Judge the recording.
 
-    def _judge(self) -> Judgement:
+        Args:
+            to_first: of steps that are judged one by one, none after the first that deviates: for whether there is one.
+        """
+        with self.clocks.running("judge"):
+            return self._judge(to_first=to_first)
+
+    def _judge(self, *, to_first: bool) -> Judgement:
         with np.errstate(all="ignore"):
             self.result.free = self._unreadable()
             self._initial_state()
             if self.spec.closure:
                 for record in self.recording.steps:
                     self._judge_evaluations(record)
+                    if to_first and self.result.deviations:
+                        break
             elif self.spec.products:
                 for item in self._items(self.recording.steps):
                     self._judge_products(item)
+                    if to_first and self.result.deviations:
+                        break
             elif self.result.free:
                 for record in self.recording.steps:
                     self._predict(self._items([record]))

@@ -15,8 +15,8 @@ import torch
 
 from stepcheck.harness import repro
 from stepcheck.harness.campaign import Campaign, Settings, findings
-from stepcheck.harness.checks import CHECKS, Evidence, Finding
-from stepcheck.harness.judge import Deviation
+from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, Evidence, Finding
+from stepcheck.harness.judge import Deviation, Judge
 from stepcheck.harness.subjects import class_subject, resolve
 from stepcheck.harness.trace import (
     Accumulate,
@@ -211,10 +211,17 @@ def test_script_asserts_the_distance_of_a_whole_matrix():
     parameter = Parameter((2, 2), values=Values("constant", high=0.0))
     gradient = Gradient(Values("listed", listed=(-1.5, 1.0, -0.5, -1.0)))
     trace = Trace("Muon", (parameter,), (Group((0,), {"ns_steps": 1}),), (Step({0: gradient}),))
-    ((finding, _),) = findings(subject, trace, "agreement")
+    # Not option-effect: with the default of ns_steps nothing is determined, which agrees with anything.
+    ((finding, _),) = [f for check in EXPLAINED_BY for f in findings(subject, trace, check)]
+    assert finding.check == "agreement"
     assert finding.deviation.center is not None
     script = repro.script(subject, trace, finding)
     assert run_here(script).startswith("AssertionError: 0.00")
+    # Whether there is any deviation, the first tells.
+    recording = Evidence(subject, replace(trace, events=trace.events * 2)).recording
+    told = {to_first: Judge(subject, recording).judge(to_first=to_first).deviations for to_first in (True, False)}
+    assert [d.event for d in told[True]] == [0]
+    assert [d.event for d in told[False]] == [0, 1]
     assert not run_here(script.replace("optimizer = MovesBack(", "optimizer = torch.optim.Muon("))
 
 
