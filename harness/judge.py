@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 
 from stepcheck.harness import bounded, evaluations, orthogonal
 from stepcheck.harness.bounded import Bounded
@@ -24,7 +23,7 @@ from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, reals
 from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, SCALARS64, Arithmetic, Format
-from stepcheck.harness.memory import SparseRaw
+from stepcheck.harness.memory import SparseRaw, rounded_fill
 from stepcheck.harness.options import bounded_option
 from stepcheck.harness.recording import Life, Recording, StepRecord
 from stepcheck.harness.subjects import Profile, Subject
@@ -395,7 +394,7 @@ class Judge:
             for b in self._buffers(hyper, i):
                 initial = b.initial(hyper)
                 if initial is not None and b.name in state and b.name not in self.result.free:
-                    expected = _rounded_fill(initial, self._dtype(b, i))
+                    expected = rounded_fill(initial, self._dtype(b, i))
                     actual = reals(state[b.name])
                     self.result.elements += actual.size
                     wrong = np.flatnonzero(actual != expected)
@@ -439,7 +438,7 @@ class Judge:
 
     def _filled(self, b: Buffer, initial: float, index: int, slots: int) -> tuple[Array, Array | float]:
         """The initial value of a buffer. Somebody's class may keep a number as it is, where torch.optim has float32."""
-        held = _rounded_fill(initial, self._dtype(b, index))
+        held = rounded_fill(initial, self._dtype(b, index))
         error = abs(held - initial) if b.per_parameter and self.subject.explicit else 0.0
         return np.full(slots, held), np.full(slots, error) if error else 0.0
 
@@ -738,15 +737,6 @@ def _slots(x: Any, slots: int) -> Array:
     if flat.size == slots:
         return flat
     return np.full(slots, flat[0] if flat.size else 0.0)
-
-
-def _rounded_fill(value: float, dtype: str) -> float:
-    """``value`` as a tensor of ``dtype`` holds it."""
-    if dtype == "float64":
-        return value
-    if value in (0.0, 1.0):  # as most are; in every dtype
-        return float(value)
-    return float(torch.tensor(value, dtype=getattr(torch, dtype)).real)
 
 
 def judge(subject: Subject, recording: Recording) -> Judgement:

@@ -25,7 +25,7 @@ from packaging.version import Version
 from stepcheck.harness import store
 from stepcheck.harness.checks import Evidence, Finding
 from stepcheck.harness.comparison import PARAMETER, reals
-from stepcheck.harness.memory import SparseRaw, identical, strides
+from stepcheck.harness.memory import SparseRaw, identical, rounded_fill, strides
 from stepcheck.harness.recording import Life
 from stepcheck.harness.resume import AGE
 from stepcheck.harness.store import Saved
@@ -404,10 +404,10 @@ def _(seen: Seen) -> bool:
     if seen.field != "momentum_buffer" or not _in_a_narrow_vector(seen) or not seen.first_step or seen.life is None:
         return False
     g, p = _at(seen.life.gradient, seen.element), _at(seen.life.value, seen.element)
-    decay = _in_dtype(seen.own.weight_decay, seen.dtype)
+    decay = rounded_fill(seen.own.weight_decay, seen.dtype)
     # The first buffer is the gradient with its decay: a product and a sum contracted in float32, rounded when stored.
     filled = float(np.float32((-g if seen.own.maximize else g) + decay * p))
-    return decay != seen.own.weight_decay and seen.got == _in_dtype(filled, seen.dtype)
+    return decay != seen.own.weight_decay and seen.got == rounded_fill(filled, seen.dtype)
 
 
 @_enter(
@@ -550,7 +550,7 @@ def _(seen: Seen) -> bool:
         return False
     if seen.finding.check in ("skipped-step", "failed-step"):  # a state was begun, rightly, with the wrong sum
         return seen.finding.cause == "sum" and seen.options(seen.group_of(seen.index)).initial_accumulator_value != 0
-    own = _in_dtype(seen.options(seen.group_of(seen.index)).initial_accumulator_value, seen.dtype)
+    own = rounded_fill(seen.options(seen.group_of(seen.index)).initial_accumulator_value, seen.dtype)
     if seen.finding.event is None:
         return seen.field == "sum" and seen.got != own
     # The first step starts from that wrong sum.
@@ -581,7 +581,7 @@ def _(seen: Seen) -> bool:
             for name in names
             if name in reload.saved[seen.index] and name in reload.loaded[seen.index]
         ) or any(
-            d.got == _in_dtype(d.got, seen.dtype)
+            d.got == rounded_fill(d.expected, seen.dtype)
             for d in seen.evidence.judgement.deviations
             if (d.event, d.parameter) == (seen.finding.event, seen.index) and d.field in names
         )
@@ -610,10 +610,6 @@ def _(seen: Seen) -> bool:
     return seen.message.startswith("OverflowError: ") and any(map(overflows, range(len(seen.trace.all_groups))))
 
 
-def _in_dtype(value: float, dtype: str) -> float:
-    return float(torch.tensor(value, dtype=torch.float64).to(getattr(torch, dtype)))
-
-
 @_enter(
     "radam-foreach-unused-term-is-nan",
     "while not yet rectified, 1 / ((root of the second moment + eps) / -0) is added: NaN where that sum is 0 or NaN",
@@ -628,7 +624,7 @@ def _(seen: Seen) -> bool:
     longest = 2 / (1 - beta2) - 1
     rectified = longest - 2 * t * beta2**t / (1 - beta2**t) > 5
     v = seen.stands("exp_avg_sq")
-    return not rectified and (math.isnan(v) or v == 0 == _in_dtype(seen.own.eps, seen.dtype))
+    return not rectified and (math.isnan(v) or v == 0 == rounded_fill(seen.own.eps, seen.dtype))
 
 
 @_enter(
@@ -638,7 +634,7 @@ def _(seen: Seen) -> bool:
     "agreement",
 )
 def _(seen: Seen) -> bool:
-    if _in_dtype(seen.own.etas[0], seen.dtype) != 1:
+    if rounded_fill(seen.own.etas[0], seen.dtype) != 1:
         return False
     return (seen.field == PARAMETER and seen.unmoved) or (seen.field == "prev" and seen.got == 0)
 

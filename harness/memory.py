@@ -239,3 +239,12 @@ def identical(a: Raw | float, b: Raw | float) -> bool:
     """Whether two values are the same to the last bit, NaN and the sign of zero included."""
     x, y = np.asarray(a), np.asarray(b)
     return x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
+def rounded_fill(value: float, dtype: str) -> float:
+    """``value`` as a tensor of ``dtype`` holds it."""
+    if dtype == "float64":
+        return value
+    if value in (0.0, 1.0):  # as most are; in every dtype
+        return float(value)
+    return float(torch.tensor(value, dtype=_TORCH_DTYPES[dtype]).real)

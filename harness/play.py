@@ -36,6 +36,7 @@ from stepcheck.harness.memory import (
     identical,
     raw,
     rounded,
+    rounded_fill,
     values_of,
 )
 from stepcheck.harness.recording import (
@@ -461,9 +462,8 @@ class Player:
                 if initial is None or not own:
                     return False
                 # NumPy has no bfloat16: what is stored in it is read as float32.
-                narrow = self.trace.parameters[index].dtype == "bfloat16" and not b.per_parameter
-                stored = torch.tensor(initial, dtype=torch.bfloat16).item() if narrow else initial
-                return bool(np.all((found == found.dtype.type(initial)) | (found == found.dtype.type(stored))))
+                stored = rounded_fill(initial, "float32" if b.per_parameter else self.trace.parameters[index].dtype)
+                return bool(np.all((found == found.dtype.type(initial)) | (found == stored)))
         # What the reference knows nothing of may be created at any time.
         return True
 

@@ -97,15 +97,13 @@ class _Writer:
     def lines(self, *, compact: bool) -> list[str]:
         trace, finding, self.told = self.trace, self.finding, None
         self.groups, self.scaler, self.hooks = list(trace.groups), False, []
-        inside = {n: p.within for n, p in enumerate(trace.parameters) if p.within is not None}
-        if self.subject.differentiable:  # each is a copy, in memory of its own
-            inside = {}
+        inside = self._inside
         parameters = [f"    {'None' if n in inside else self._parameter(p)}," for n, p in enumerate(trace.parameters)]
         events = trace.events if finding.event is None else trace.events[: finding.event + 1]
         body = ["params = [", *parameters, "]"]
         if compact:
             body = ["params = [" + " ".join(line.strip() for line in parameters) + "]"]
-        body += [f"params[{n}] = {self._inside(trace.parameters[n], host)}" for n, host in inside.items()]
+        body += [f"params[{n}] = {self._between(trace.parameters[n], host)}" for n, host in inside.items()]
         changed = finding.check == "dicts-unchanged" and finding.event is None
         body += self._construct(
             self.subject, trace.groups, [g.options for g in trace.groups], trace.form, named=changed
@@ -171,7 +169,13 @@ class _Writer:
         # In a differentiable step the parameter is no leaf.
         return f"{made}.requires_grad_(){'.clone()' if self.subject.differentiable else ''}"
 
-    def _inside(self, p: Parameter, host: int) -> str:
+    @property
+    def _inside(self) -> dict[int, int]:
+        """Parameters in the gaps of another, and which. In a differentiable step each is a copy, in memory of its own."""
+        within = {n: p.within for n, p in enumerate(self.trace.parameters) if p.within is not None}
+        return {} if self.subject.differentiable else within
+
+    def _between(self, p: Parameter, host: int) -> str:
         """A parameter in the gaps of an earlier one."""
         place = f"{p.shape}, {strides(p.shape, p.layout)}, {GUARD_ELEMENTS + 1}"
         values = self._dense(p.values.realise(in_reals(p.shape, p.dtype)), p.dtype)
@@ -493,9 +497,8 @@ class _Writer:
         i, check = self.finding.parameter, self.finding.check
         if check == "memory-beside":
             assert i is not None
-            parameters = self.trace.parameters
-            p, host = parameters[i], i if parameters[i].within is None else parameters[i].within
-            starts = [GUARD_ELEMENTS, *(GUARD_ELEMENTS + 1 for q in parameters if q.within == host)]
+            p, host = self.trace.parameters[i], self._inside.get(i, i)
+            starts = [GUARD_ELEMENTS, *(GUARD_ELEMENTS + 1 for h in self._inside.values() if h == host)]
             size, strided = room(p.shape, p.layout), f"{p.shape}, {strides(p.shape, p.layout)}"
             return [
                 f"own = torch.zeros({size}, dtype=torch.bool)",
