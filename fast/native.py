@@ -39,10 +39,12 @@ _lock = threading.RLock()
 
 def cache_folder() -> Path:
     """Where object files are kept: ``STEPCHECK_CACHE_DIR``, or the user's cache folder."""
+    chosen = os.environ.get("STEPCHECK_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
     import platformdirs
 
-    chosen = os.environ.get("STEPCHECK_CACHE_DIR")
-    return Path(chosen) if chosen else platformdirs.user_cache_path("stepcheck") / "kernels"
+    return platformdirs.user_cache_path("stepcheck") / "kernels"
 
 
 @functools.cache

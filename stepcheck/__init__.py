@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stepcheck.api import Divergences, Report, check_optimizer, parametrize_with_checks
 
-__version__ = version("stepcheck")
+#: Here and nowhere else: the package may run from a tree that nobody installed.
+__version__ = "0.1.0"
 __all__ = ["Divergences", "Report", "check_optimizer", "parametrize_with_checks"]
 
 
