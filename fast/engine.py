@@ -144,6 +144,8 @@ def exotic(p: torch.Tensor, *, interpreted: bool = False, sharded: bool = False)
         p, g = local(p), local(g)
     if type(p) not in (torch.Tensor, torch.nn.Parameter):
         return f"a parameter is a {type(p).__name__}, whose memory is its own business"
+    if native.unavailable():
+        return native.unavailable()  # wherever a parameter is: what watches tensors is compiled for the CPU
     if interpreted or p.device.type != "cpu":
         from stepcheck.fast.cuda.runtime import unavailable  # where nothing is on a GPU, nobody needs it
 

@@ -8,9 +8,11 @@ threads may run it side by side on one launch.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import re
 import sys
@@ -35,6 +37,15 @@ REASSOCIATING: dict[str, Any] = {**OPTIONS, "fastmath": dict.fromkeys(("contract
 LIBRARY = frozenset({"pow", "memset", "memcpy"})
 
 _lock = threading.RLock()
+
+
+@functools.cache
+def unavailable() -> str:
+    """Why no kernel runs here, or nothing. It looks for the compiler and does not import it, which takes long."""
+    for name in ("numba", "llvmlite"):
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed: pip install {name}"
+    return ""
 
 
 def cache_folder() -> Path:
@@ -190,13 +201,13 @@ def _kept(path: Path) -> bytes | None:
 
 def _keep(path: Path, machine_code: bytes) -> None:
     """Keep it on disk, whole or not at all; where that cannot be, the next process compiles anew."""
-    try:
+    with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            undo.callback(Path(file.name).unlink, missing_ok=True)
             file.write(hashlib.sha256(machine_code).digest() + machine_code)
+        # Windows refuses where another process has the old one open.
         Path(file.name).replace(path)
-    except OSError:
-        return
 
 
 # --- Threads

@@ -136,3 +136,47 @@ def test_a_step_allocates_nothing_that_stays_and_little_that_does_not(name):
     assert after - before < 1_000
     # Lists of the gradients and of the states, a hundred pointers each; the elements alone are 25,600 bytes.
     assert peak - before < 6_000
+
+
+def test_where_a_kernel_cannot_be_kept_nothing_is_left_over(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError("as Windows does, of a file that another process has open")
+
+    monkeypatch.setattr(native.Path, "replace", refuse)
+    native._keep(tmp_path / "kernel.o", b"machine code")
+    assert not list(tmp_path.iterdir())
+
+
+# --- Without what may be missing
+
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys({!r}))  # to import them then fails, as where they are not installed
+import torch
+from stepcheck import fast
+"""
+
+
+def test_where_nothing_is_installed_beside_torch_it_imports():
+    absent = ("numba", "llvmlite", "triton", "click", "hypothesis", "jinja2", "rich", "platformdirs")
+    assert python(WITHOUT.format(absent) + "import stepcheck; print(len(fast.__all__) > 10)").strip() == "True"
+
+
+def test_without_numba_torch_steps_and_engine_says_so():
+    names = [name for name in fast.__all__ if name not in ("Served", "LBFGS", "SparseAdam")]
+    code = f"""
+def stepped(cls):
+    p = torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_()
+    optimizer = cls([p])
+    for scale in (1.0, -0.5):
+        p.grad = torch.full((3, 4), scale)
+        optimizer.step()
+    return p, optimizer
+for name in {names}:
+    (p, optimizer), (q, _) = (stepped(getattr(module, name)) for module in (fast, torch.optim))
+    print(name, torch.equal(p, q), *optimizer.engine)
+"""
+    told = python(WITHOUT.format(("numba", "llvmlite", "triton")) + code).splitlines()
+    assert told == [
+        f"{name} True Served(engine='torch', reason='numba is not installed: pip install numba')" for name in names
+    ]
