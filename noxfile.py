@@ -10,9 +10,9 @@ import nox
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "certificate_short", "check"]
+nox.options.sessions = ["lint", "types", "resolve", "tests", "certificate_short", "check"]
 
-SOURCES = ("reference", "fast", "harness", "stepcheck", "tests", "examples", "docs", "noxfile.py")
+SOURCES = ("reference", "fast", "harness", "stepcheck", "tests", "examples", "docs", ".ci", "noxfile.py")
 
 
 def _gpu() -> bool:
@@ -60,9 +60,16 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def resolve(session: nox.Session) -> None:
+    """What the README says to install, resolved from the registry for each Python and platform; nothing is installed."""
+    session.install("--upgrade", "pip", "uv")
+    session.run("python", ".ci/resolve.py")
+
+
+@nox.session
 def check(session: nox.Session) -> None:
     """The main job: on torch.optim, whose known divergences are in the ledger, and on stepcheck.fast, which has none."""
-    _install(session, "-e", ".")
+    _install(session, "-e", ".[triton]")
     session.run("stepcheck", "check", "torch", "fast", "--seed", "0", *session.posargs)
 
 
@@ -92,7 +99,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def hunt(session: nox.Session) -> None:
     """Ten times as many lives as usual, of every subject: for false alarms, and for what is rare."""
-    _install(session, "-e", ".")
+    _install(session, "-e", ".[triton]")
     session.run("stepcheck", "check", "torch", "fast", "--examples", "2000", "--seed", "1", *session.posargs)
 
 

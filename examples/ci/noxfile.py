@@ -5,8 +5,8 @@ import os
 import nox
 
 OPTIMIZER, LIKE = "yourpackage.optim:YourAdam", "Adam"
-#: What pip installs: a released version, a wheel, or git+https://... of the repository.
-STEPCHECK = os.environ.get("STEPCHECK", "stepcheck")
+#: Where pip finds stepcheck: its repository, at a commit that you choose, or a wheel.
+STEPCHECK = os.environ.get("STEPCHECK", "git+https://github.com/OWNER/stepcheck@COMMIT")
 
 
 @nox.session
