@@ -10,15 +10,37 @@ import nox
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "resolve", "tests", "certificate_short", "check"]
 
-SOURCES = ("reference", "fast", "harness", "stepcheck", "tests", "examples", "docs", ".ci", "noxfile.py")
+SOURCES = (
+    "reference",
+    "fast",
+    "harness",
+    "stepcheck",
+    "tests",
+    "examples",
+    "docs",
+    ".ci",
+    "noxfile.py",
+    "cuda_session.py",
+)
 
 
 def _gpu() -> bool:
     """Whether there is a GPU of NVIDIA's, or at least its driver; torch need not be installed to tell."""
     places = (*Path("/dev").glob("nvidia[0-9]*"), Path("/proc/driver/nvidia/version"))
     return any(place.exists() for place in places) or shutil.which("nvidia-smi") is not None
+
+
+# What only a GPU can tell is the rarest: where there is one, it comes first.
+nox.options.sessions = [
+    *(["cuda"] if _gpu() else []),
+    "lint",
+    "types",
+    "resolve",
+    "tests",
+    "certificate_short",
+    "check",
+]
 
 
 def _install(session: nox.Session, *packages: str) -> None:
@@ -166,11 +188,11 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend=None if _gpu() else "none")
 def cuda(session: nox.Session) -> None:
-    """All that needs a GPU, and ``reports/cuda/<its name>/`` to send back; without one, nothing. ``-- --quick`` for the short form."""
+    """All that needs a GPU, and ``reports/cuda/`` to send back; without one, nothing. ``-- --minutes 8`` for less of it."""
     if not _gpu():
         session.skip(
             "no NVIDIA GPU here (no /dev/nvidia0, no driver, no nvidia-smi): nothing was installed, nothing was run"
         )
     # Without the constraints: they name the Triton that goes with torch for the CPU, and torch for CUDA brings the one that it was built with.
     session.install("-e", ".[test,plot]")
-    session.run("python", "-m", "stepcheck.harness.cuda_session", "run", *session.posargs)
+    session.run("python", "cuda_session.py", "--minutes", "90", *session.posargs)

@@ -65,6 +65,7 @@ class Settings:
         device: ``"cpu"`` or ``"cuda"``.
         seed: of the values.
         patient: also time what takes more than :data:`LONGEST` a step.
+        only: the contenders to time; empty for all. A ceiling that is named is timed whatever the cache holds.
     """
 
     rounds: int | None = None
@@ -72,6 +73,7 @@ class Settings:
     device: str = "cpu"
     seed: int = 0
     patient: bool = True
+    only: tuple[str, ...] = ()
 
 
 @dataclass
@@ -247,14 +249,18 @@ def _planned(row: Row, settings: Settings) -> list[str]:
     """The contenders of a row."""
     kind, device = row.workload.kind, settings.device
     named = [*modes(row.optimizer, kind, compiled=settings.compiled, device=device)]
-    if fast_class(row.optimizer) is None:
-        return named
+    if fast_class(row.optimizer) is not None:
+        named += [*fast_modes(row.optimizer, kind, device), *([CEILING] if _has_ceiling(row, settings) else [])]
+    return [name for name in named if name in settings.only] if settings.only else named
+
+
+def _has_ceiling(row: Row, settings: Settings) -> bool:
     streams = layout(row.optimizer, row.options)
-    beyond = streams is not None and kind == "dense"
-    if streams is not None and beyond:
-        # Half of it in the cache, and it would be the cache's speed that is measured.
-        beyond = len(streams.streams) * 4 * row.workload.elements >= 2 * machine.cache_bytes(device)
-    return [*named, *fast_modes(row.optimizer, kind, device), *([CEILING] if beyond else [])]
+    if streams is None or row.workload.kind != "dense":
+        return False
+    # Half of it in the cache, and it would be the cache's speed that is measured.
+    beyond = len(streams.streams) * 4 * row.workload.elements >= 2 * machine.cache_bytes(settings.device)
+    return beyond or CEILING in settings.only
 
 
 def _too_large(row: Row, settings: Settings, *, made: bool) -> str:

@@ -136,6 +136,19 @@ def test_a_row_has_all_contenders_after_the_same_number_of_steps(pretended, monk
     assert told["fast_graph"]["host"]["median"] == 1e-5
 
 
+def test_only_those_who_were_named_are_timed_and_a_ceiling_whatever_the_cache_holds(pretended, monkeypatch):
+    monkeypatch.setattr(machine, "cache_bytes", lambda device: 1 << 30)
+    named = ("foreach", "fused", "fast", "ceiling")
+    rows = {}
+    for only in ((), named):
+        settings = Settings(rounds=2, only=only)
+        (row,) = bench.rows(["Adam"], [TINY], settings, lambda what, done, total: None)
+        rows[only] = [t.name for t in row.timings if t.seconds]
+    assert rows == {(): ["forloop", "foreach", "fused", "fast"], named: list(named)}
+    (row,) = bench.rows(["Adafactor"], [TINY], Settings(rounds=2, only=named), lambda what, done, total: None)
+    assert [t.name for t in row.timings] == ["foreach", "fast"]
+
+
 def test_a_ceiling_on_a_gpu_is_a_copy_of_as_many_bytes_as_the_step_moves(monkeypatch):
     asked = []
     monkeypatch.setattr(cuda, "copy", asked.append)
