@@ -11,6 +11,10 @@ What the kernels do not take is stepped by torch's own code; ``optimizer.engine`
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from stepcheck.fast.adafactor import Adafactor
 from stepcheck.fast.classes import (
     ASGD,
@@ -28,7 +32,9 @@ from stepcheck.fast.classes import (
 )
 from stepcheck.fast.engine import Served
 from stepcheck.fast.lbfgs import LBFGS
-from stepcheck.fast.muon import Muon
+
+if hasattr(torch.optim, "Muon"):  # from torch 2.9 on
+    from stepcheck.fast.muon import Muon
 
 __all__ = [
     "ASGD",
@@ -40,7 +46,6 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
-    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",
@@ -48,3 +53,14 @@ __all__ = [
     "Served",
     "SparseAdam",
 ]
+
+if hasattr(torch.optim, "Muon"):
+    __all__ += ["Muon"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Muon":
+        raise AttributeError(
+            f"torch {torch.__version__} has no torch.optim.Muon to stand in for; torch 2.9 and later have"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import math
 import operator
@@ -35,6 +36,7 @@ _OWN = (torch.float32, torch.float64)
 _WORTH_PASSES = 1 << 16
 #: Products below which starting a thread costs more than it saves.
 _WORTH_THREADS = 1 << 20
+_TORCH_MAXIMIZES = "maximize" in inspect.signature(torch.optim.LBFGS).parameters
 
 
 class LBFGS(Fast, torch.optim.LBFGS):
@@ -72,6 +74,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
         tolerance_change: the change at which a step ends: of any parameter (parameter units), of the loss (loss units).
         history_size: pairs to remember, at least 1.
         line_search_fn: ``"strong_wolfe"``, or ``None`` for steps of length ``lr``.
+        maximize: minimize the negative of the loss. ``torch.optim`` has it from 2.14 on; here it works with any torch.
 
     Raises:
         ValueError: an option is outside its domain, in a group too, or there are several groups.
@@ -97,12 +100,16 @@ class LBFGS(Fast, torch.optim.LBFGS):
         tolerance_change: float = 1e-9,
         history_size: int = 100,
         line_search_fn: str | None = None,
+        *,
+        maximize: bool = False,
     ) -> None:
         given = (lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn)
         members = params if isinstance(params, Tensor) else list(params)
         own = dict(members[0]) if len(members) and isinstance(members[0], dict) else {}
-        super().__init__(members, *given)
+        super().__init__(members, *given, **({"maximize": maximize} if _TORCH_MAXIMIZES else {}))
         group = self.param_groups[0]
+        for options in (self.defaults, group):
+            options.setdefault("maximize", maximize)
         if own.get("max_eval", max_eval) is None:
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
 
@@ -116,9 +123,11 @@ class LBFGS(Fast, torch.optim.LBFGS):
         if on_device:
             kernels = functools.reduce(torch.promote_types, (p.dtype.to_real() for p in params)) is torch.float32
         reason = GATHERED if any_sharded([group]) else ""
-        if kernels and not any(exotic(p, interpreted=self._interpreted) for p in params if not is_sharded(p)):
+        exotics = (exotic(p, interpreted=self._interpreted) for p in params if not is_sharded(p))
+        refused = next(filter(None, exotics), "")
+        if kernels and not refused:
             return Served("triton" if on_device else "numba", reason)
-        return Served("blas", reason)
+        return Served("blas", reason or (refused if kernels else ""))
 
     def _on_device(self, p: Tensor) -> bool:
         return self._interpreted or p.device.type != "cpu"
@@ -170,7 +179,10 @@ class LBFGS(Fast, torch.optim.LBFGS):
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
         else:
             self._open_max_eval = None
-        point = _Point(group["params"], torch.enable_grad()(closure))
+        evaluate = torch.enable_grad()(closure)
+        if not group["params"]:
+            return evaluate()
+        point = _Point(group["params"], evaluate, turned=bool(group.get("maximize", False)))
         try:
             returned, changed = self._iterate(group, point)
         except BaseException:
@@ -225,11 +237,12 @@ class _Point:
     """The parameters as one vector, and the loss and the gradient there.
 
     Attributes:
+        turned: of the function that the closure evaluates, the negative is minimized.
         seen: what the last evaluation found.
     """
 
-    def __init__(self, params: Sequence[Tensor], closure: Callable[[], Any]) -> None:
-        self.params, self.closure = params, closure
+    def __init__(self, params: Sequence[Tensor], closure: Callable[[], Any], *, turned: bool = False) -> None:
+        self.params, self.closure, self.turned = params, closure, turned
         self.seen = _Seen(math.nan, torch.empty(0))
         self.before: list[Tensor] | None = None
 
@@ -254,6 +267,8 @@ class _Point:
                 raise RuntimeError(f"LBFGS: {wrong}")
         loss = agreed(returned, self.params) if any(map(is_sharded, self.params)) else returned
         gradient = torch.cat([_flat_gradient(p) for p in self.params])
+        if self.turned:
+            loss, gradient = -loss, -gradient
         self.seen = _Seen.of(loss, gradient, d)
         return returned
 
@@ -524,6 +539,8 @@ class _Work:
 
     def way(self, k: int, g: Tensor) -> str:
         """How to form the direction at ``g`` with ``k`` pairs: ``"passes"``, one ``"kernel"``, or ``"operations"`` of torch."""
+        if native.unavailable():
+            return "operations"
         long = k * g.numel() >= max(1, _WORTH_PASSES)
         # The passes know scalar products of remembered pairs in float64, which is enough for vectors of float32 alone: where
         # pairs are nearly dependent the products cancel.
@@ -638,7 +655,8 @@ class _DeviceWork(_Work):
     def way(self, k: int, g: Tensor) -> str:
         from stepcheck.fast.cuda.runtime import unavailable
 
-        return "passes" if k and g.numel() and g.dtype is torch.float32 and not unavailable(g.device) else "operations"
+        known = k and g.numel() and g.dtype is torch.float32 and not native.unavailable()  # the second loop is the host's
+        return "passes" if known and not unavailable(g.device) else "operations"
 
     def times(self, rows: Sequence[Tensor], a: Tensor, b: Tensor, *formed: Tensor | Floats) -> Floats:
         from stepcheck.fast.cuda import lbfgs as kernels

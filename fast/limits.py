@@ -101,7 +101,7 @@ LIMITS: dict[str, Limits] = {
         "ns_coefficients": (Limit(low=-INF), Limit(low=-INF), Limit(low=-INF)),
         "eps": NOT_NEGATIVE,
         "ns_steps": Limit(high=100.0, whole=True),
-        "adjust_lr_fn": Limit(names=("original", "match_rms_adamw"), optional=True),
+        "adjust_lr_fn": Limit(names=("original", "match_rms_adamw", "spectral_unclamped"), optional=True),
     },
     "LBFGS": {
         "lr": NOT_NEGATIVE,
@@ -117,6 +117,11 @@ LIMITS: dict[str, Limits] = {
 
 def problem(name: str, options: Mapping[str, Any]) -> str:
     """Why the class of this name does not take these options, or nothing."""
+    return problem_of_one(name, options) or _conflict(name, options)
+
+
+def problem_of_one(name: str, options: Mapping[str, Any]) -> str:
+    """The same, as far as each option by itself tells; options may be missing."""
     for key, limit in LIMITS[name].items():
         if key not in options:
             continue
@@ -130,7 +135,7 @@ def problem(name: str, options: Mapping[str, Any]) -> str:
         for n, (entry, allowed) in enumerate(zip(value, limit, strict=True)):
             if not allowed.takes(entry):
                 return f"{name}: {key}[{n}] must be {allowed}, got {value!r}"
-    return _conflict(name, options)
+    return ""
 
 
 def _conflict(name: str, options: Mapping[str, Any]) -> str:

@@ -36,8 +36,8 @@ class Muon(Fast, torch.optim.Muon):
         A &\leftarrow X X^T, \quad X \leftarrow a X + (b A + c A A) X \quad\text{(ns\_steps times; a tall X transposed)} \\
         P &\leftarrow (1 - \gamma\lambda) P - \gamma\rho X
 
-    with :math:`\rho = \sqrt{\max(1, r / c)}` (``adjust_lr_fn`` ``None`` or "original") or :math:`0.2 \sqrt{\max(r,
-    c)}` ("match_rms_adamw"). This is what the code of ``torch.optim.Muon`` computes; its docstring sums the momentum
+    with :math:`\rho = \sqrt{\max(1, r / c)}` (``adjust_lr_fn`` ``None`` or "original"), :math:`0.2 \sqrt{\max(r,
+    c)}` ("match_rms_adamw") or :math:`\sqrt{r / c}` ("spectral_unclamped", of torch from 2.14 on). This is what the code of ``torch.optim.Muon`` computes; its docstring sums the momentum
     where the code averages, and calls :math:`\epsilon` a term of the norm where the code takes the larger of the two.
 
     ``torch.optim.Muon`` iterates in bfloat16 whatever the parameter's dtype. Here D and everything after it is
@@ -184,7 +184,8 @@ def adjustment(shape: torch.Size, adjust_lr_fn: str | None) -> float:
     rows, columns = shape
     if adjust_lr_fn == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
-    return math.sqrt(max(1.0, rows / columns)) if columns else 1.0
+    ratio = rows / columns if columns else 1.0
+    return math.sqrt(ratio if adjust_lr_fn == "spectral_unclamped" else max(1.0, ratio))
 
 
 class _Plan(NamedTuple):

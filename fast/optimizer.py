@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Protocol
@@ -14,7 +15,7 @@ from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _glob
 
 from stepcheck.fast.engine import Group, HostPlan, Plan, Scaling, Served, engine_of, overlaps, refusal, unscale
 from stepcheck.fast.kernels import kernels_of
-from stepcheck.fast.limits import problem
+from stepcheck.fast.limits import problem, problem_of_one
 from stepcheck.fast.native import Kernel
 from stepcheck.fast.rules import Rule
 from stepcheck.fast.shards import local
@@ -43,6 +44,11 @@ class Fast(Optimizer):
     _stepping = False
     #: ``GradScaler`` then leaves it to the step to undo the scaling.
     _step_supports_amp_scaling = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if any(base.__module__.startswith("torch.optim") for base in cls.__bases__):
+            cls.__init__ = _validated(cls.__init__, cls._torch().__name__)  # type: ignore[method-assign]
 
     @classmethod
     def _torch(cls) -> type[Optimizer]:
@@ -196,6 +202,20 @@ class Fast(Optimizer):
 
 
 @_disable_dynamo  # that of torch.compiler imports the compiler here and now
+def _validated(init: Callable[..., None], name: str) -> Callable[..., None]:
+    """A constructor that looks at its options before torch's own does, which cuts a tuple to the length that it expects."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def construct(self: Fast, *args: Any, **options: Any) -> None:
+        wrong = problem_of_one(name, signature.bind(self, *args, **options).arguments)
+        if wrong:
+            raise ValueError(wrong)
+        init(self, *args, **options)
+
+    return construct
+
+
 def _uncompiled(optimizer: Fast, scaling: Scaling) -> None:
     """In a step that is given to ``torch.compile``: there is nothing in it to compile."""
     optimizer._update(scaling)  # noqa: SLF001 - a part of the class

@@ -356,7 +356,7 @@ class _Decoder:
         self.eps_unit = units.get("eps", "")
         self.dtypes = tuple(dtypes)
         available = [h for h in spec.hyper if h.name in subject.options]
-        self.reals = {h.name: candidates(h) for h in available}
+        self.reals = {h.name: tuple(c for c in candidates(h) if not subject.refuses(h.name, c)) for h in available}
         if spec.closure:
             self.reals |= {name: (c[0], *_TOLERANCES[name]) for name, c in self.reals.items() if name in _TOLERANCES}
         self._hyper = {h.name: h for h in available}
@@ -660,6 +660,8 @@ class _Decoding:
         ):
             return None
         self.hypers[group] = changed
+        if name == "maximize" and self.objective is not None:  # what has a minimum alone is turned with it
+            self.objective = replace(self.objective, scale=-self.objective.scale)
         return SetOption(group, name, value)
 
     def _derived(self, group: int) -> set[object]:
@@ -729,6 +731,7 @@ class _Decoding:
         if max(self.hypers[0].tolerance_grad, self.hypers[0].tolerance_change) >= _DECIDING:
             scale = self.draw((1.0, 1.0, 0.25, scale))
         values = self._values(centre, self.hypers[0], self.parameters[0].dtype, next(self.counter))
+        scale = -scale if getattr(self.hypers[0], "maximize", False) else scale
         return Objective(kind, values, scale, set_to_none=self.choices.number(1) % 2 == 0)
 
     def _values(self, kind: _Kind, hyper: HyperValues, dtype: str, seed: int) -> Values:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from stepcheck.reference.arithmetic import largest, stored
+from stepcheck.reference.evaluation import Evaluation, turned
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
-from stepcheck.reference.strong_wolfe import Evaluation, Trial, strong_wolfe
+from stepcheck.reference.strong_wolfe import Trial, strong_wolfe
 
 #: The curvature that a pair must exceed to be remembered, in loss units. It keeps the inverse Hessian positive definite.
 LEAST_CURVATURE = 1e-10
@@ -23,11 +24,16 @@ class Pair(NamedTuple):
     rho: Number
 
 
-def update(x: Number, state: State, hyper: HyperValues) -> Generator[Number, Evaluation, tuple[Number, State]]:
+Step = Generator[Number, Evaluation, tuple[Number, State]]
+
+
+def update(x: Number, state: State, hyper: HyperValues) -> Step:
     r"""One step of L-BFGS, which is up to ``max_iter`` iterations, as a coroutine.
 
     It yields each point where the function is to be evaluated and is sent the loss and the gradient there; it returns the
-    parameter and the state after the step. With :math:`f, g` evaluated at :math:`x` first, iteration :math:`k` is
+    parameter and the state after the step. With ``maximize`` it minimizes the negative of the function: loss and gradient are turned
+    as they come, and it is what they are turned into that the state holds. With :math:`f, g` evaluated at :math:`x` first, iteration
+    :math:`k` is
 
     .. math::
         y &\leftarrow g - g', \qquad s \leftarrow t d, \qquad
@@ -67,12 +73,18 @@ def update(x: Number, state: State, hyper: HyperValues) -> Generator[Number, Eva
             ``t``, ``old_dirs`` :math:`y_i`, ``old_stps`` :math:`s_i`, ``ro`` :math:`\rho_i` (lists, oldest first),
             ``H_diag`` :math:`\eta`, ``prev_flat_grad`` :math:`g'`, ``prev_loss``.
         hyper: ``lr`` :math:`\gamma`, ``max_iter``, ``max_eval`` (``None``: ``max_iter * 5 // 4``), ``tolerance_grad``
-            :math:`\epsilon_g`, ``tolerance_change`` :math:`\epsilon_c`, ``history_size``, ``line_search_fn``.
+            :math:`\epsilon_g`, ``tolerance_change`` :math:`\epsilon_c`, ``history_size``, ``line_search_fn``, ``maximize`` (of torch from
+            2.14 on).
 
     Source: Nocedal and Wright, *Numerical optimization*, 2nd ed., algorithms 3.5, 3.6, 7.4 and 7.5, equation 3.59; Liu and
     Nocedal, *On the limited memory BFGS method for large scale optimization*, Mathematical Programming 45, 1989; Schmidt,
     *minFunc*, 2005.
     """
+    steps = _minimize(x, state, hyper)
+    return (yield from (turned(steps) if hyper.maximize else steps))
+
+
+def _minimize(x: Number, state: State, hyper: HyperValues) -> Step:
     after: State = {"n_iter": 0, "func_evals": 0, **state}
     max_eval = hyper.max_iter * 5 // 4 if hyper.max_eval is None else hyper.max_eval
     loss, g = yield x
@@ -175,6 +187,7 @@ LBFGS = Spec(
         Hyper("tolerance_change", 1e-9, "loss units, and parameter units", Domain()),
         Hyper("history_size", 100, "pairs", Domain(low=1), integer=True),
         Hyper("line_search_fn", None, "name", choices=("strong_wolfe",), optional=True),
+        Hyper("maximize", False, "flag", since="2.14"),
     ),
     # One state for all parameters, flat. The vectors are as long as they are together; of the last three, lists of such
     # vectors and of numbers, oldest first. What an iteration overwrites before it reads it ("al") is no state.

@@ -19,7 +19,8 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
         D_t &\leftarrow (1 - \mu)\, \nabla f(\Theta_{t-1}) + \mu B_t \quad\text{(Nesterov, else } B_t) \\
         O_t &\leftarrow \operatorname{NS}(D_t) \\
         \Theta_t &\leftarrow (1 - \gamma\lambda)\, \Theta_{t-1} - \gamma\rho\, O_t \\
-        \rho &= \sqrt{\max(1, r / c)} \ \text{("original"), or } 0.2 \sqrt{\max(r, c)}\ \text{("match\_rms\_adamw")}
+        \rho &= \sqrt{\max(1, r / c)} \ \text{("original"), } 0.2 \sqrt{\max(r, c)}\ \text{("match\_rms\_adamw"), or }
+            \sqrt{r / c}\ \text{("spectral\_unclamped", of torch from 2.14 on)}
 
     for a matrix of r rows and c columns, with the orthogonalization NS of :func:`newton_schulz`. The decay is decoupled
     and takes the learning rate :math:`\gamma` as it is given, not the adjusted one.
@@ -48,7 +49,7 @@ def update(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Numb
 
     Source: Jordan et al., *Muon: an optimizer for hidden layers in neural networks*, 2024,
     https://kellerjordan.github.io/posts/muon/; Liu et al., *Muon is scalable for LLM training*, arXiv 2502.16982,
-    section 2.
+    section 2; Bernstein, *Deriving Muon*, 2025, https://jeremybernste.in/writing/deriving-muon (the unclamped ratio).
     """
     buffer = average(g, state["momentum_buffer"], hyper)
     o = newton_schulz(direction(g, buffer, hyper), hyper.ns_coefficients, hyper.ns_steps, hyper.eps)
@@ -110,6 +111,8 @@ def adjusted_lr(shape: tuple[int, ...], hyper: HyperValues) -> Number:
     rows, columns = shape
     if hyper.adjust_lr_fn == "match_rms_adamw":
         return hyper.lr * (0.2 * math.sqrt(max(rows, columns)))
+    if hyper.adjust_lr_fn == "spectral_unclamped":
+        return hyper.lr * math.sqrt(rows / columns)
     return hyper.lr * math.sqrt(max(1.0, rows / columns))
 
 
@@ -132,12 +135,15 @@ MUON = Spec(
         # A bound of a whole matrix's norm decides only where it is large.
         Hyper("eps", 1e-7, "gradient units", Domain(), examples=(0.0, 1e-4, 1.0, 4 / 3, 16.0, 100.0, 1000.0)),
         Hyper("ns_steps", 5, "iterations", Domain(high=100.0), integer=True),
-        Hyper("adjust_lr_fn", None, "choice", optional=True, choices=("original", "match_rms_adamw")),
+        Hyper(
+            "adjust_lr_fn", None, "choice", optional=True, choices=("original", "match_rms_adamw", "spectral_unclamped")
+        ),
     ),
     buffers=(Buffer("momentum_buffer", "gradient units"),),
     elementwise=False,
     products=True,
     complex=False,
     shapes=lambda s: len(s) == 2,
+    since="2.9",
     source="https://kellerjordan.github.io/posts/muon/",
 )

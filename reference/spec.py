@@ -51,6 +51,7 @@ class Hyper:
         optional: ``None`` is allowed as well; of a tuple, as its first entry.
         choices: the names allowed.
         examples: further values that make sense together, where not every tuple of numbers does.
+        since: the first version of torch that has it; empty for 2.6, the oldest that counts, or earlier.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Hyper:
     optional: bool = False
     choices: tuple[str, ...] = ()
     examples: tuple[Value, ...] = ()
+    since: str = ""
 
     @property
     def is_flag(self) -> bool:
@@ -164,6 +166,7 @@ class Spec:
         for_dtype: hyperparameters with what is left open filled in, for a dtype whose machine epsilon is given.
         products: it contains matrix products that implementations carry out in a narrow format: they are judged norm by norm.
         closure: the step evaluates a closure and judges by it (LBFGS); ``update`` is then a coroutine of its own kind.
+        since: the first version of torch that has the class; empty for 2.6, the oldest that counts, or earlier.
     """
 
     name: str
@@ -180,6 +183,7 @@ class Spec:
     for_dtype: Callable[[HyperValues, float], HyperValues] = field(default=_any_dtype)
     products: bool = False
     closure: bool = False
+    since: str = ""
 
     def hyper_values(self, options: Mapping[str, Any] | None = None, /, **more: Any) -> SimpleNamespace:
         """The defaults, overridden by ``options``.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stepcheck.reference.arithmetic import any_order, largest, led_to_point
+from stepcheck.reference.evaluation import Evaluation
 from stepcheck.reference.spec import Number
 
 #: The constants of the strong Wolfe conditions: of sufficient decrease, and of the slope (Nocedal and Wright, section 3.1).
@@ -18,10 +19,6 @@ LEAST_INCREASE, LARGEST_GROWTH = 0.01, 10.0
 LEAST_WIDTH = 1e-9
 #: How close to an end of the bracket, as a share of its width, a trial may come only once in a row.
 MARGIN = 0.1
-
-#: A loss and a gradient.
-Evaluation = tuple[Number, Number]
-
 
 class Trial(NamedTuple):
     """A step length along a direction, with loss, gradient and directional derivative there."""
