@@ -94,14 +94,19 @@ def _time_limit(seconds: float) -> Iterator[None]:
 class _Suspect:
     finding: Finding
     trace: Trace
+    owner: str = ""
     count: int = 1
 
 
-def _note(kept: dict[tuple[str, str], _Suspect], key: tuple[str, str], finding: Finding, trace: Trace) -> None:
-    if key in kept:
-        kept[key].count += 1
-    else:
-        kept[key] = _Suspect(finding, trace)
+def _note(
+    kept: dict[tuple[str, str], _Suspect], key: tuple[str, str], finding: Finding, trace: Trace, owner: str = ""
+) -> None:
+    before = kept.get(key)
+    count = 1 if before is None else before.count + 1
+    # What is the subject's own is shown by a life of its own, though one that led into another mode came first.
+    if before is None or (before.owner and not owner):
+        kept[key] = _Suspect(finding, trace, owner)
+    kept[key].count = count
 
 
 def _declared(profile: Profile) -> dict[str, Any]:
@@ -158,7 +163,7 @@ class Campaign:
         self.explained: dict[tuple[str, str], _Suspect] = {}
         """What the ledger explains, by check and name of the entry."""
         self.shrunk: set[tuple[str, str]] = set()
-        self.told: set[tuple[str, str]] = set()
+        self.told: dict[tuple[str, str], Divergence] = {}
         """Those of ``explained`` that were told."""
         self.free: set[str] = set()
         self.refusals: list[str] = []
@@ -370,14 +375,14 @@ class Campaign:
             if entry is not None:
                 if entry.name not in life.known:
                     life.known.append(entry.name)
-                _note(self.explained, (check, entry.name), finding, evidence.trace)
+                _note(self.explained, (check, entry.name), finding, evidence.trace, entry.owner(evidence, finding))
             elif finding.cause.startswith(STRIDED) and check == "agreement" and self._sort_row_major(evidence, life):
                 return
             elif not unexplained:
                 unexplained = True
                 if finding.ratio is not None:
                     life.saw(check, finding.ratio)
-                _note(self.suspects, (finding.check, finding.cause), finding, evidence.trace)
+                _note(self.suspects, (finding.check, finding.kind), finding, evidence.trace)
 
     def _sort_row_major(self, evidence: Evidence, life: Life) -> bool:
         """Whether it is wrong in row-major memory as well: then strides are not the cause, and it is told without them."""
@@ -434,9 +439,9 @@ class Campaign:
         for key in list(self.suspects)[len(self.shrunk) : _MOST_DIVERGENCES]:
             self.shrunk.add(key)
             self._shrink(key)
-        for key in list(self.explained)[len(self.told) :]:
-            self.told.add(key)
-            self._tell_known(key)
+        for key, seen in self.explained.items():
+            if key not in self.told or self.told[key].owner != seen.owner:
+                self._tell_known(key)
         self.result.shrink_seconds += time.perf_counter() - start
 
     def _shrink(self, key: tuple[str, str]) -> None:
@@ -456,7 +461,7 @@ class Campaign:
         tally = self.result.tallies[new.check]
         if new.check != "agreement" or not tally.divergences:
             return False
-        shown = {f.cause for f in unexplained(self.subject, new.trace, new.check, self.settings.checks)} - {new.cause}
+        shown = {f.kind for f in unexplained(self.subject, new.trace, new.check, self.settings.checks)} - {new.cause}
         old = next((d for d in tally.divergences if d.cause in shown), None)
         if old is None:
             return False
@@ -479,9 +484,13 @@ class Campaign:
         seen = self.explained[key]
         entry = ledger.LEDGER[name]
         trace, finding = reproduction(self.subject, entry, check) or self._smallest_known(seen, entry)
-        divergence = replace(tell(self.subject, trace, finding, seen.count), entry=name)
-        self.result.tallies[check].add(divergence)
-        self._tell(divergence)
+        divergence = replace(tell(self.subject, trace, finding, seen.count), entry=name, owner=seen.owner)
+        before = self.told.get(key)
+        tally = self.result.tallies[check]
+        tally.known = [d for d in tally.known if d is not before]
+        tally.add(divergence)
+        self.told[key] = divergence
+        self._tell(divergence, replaces="" if before is None else before.id)
 
     def _smallest_known(self, seen: _Suspect, entry: Entry) -> tuple[Trace, Finding]:
         """The life in which something known was seen, made smaller."""
@@ -499,9 +508,7 @@ class Campaign:
         self.about_to_play(trace)
         self.progress(self.result.traces, self.settings.examples or 0)
         check, cause = key
-        return next(
-            (f for f in unexplained(self.subject, trace, check, self.settings.checks) if f.cause == cause), None
-        )
+        return next((f for f in unexplained(self.subject, trace, check, self.settings.checks) if f.kind == cause), None)
 
     def _note(self) -> None:
         for divergence in self.result.divergences:
@@ -537,6 +544,7 @@ def tell(subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, ev
         evaluate: play the trace once more, to tell what the budget is made of; not where it hangs or crashes.
     """
     lines = explain.life(trace, finding)
+    by = f"{finding.owner}, which a round trip led into: " if finding.owner else ""
     if evaluate and finding.deviation is not None:
         told = explain.shares(Evidence(subject, trace), finding)
         lines += [told] if told else []
@@ -544,13 +552,14 @@ def tell(subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, ev
         subject=subject.name,
         like=subject.spec.name,
         check=finding.check,
-        cause=finding.cause,
-        summary=finding.summary,
+        cause=finding.kind,
+        summary=by + finding.summary,
         ratio=finding.ratio,
         trace=trace,
         life=lines,
         script=repro.script(subject, trace, finding),
         found_in=count,
+        owner=finding.owner,
     )
 
 
@@ -591,12 +600,3 @@ def reproduction(subject: Subject, entry: Entry, check: str) -> tuple[Trace, Fin
     shown = (finding for finding, known in findings(subject, trace, check) if known is entry)
     finding = next(shown, None)
     return None if finding is None else (trace, finding)
-
-
-def shows(subject: Subject, entry: Entry) -> str:
-    """Why an entry's own life does not show what the entry explains; empty where it does."""
-    seen = list(findings(subject, entry.saved.trace, entry.saved.check))
-    if any(known is entry for _, known in seen):
-        return ""
-    told = "; ".join(f"{finding.cause}: {finding.summary}" for finding, _ in seen)
-    return f"its life shows something else ({told})" if told else "its life shows nothing"

@@ -57,6 +57,7 @@ class Finding:
         ratio: distance from the reference in budgets, where that is what is wrong.
         deviation: the witness, where the reference was asked.
         option: group, name and value of the option that should hold, where one is concerned.
+        owner: the mode that played the event, where a round trip had led from the subject into another.
     """
 
     check: str
@@ -67,6 +68,12 @@ class Finding:
     ratio: float | None = None
     deviation: Deviation | None = None
     option: tuple[int, str, Option] | None = None
+    owner: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The cause, and whose it is: one fault of two modes is two divergences."""
+        return f"{self.cause}, by {self.owner}" if self.owner else self.cause
 
 
 class Evidence:
@@ -129,6 +136,19 @@ class Evidence:
         """Whether a check that is asked tells of the explanation, so that another need not tell of the deviations."""
         return self.explanation is not None and self.explanation.check in self.asked
 
+    def player(self, event: int | None) -> Subject:
+        """Who played an event: a round trip may have led from one mode to another."""
+        recording = self.recording
+        if recording.raised is not None and recording.raised.event == event and recording.played_by is not None:
+            return recording.played_by
+        played = [s.played_by for s in recording.steps if event is not None and s.event <= event]
+        return played[-1] if played else self.subject
+
+    def attributed(self, finding: Finding) -> Finding:
+        """The finding, with its owner where another mode played the event."""
+        player = self.player(finding.event)
+        return finding if player.name == self.subject.name else replace(finding, owner=player.name)
+
     def is_consequence(self, finding: Finding) -> bool:
         """Whether a finding comes after a step that left a state half changed where it should have done nothing."""
         broken = [b.event for b in self.recording.breaches if b.check in _ABOUT_NOTHING_DONE]
@@ -185,7 +205,7 @@ def _register(
 ) -> Callable[[Callable[[Evidence], Iterator[Finding]]], Callable[[Evidence], Iterator[Finding]]]:
     def decorate(find: Callable[[Evidence], Iterator[Finding]]) -> Callable[[Evidence], Iterator[Finding]]:
         def found(evidence: Evidence) -> Iterator[Finding]:
-            return (f for f in find(evidence) if not evidence.is_consequence(f))
+            return (evidence.attributed(f) for f in find(evidence) if not evidence.is_consequence(f))
 
         CHECKS[name] = Check(name, question, looks_at, found, without_meaning, frozenset(needs.split()))
         return find
@@ -425,6 +445,8 @@ def _flipped(group: Group) -> Group:
 
 
 def _flipped_event(event: Event) -> Event:
+    if isinstance(event, Step) and event.objective is not None:
+        return replace(event, objective=replace(event.objective, scale=-event.objective.scale))
     return AddGroup(_flipped(event.group)) if isinstance(event, AddGroup) else event
 
 

@@ -1,11 +1,14 @@
-"""The ledger: divergences of released software that are known, each with its cause, the versions that have it and a life.
+"""The ledger: divergences of released software that are known, each with its cause and a life that shows it.
 
 A finding that an entry explains is told as known and fails nothing; and every run plays the entries' own lives again, so that
 it is noticed when a release mends one. An entry claims one behaviour: its predicate is as narrow as the cause, so that a new
 fault in the same buffer of the same optimizer is still found.
 
-To add one, write an ``Entry`` with its predicate, and save the shrunk life that ``stepcheck check`` writes as
-``harness/known/<name>.json``.
+Which versions of torch have it is not claimed, but played: :mod:`.evidence` says what each life showed under each version. Under a version
+or on a machine of which there is no evidence an entry holds if its own life shows it here.
+
+To add one, write an ``Entry`` with its predicate, save the shrunk life that ``stepcheck check`` writes as
+``harness/known/<name>.json``, and play it under all versions: ``nox -s versions``.
 """
 
 from __future__ import annotations
@@ -14,16 +17,15 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
 
+from stepcheck.harness import evidence as versions
 from stepcheck.harness import store
-from stepcheck.harness.checks import Evidence, Finding
+from stepcheck.harness.checks import CHECKS, Evidence, Finding
 from stepcheck.harness.comparison import PARAMETER, reals
 from stepcheck.harness.memory import SparseRaw, identical, rounded_fill, strides
 from stepcheck.harness.recording import Life
@@ -72,11 +74,7 @@ class Seen:
     @property
     def mode(self) -> str:
         """The mode of ``torch.optim`` that played the event: a round trip may have led from one to another."""
-        recording, at = self.evidence.recording, self.finding.event
-        if recording.raised is not None and recording.raised.event == at and recording.played_by is not None:
-            return recording.played_by.mode
-        played = [s.played_by for s in recording.steps if at is not None and s.event <= at]
-        return played[-1].mode if played else self.evidence.subject.mode
+        return self.evidence.player(self.finding.event).mode
 
     @property
     def field(self) -> str:
@@ -234,7 +232,6 @@ class Entry:
         modes: in which modes; empty for all.
         checks: the checks that may find it.
         explains: whether it is the cause of a finding of these checks, in these optimizers and modes.
-        versions: those of the library that are known to have it, as a specifier.
         link: a public report of it, where there is one.
         library: whose it is.
         inherited: the method of ``torch.optim.Optimizer`` in which the cause lies: such an entry may explain a finding for
@@ -247,15 +244,32 @@ class Entry:
     checks: tuple[str, ...]
     explains: Callable[[Seen], bool]
     modes: tuple[str, ...] = ()
-    versions: str = "==2.13.*"
     link: str = ""
     library: str = "torch"
     inherited: str = ""
 
-    @functools.cached_property
+    @property
     def holds(self) -> bool:
-        """Whether the version that is installed is one of ``versions``."""
-        return Version(Version(torch.__version__).base_version) in SpecifierSet(self.versions)
+        """Whether the torch that is installed has it: by evidence or, where there is none, because its own life shows it here."""
+        seen = self.seen_here
+        return shows_here(self) if seen is None else seen
+
+    @property
+    def seen_here(self) -> bool | None:
+        """Whether its life was seen to show it under this version of torch, on such a machine; ``None`` where that was not played."""
+        here = versions.here()
+        return None if here is None else here.saw(self.name, self.where)
+
+    @property
+    def where(self) -> str:
+        """The optimizer and the mode of its life, such as ``SGD[fused]``; of a class that derives from torch's, the plain mode."""
+        library, _, where = self.saved.subject.partition(":")
+        return where if library == self.library else f"{self.saved.trace.optimizer}[forloop]"
+
+    @property
+    def span(self) -> versions.Span:
+        """The versions that were seen to have it."""
+        return versions.span(self.name, self.where)
 
     @functools.cached_property
     def saved(self) -> Saved:
@@ -275,15 +289,22 @@ class Entry:
             return bool(self.inherited) and _inherits(built or subject.make, self.inherited)
         return subject.name.partition(":")[0] == self.library
 
-    def explanation_of(self, seen: Seen) -> bool:
-        """Whether this is why ``seen`` diverges."""
+    def claims(self, seen: Seen) -> bool:
+        """Whether this would be why ``seen`` diverges, if the torch that is installed has it."""
         return (
             seen.finding.check in self.checks
-            and self.holds
             and self.concerns(seen.evidence.subject, seen.evidence.recording.built)
             and (not self.modes or seen.mode in self.modes)
             and self.explains(seen)
         )
+
+    def explanation_of(self, seen: Seen) -> bool:
+        """Whether this is why ``seen`` diverges."""
+        return self.claims(seen) and self.holds
+
+    def owner(self, evidence: Evidence, finding: Finding) -> str:
+        """Whose fault it is, where it is not the subject's own: a mode that a round trip led into, or torch's base class."""
+        return "torch.optim.Optimizer" if evidence.subject.explicit else finding.owner
 
 
 def _inherits(make: Callable[..., Any], method: str) -> bool:
@@ -296,6 +317,31 @@ def _inherits(make: Callable[..., Any], method: str) -> bool:
 
 
 LEDGER: dict[str, Entry] = {}
+#: Entries of which there is no evidence for the torch that is installed, and whether their own lives show them here.
+PLAYED: dict[str, bool] = {}
+
+
+def shows_here(entry: Entry) -> bool:
+    """Whether an entry's own life shows it under the torch that is installed. It is played once, in this process."""
+    if entry.name not in PLAYED:
+        PLAYED[entry.name] = not entry.subject.unsupported and not shows(entry.subject, entry)
+    return PLAYED[entry.name]
+
+
+def shows(subject: Subject, entry: Entry) -> str:
+    """Why an entry's own life does not show on a subject what the entry explains; empty where it does."""
+    trace = replace(entry.saved.trace, optimizer=subject.spec.name)
+
+    def claims(evidence: Evidence, finding: Finding) -> bool:
+        with np.errstate(all="ignore"):
+            return entry.claims(Seen(evidence, finding))
+
+    evidence = Evidence(subject, trace, known=claims)
+    seen = list(CHECKS[entry.saved.check].find(evidence))
+    if any(claims(evidence, finding) for finding in seen):
+        return ""
+    told = "; ".join(f"{finding.cause}: {finding.summary}" for finding in seen)
+    return f"its life shows something else ({told})" if told else "its life shows nothing"
 
 
 def explanation(evidence: Evidence, finding: Finding) -> Entry | None:
@@ -372,7 +418,6 @@ def _in_a_narrow_vector(seen: Seen) -> bool:
     "SGD",
     "agreement",
     "fused",
-    versions=">=2.12.1,<2.14",
     link="https://github.com/pytorch/pytorch/issues/191763",
 )
 def _(seen: Seen) -> bool:
@@ -664,7 +709,7 @@ def _(seen: Seen) -> bool:
         eps = seen.options(seen.group_of(i)).eps[0]
         return seen.trace.parameters[i].dtype == "float16" and eps is not None and eps * eps > 65504
 
-    told = re.match("RuntimeError: value cannot be converted to type c10::Half", seen.message)
+    told = re.match("RuntimeError: value cannot be converted to type (at|c10)::Half", seen.message)
     return told is not None and any(map(refused, seen.had_gradient))
 
 
@@ -1120,5 +1165,5 @@ def _(seen: Seen) -> bool:
 
 
 def entries() -> Iterator[Entry]:
-    """All entries whose versions hold the one that is installed."""
+    """All entries that hold for the torch that is installed."""
     return (entry for entry in LEDGER.values() if entry.holds)

@@ -50,11 +50,28 @@ def known(results: Sequence[Result]) -> list[str]:
 
 
 def mended(row: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    """What is to be said of a row of the ledger that no longer reproduces."""
+    """What is to be said of a row of the ledger that no longer reproduces where it was seen before."""
     return (
         f"ledger entry {row['name']} no longer reproduces on torch {environment.get('torch')}: FIXED, or changed; {row['told']}."
-        f" It claims torch {row['versions']}: {row['statement']}"
+        f" It was seen in torch {row['versions']}: {row['statement']}"
     )
+
+
+def failed(row: Mapping[str, Any]) -> bool:
+    """Whether a row of the ledger was seen before on such a machine under this version of torch, and is not seen any more."""
+    return not (row["reproduces"] or row.get("carried"))
+
+
+def carried(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> list[str]:
+    """What became of known issues of which there is no evidence for this version of torch, or this machine: a line, or none."""
+    of_none = [row for row in rows if row.get("carried")]
+    if not of_none:
+        return []
+    still = [row["name"] for row in of_none if row["reproduces"]]
+    gone = [row["name"] for row in of_none if not row["reproduces"]]
+    where = f"torch {environment.get('torch')} on {environment.get('platform')}"
+    told = f"no evidence for {where}: {len(still)} known issues still show here and are carried forward"
+    return [f"{told}; {len(gone)} do not show: {', '.join(gone)}" if gone else told]
 
 
 def notes(results: Sequence[Result]) -> list[str]:
@@ -82,8 +99,7 @@ def ratio(r: Result) -> str:
 
 def where(r: Result) -> str:
     """What a verdict comes from, or where the worst r is."""
-    entries = {d.entry for d in r.known}
-    known = f"{len(entries)} known" if entries else ""
+    known = _known(r)
     if r.divergences:
         count = "1 divergence" if len(r.divergences) == 1 else f"{len(r.divergences)} divergences"
         told = f"{count}: {', '.join(dict.fromkeys(d.check for d in r.divergences))}"
@@ -97,6 +113,16 @@ def where(r: Result) -> str:
         return f"nothing to look at for {', '.join(unasked)}"
     worst = max(r.worst, key=lambda name: r.worst[name]) if r.worst else ""
     return "; ".join(filter(None, (worst, known)))
+
+
+def _known(r: Result) -> str:
+    """How many known issues of its own a subject showed, and the largest r among them."""
+    own = [d for d in r.known if not d.owner]
+    if not own:
+        return ""
+    far = max((d.ratio for d in own if d.ratio is not None and not math.isnan(d.ratio)), default=0.0)
+    distance = f", off by up to {far:.0e} budgets" if 1 < far < math.inf else ", off by any distance" if far > 1 else ""
+    return f"{len({d.entry for d in own})} known{distance}"
 
 
 def environment() -> dict[str, Any]:

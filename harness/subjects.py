@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from stepcheck.fast import native
 from stepcheck.harness.formats import (
     BFLOAT16,
     BINARY32,
@@ -306,6 +307,7 @@ class Subject:
         make: builds the optimizer from parameter groups and default options.
         computes: its profile, or what gives it where a device has to be asked.
         options: the names of the Spec's hyperparameters that its constructor takes.
+        refused: of options that choose by name, the choices of the Spec that its constructor does not know.
         explicit: pass every option, defaults included, because its own defaults may rightly differ from the Spec's.
         dtypes: the parameter dtypes it supports.
         usual_dtypes: those that it is checked with where none is asked for; empty for all.
@@ -343,6 +345,7 @@ class Subject:
     tensor_lr: bool = False
     prepare: Callable[[], Iterable[object]] = tuple
     device: str = "cpu"
+    refused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @functools.cached_property
     def profile(self) -> Profile:
@@ -356,10 +359,15 @@ class Subject:
         whole = {**vars(self.spec.hyper_values()), **options}
         return {k: v for k, v in whole.items() if k in self.options}
 
+    def refuses(self, name: str, value: object) -> bool:
+        """Whether a value is a choice of the Spec that its constructor does not know."""
+        return value in self.refused.get(name, ())
+
     @property
     def missing_options(self) -> tuple[str, ...]:
-        """Hyperparameters of the Spec that the subject does not have."""
-        return tuple(h.name for h in self.spec.hyper if h.name not in self.options)
+        """What the Spec has and the subject does not: hyperparameters, and choices as ``name='choice'``."""
+        missing = [h.name for h in self.spec.hyper if h.name not in self.options]
+        return tuple(missing + [f"{name}={choice!r}" for name, choices in self.refused.items() for choice in choices])
 
 
 #: The implementations that the classes of torch.optim ship for CPU tensors, and the keywords that select them.
@@ -393,25 +401,38 @@ def _compiled(cls: Callable[..., Any]) -> Callable[..., Any]:
 def _no_compiler() -> str:
     """Why nothing can be compiled for the CPU here, or nothing."""
     wanted = os.environ.get("CXX", "")
-    names = (wanted,) if wanted else ("g++", "clang++", "c++")
+    names = (wanted,) if wanted else ("cl",) if os.name == "nt" else ("g++", "clang++", "c++")
     return "" if any(map(shutil.which, names)) else f"torch.compile needs a C++ compiler: no {', '.join(names)} found"
+
+
+def no_such_class(name: str) -> str:
+    """That the torch that is installed has no such optimizer, or nothing."""
+    if hasattr(torch.optim, name):
+        return ""
+    since = f", which came with torch {SPECS[name].since}" if SPECS[name].since else ""
+    return f"torch {torch.__version__} has no torch.optim.{name}{since}"
 
 
 def _modes(name: str) -> tuple[str, ...]:
     """The modes that a class of torch.optim has the keywords for; the first is its plain one."""
+    if no_such_class(name):
+        return ("forloop",)
     keywords = inspect.signature(getattr(torch.optim, name)).parameters
     keyed = (mode for mode in MODES if mode != "forloop" and mode in keywords)
     return ("forloop", *keyed, *(("compiled",) if name not in _NEVER_COMPILED else ()))
 
 
-TORCH_MODES: dict[str, tuple[str, ...]] = {name: _modes(name) for name in SPECS if hasattr(torch.optim, name)}
+TORCH_MODES: dict[str, tuple[str, ...]] = {name: _modes(name) for name in SPECS}
 
 
 @functools.cache
 def torch_subject(name: str, mode: str) -> Subject:
     """``torch.optim.<name>`` in one of its modes."""
+    if no_such_class(name):
+        return _lacking(f"torch:{name}[{mode}]", SPECS[name], no_such_class(name), mode)
     spec, cls = SPECS[name], getattr(torch.optim, name)
-    keywords: dict[str, bool] = MODES[mode] if set(MODES[mode]) <= set(inspect.signature(cls).parameters) else {}
+    signature = inspect.signature(cls).parameters
+    keywords: dict[str, bool] = MODES[mode] if set(MODES[mode]) <= set(signature) else {}
     unsupported = ""
     if mode == "capturable":
         # CUDA graphs are what it is made for; of the CPU's implementations, the fused kernels alone accept it.
@@ -425,7 +446,8 @@ def torch_subject(name: str, mode: str) -> Subject:
         spec=spec,
         make=_compiled(cls) if compiled else cls,
         computes=TORCH_PROFILES.get((name, mode), MODE_PROFILES[mode]),
-        options=frozenset(h.name for h in spec.hyper),
+        # An older release has fewer than the reference.
+        options=frozenset(h.name for h in spec.hyper if h.name in signature),
         explicit=False,
         callee=f"torch.optim.{name}",
         dtypes=_torch_dtypes(spec, keywords, mode),
@@ -437,6 +459,26 @@ def torch_subject(name: str, mode: str) -> Subject:
         unsupported=unsupported,
         mode=mode,
         tensor_lr=_takes_tensor_lr(spec, cls, keywords, mode) and not unsupported,
+        refused=_refused_choices(spec, cls),
+    )
+
+
+def _lacking(name: str, spec: Spec, why: str, mode: str = "") -> Subject:
+    """A subject that does not exist here: it stands in every table, and says why."""
+
+    def make(*_args: Any, **_options: Any) -> Any:
+        raise UsageError(f"{name}: {why}")
+
+    return Subject(
+        name,
+        spec,
+        make,
+        TORCH_CPU,
+        frozenset(h.name for h in spec.hyper),
+        explicit=False,
+        callee=spec.name,
+        unsupported=why,
+        mode=mode,
     )
 
 
@@ -456,23 +498,27 @@ def fast_subject(name: str, mode: str = "") -> Subject:
         mode: ``triton``: its kernels for CUDA, which Triton's interpreter runs on CPU tensors; ``cuda``: on a GPU, compiled.
     """
     module = importlib.import_module(f"stepcheck.fast{'.interpreted' if mode == 'triton' else ''}")
-    spec, cls = SPECS[name], getattr(module, name)
+    spec, cls = SPECS[name], getattr(module, name, None)
+    if cls is None:
+        why = no_such_class(name) or f"stepcheck.fast has no {name}"
+        return _lacking(f"fast:{name}[{mode}]" if mode else f"fast:{name}", spec, why)
     cost = 2 if spec.closure or spec.products else 1
     return Subject(
         name=f"fast:{name}[{mode}]" if mode else f"fast:{name}",
         spec=spec,
         make=cls,
         computes=functools.partial(_counted_profile, name) if mode == "cuda" else fast_profile(name, mode),
-        options=frozenset(h.name for h in spec.hyper),
+        options=frozenset(h.name for h in spec.hyper if h.name in inspect.signature(cls).parameters),
         explicit=False,
         callee=name,
         imports=f"from {module.__name__} import {name}",
         dtypes=_torch_dtypes(spec, {}, ""),
         cost=_MODE_COST * cost if mode else cost,
-        unsupported={"triton": no_triton, "cuda": no_cuda}.get(mode, str)(),
+        unsupported={"triton": no_triton, "cuda": no_cuda}.get(mode, str)() or native.unavailable(),
         tensor_lr=True,
         prepare=tuple if mode else cls.kernels,
         device="cuda" if mode == "cuda" else "cpu",
+        refused=_refused_choices(spec, cls),
     )
 
 
@@ -513,11 +559,12 @@ def sibling(subject: Subject, into: int, trace: Trace) -> Subject:
     if not into or subject.mode not in _SIBLINGS:
         return subject
     modes = [m for m in TORCH_MODES[subject.spec.name] if m in _SIBLINGS and m != subject.mode]
-    others = [s for m in modes if _can_play(s := torch_subject(subject.spec.name, m), trace)]
+    others = [s for m in modes if can_play(s := torch_subject(subject.spec.name, m), trace)]
     return others[(into - 1) % len(others)] if others else subject
 
 
-def _can_play(subject: Subject, trace: Trace) -> bool:
+def can_play(subject: Subject, trace: Trace) -> bool:
+    """Whether a subject takes the dtypes, the sparse gradients and the tensor learning rates of a life."""
     tensor_lr = any(isinstance(o.get("lr"), Scalar) for o in trace.given_options)
     return (
         not subject.unsupported
@@ -551,6 +598,20 @@ def _refused(cls: Any, keywords: tuple[tuple[str, bool], ...], *, tensor_lr: boo
     except Exception as error:  # noqa: BLE001 - whatever it raises is its reason
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def _refused_choices(spec: Spec, cls: Any) -> dict[str, tuple[str, ...]]:
+    """Of options that choose by name, the choices that a constructor refuses: an older release does not know them."""
+
+    def refuses(name: str, choice: str) -> bool:
+        try:
+            cls([torch.nn.Parameter(torch.ones(1, 1))], **{name: choice})
+        except ValueError:
+            return True
+        return False
+
+    tried = {h.name: tuple(c for c in h.choices if refuses(h.name, c)) for h in spec.hyper if h.choices}
+    return {name: choices for name, choices in tried.items() if choices}
 
 
 def _refusal(cls: Any, keywords: Mapping[str, bool], *, tensor_lr: bool = False) -> str:

@@ -11,7 +11,7 @@ from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.trace import Trace
 
 #: A verdict is told by a sign and a word; colour comes on top.
-SIGNS = {"pass": "✓", "fail": "✕", "unknown": "?", "unsupported": "\N{EN DASH}"}
+SIGNS = {"pass": "✓", "known": "◆", "fail": "✕", "unknown": "?", "unsupported": "\N{EN DASH}"}
 #: Classes of r: exactly 0; above each edge up to the next; above 1.
 RATIO_EDGES = tuple(n / 20 for n in range(21))
 RATIO_CLASSES = len(RATIO_EDGES) + 1
@@ -31,6 +31,7 @@ class Divergence:
         script: a stand-alone script that fails as long as the divergence is there.
         found_in: how many of the campaign's traces showed it when it was told.
         entry: the name of the ledger's entry that explains it, where it is known.
+        owner: whose fault it is, where it is not the subject's own: the mode that a round trip led into, or the base class.
     """
 
     subject: str
@@ -44,6 +45,7 @@ class Divergence:
     script: str
     found_in: int
     entry: str = ""
+    owner: str = ""
 
     @property
     def id(self) -> str:
@@ -63,7 +65,8 @@ class Tally:
         unsupported: what the subject declares it does not support: options of the reference that its signature lacks, and
             lives whose options its constructor refuses with ValueError. The subject's notes tell them apart.
         divergences: those that nobody knows of.
-        known: those that the ledger explains; they are told, and do not fail the check.
+        known: those that the ledger explains; they are told, and do not fail the check. Where one is the subject's own, the verdict is
+            ``known``.
     """
 
     check: str
@@ -83,6 +86,8 @@ class Tally:
     def verdict(self) -> str:
         if self.divergences:
             return "fail"
+        if any(not d.owner for d in self.known):
+            return "known"
         if self.planned and self.planned == self.unsupported:
             return "unsupported"
         return "pass" if self.ran else "unknown"
@@ -242,6 +247,8 @@ class Result:
             return "fail"
         if self.error or "unknown" in verdicts:
             return "unknown"
+        if "known" in verdicts:
+            return "known"
         return "unsupported" if verdicts == {"unsupported"} else "pass"
 
     @property

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from stepcheck.harness import ledger
-from stepcheck.harness.campaign import Campaign, Settings, patience, shows, tell
+from stepcheck.harness.campaign import Campaign, Settings, patience, tell
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.ledger import Entry
+from stepcheck.harness.processes import end_of, forks
 from stepcheck.harness.stream import Recorder, Stream
 from stepcheck.harness.subjects import Subject, UsageError, resolve
 from stepcheck.harness.trace import Trace, loads
@@ -66,9 +67,10 @@ def run(
     Raises:
         UsageError: a subject turns out to be no optimizer.
     """
-    _warm_up()
+    warm_up()
+    gc.freeze()  # workers need not look through all that was imported for garbage
     try:
-        if "fork" not in multiprocessing.get_all_start_methods():
+        if not forks():
             return [_in_process(s, settings, listener, stream) for s in subjects]
         return _Pool(subjects, settings, listener, stream).run()
     finally:
@@ -77,15 +79,14 @@ def run(
 
 def slots() -> int:
     """How many workers run at a time."""
-    return os.cpu_count() or 1
+    return (os.cpu_count() or 1) if forks() else 1
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """The first step of any torch optimizer imports a second's worth of modules: once, before the workers fork."""
     torch.set_num_threads(1)
     parameter = torch.zeros(1, requires_grad=True)
     torch.optim.SGD([parameter]).step()
-    gc.freeze()  # nor need the workers look through all that for garbage
 
 
 def _in_process(subject: Subject, settings: Settings, listener: Listener, stream: Stream | None) -> Result:
@@ -186,7 +187,7 @@ class _Pool:
             self.waiting.insert(0, (n, True))
             return
         code = job.process.exitcode or 0
-        how = "hangs where Python cannot interrupt it" if hangs else f"kills the process ({_signal_name(code)})"
+        how = "hangs where Python cannot interrupt it" if hangs else f"kills the process ({end_of(code)})"
         why = f"the process ended early: the subject {how}"
         result = unfinished(job.subject, self.settings, why, job.found)
         if job.diary.is_file():
@@ -219,43 +220,60 @@ class Replayed:
 
     Attributes:
         told: why it does not reproduce, where it does not.
+        carried: nothing was known of it under this version of torch, on such a machine, before its life was played here.
     """
 
     entry: Entry
     reproduces: bool
     told: str = ""
+    carried: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was seen here before, and is not seen any more."""
+        return not (self.reproduces or self.carried)
 
     def to_json(self) -> dict[str, Any]:
         """The row of ``--json``, and why it does not reproduce."""
-        entry = self.entry
-        row = {"name": entry.name, "statement": entry.statement, "link": entry.link, "versions": entry.versions}
+        entry, span = self.entry, self.entry.span
+        row = {"name": entry.name, "statement": entry.statement, "link": entry.link, "versions": span.specifier}
+        row |= {"first_seen": span.first_seen, "fixed_in": span.fixed_in, "carried": self.carried}
         return row | {"reproduces": self.reproduces, "told": self.told}
 
 
 def replay(subjects: Sequence[Subject], settings: Settings, stream: Stream | None = None) -> list[Replayed]:
-    """Play the lives of the ledger's entries that are about the optimizers of ``subjects``, each in a process of its own."""
+    """Play the lives of the ledger's entries that are about the optimizers of ``subjects``, each in a process of its own.
+
+    Played are those that are known to show under the torch that is installed, and those of which nothing is known here. What the latter show
+    holds from then on, in the campaigns of this process too: so this comes first.
+    """
     checked = {s.spec.name for s in subjects if s.name.startswith("torch:")}
     names = {s.name for s in subjects}
     played = []
-    for entry in ledger.entries():
+    warm_up()
+    for entry in ledger.LEDGER.values():
         subject = entry.subject
         # A costly subject is played only where it was asked for.
         wanted = subject.name in names if subject.cost > _CHEAP else subject.spec.name in checked
-        if wanted and not subject.unsupported and entry.saved.check in settings.checks:
-            played.append(_replay(entry, subject))
-            if stream is not None:
-                stream.write("ledger", played[-1].to_json())
+        if not wanted or subject.unsupported or entry.saved.check not in settings.checks or entry.seen_here is False:
+            continue
+        played.append(_replay(entry, subject))
+        if stream is not None:
+            stream.write("ledger", played[-1].to_json())
     return played
 
 
 def _replay(entry: Entry, subject: Subject) -> Replayed:
-    told = _in_child(lambda: shows(subject, entry), patience(subject) + _SILENCE_SECONDS)
-    return Replayed(entry, not told, told)
+    told = in_child(lambda: ledger.shows(subject, entry), patience(subject) + _SILENCE_SECONDS)
+    carried = entry.seen_here is None
+    if carried:
+        ledger.PLAYED[entry.name] = not told
+    return Replayed(entry, not told, told, carried)
 
 
-def _in_child(play: Callable[[], str], seconds: float) -> str:
+def in_child(play: Callable[[], str], seconds: float) -> str:
     """What ``play`` returns in a process of its own, or what became of that process."""
-    if "fork" not in multiprocessing.get_all_start_methods():
+    if not forks():
         return play()
     context = multiprocessing.get_context("fork")
     receive, send = multiprocessing.Pipe(duplex=False)
@@ -266,22 +284,17 @@ def _in_child(play: Callable[[], str], seconds: float) -> str:
         return str(receive.recv()) if receive.poll(seconds) else f"its life still plays after {seconds:.0f} s"
     except EOFError:
         process.join()
-        return f"its life ends the process ({_signal_name(process.exitcode or 0)})"
+        return f"its life ends the process ({end_of(process.exitcode or 0)})"
     finally:
         process.kill()
         process.join()
 
 
-def _signal_name(exitcode: int) -> str:
-    if exitcode < 0:
-        return signal.Signals(-exitcode).name
-    return f"exit status {exitcode}"
-
-
 def _work_apart(name: str, settings: Settings, pipe: Connection, diary: Path | None, recorder: Recorder) -> None:
     """In a worker that has nothing of its parent's."""
     (subject,) = resolve(name)
-    _warm_up()
+    warm_up()
+    gc.freeze()
     try:
         _work(subject, settings, pipe, diary, recorder)
     finally:

@@ -37,7 +37,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """``pass``, ``fail``, ``unsupported`` or ``unknown``."""
+        """``pass``, ``known``, ``fail``, ``unsupported`` or ``unknown``."""
         return self.result.verdict
 
     @property
@@ -45,12 +45,12 @@ class Report:
         return self.result.divergences
 
     def raise_on_divergence(self) -> None:
-        """Raise unless the verdict is ``pass``.
+        """Raise unless the verdict is ``pass`` or ``known``.
 
         Raises:
             Divergences: the verdict is ``fail``, or ``unknown``: what was not checked is not green.
         """
-        if self.verdict == "pass":
+        if self.verdict in ("pass", "known"):
             return
         told = ["\n".join(describe(d, self.folder)) for d in self.divergences]
         unasked = [t.check for t in self.result.tallies.values() if t.verdict == "unknown"]
