@@ -39,13 +39,13 @@ LIBRARY = frozenset({"pow", "memset", "memcpy"})
 _lock = threading.RLock()
 
 
-@functools.cache
+# Looked for and not imported, which takes long; and looked for once, here: a step that is compiled has no way to look.
+_ABSENT = next((name for name in ("numba", "llvmlite") if importlib.util.find_spec(name) is None), "")
+
+
 def unavailable() -> str:
-    """Why no kernel runs here, or nothing. It looks for the compiler and does not import it, which takes long."""
-    for name in ("numba", "llvmlite"):
-        if importlib.util.find_spec(name) is None:
-            return f"{name} is not installed: pip install {name}"
-    return ""
+    """Why no kernel runs here, or nothing."""
+    return f"{_ABSENT} is not installed: pip install {_ABSENT}" if _ABSENT else ""
 
 
 def cache_folder() -> Path:

@@ -30,13 +30,15 @@ and told: they come from a later minor version. A later ``schema`` is not read.
 ``divergence``
     One cause of failure, shrunk. ``subject``, ``attempt``, ``id``, ``check``, ``cause``, ``summary``, ``ratio``, ``trace`` (in the
     schema of traces), ``life`` (lines of prose), ``script``, ``found_in`` (lives so far), ``entry`` (of the ledger, if it explains it).
-    One of the same ``id`` and ``entry`` replaces it, and so does one that names it in ``replaces``.
+    ``owner`` (whose fault it is, where it is not the subject's own). One of the same ``id`` and ``entry`` replaces it, and so does one
+    that names it in ``replaces``.
 ``result``
     A subject's end. ``subject``, ``attempt``, ``error`` (why its verdict is unknown, where the harness or its process failed). Where the
     campaign itself ended: ``traces`` (how many lives there must be), ``planned`` and ``unsupported`` (check to number), ``notes``,
     ``found_in`` (triples of id, entry and number of lives), ``seconds`` (drawing, playing, judging), ``shrink_seconds``.
 ``ledger``
     A life of the ledger was played on the subject that it was found on: a row as in ``--json``, with ``told`` (why it does not reproduce).
+    ``carried``: of this version of torch, on such a machine, there was no evidence.
 ``document``, ``row``
     What another command measured: ``name`` (``bench``, ``host``, ``census``, ``certificate``, ``power``) and ``document`` as its
     ``--json`` has it. One that is there at the beginning has no rows yet: each ``row`` goes to its list ``into``, until the whole one
@@ -75,12 +77,14 @@ from stepcheck.harness.verdict import (
 
 SCHEMA = 1
 #: Raised when events or members are added that an older reader may skip.
-MINOR = 0
+MINOR = 1
 #: Where a line begins: within one, quotes are escaped or other members follow.
 _BEGINNING = re.compile(rb'\{"event":"[a-z]+","at":')
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _MOST_BYTES = 64 << 20
 _MOST_PROBLEMS = 20
+#: On Windows a file is opened as text otherwise, and each line would end in two characters.
+_BINARY = getattr(os, "O_BINARY", 0)
 #: The exit status of bad usage.
 _BAD_USAGE = 2
 
@@ -137,7 +141,7 @@ class Stream:
         self._start = start
         try:
             # One write to a file that is open for appending goes to its end as it is then, whoever else writes.
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | _BINARY)
         except OSError as error:
             raise _unwritable(path, error) from None
 
@@ -164,7 +168,7 @@ class Stream:
         path = folder / "runs" / f"{started:%Y%m%dT%H%M%S.%fZ}-{os.getpid()}.jsonl"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o644))
         except OSError as error:
             raise _unwritable(path.parent, error) from None
         stream = cls(path, now)
@@ -557,6 +561,7 @@ class _Fold:
             script=d.text("script"),
             found_in=d.whole("found_in"),
             entry=d.text("entry", ""),
+            owner=d.text("owner", ""),
         )
         name = d.text("id")
         tally = result.tallies.setdefault(made.check, Tally(made.check))
@@ -597,12 +602,14 @@ class _Fold:
         result.error = d.text("error", "")
 
     def _ledger(self, d: _Data) -> None:
-        row: dict[str, Any] = {key: d.text(key, "") for key in ("name", "statement", "link", "versions", "told")}
-        reproduces = d.value.get("reproduces")
-        if not isinstance(reproduces, bool):
-            raise _Unreadable("reproduces must be true or false")
+        texts = ("name", "statement", "link", "versions", "first_seen", "fixed_in", "told")
+        row: dict[str, Any] = {key: d.text(key, "") for key in texts}
+        for name, usual in (("reproduces", None), ("carried", False)):
+            row[name] = d.value.get(name, usual)
+            if not isinstance(row[name], bool):
+                raise _Unreadable(f"{name} must be true or false")
         self._at(d)
-        self.run.ledger.append(row | {"reproduces": reproduces})
+        self.run.ledger.append(row)
 
     def _document(self, d: _Data) -> None:
         self._at(d)

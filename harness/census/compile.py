@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_context
 from typing import Any
 
 from stepcheck.fast.cuda import runtime
 from stepcheck.fast.cuda.runtime import Source
 from stepcheck.harness.census import flow, ptx, sass
 from stepcheck.harness.census.flow import Listing, Path, Unidentified
+from stepcheck.harness.processes import forks
 
 #: Kernels that a process takes at a time.
 TOGETHER = 16
@@ -210,7 +211,7 @@ def run(
 
 def _mapped(parts: Sequence[tuple[list[Any], list[Job]]]) -> Iterator[tuple[list[Any], list[Counts | str]]]:
     workers = min(os.cpu_count() or 1, len(parts))
-    if workers < 2 or "fork" not in get_all_start_methods():
+    if workers < 2 or not forks():
         for keys, jobs in parts:
             yield keys, _attempt(jobs)
         return

@@ -23,6 +23,7 @@ from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
 from stepcheck.harness.power.kill import Kill, first_kill
 from stepcheck.harness.power.oracles import ORACLES, Oracle
 from stepcheck.harness.power.statistics import Interval, caught_within, proportion
+from stepcheck.harness.processes import forks
 from stepcheck.harness.subjects import UsageError, class_subject
 from stepcheck.harness.zoo import catalogue
 from stepcheck.harness.zoo.fault import Fault, Variant
@@ -301,7 +302,7 @@ def _warm_up() -> None:
 def _run(units: Sequence[Unit], examples: int) -> Iterator[tuple[Unit, Kill | _Judged | Answer]]:
     """The units' outcomes, as they come. Few are in the queue at a time, so that an interruption is not waited for."""
     workers = os.cpu_count() or 1
-    if "fork" not in multiprocessing.get_all_start_methods():
+    if not forks():
         yield from (_work(unit, examples) for unit in units)
         return
     waiting = iter(units)

@@ -180,3 +180,23 @@ for name in {names}:
     assert told == [
         f"{name} True Served(engine='torch', reason='numba is not installed: pip install numba')" for name in names
     ]
+
+
+def test_without_numba_lbfgs_takes_operations_of_torch_and_says_so():
+    code = """
+def descended(cls):
+    p = torch.linspace(-1, 1, 12).requires_grad_()
+    optimizer = cls([p], lr=0.1, history_size=3)
+    def closure():
+        optimizer.zero_grad()
+        loss = (p**4).sum()
+        loss.backward()
+        return loss
+    for _ in range(2):
+        optimizer.step(closure)
+    return p, optimizer
+(p, optimizer), (q, _) = descended(fast.LBFGS), descended(torch.optim.LBFGS)
+print(torch.allclose(p, q), *optimizer.engine)
+"""
+    told = python(WITHOUT.format(("numba", "llvmlite", "triton")) + code).strip()
+    assert told == "True Served(engine='blas', reason='numba is not installed: pip install numba')"
