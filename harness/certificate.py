@@ -61,6 +61,7 @@ from stepcheck.harness import store
 from stepcheck.harness.bounded import Bounded, outcomes
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.comparison import PARAMETER, ratios
+from stepcheck.harness.evidence import installed
 from stepcheck.harness.formats import BINARY64, COUNTERS64, FORMATS, Arithmetic, Format
 from stepcheck.harness.generate import candidates
 from stepcheck.harness.judge import Judge, bounded_hyper
@@ -949,7 +950,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 _REFERENCES = f"Each reference at {BITS} bits: its largest error in units of its bound"
-_TORCH = "torch.optim: the largest known errors, in ulps and in units of their budget"
+_TORCH = f"torch.optim of torch {installed()}: the largest known errors, in ulps and in units of their budget"
 
 
 def markdown(c: Certificate) -> str:
