@@ -41,6 +41,7 @@ def environment(package: Path, scratch: Path, variables: Mapping[str, str]) -> d
         # Whoever names a cache of their own wants it kept for the next session.
         **{name: str(scratch / folder) for name, folder in caches.items()},
         **variables,
+        "TMPDIR": str(scratch / "temporary"),  # what a killed process leaves there goes with the rest
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONSAFEPATH": "1",  # the top of the tree has a folder stepcheck, which is not the whole package
         "PYTHONUNBUFFERED": "1",  # what is printed is in the log at that moment
@@ -51,6 +52,7 @@ def main() -> None:
     """Lay the package out and become the session, which removes the temporary folder at its end."""
     began = time.monotonic()
     scratch = Path(tempfile.mkdtemp(prefix="stepcheck-"))
+    (scratch / "temporary").mkdir()
     lay_out(TREE, scratch / "package")
     own = ("--tree", str(TREE), "--scratch", str(scratch), "--began", str(began))
     command = (sys.executable, "-m", "stepcheck.harness.cuda_session", "run", *own, *sys.argv[1:])

@@ -15,8 +15,8 @@ from stepcheck.harness.cuda_session.plan import Place, Task
 SUCCEEDED, FAILED, UNKNOWN = "succeeded", "failed", "unknown"
 ENDED, STOPPED, RUNNING = "ended", "stopped", "running"
 MISSING, NOT_REACHED = "not run", "not reached"
-#: Seconds at the end of a session for the last task to be ended in, and for what is written after it.
-RESERVE = process.GRACE + 5.0
+#: Seconds at the end of a session for the last task to be ended in, and for what is written and removed after it.
+RESERVE = process.GRACE + 10.0
 #: The exit status of commands that found something, and of those that could not tell.
 _DIVERGES, _UNKNOWN = 1, 3
 

@@ -551,9 +551,12 @@ def test_the_package_of_a_tree_is_found_before_one_that_is_installed(start, copi
 
 def test_caches_go_into_the_temporary_folder_unless_somebody_keeps_their_own(start, tmp_path):
     variables = start.environment(
-        tmp_path / "p", tmp_path, {"TRITON_CACHE_DIR": "/kept", "PYTHONPATH": "/theirs", "HOME": "/root"}
+        tmp_path / "p",
+        tmp_path,
+        {"TRITON_CACHE_DIR": "/kept", "PYTHONPATH": "/theirs", "HOME": "/root", "TMPDIR": "/tmp"},
     )
     assert variables["TRITON_CACHE_DIR"] == "/kept"
     assert variables["STEPCHECK_CACHE_DIR"] == str(tmp_path / "kernels")
     assert variables["PYTHONPATH"] == f"{tmp_path / 'p'}{os.pathsep}/theirs"
     assert variables["HOME"] == "/root"
+    assert variables["TMPDIR"] == str(tmp_path / "temporary")
