@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from stepcheck.harness import report
 from stepcheck.harness.stream import Run
-from stepcheck.harness.verdict import Result, Tally
+from stepcheck.harness.verdict import Divergence, Result, Tally
 
 #: What XML 1.0 cannot hold, not even as a reference.
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -23,7 +23,7 @@ def junit(run: Run, folder: Path) -> str:
     """
     suites = Element("testsuites", name="stepcheck")
     for result in run.results:
-        suite = _suite(suites, run, result.subject, f"{result.seconds + result.shrink_seconds:.3f}")
+        suite = _suite(suites, run, result.subject, f"{result.seconds + result.shrink_seconds:.3f}", result.verdict)
         for tally in result.tallies.values():
             _check(suite, result, tally, folder)
         if result.error:
@@ -33,17 +33,19 @@ def junit(run: Run, folder: Path) -> str:
         suite = _suite(suites, run, "ledger", "0.000")
         for row in run.ledger:
             case = _case(suite, row["name"])
-            if not row["reproduces"]:
+            if report.failed(row):
                 _outcome(case, "failure", "it no longer reproduces", report.mended(row, run.environment))
         _count(suite)
     indent(suites)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + tostring(suites, encoding="unicode") + "\n"
 
 
-def _suite(suites: Element, run: Run, name: str, seconds: str) -> Element:
+def _suite(suites: Element, run: Run, name: str, seconds: str, verdict: str = "") -> Element:
     suite = SubElement(suites, "testsuite", name=_legal(name), time=seconds, timestamp=run.started)
     properties = SubElement(suite, "properties")
     about = {"command": run.command, "stepcheck": run.version, "seed": run.seed, **run.environment}
+    if verdict:  # JUnit has no outcome for what is known: a suite of it has no failures
+        about["verdict"] = verdict
     for key, value in about.items():
         SubElement(properties, "property", name=_legal(key), value=_legal(value))
     return suite
@@ -59,8 +61,12 @@ def _check(suite: Element, result: Result, tally: Tally, folder: Path) -> None:
     elif tally.verdict == "unknown":
         _outcome(case, "error", "nothing was there to look at", result.error or "allow more examples")
     if tally.known:
-        told = "\n".join(f"known: {d.entry}, in {d.found_in} lives: {d.summary}" for d in tally.known)
-        SubElement(case, "system-out").text = _legal(told)
+        SubElement(case, "system-out").text = _legal("\n".join(map(_known, tally.known)))
+
+
+def _known(d: Divergence) -> str:
+    owner = f" (a fault of {d.owner})" if d.owner else ""
+    return f"known: {d.entry}{owner}, in {d.found_in} lives: {d.summary}"
 
 
 def _case(suite: Element, name: str) -> Element:

@@ -45,8 +45,9 @@ def _lines(run: Run, folder: Path) -> Iterator[str]:
     if len(divergences) > _MOST:
         yield ""
         yield f"{len(divergences) - _MOST} more divergences are in the other forms of this report."
-    mended = [report.mended(row, run.environment) for row in run.ledger if not row["reproduces"]]
-    lines = [*mended, *report.known(run.results), *report.notes(run.results), *run.problems]
+    mended = [report.mended(row, run.environment) for row in run.ledger if report.failed(row)]
+    carried = report.carried(run.ledger, run.environment)
+    lines = [*mended, *carried, *report.known(run.results), *report.notes(run.results), *run.problems]
     if lines:
         yield ""
         yield from (f"- {_text(line)}" for line in lines)

@@ -65,4 +65,5 @@ def _divergence(d: Divergence, folder: Path) -> dict[str, Any]:
         "trace": str(store.trace_path(folder, d)),
         "repro": str(store.script_path(folder, d)),
         **({"ledger": d.entry} if d.entry else {}),
+        **({"owner": d.owner} if d.owner else {}),
     }

@@ -13,10 +13,11 @@ from stepcheck.harness import report
 from stepcheck.harness.stream import Run
 from stepcheck.harness.verdict import Result
 
-_COLOURS = {"pass": "green", "fail": "red", "unknown": "yellow", "unsupported": "dim"}
+_COLOURS = {"pass": "green", "known": "magenta", "fail": "red", "unknown": "yellow", "unsupported": "dim"}
 _LEGEND = (
     "worst r: the largest distance from the reference, in budgets; above 1 is a bug."
     " undetermined: elements where rounding alone decides between unlike results, so that any value is accepted."
+    " known: it diverges, and the ledger explains every divergence; worst r leaves them out."
 )
 
 
@@ -34,9 +35,10 @@ def show(run: Run, folder: Path, console: Console) -> None:
                 console.print(line, markup=False)
             console.print()
     for row in run.ledger:
-        if not row["reproduces"]:
+        if report.failed(row):
             console.print(f"[red]{escape(report.mended(row, run.environment))}[/]\n")
-    for line in (*report.known(run.results), *report.notes(run.results), *run.problems):
+    carried = report.carried(run.ledger, run.environment)
+    for line in (*carried, *report.known(run.results), *report.notes(run.results), *run.problems):
         console.print(line, markup=False)
     console.print(table(run.results))
     console.print(_LEGEND, markup=False)

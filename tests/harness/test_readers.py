@@ -15,7 +15,7 @@ from stepcheck.harness import report
 from stepcheck.harness.readers.junit import junit
 from stepcheck.harness.readers.markdown import markdown
 from stepcheck.harness.readers.scripts import to_json
-from stepcheck.harness.readers.terminal import show
+from stepcheck.harness.readers.terminal import show, table
 from stepcheck.harness.stream import Run
 from stepcheck.harness.trace import Group, Parameter, Step, Trace
 from stepcheck.harness.verdict import Divergence, Result, Tally
@@ -27,7 +27,7 @@ NASTY = "<b>&\"'|`*_[x](javascript:1)</details>\x00\x1b[31m\ud800\n# no heading"
 
 def divergence(check="agreement", entry="", summary="off by 4 budgets", script="import torch\n", **changes):
     subject = changes.pop("subject", "m:A")
-    return Divergence(subject, "Adam", check, "far", summary, 4.0, LIFE, ["First: step."], script, 3, entry)
+    return Divergence(subject, "Adam", check, "far", summary, 4.0, LIFE, ["First: step."], script, 3, entry, **changes)
 
 
 def result(**changes):
@@ -75,7 +75,13 @@ def test_junit_has_a_suite_for_each_subject_and_a_case_for_each_check():
 def test_junit_names_what_the_results_hold_for():
     (suite,) = suites(run(result()))
     named = {p.get("name"): p.get("value") for p in suite.iterfind("properties/property")}
-    assert named == {"command": "stepcheck check m:A", "stepcheck": "9", "seed": "5", "torch": "2.13"}
+    assert named == {
+        "command": "stepcheck check m:A",
+        "stepcheck": "9",
+        "seed": "5",
+        "torch": "2.13",
+        "verdict": "fail",
+    }
 
 
 def test_junit_is_not_green_where_a_campaign_or_the_ledger_is_not():
@@ -120,6 +126,57 @@ def shape(element, path=""):
         for where, attributes in shape(child, path).items():
             found[where] = found.get(where, set()) | attributes
     return found
+
+
+def known(**changes):
+    """A subject with known divergences alone: one of its own, and one of its base class."""
+    tallies = {
+        "agreement": Tally("agreement", 9, 9, 9, 0.993, known=[divergence(entry="an-entry")]),
+        "closure": Tally("closure", 9, 2, 2, known=[divergence("closure", entry="of-the-base", owner="a.Base")]),
+    }
+    return result(tallies=tallies, worst={"parameter": 0.993}, **changes)
+
+
+def test_known_is_no_failure_in_junit_and_has_its_reason():
+    (suite,) = suites(run(known()))
+    assert [suite.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["2", "0", "0", "0"]
+    assert {p.get("name"): p.get("value") for p in suite.iterfind("properties/property")}["verdict"] == "known"
+    told = [case.find("system-out").text for case in suite.findall("testcase")]
+    assert told == [
+        "known: an-entry, in 3 lives: off by 4 budgets",
+        "known: of-the-base (a fault of a.Base), in 3 lives: off by 4 budgets",
+    ]
+
+
+def test_known_is_a_verdict_in_the_tables():
+    printed = StringIO()
+    show(run(known()), OUT, Console(file=printed, width=160))
+    assert re.search(r"^m:A +known +2/2", printed.getvalue(), re.MULTILINE)
+    told = markdown(run(known()), OUT)
+    assert "| m:A | ◆ known | 2/2 |" in told
+    assert "1 known." in told
+
+
+def test_known_has_a_colour_of_its_own():
+    results = [known(), result(), result(tallies={}, error="it broke"), result(tallies={"a": Tally("a", 1, 1, 1)})]
+    colours = {str(cell) for cell in table(results).columns[1].cells}
+    assert colours == {"[magenta]known[/]", "[red]fail[/]", "[yellow]unknown[/]", "[green]pass[/]"}
+
+
+def test_scripts_are_told_whose_fault_it_is():
+    (own,), (others,) = (c["divergences"] for c in to_json(run(known()), OUT)["subjects"][0]["checks"])
+    assert "owner" not in own
+    assert others["owner"] == "a.Base"
+
+
+def test_a_row_of_the_ledger_without_evidence_fails_nothing_where_it_shows_nothing():
+    carried = run(known(), ledger=[ROW | {"reproduces": False, "carried": True}])
+    assert [suite.get("failures") for suite in suites(carried)] == ["0", "0"]
+    printed = StringIO()
+    show(carried, OUT, Console(file=printed, width=160))
+    for told in printed.getvalue(), markdown(carried, OUT):
+        assert "FIXED, or changed" not in told
+        assert "no evidence for torch 2.13" in told
 
 
 def test_markdown_has_the_table_and_what_reproduces_each_divergence():
