@@ -23,6 +23,7 @@ class Saved:
     subject: str = ""
     check: str = ""
     cause: str = ""
+    summary: str = ""
 
 
 def trace_path(folder: Path, divergence: Divergence) -> Path:
@@ -83,7 +84,7 @@ def load(path: Path) -> Saved:
             raise TraceError(f"must be a JSON object, got {type(data).__name__}")
         if "trace" not in data:
             return Saved(Trace.from_json(data))
-        names = {key: data.get(key) for key in ("subject", "check", "cause")}
+        names = {key: data.get(key) for key in ("subject", "check", "cause", "summary")}
         for key, value in names.items():
             if not isinstance(value, str):
                 raise TraceError(f"{key}: must be a string")

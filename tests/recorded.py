@@ -4,7 +4,8 @@ from pathlib import Path
 
 from stepcheck.harness.checks import CHECKS
 from stepcheck.harness.stream import Run
-from stepcheck.harness.verdict import Result, Tally
+from stepcheck.harness.trace import Group, Parameter, Step, Trace
+from stepcheck.harness.verdict import Divergence, Result, Tally
 
 REPORTS = Path(__file__).parents[1] / "reports"
 WRONG = "stepcheck.harness.zoo.adam:EpsInsideRoot"
@@ -28,3 +29,18 @@ def result(subject="torch:Adam[foreach]", like="Adam", **more):
     return Result(
         subject, like, tallies, **{**about, "fields": fields, "ratios": ratios, "features": {"sparse": 12}, **more}
     )
+
+
+def divergence(subject="torch:Adam[foreach]", like="Adam", **more):
+    """One that the ledger explains, or not."""
+    trace = Trace(like, (Parameter(()),), (Group((0,)),), (Step(),))
+    about = {"check": "agreement", "cause": "parameter", "summary": "off by 4 budgets", "ratio": 4.0, "found_in": 3}
+    return Divergence(subject, like, trace=trace, life=["Then: step."], script="import torch\n", **{**about, **more})
+
+
+def diverging(subject="torch:Adam[foreach]", like="Adam", *entries, owner="", **more):
+    """A subject with known divergences alone, by their entries in the ledger."""
+    made = result(subject, like, **more)
+    for entry in entries or ("groups-are-not-validated",):
+        made.tallies["agreement"].add(divergence(subject, like, entry=entry, owner=owner))
+    return made

@@ -22,6 +22,8 @@ from mkdocs.structure.pages import Page
 from stepcheck.harness import trace
 from stepcheck.harness.checks import CHECKS
 from stepcheck.harness.ledger import LEDGER, Entry
+from stepcheck.harness.page import faults as known_faults
+from stepcheck.harness.page import versions
 from stepcheck.harness.power.statistics import proportion, quantile
 from stepcheck.harness.power.tables import KINDS
 from stepcheck.harness.subjects import ANY_CLASS, TORCH_CPU
@@ -77,6 +79,7 @@ def facts() -> Mapping[str, Any]:
         "checks": CHECKS,
         "findings": findings,
         "kinds": KINDS,
+        "known_issues": known_issues,
         "ledger": LEDGER,
         "number": "{:,}".format,
         "optimizers": optimizers,
@@ -88,6 +91,12 @@ def facts() -> Mapping[str, Any]:
         "text": cell,
         "trace": trace,
     }
+
+
+@functools.cache
+def known_issues() -> str:
+    """Each known issue of torch, when it was first seen, where it was fixed, and in what: a table."""
+    return versions.markdown(known_faults.build())
 
 
 @functools.cache

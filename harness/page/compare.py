@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepcheck.harness.page import model
+from stepcheck.harness.page import model, upgrade
 from stepcheck.harness.page.model import Cell, Report
+from stepcheck.harness.page.upgrade import Upgrade
 from stepcheck.harness.subjects import UsageError
 
 _COUNTS = ("traces", "elements")
 _OF_CHECKS = ("planned", "ran")
 #: How a divergence that the ledger does not explain is told.
 _NEW = "new, "
+#: Verdicts of exit status 0. From the one to the other, what is known appeared or disappeared.
+_CONFORMS = ("pass", "known")
 _MOST_BYTES = 256 << 20
 
 
@@ -64,21 +67,22 @@ def load(path: Path) -> dict[str, Any]:
     return data
 
 
-def compare(report: Report, before: dict[str, Any], name: str) -> Comparison:
-    """A report beside an earlier one, given as its JSON.
+def compare(report: Report, before: dict[str, Any], name: str) -> Comparison | Upgrade:
+    """A report beside an earlier one, given as its JSON. Where their versions of torch are not the same, it is the faults that count.
 
     Raises:
         UsageError: the JSON lacks what its schema has.
     """
     try:
-        return _compare(report, before, name)
+        told = list(_unlike(report, before))
+        return upgrade.compare(report, before, name, told) or _compare(report, before, name, told)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(
             f"--against {name}: not a whole report ({type(error).__name__}: {error}); make it again"
         ) from None
 
 
-def _compare(report: Report, before: dict[str, Any], name: str) -> Comparison:
+def _compare(report: Report, before: dict[str, Any], name: str, told: list[str]) -> Comparison:
     then = {str(c["subject"]): c for c in before["cells"]}
     now = {c.subject: c for c in report.cells}
     both = [(then[s], now[s]) for s in now if s in then]
@@ -90,12 +94,12 @@ def _compare(report: Report, before: dict[str, Any], name: str) -> Comparison:
     seen_then = {key for c in then.values() for key in _kinds(str(c["subject"]), c["divergences"])}
     seen_now = {key for c in now.values() for key in _kinds(c.subject, [vars(d) for d in c.divergences])}
     appeared = sorted(seen_now - seen_then)
-    doubtful = any(was == "pass" for was, _ in moved)
+    doubtful = any(was in _CONFORMS and now.verdict not in _CONFORMS for was, now in moved)
     worse = any(told.startswith(_NEW) for _, _, told in appeared)
     return Comparison(
         against=name,
         verdict="fail" if red or gone or shrank or doubtful or worse else "pass",
-        told=list(_unlike(report, before)),
+        told=told,
         red=red,
         green=green,
         changed=[f"{n.subject}: {was}, now {n.verdict}" for was, n in moved if n.verdict not in ("fail", "pass")],

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from stepcheck.harness.page.compare import Comparison
 from stepcheck.harness.page.model import Case, Cell, Report
 from stepcheck.harness.page.render import count, ratio, safe_link
+from stepcheck.harness.page.upgrade import Upgrade
 from stepcheck.harness.verdict import SIGNS
 
 #: GitHub's limit for a comment, in characters.
@@ -21,6 +22,8 @@ def markdown(report: Report) -> str:
     text = "\n".join(_head(report))
     if report.comparison is not None:
         text = _with(text, "\n".join(_comparison(report.comparison)), "The comparison")
+    if report.upgrade is not None:
+        text = _with(text, "\n".join(_upgrade(report.upgrade)), "The comparison")
     text = _with(text, "\n".join(_matrix(report)), "The matrix")
     new = [(c, d) for c in report.cells for d in c.divergences if not d.known]
     for n, (cell, case) in enumerate(new):
@@ -72,17 +75,31 @@ def _comparison(c: Comparison) -> Iterator[str]:
     yield f"\n### Compared with {escaped(c.against)}: {SIGNS[c.verdict]} {c.verdict}\n"
     for line in c.told:
         yield f"- not the same: {escaped(line)}"
-    for told, lines in (
-        ("✕ became red", c.red), ("✓ became green", c.green), ("changed", c.changed), ("new", c.new), ("✕ gone", c.gone),
-        ("appeared", c.appeared), ("disappeared", c.disappeared),
-        ("✕ shrank", [f"{s['subject']} {s['check']} {s['count']}: {s['before']}, now {s['after']}" for s in c.shrank]),
-    ):  # fmt: skip
+    shrank = [f"{s['subject']} {s['check']} {s['count']}: {s['before']}, now {s['after']}" for s in c.shrank]
+    yield from _lists(
+        (("✕ became red", c.red), ("✓ became green", c.green), ("changed", c.changed), ("new", c.new), ("✕ gone", c.gone),
+         ("appeared", c.appeared), ("disappeared", c.disappeared), ("✕ shrank", shrank))
+    )  # fmt: skip
+    yield ""
+
+
+def _upgrade(u: Upgrade) -> Iterator[str]:
+    yield f"\n### Compared with {escaped(u.against)}: {SIGNS[u.verdict]} {u.verdict}\n"
+    yield f"{escaped(u.headline)}.\n"
+    for line in u.told:
+        yield f"- not the same: {escaped(line)}"
+    yield from _lists(u.sections)
+    yield ""
+
+
+def _lists(parts: Iterable[tuple[str, list[str]]]) -> Iterator[str]:
+    """Each part with how many lines it has, and these as far as there is room; nothing of a part without."""
+    for told, lines in parts:
         if lines:
             yield f"- {told}: {len(lines)}"
             yield from (f"  - {escaped(line)}" for line in lines[:_MOST_LINES])
             if len(lines) > _MOST_LINES:
                 yield f"  - and {len(lines) - _MOST_LINES} more"
-    yield ""
 
 
 def _matrix(report: Report) -> Iterator[str]:
@@ -98,7 +115,7 @@ def _matrix(report: Report) -> Iterator[str]:
     for like in report.optimizers:
         yield f"| **{escaped(like)}** | {' | '.join(_cells(places.get((like, column), ())) for column in columns)} |"
     yield ""
-    yield f"{', '.join(f'{sign} {verdict}' for verdict, sign in SIGNS.items())}; the number is the worst r, in budgets, and +n are known divergences."
+    yield f"{', '.join(f'{sign} {verdict}' for verdict, sign in SIGNS.items())}; the number is the worst r, in budgets, or how many divergences of its own are known; +n are known ones beside that."
     yield ""
 
 
@@ -108,12 +125,12 @@ def _cells(cells: Sequence[Cell]) -> str:
 
 def _parts(c: Cell) -> Iterable[str]:
     yield SIGNS[c.verdict]
-    if c.verdict in ("fail", "unknown"):
+    if c.verdict in ("known", "fail", "unknown"):
         yield c.verdict
-    if c.verdict != "unsupported" and c.worst_ratio is not None:
-        yield ratio(c.worst_ratio)
-    if c.known:
-        yield f"+{c.known}"
+    if c.number:
+        yield c.number
+    if c.beside:
+        yield f"+{c.beside}"
 
 
 def _case(cell: Cell, case: Case) -> Iterator[str]:

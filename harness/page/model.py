@@ -3,25 +3,30 @@
 Schema of ``report.json`` (version 1; all keys are always there)::
 
     {"schema": 1, "stepcheck": VERSION, "recorded": UTC or "", "verdict": VERDICT, "headline": TEXT,
-     "counts": {"subjects", "pass", "fail", "unsupported_subjects", "unknown", "planned", "ran", "unsupported", "traces", "lives",
-                "steps", "elements", "undetermined", "worst_ratio": NUMBER or null, "new", "known", "ledger", "mended"},
+     "counts": {"subjects", "pass", "known_subjects", "fail", "unsupported_subjects", "unknown", "planned", "ran", "unsupported", "traces",
+                "lives", "steps", "elements", "undetermined", "worst_ratio": NUMBER or null, "new", "known", "ledger", "mended"},
      "runs": [{"id", "command", "kind", "version", "environment": {NAME: VALUE}, "started", "seed", "seconds", "status", "problems"}],
      "problems": [TEXT],
      "cells": [{"subject", "like", "column", "run", "verdict", "planned", "ran", "unsupported", "traces", "lives", "steps", "elements",
                 "undetermined", "worst_ratio", "witness": TEXT, "seconds", "error", "notes": [TEXT], "features": {NAME: LIVES},
                 "fields": {NAME: {"elements", "undetermined", "worst_ratio"}}, "ratios": {FIELD: {DTYPE: [22 COUNTS]}},
                 "checks": [{"check", "question", "verdict", "planned", "ran", "looked", "unsupported", "worst_ratio"}],
-                "divergences": [{"id", "check", "cause", "summary", "ratio", "found_in", "known", "entry", "statement", "link",
+                "divergences": [{"id", "check", "cause", "summary", "ratio", "found_in", "known", "entry", "owner", "statement", "link",
                                  "dtypes": [NAME], "life": [TEXT], "script", "replay"}],
                 "errors": [{"dtype", "elements", "ulps", "ulps_witness": TEXT, "ratio", "ratio_witness": TEXT, "run"}]}],
-     "ledger": [{"name", "statement", "link", "versions", "reproduces", "run"}],
+     "ledger": [{"name", "statement", "link", "versions", "reproduces", "carried", "run"}],
      "figures": [{"name", "title", "told", "run": INTEGER or null, "missing": TEXT, "columns": [TEXT], "rows": [[VALUE]]}],
      "sources": {NUMBER: {"told": TEXT, "file": PATH}},
      "comparison": null or {"against": TEXT, "verdict": "pass" or "fail", "told": [TEXT], "red": [SUBJECT], "green": [SUBJECT],
                             "changed": [TEXT], "new": [SUBJECT], "gone": [SUBJECT], "appeared": [TEXT], "disappeared": [TEXT],
-                            "shrank": [{"subject", "check", "count", "before", "after"}]}}
+                            "shrank": [{"subject", "check", "count", "before", "after"}]},
+     "upgrade": null or {"against": TEXT, "before": TORCH, "now": TORCH, "verdict": "pass" or "fail", "told": [TEXT],
+                         "fixed": [FAULT], "new": [FAULT], "unseen": [FAULT], "unknown": [FAULT], "doubtful": [TEXT], "lacks": [TEXT],
+                         "gone": [SUBJECT], "shrank": [{"subject", "check", "count", "before", "after"}]}}
 
-VERDICT is pass, fail, unsupported or unknown. ``run`` is an index into ``runs``: with the command, seed and environment there, and the
+VERDICT is pass, known, fail, unsupported or unknown. A FAULT is {"name", "statement", "link", "subjects": [SUBJECT]}. "upgrade" stands
+there in place of "comparison" where the other report is of another version of torch. "owner" is whose fault it is, where it is not the
+subject's own. ``run`` is an index into ``runs``: with the command, seed and environment there, and the
 entry of ``sources`` that has the number's name, every number can be traced. "status" is null where a run did not end. The classes
 of "ratios" are those of ``verdict.RATIO_EDGES``: exactly 0; above each edge up to the next; above 1. An infinite ratio is written as
 the largest float64, which stands for "of the wrong class"; null is no ratio.
@@ -41,6 +46,8 @@ from typing import TYPE_CHECKING, Any
 from stepcheck import __version__
 from stepcheck.harness import ledger, store
 from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.page.render import count, ratio
+from stepcheck.harness.report import failed
 from stepcheck.harness.stream import Run
 from stepcheck.harness.subjects import MODES
 from stepcheck.harness.verdict import Divergence, Result, Tally
@@ -48,10 +55,11 @@ from stepcheck.harness.verdict import Divergence, Result, Tally
 if TYPE_CHECKING:
     from stepcheck.harness.page.compare import Comparison
     from stepcheck.harness.page.figures import Figure
+    from stepcheck.harness.page.upgrade import Upgrade
 
 SCHEMA = 1
 #: Of the verdicts of all subjects, the first of these is the report's.
-_ORDER = ("fail", "unknown", "pass", "unsupported")
+_ORDER = ("fail", "unknown", "known", "pass", "unsupported")
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Source:
 SOURCES = {
     "verdict": Source(
         "fail: a divergence that the ledger does not explain; unknown: the harness erred, nothing was looked at, or the run did not end;"
-        " unsupported: declared so by the subject; else pass",
+        " known: all that diverges is explained by the ledger; unsupported: declared so by the subject; else pass",
         "harness/verdict.py",
     ),
     "subjects": Source("subjects with a result; of several results for one, the newest", "harness/page/model.py"),
@@ -106,7 +114,10 @@ SOURCES = {
     "ratio": Source("r of the witness: its distance from the reference in budgets", "harness/judge.py"),
     "found_in": Source("lives that showed the divergence when it was told", "harness/campaign.py"),
     "new": Source("divergences that the ledger does not explain", "harness/ledger.py"),
-    "known": Source("divergences that an entry of the ledger explains; they are told and fail nothing", "harness/ledger.py"),
+    "known": Source(
+        "divergences that an entry of the ledger explains; where one is the subject's own, the verdict is known, and exit status 0",
+        "harness/ledger.py",
+    ),
     "ledger": Source("entries of the ledger whose own lives were played again", "harness/ledger.py"),
     "features": Source("lives that had the feature", "harness/features.py"),
     "seconds": Source("seconds of drawing, playing and judging, without shrinking", "harness/campaign.py"),
@@ -156,6 +167,7 @@ class Case:
     found_in: int
     known: bool
     entry: str
+    owner: str
     statement: str
     link: str
     dtypes: list[str]
@@ -207,6 +219,23 @@ class Cell:
     def known(self) -> int:
         return len(self.divergences) - self.new
 
+    @property
+    def own(self) -> int:
+        """Known divergences that are the subject's own fault."""
+        return sum(d.known and not d.owner for d in self.divergences)
+
+    @property
+    def number(self) -> str:
+        """What is told beside the verdict: the worst r or, where that would leave out all that diverges, how much is known."""
+        if self.verdict == "unsupported":
+            return ""
+        return count(self.own) if self.verdict == "known" else ratio(self.worst_ratio)
+
+    @property
+    def beside(self) -> int:
+        """Known divergences that the number does not count."""
+        return self.known - (self.own if self.verdict == "known" else 0)
+
 
 @dataclass
 class Report:
@@ -222,6 +251,7 @@ class Report:
     ledger: list[dict[str, Any]]
     figures: list[Figure] = field(default_factory=list)
     comparison: Comparison | None = None
+    upgrade: Upgrade | None = None
 
     @property
     def optimizers(self) -> list[str]:
@@ -277,7 +307,8 @@ def build(runs: Iterable[Run], folders: Mapping[str, Path] | None = None, unread
         for row in run.ledger:
             replayed[str(row.get("name", ""))] = {
                 "name": str(row.get("name", "")), "statement": str(row.get("statement", "")), "link": str(row.get("link", "")),
-                "versions": str(row.get("versions", "")), "reproduces": bool(row.get("reproduces")), "run": n,
+                "versions": str(row.get("versions", "")), "reproduces": bool(row.get("reproduces")), "carried": bool(row.get("carried")),
+                "run": n,
             }  # fmt: skip
     for n, run in enumerate(ordered):
         for subject, error in _errors(run, n):
@@ -396,6 +427,7 @@ def _case(divergence: Divergence, folder: Path) -> Case:
         found_in=divergence.found_in,
         known=bool(divergence.entry),
         entry=divergence.entry,
+        owner=divergence.owner,
         statement=entry.statement if entry else "",
         link=entry.link if entry else "",
         dtypes=list(dict.fromkeys(p.dtype for p in divergence.trace.parameters)),
@@ -445,29 +477,37 @@ def _counts(cells: Sequence[Cell], replayed: Sequence[dict[str, Any]]) -> dict[s
     return {
         "subjects": len(cells),
         **{v: verdicts[v] for v in ("pass", "fail", "unknown")},
-        "unsupported_subjects": verdicts["unsupported"],
+        **{f"{v}_subjects": verdicts[v] for v in ("known", "unsupported")},
         **{name: sum(getattr(c, name) for c in cells) for name in summed},
         "worst_ratio": _largest(c.worst_ratio for c in cells),
         "ledger": len(replayed),
-        "mended": sum(not row["reproduces"] for row in replayed),
+        "mended": sum(map(failed, replayed)),
     }
 
 
 def _verdict(cells: Sequence[Cell], replayed: Sequence[dict[str, Any]], *, whole: bool) -> str:
     verdicts = {c.verdict for c in cells}
-    if not all(row["reproduces"] for row in replayed):
+    if any(map(failed, replayed)):
         verdicts.add("fail")
     if not cells or not whole:
         verdicts.add("unknown")
     return next(v for v in _ORDER if v in verdicts)
 
 
+#: How many subjects have a verdict, and how that is told.
+_TOLD = {
+    "fail": "fail",
+    "unknown": "are unknown",
+    "known_subjects": "have known divergences only",
+    "pass": "pass",
+}
+
+
 def _headline(verdict: str, counts: Mapping[str, Any]) -> str:
     """The verdict in a sentence."""
     if not counts["subjects"]:
         return "no optimizer was checked: stepcheck check does"
-    parts = [f"{counts[v]} of {counts['subjects']} subjects {told}" for v, told in
-             (("fail", "fail"), ("unknown", "are unknown"), ("pass", "pass")) if counts[v]]  # fmt: skip
+    parts = [f"{counts[v]} of {counts['subjects']} subjects {told}" for v, told in _TOLD.items() if counts[v]]
     parts += [f"{counts['unsupported_subjects']} are unsupported here"] if counts["unsupported_subjects"] else []
     if counts["mended"]:
         parts.insert(0, f"{counts['mended']} of {counts['ledger']} known divergences no longer reproduce")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
@@ -17,7 +14,7 @@ from stepcheck import __version__
 from stepcheck.harness import ledger
 from stepcheck.harness.page import model
 from stepcheck.harness.page.model import SOURCES, Cell, Report
-from stepcheck.harness.page.render import environment, moment
+from stepcheck.harness.page.render import digest, environment, moment, resource
 from stepcheck.harness.trace import DTYPES
 from stepcheck.harness.verdict import RATIO_EDGES, SIGNS
 
@@ -26,8 +23,6 @@ MOST_BYTES = 3_000_000
 #: Rows of a list that is in report.json in full.
 _MOST_ROWS = 200
 _VERDICTS = tuple(SIGNS)
-#: Where the page has a filter, a verdict that is none: it passes, and something known was seen.
-_KNOWN = "with known divergences"
 _COUNTS = ("planned", "ran", "unsupported", "traces", "lives", "steps", "elements", "undetermined", "seconds")
 
 
@@ -62,14 +57,14 @@ def html(report: Report) -> str:
 
 def _html(report: Report, cells: Sequence[Cell], left_out: Sequence[str]) -> str:
     template = environment().get_template("page.html.jinja")
-    script = _resource("page.js")
+    script = resource("common.js") + resource("page.js")
     paths = {c.subject: path(c.subject) for c in cells}
     return template.render(
         report=report,
         version=__version__,
-        css=Markup(_resource("page.css")),  # noqa: S704 - our own
+        css=Markup(resource("page.css")),  # noqa: S704 - our own
         js=Markup(script),  # noqa: S704 - our own
-        hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        hash=digest(script),
         data=_embedded(_data(report, cells)),
         environment=_environment(report),
         filters=_filters(report),
@@ -81,10 +76,6 @@ def _html(report: Report, cells: Sequence[Cell], left_out: Sequence[str]) -> str
         left_out=left_out,
         most=_MOST_ROWS,
     )
-
-
-def _resource(name: str) -> str:
-    return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
 
 
 def _embedded(data: Any) -> Markup:
@@ -115,7 +106,7 @@ def _rows(report: Report, paths: Mapping[str, str]) -> Iterable[tuple[str, list[
         named = "" if name in (c.like, "") else f"{name} "
         places.setdefault((c.like, c.column), []).append(
             {"index": n, "path": paths[c.subject], "verdict": c.verdict, "label": named + c.verdict,
-             "worst": c.worst_ratio if c.verdict != "unsupported" else None, "known": c.known}
+             "number": c.number, "beside": c.beside}
         )  # fmt: skip
     for like in report.optimizers:
         yield like, [places.get((like, column), []) for column in report.columns]
@@ -133,12 +124,11 @@ def _environment(report: Report) -> list[str]:
 
 def _filters(report: Report) -> list[tuple[str, str, list[str]]]:
     dtypes = {d for c in report.cells for d in c.dtypes}
-    verdicts = [v for v in _VERDICTS if any(c.verdict == v for c in report.cells)]
     return [
         ("optimizer", "optimizer", report.optimizers),
         ("dtype", "dtype", sorted(dtypes, key=lambda d: (DTYPES.index(d) if d in DTYPES else len(DTYPES), d))),
         ("feature", "feature", sorted({f for c in report.cells for f, n in c.features.items() if n})),
-        ("verdict", "verdict", [*verdicts, *[_KNOWN] * any(c.known for c in report.cells)]),
+        ("verdict", "verdict", [v for v in _VERDICTS if any(c.verdict == v for c in report.cells)]),
     ]
 
 
@@ -185,7 +175,6 @@ def _data(report: Report, cells: Sequence[Cell]) -> dict[str, Any]:
         "verdicts": _VERDICTS,
         "signs": SIGNS,
         "edges": RATIO_EDGES,
-        "known": _KNOWN,
         "counts": _COUNTS,
         "checks": checks,
         "asked": [[numbers[0][name] for name in names] for names in asked],
@@ -227,7 +216,7 @@ def _pack(
         + [{n: q.worst_ratio for n, q in enumerate(c.checks) if q.worst_ratio is not None}],
         "d": [
             {"#": d.id, "c": checks.get(d.check, d.check), "x": text(d.summary), "w": d.ratio, "n": d.found_in, "k": d.entry, "a": text(d.statement),
-             "u": d.link, "t": d.dtypes, "l": text.all(d.life), "z": text(d.script), "y": d.replay}
+             "u": d.link, "h": d.owner, "t": d.dtypes, "l": text.all(d.life), "z": text(d.script), "y": d.replay}
             for d in c.divergences
         ],
         "g": [[e["dtype"], e["elements"], e["ulps"], text(e["ulps_witness"]), e["ratio"], text(e["ratio_witness"]), e["run"]] for e in c.errors],
@@ -241,8 +230,8 @@ def _same(values: list[Any]) -> Any:
 
 
 def _fold_ratios(cell: Cell) -> Cell:
-    """The fields of a subject that passes, summed."""
-    if cell.verdict != "pass" or len(cell.ratios) < 2:
+    """The fields of a subject that does not fail, summed."""
+    if cell.verdict not in ("pass", "known") or len(cell.ratios) < 2:
         return cell
     summed: dict[str, list[int]] = {}
     for by_dtype in cell.ratios.values():
@@ -276,7 +265,7 @@ def _without_text(*, known: bool, kept: int) -> Callable[[Cell], Cell]:
 
 #: What is left out of a page that would be too large, one after the other.
 _REDUCTIONS: tuple[tuple[str, Callable[[Cell], Cell]], ...] = (
-    ("distributions of r of subjects that pass are summed over their fields", _fold_ratios),
+    ("distributions of r of subjects that do not fail are summed over their fields", _fold_ratios),
     ("lives and scripts of known divergences are left out", _without_text(known=True, kept=0)),
     ("distributions of r are left out", _without_ratios),
     (

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import math
 import re
 import sys
+from importlib import resources
 from typing import Any
 
 import jinja2
@@ -26,6 +29,16 @@ def environment() -> jinja2.Environment:
     made.filters |= {"count": count, "ratio": ratio, "short": short, "moment": moment, "safe_link": safe_link}
     made.globals |= {"signs": SIGNS}
     return made
+
+
+def resource(name: str) -> str:
+    """A file among the templates that is no template: CSS or JavaScript."""
+    return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
+
+
+def digest(script: str) -> str:
+    """The SHA-256 of a script, by which a page's Content-Security-Policy allows it and no other."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def count(n: float) -> str:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stepcheck.harness import stream
-from stepcheck.harness.page import badge, compare, markdown, model, page
+from stepcheck.harness.page import badge, compare, faults, markdown, model, page, versions
 from stepcheck.harness.page.figures import figures
 from stepcheck.harness.page.model import Report
+from stepcheck.harness.page.upgrade import Upgrade
 from stepcheck.harness.stream import Run
 from stepcheck.harness.subjects import UsageError
 
@@ -89,21 +91,28 @@ def build(recorded: Recorded, against: Path | None = None) -> Report:
     report = model.build(recorded.runs, recorded.folders, recorded.unread)
     report.figures = figures(report, recorded.runs)
     if before is not None:
-        report.comparison = compare.compare(report, before, str(against))
+        found = compare.compare(report, before, str(against))
+        if isinstance(found, Upgrade):
+            report.upgrade = found
+        else:
+            report.comparison = found
     return report
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """Write ``index.html``, ``report.json``, ``report.md`` and ``badge.svg``.
+    """Write ``index.html``, ``report.json``, ``report.md`` and ``badge.svg``, and known issues as ``versions.html`` and ``versions.json``.
 
     Raises:
         UsageError: they cannot be written.
     """
+    known = faults.build()
     texts = {
         "index.html": page.html(report),
-        "report.json": json.dumps(report.to_json(), ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n",
+        "report.json": _json(report.to_json()),
         "report.md": markdown.markdown(report),
         "badge.svg": badge.svg(report),
+        "versions.html": versions.html(known),
+        "versions.json": _json(known.to_json()),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,3 +122,7 @@ def write(report: Report, folder: Path) -> list[Path]:
     except OSError as error:
         raise UsageError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from None
     return [folder / name for name in texts]
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"

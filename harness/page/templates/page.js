@@ -1,19 +1,8 @@
-"use strict";
 // The page's behaviour: details of a cell, filters, links, where a number comes from. Data is data: all text goes through textContent.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const $ = (selector) => document.querySelector(selector);
 const text = (n) => (n === undefined ? "" : data.strings[n]);
 const LARGEST = 1.7e308;
-
-function h(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
-  }
-  element.append(...children.flat(9).filter((child) => child !== null && child !== ""));
-  return element;
-}
 
 function svg(tag, attributes, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -120,34 +109,6 @@ document.addEventListener("click", (event) => {
   else if (!source.contains(event.target)) hide();
 });
 
-// --- Copying
-
-function copier(what, label = "Copy") {
-  if (!what) return "";
-  const button = h("button", { type: "button" }, label);
-  button.addEventListener("click", async () => {
-    button.textContent = (await copy(what)) ? "Copied" : "Select and copy by hand";
-    setTimeout(() => (button.textContent = label), 1500);
-  });
-  return button;
-}
-
-async function copy(what) {
-  try {
-    await navigator.clipboard.writeText(what);
-    return true;
-  } catch {
-    // Browsers that give pages from files no clipboard still copy what is selected.
-    const area = h("textarea", { readonly: "", style: "position:fixed;top:0;opacity:0" });
-    area.value = what;
-    document.body.append(area);
-    area.select();
-    const done = document.execCommand("copy");
-    area.remove();
-    return done;
-  }
-}
-
 // --- The address: #/torch/Adam/foreach?dtype=float32
 
 const filters = $("#filters");
@@ -213,7 +174,7 @@ function matches(cell, { optimizer, dtype, feature, verdict: wanted }) {
   return (!optimizer || cell.l === optimizer)
     && (!dtype || (cell.t ?? []).includes(data.dtypes.indexOf(dtype)))
     && (!feature || (cell.f ?? []).some(([n, lives]) => data.features[n] === feature && lives))
-    && (!wanted || data.verdicts[cell.v] === wanted || (wanted === data.known && (cell.d ?? []).some((d) => d.k)));
+    && (!wanted || data.verdicts[cell.v] === wanted);
 }
 
 function filter() {
@@ -238,37 +199,6 @@ function filter() {
   $("#shown").textContent = any ? `${shown} of ${data.cells.length} subjects` : "";
   rove(matrix);
 }
-
-// --- One stop for the tab key in a table; arrows move between its numbers or links
-
-function rove(within) {
-  const stops = [...within.querySelectorAll(within.dataset.roving)];
-  for (const stop of stops) stop.tabIndex = -1;
-  const first = stops.find((stop) => !stop.hidden && !stop.closest("[hidden]"));
-  if (first) first.tabIndex = 0;
-}
-
-const MOVES = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
-document.addEventListener("keydown", (event) => {
-  const move = MOVES[event.key];
-  const within = event.target.closest("[data-roving]");
-  if (!move || !within || !event.target.matches(within.dataset.roving)) return;
-  const selector = within.dataset.roving;
-  let cell = event.target.closest("td, th");
-  const own = [...cell.querySelectorAll(selector)];
-  let next = move[0] ? own[own.indexOf(event.target) + move[0]] : undefined; // of several in a cell, up and down
-  while (!next) {
-    const row = within.rows[cell.parentElement.rowIndex + move[0]];
-    cell = row?.cells[cell.cellIndex + move[1]];
-    if (!cell) return;
-    const there = [...cell.querySelectorAll(selector)].filter((stop) => !stop.hidden && !stop.closest("[hidden]"));
-    next = move[0] < 0 ? there.at(-1) : there[0];
-  }
-  event.preventDefault();
-  event.target.tabIndex = -1;
-  next.tabIndex = 0;
-  next.focus();
-});
 
 // --- The details of a cell
 
@@ -317,7 +247,7 @@ function summary(cell) {
   const names = { traces: "lives", lives: "calls of step()", steps: "steps of parameters" };
   return h("div", {},
     h("dl", { class: "counts" },
-      cell.w === undefined ? "" : h("div", {}, h("dt", {}, "worst r"), h("dd", {}, number(ratio(cell.w), "worst_ratio", cell.r))),
+      cell.w === undefined ? "" : h("div", {}, h("dt", {}, data.verdicts[cell.v] === "known" ? "worst r, known left out" : "worst r"), h("dd", {}, number(ratio(cell.w), "worst_ratio", cell.r))),
       facts.map(([name, shown, key]) => h("div", {}, h("dt", {}, names[name] ?? name), h("dd", {}, number(shown, key, cell.r))))),
     h("p", {}, `Held to the reference of ${cell.l}. `, cell.i === undefined ? "" : `Worst r: ${text(cell.i)}.`),
     cell.e === undefined ? "" : h("p", { class: "unknown" }, `Unknown because: ${text(cell.e)}`));
@@ -330,8 +260,9 @@ function divergences(cell, dtype) {
     const name = Array.isArray(data.checks[d.c]) ? data.checks[d.c][0] : String(d.c);
     const safe = /^https?:\/\//.test(d.u);
     return h("details", { class: "case", ...(d.k ? {} : { open: "" }) },
-      h("summary", {}, d.k ? h("span", { class: "v" }, "known") : h("span", { class: "v fail" }, "✕ new"), ` ${name}: ${text(d.x)}`, d.k ? h("span", { class: "entry" }, ` ${d.k}`) : ""),
+      h("summary", {}, d.k ? h("span", { class: "v known" }, `${data.signs.known} known`) : h("span", { class: "v fail" }, "✕ new"), ` ${name}: ${text(d.x)}`, d.k ? h("span", { class: "entry" }, ` ${d.k}`) : ""),
       h("div", {},
+        d.h ? h("p", {}, `Not its own: a fault of ${d.h}.`) : "",
         d.k ? h("p", {}, "Ledger: ", safe ? h("a", { href: d.u, rel: "noreferrer" }, d.k) : h("code", {}, d.k), d.a === undefined ? "" : `: ${text(d.a)}`) : "",
         h("p", {}, "In ", number(count(d.n), "found_in", cell.r), d.n === 1 ? " life" : " lives", d.w === null ? "" : [", r ", number(ratio(d.w), "ratio", cell.r)], `; ${d.t.join(", ")}.`),
         (d.l ?? []).length ? h("ul", { class: "life" }, d.l.map((n) => h("li", {}, text(n)))) : "",
@@ -423,37 +354,11 @@ for (const holder of document.querySelectorAll("[data-f]")) {
   });
 }
 
-// --- The theme
-
-const themes = ["system", "light", "dark"];
-function theme(name) {
-  if (name === "system") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = name;
-  $("#theme span").textContent = name;
-}
-function remembered() {
-  try {
-    return localStorage.getItem("theme");
-  } catch {
-    return null; // a browser that keeps nothing for files
-  }
-}
-$("#theme").addEventListener("click", () => {
-  const next = themes[(themes.indexOf($("#theme span").textContent) + 1) % themes.length];
-  theme(next);
-  try {
-    localStorage.setItem("theme", next);
-  } catch {
-    // It holds for this visit.
-  }
-});
-if (themes.includes(remembered())) theme(remembered());
-
 // Links of the matrix are told whole where they stand without their row and column.
 for (const anchor of document.querySelectorAll(".matrix a")) {
   anchor.dataset.k = "worst_ratio";
   const cell = data.cells[anchor.dataset.i];
-  anchor.setAttribute("aria-label", `${cell.s}: ${anchor.textContent.replace(/^\S+ /, "").replace("+", "known divergences: ")}`);
+  anchor.setAttribute("aria-label", `${cell.s}: ${anchor.textContent.replace(/^\S+ /, "").replace("+", "known divergences beside it: ")}`);
 }
 if (matrix) rove(matrix);
 follow();

@@ -1,6 +1,7 @@
 """Runs to report: two real campaigns, one of a wrong optimizer; and as many made-up ones as wanted."""
 
 import json
+import platform
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 import torch
 from recorded import REPORTS, WRONG, result, run
 
+from stepcheck.harness import evidence
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.evidence import Played
 from stepcheck.harness.page import model
 from stepcheck.harness.page.figures import figures
 from stepcheck.harness.subjects import resolve
@@ -80,3 +83,35 @@ def large(campaigned):
             one.tallies["agreement"].divergences.append(told)
         results.append(one)
     return model.build([run(*results)])
+
+
+def under(version, *, lacks=None, unsupported=None, **saw):
+    """What was played under a version: of each entry, by its name with ``_``, the subjects that show it and those that do not."""
+    shows = {name.replace("_", "-"): list(subjects) for name, (subjects, _) in saw.items()}
+    quiet = {name.replace("_", "-"): list(subjects) for name, (_, subjects) in saw.items()}
+    machine = {"torch": f"{version}+cpu", "platform": f"{platform.system()} {platform.machine()}"}
+    return Played(version, machine, lacks or {}, unsupported or {}, shows, quiet)
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """What was seen of a few entries under five versions, of which one is installed, in place of what this release knows."""
+    bare = {"lacks": {"Muon": "there is no torch.optim.Muon"}, "unsupported": {"Adam[capturable]": "it wants CUDA"}}
+    adam, sgd, fused, muon = ["Adam[forloop]"], ["SGD[forloop]"], ["SGD[fused]"], ["Muon[forloop]"]
+    made = (
+        under("2.6.0", **bare, groups_are_not_validated=(adam + sgd, []), fused_sgd_never_stores_narrow_vectors=([], fused)),
+        under("2.8.0", **bare, groups_are_not_validated=(adam + sgd, [])),
+        under(
+            evidence.installed(), groups_are_not_validated=(adam + sgd, []), muon_divides_by_no_elements=(muon, []),
+            fused_sgd_never_stores_narrow_vectors=(fused, []), sgd_accepts_nan=(fused + sgd, []),
+        ),
+        under(
+            "2.98.0", groups_are_not_validated=(sgd, adam), muon_divides_by_no_elements=(muon, []),
+            fused_sgd_never_stores_narrow_vectors=([], fused), sgd_accepts_nan=(fused + sgd, []),
+        ),
+        under("2.99.0", groups_are_not_validated=(sgd, adam), sgd_accepts_nan=([], fused + sgd)),
+    )  # fmt: skip
+    monkeypatch.setattr(evidence, "versions", lambda: made)
+    evidence.here.cache_clear()
+    yield made
+    evidence.here.cache_clear()

@@ -8,7 +8,8 @@ import sys
 import pytest
 from recorded import WRONG, run
 
-from stepcheck.harness.page import model, page
+from stepcheck.harness import evidence
+from stepcheck.harness.page import faults, model, page, versions
 from stepcheck.harness.page.compare import compare
 from stepcheck.harness.page.figures import figures
 
@@ -92,7 +93,7 @@ def test_it_opens_with_verdict_matrix_and_environment(tab, file, whole):
 
 def test_a_cell_opens_and_the_back_button_closes_it(tab, file):
     opened = tab.open(file)
-    opened.get_by_role("link", name=re.compile(r"torch:Adam\[forloop\]: pass")).click()
+    opened.get_by_role("link", name=re.compile(r"torch:Adam\[forloop\]: known")).click()
     assert opened.url.endswith(RIGHT_LINK)
     heading = opened.get_by_role("heading", name="torch:Adam[forloop]")
     assert heading.is_visible()
@@ -128,7 +129,8 @@ def test_filters_hide_what_does_not_match_and_stand_in_the_address(tab, file):
     assert opened.url.endswith("#/?verdict=fail")
     assert opened.locator("#shown").inner_text() == "1 of 2 subjects"
     assert opened.locator(".matrix thead th:visible").count() == 2
-    opened.locator("#filters").get_by_label("verdict").select_option("with known divergences")
+    opened.locator("#filters").get_by_label("verdict").select_option("known")
+    assert opened.locator(".matrix a:visible").get_attribute("href") == RIGHT_LINK
     opened.locator("#filters").get_by_label("feature").select_option("reload")
     assert "feature=reload" in opened.url
     opened.get_by_role("button", name="Clear").click()
@@ -261,3 +263,98 @@ def test_a_cell_among_many_opens_at_once(browser, large_file):
     opened.get_by_role("heading", name="package200.module:Optimizer3").wait_for()
     assert opened.evaluate("performance.now()") - began < 1000
     shown.context.close()
+
+
+# --- The page of versions
+
+FUSED_LINK, FAULT_LINK = f"#SGD-fused.{evidence.installed()}", "#fused-sgd-never-stores-narrow-vectors"
+
+
+@pytest.fixture
+def versions_file(played, tmp_path):
+    path = tmp_path / "versions.html"
+    path.write_text(versions.html(faults.build()), encoding="utf-8")
+    return path
+
+
+def lists(opened):
+    return opened.locator(".subject:visible h2").all_inner_texts()
+
+
+def test_a_cell_of_a_version_opens_its_list_and_the_back_button_closes_it(tab, versions_file):
+    opened = tab.open(versions_file)
+    assert lists(opened) == []
+    opened.get_by_role(
+        "link", name=re.compile(rf"SGD\[fused\], torch {re.escape(evidence.installed())}: 1 wrong")
+    ).click()
+    assert opened.url.endswith(FUSED_LINK)
+    assert lists(opened) == ["SGD[fused]"]
+    section = opened.locator(".subject:visible")
+    assert section.bounding_box()["y"] < 800
+    assert section.locator("tbody th").all_inner_texts() == ["fused-sgd-never-stores-narrow-vectors", "sgd-accepts-nan"]
+    section.get_by_role("link", name="fused-sgd-never-stores-narrow-vectors").click()
+    assert opened.url.endswith(FAULT_LINK)
+    opened.go_back()
+    opened.go_back()
+    assert lists(opened) == []
+
+
+def test_the_column_that_was_chosen_stands_out_and_what_it_does_not_show_fades(tab, versions_file):
+    opened = tab.open(versions_file, "#SGD-fused.2.99.0")
+    colour = "e => getComputedStyle(e).color"
+    first, last = (row.locator("th").evaluate(colour) for row in opened.locator(".subject:visible tbody tr").all())
+    assert first != last  # what the one before fixed is none of its own
+    backgrounds = [
+        c.evaluate("e => getComputedStyle(e).backgroundColor")
+        for c in opened.locator(".subject:visible tbody tr").last.locator("td").all()
+    ]
+    assert backgrounds[:-1] == [backgrounds[0]] * (len(backgrounds) - 1)
+    assert backgrounds[-1] != backgrounds[0]
+
+
+def test_the_page_of_versions_works_without_javascript(browser, versions_file):
+    context = browser.new_context(viewport=WIDE, java_script_enabled=False)
+    opened = context.new_page()
+    opened.goto(versions_file.as_uri())
+    assert opened.locator("#theme").is_hidden()
+    opened.locator(f'a[href="{FUSED_LINK}"]').click()
+    assert lists(opened) == ["SGD[fused]"]
+    opened.locator(f'.subject a[href="{FAULT_LINK}"]').click()
+    script = opened.locator(f'article[aria-labelledby="{FAULT_LINK[1:]}"] details')
+    script.locator("summary").click()
+    assert "import torch" in script.locator("pre").inner_text()
+    context.close()
+
+
+def test_a_script_of_an_issue_is_copied_and_the_matrix_is_one_stop(tab, versions_file):
+    opened = tab.open(versions_file)
+    assert opened.locator(".versions a[tabindex='0']").count() == 1
+    article = opened.locator(f'article[aria-labelledby="{FAULT_LINK[1:]}"]')
+    article.get_by_role("button", name="Copy").first.click()
+    article.get_by_role("button", name="Copied").wait_for()
+    assert opened.evaluate("navigator.clipboard.readText()") == f"stepcheck replay {FAULT_LINK[1:]}"
+    article.locator("summary").click()
+    article.get_by_role("button", name="Copy script").click()
+    article.get_by_role("button", name="Copied").last.wait_for()
+    assert opened.evaluate("navigator.clipboard.readText()") == article.locator("pre").text_content()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("link", ["", FUSED_LINK, "#SGD-fused.2.98.0"])
+def test_axe_finds_nothing_on_the_page_of_versions(browser, versions_file, scheme, size, link):
+    shown = Tab(browser, size, scheme)
+    opened = shown.open(versions_file, link)
+    opened.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    found = axe.Axe().run(opened)
+    assert found.violations_count == 0, found.generate_report()
+    shown.context.close()
+    assert shown.complaints == []
+
+
+@pytest.mark.parametrize("link", ["", FUSED_LINK, FAULT_LINK])
+def test_a_phone_does_not_scroll_the_page_of_versions_sideways(browser, versions_file, link):
+    phone = Tab(browser, {"width": 360, "height": 740})
+    opened = phone.open(versions_file, link)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 360
+    phone.context.close()

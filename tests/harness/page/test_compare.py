@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from recorded import result, run
+from recorded import diverging, result, run
 
 from stepcheck.harness.page import compare, model
 from stepcheck.harness.subjects import UsageError
@@ -36,6 +36,15 @@ def test_what_passes_no_longer_is_a_failure_and_so_is_a_new_subject_that_fails(c
     assert (doubtful.verdict, doubtful.changed) == ("fail", ["torch:Adam[foreach]: pass, now unknown"])
     assert compared(run(result()), run(result(), campaigned[1])).verdict == "fail"
     assert compared(run(result()), run(result(), result("fast:Adam"))).verdict == "pass"
+
+
+def test_known_is_no_failure_and_what_appeared_is_told():
+    found = compared(run(result()), run(diverging()))
+    assert (found.verdict, found.red, found.changed) == ("pass", [], ["torch:Adam[foreach]: pass, now known"])
+    assert found.appeared == ["torch:Adam[foreach]: agreement: known, groups-are-not-validated"]
+    back = compared(run(diverging()), run(result()))
+    assert (back.verdict, back.green) == ("pass", ["torch:Adam[foreach]"])
+    assert compared(run(diverging()), run(result(error="interrupted"))).verdict == "fail"
 
 
 def test_a_subject_that_nobody_checked_any_more_is_a_failure():

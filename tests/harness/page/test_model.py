@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from recorded import WRONG, result, run
+from recorded import WRONG, diverging, result, run
 
 from stepcheck.harness.page import model
 
@@ -38,7 +38,7 @@ def test_counts_are_sums_over_subjects_and_checks():
 def test_each_new_divergence_makes_it_fail_and_can_be_replayed(campaigned):
     report = model.build([run(*campaigned)])
     right, wrong = report.cells
-    assert (right.verdict, wrong.verdict, report.verdict) == ("pass", "fail", "fail")
+    assert (right.verdict, wrong.verdict, report.verdict) == ("known", "fail", "fail")
     assert wrong.subject == WRONG
     assert wrong.new == len(campaigned[1].divergences) > 0
     first = next(d for d in wrong.divergences if not d.known)
@@ -54,8 +54,34 @@ def test_the_folder_of_a_divergence_is_named_where_it_is_not_the_usual_one(campa
 
 def test_what_is_known_is_told_with_its_entry(campaigned):
     (right, _) = model.build([run(*campaigned)]).cells
-    assert right.known == len(right.divergences) > 0
+    assert 0 < right.own <= right.known == len(right.divergences)
     assert all(d.entry and d.statement for d in right.divergences)
+
+
+def test_known_is_a_verdict_of_its_own_and_counted():
+    report = model.build([run(result(), diverging("torch:SGD[fused]", "SGD"))])
+    assert [c.verdict for c in report.cells] == ["pass", "known"]
+    assert (report.verdict, report.counts["pass"], report.counts["known_subjects"]) == ("known", 1, 1)
+    assert report.headline == "1 of 2 subjects have known divergences only; 1 of 2 subjects pass"
+
+
+def test_a_known_subject_does_not_show_the_r_of_what_it_does_right():
+    (passes, known) = model.build([run(result(), diverging("torch:SGD[fused]", "SGD"))]).cells
+    assert (passes.number, passes.beside) == ("0.500", 0)
+    assert (known.number, known.beside) == ("1", 0)
+
+
+def test_what_is_another_s_fault_stands_beside_the_verdict():
+    (cell,) = model.build([run(diverging(owner="torch:Adam[fused]"))]).cells
+    assert (cell.verdict, cell.own, cell.number, cell.beside) == ("pass", 0, "0.500", 1)
+    assert cell.divergences[0].owner == "torch:Adam[fused]"
+
+
+@pytest.mark.parametrize(("carried", "verdict"), [(False, "fail"), (True, "pass")])
+def test_a_row_of_the_ledger_without_evidence_may_show_nothing(carried, verdict):
+    row = {"name": "some-entry", "reproduces": False, "carried": carried}
+    report = model.build([run(result(), ledger=[row])])
+    assert (report.verdict, report.counts["mended"]) == (verdict, int(not carried))
 
 
 @pytest.mark.parametrize(

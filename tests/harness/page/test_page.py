@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from recorded import result, run
+from recorded import diverging, result, run
 
 from stepcheck.harness.page import badge, markdown, model, page
 from stepcheck.harness.page.compare import compare
@@ -40,7 +40,7 @@ def test_it_is_one_file_that_needs_no_other(whole):
     html = page.html(whole)
     tags = Tags(html)
     assert not {"link", "img", "iframe", "object"} & set(tags.seen) - {"link"}
-    assert all(link.startswith(("#", "data:", "https://")) for link in tags.links)
+    assert all(link.startswith(("#", "data:", "https://")) or link == "versions.html" for link in tags.links)
     assert "default-src 'none'" in html
     assert not re.search(r"url\((?!#)|@import|\bfetch\(", html)
     assert len(html.encode()) < page.MOST_BYTES
@@ -139,6 +139,23 @@ def test_without_a_document_the_page_says_which_command_gives_it():
         "stepcheck census",
     ):
         assert f"Not in these runs: {command}" in html
+
+
+def test_known_has_a_cell_a_count_and_a_filter_of_its_own():
+    html = rendered(run(result(), diverging("torch:SGD[fused]", "SGD", "sgd-accepts-nan", "groups-are-not-validated")))
+    (cell,) = re.findall(r'<a href="#/torch/SGD/fused" .*?</a>', html)
+    assert 'class="known"' in cell
+    assert re.sub(r"<[^>]+>", "", cell) == "◆ known 2"
+    assert (
+        '<select name="verdict"><option value="">all</option><option>pass</option><option>known</option></select>'
+        in html
+    )
+    assert "with known divergences" not in html
+
+
+def test_whose_fault_it_is_stands_in_the_details():
+    data = embedded(rendered(run(diverging(owner="torch.optim.Optimizer"))))
+    assert [d["h"] for d in data["cells"][0]["d"]] == ["torch.optim.Optimizer"]
 
 
 def test_without_any_check_it_says_so(documents):

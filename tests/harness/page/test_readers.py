@@ -4,7 +4,7 @@ import re
 from xml.etree import ElementTree as ET
 
 import pytest
-from recorded import result, run
+from recorded import diverging, result, run
 
 from stepcheck.harness.page import badge, markdown, model
 from stepcheck.harness.page.figures import figures
@@ -13,7 +13,7 @@ from stepcheck.harness.page.figures import figures
 def test_markdown_has_the_matrix_and_every_new_divergence(whole):
     told = markdown.markdown(whole)
     assert told.startswith("## stepcheck: ✕ fail")
-    assert re.search(r"\| \*\*Adam\*\* \| ✓ 0\.9\d\d \+\d", told)
+    assert re.search(r"\| \*\*Adam\*\* \| ◆ known \d", told)
     new = [d for c in whole.cells for d in c.divergences if not d.known]
     assert told.count("<summary>✕ new") == len(new) > 0
     assert all(d.script.rstrip() in told and d.replay in told for d in new)
@@ -33,7 +33,14 @@ def test_a_fence_is_longer_than_those_in_a_script(campaigned):
     assert "`````python\nx = '''\n````\n'''\n`````\n" in markdown.markdown(report)
 
 
-@pytest.mark.parametrize(("made", "told"), [(result(), "pass 1 of 1"), (result(error="it broke"), "unknown 0 of 1")])
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (result(), "pass 1 of 1"),
+        (result(error="it broke"), "unknown 0 of 1"),
+        (diverging(), "known: 0 pass, 1 known of 1"),
+    ],
+)
 def test_the_badge_says_verdict_and_count(made, told):
     report = model.build([run(made)])
     svg = ET.fromstring(badge.svg(report))
@@ -43,6 +50,12 @@ def test_the_badge_says_verdict_and_count(made, told):
     assert svg.get("role") == "img"
     assert svg.get("aria-labelledby") == title.get("id")
     assert report.headline in title.text
+
+
+def test_the_badge_has_a_colour_for_each_verdict():
+    colours = [re.findall(r'height="20" fill="(#\w+)"', badge.svg(model.build([run(r)])))[1]
+               for r in (result(), diverging(), result(error="it broke"))]  # fmt: skip
+    assert len(set(colours)) == 3
 
 
 def test_each_plot_has_a_title_on_each_mark_and_a_table(whole):

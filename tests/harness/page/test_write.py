@@ -1,4 +1,4 @@
-"""stepcheck report: from streams on disk to four files; what cannot be read is told, and exit 2 where nothing can be rendered."""
+"""stepcheck report: from streams on disk to a folder of files; what cannot be read is told, and exit 2 where nothing can be rendered."""
 
 import contextlib
 import json
@@ -13,6 +13,8 @@ from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.page import write
 from stepcheck.harness.stream import Recorder, Stream
 from stepcheck.harness.subjects import UsageError, resolve
+
+FILES = {"index.html", "report.json", "report.md", "badge.svg", "versions.html", "versions.json"}
 
 
 def stepcheck(*words, cwd):
@@ -29,11 +31,11 @@ def record(folder, subject="torch:SGD[forloop]", command="stepcheck check torch:
     return stream.path
 
 
-def test_the_command_writes_four_files(tmp_path):
+def test_the_command_writes_a_folder(tmp_path):
     path = record(tmp_path / ".stepcheck")
     done = stepcheck("report", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert {p.name for p in (tmp_path / "report").iterdir()} == {"index.html", "report.json", "report.md", "badge.svg"}
+    assert {p.name for p in (tmp_path / "report").iterdir()} == FILES
     data = json.loads((tmp_path / "report" / "report.json").read_text())
     assert [c["subject"] for c in data["cells"]] == ["torch:SGD[forloop]"]
     assert (data["runs"][0]["id"], data["runs"][0]["seed"]) == (path.stem, 3)
