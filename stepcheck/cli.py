@@ -562,9 +562,10 @@ def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | Non
 @commands.command("report")
 @click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("report"), show_default=True,
-              help="Folder for index.html, report.json, report.md and badge.svg.")  # fmt: skip
+              help="Folder for index.html, report.json, report.md, badge.svg, versions.html and versions.json.")  # fmt: skip
 @click.option("--against", type=click.Path(dir_okay=False, path_type=Path), metavar="REPORT.json",
-              help="Compare with an earlier report: what became red or green, what is gone, which counts shrank.")  # fmt: skip
+              help="Compare with an earlier report: what became red or green, what is gone, which counts shrank; of another"
+                   " version of torch, which faults were fixed and which are new.")  # fmt: skip
 def report_(paths: tuple[Path, ...], out: Path, against: Path | None) -> int:
     """Render what runs recorded: a page, JSON, Markdown for a pull request, a badge.
 
@@ -588,6 +589,9 @@ def report_(paths: tuple[Path, ...], out: Path, against: Path | None) -> int:
             f" {len(c.shrank)} counts shrank",
             markup=False,
         )
+    if made.upgrade is not None:
+        for line in made.upgrade.lines():
+            _console.print(line, markup=False, soft_wrap=True)
     _console.print(f"{made.verdict}: {made.headline}", markup=False)
     for path in written:
         _console.print(f"{path}  {path.stat().st_size:,} bytes", markup=False)
