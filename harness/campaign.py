@@ -340,7 +340,7 @@ class Campaign:
     def _ask(self, trace: Trace, life: Life) -> None:
         result = self.result
         life.features = features(trace)
-        limit = self._patience()
+        limit = patience(self.subject)
         self.about_to_play(trace)
         try:
             with _time_limit(limit):
@@ -404,13 +404,6 @@ class Campaign:
         """Deviations seen in several lives that no broken invariant explained: to look for one costs more than the life itself."""
         agreement = ((cause, s.count) for (check, cause), s in self.suspects.items() if check == "agreement")
         return frozenset(cause for cause, count in agreement if count >= _TRIED)
-
-    def _patience(self) -> float:
-        """Seconds for one life. Near the end of the campaign's time a tenth is enough; not where a life takes long to compile."""
-        enough = patience(self.subject)
-        if self.subject.cost > _COSTLY:
-            return enough
-        return min(enough, max(self.deadline - time.perf_counter(), enough / 10))
 
     def _refused(self, evidence: Evidence) -> bool:
         """Whether somebody's constructor declares that it does not support these options, as ValueError says it."""

@@ -115,6 +115,7 @@ class _Pool:
         self.waiting: list[tuple[int, bool]] = [(n, False) for n in order]
         self.jobs: dict[int, _Job] = {}
         self.results: dict[int, Result] = {}
+        self.diaries = tempfile.TemporaryDirectory(prefix="stepcheck-")
 
     def run(self) -> list[Result]:
         try:
@@ -136,10 +137,11 @@ class _Pool:
         finally:
             for job in self.jobs.values():
                 job.process.kill()
+            self.diaries.cleanup()
         return [self.results[n] for n in range(len(self.subjects))]
 
     def _start(self, n: int, careful: bool) -> None:
-        diary = Path(tempfile.mkdtemp(prefix="stepcheck-")) / "trace.json" if careful else None
+        diary = Path(self.diaries.name) / f"{n}.json" if careful else None
         receive, send = multiprocessing.Pipe(duplex=False)
         subject = self.subjects[n]
         # CUDA does not work in a process that was forked after its parent began with it.

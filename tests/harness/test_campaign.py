@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stepcheck.harness import campaign as campaigns
 from stepcheck.harness import workers
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.checks import CHECKS
@@ -114,8 +115,9 @@ def test_a_failing_life_is_shrunk_to_what_it_needs():
     assert trace.parameters[0].numel == 1
 
 
-def test_a_subject_that_hangs_is_judged():
-    result = campaign(class_subject(Hangs, "SGD"), examples=None, seconds=2.0)
+def test_a_subject_that_hangs_is_judged(monkeypatch):
+    monkeypatch.setattr(campaigns, "TRACE_SECONDS", 2.0)
+    result = campaign(class_subject(Hangs, "SGD"), examples=None, seconds=0.5)
     assert result.verdict == "fail"
     assert [(d.check, d.cause) for d in result.divergences] == [("completes", "hangs")]
 

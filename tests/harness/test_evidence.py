@@ -1,7 +1,6 @@
 """On which versions of torch a known issue holds: what was played decides, and where nothing was, its own life."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
@@ -174,7 +173,6 @@ def test_what_another_mode_did_is_told_of_that_mode():
     assert finding.owner == "torch:SGD[foreach]"
 
     looking = Campaign(subject, Settings(examples=1))
-    looking.deadline = math.inf
     looking._ask(trace, Life(1))
     looking._shrink_new()
     tally = looking.result.tallies["gradient-unwritten"]
