@@ -80,6 +80,24 @@ def _too_old(index: int | None) -> str:
     return f"its GPU has compute capability {have}, kernels need {need}"
 
 
+@functools.cache
+def _index_single_elements() -> None:
+    """Let an array of one element be an index in Triton's interpreter.
+
+    Triton up to 3.6 takes ``int()`` of it, which NumPy refuses from 2.4 on; Triton 3.7 squeezes it first, as here.
+    """
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor  # noqa: SLF001 - what it sets it also takes back, after each launch
+
+    @functools.wraps(patch)
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+
+    interpreter._patch_lang_tensor = patched  # noqa: SLF001
+
+
 _numbers = itertools.count()
 
 
@@ -95,6 +113,8 @@ def _function(source: Source, *, interpreted: bool) -> Any:
     text = source.text if interpreted else _CONVERSIONS + source.text
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     wrap: Any = InterpretedFunction if interpreted else JITFunction
+    if interpreted:
+        _index_single_elements()
     namespace: dict[str, Any] = {"tl": tl, "__name__": "stepcheck_kernels"}
     if interpreted:
         namespace |= {f.__name__: f for f in (power, to_bfloat16, from_bfloat16)}
