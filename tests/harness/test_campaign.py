@@ -117,7 +117,7 @@ def test_a_failing_life_is_shrunk_to_what_it_needs():
 
 def test_a_subject_that_hangs_is_judged(monkeypatch):
     monkeypatch.setattr(campaigns, "TRACE_SECONDS", 2.0)
-    result = campaign(class_subject(Hangs, "SGD"), examples=None, seconds=0.5)
+    result = campaign(class_subject(Hangs, "SGD"), examples=None, seconds=2.0)
     assert result.verdict == "fail"
     assert [(d.check, d.cause) for d in result.divergences] == [("completes", "hangs")]
 
