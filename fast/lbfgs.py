@@ -106,7 +106,8 @@ class LBFGS(Fast, torch.optim.LBFGS):
         given = (lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn)
         members = params if isinstance(params, Tensor) else list(params)
         own = dict(members[0]) if len(members) and isinstance(members[0], dict) else {}
-        super().__init__(members, *given, **({"maximize": maximize} if _TORCH_MAXIMIZES else {}))
+        more: dict[str, Any] = {"maximize": maximize} if _TORCH_MAXIMIZES else {}
+        super().__init__(members, *given, **more)
         group = self.param_groups[0]
         for options in (self.defaults, group):
             options.setdefault("maximize", maximize)

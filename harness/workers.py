@@ -238,9 +238,9 @@ class Replayed:
     def to_json(self) -> dict[str, Any]:
         """The row of ``--json``, and why it does not reproduce."""
         entry, span = self.entry, self.entry.span
-        row = {"name": entry.name, "statement": entry.statement, "link": entry.link, "versions": span.specifier}
-        row |= {"first_seen": span.first_seen, "fixed_in": span.fixed_in, "carried": self.carried}
-        return row | {"reproduces": self.reproduces, "told": self.told}
+        row: dict[str, Any] = {"name": entry.name, "statement": entry.statement, "link": entry.link}
+        row |= {"versions": span.specifier, "first_seen": span.first_seen, "fixed_in": span.fixed_in}
+        return row | {"reproduces": self.reproduces, "carried": self.carried, "told": self.told}
 
 
 def replay(subjects: Sequence[Subject], settings: Settings, stream: Stream | None = None) -> list[Replayed]:
