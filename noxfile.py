@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import nox
@@ -196,3 +197,29 @@ def cuda(session: nox.Session) -> None:
     # Without the constraints: they name the Triton that goes with torch for the CPU, and torch for CUDA brings the one that it was built with.
     session.install("-e", ".[test,plot]")
     session.run("python", "cuda_session.py", "--minutes", "90", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def versions(session: nox.Session) -> None:
+    """Known issues under versions of torch, into ``harness/versions.json``: ``-- 2.9.1 2.12.1``; ``--check`` plays the main job as well.
+
+    An environment takes some 6 GB: they are made one at a time, and removed after use.
+    """
+    asked = [word for word in session.posargs if not word.startswith("-")]
+    if not asked:
+        session.error("name the versions of torch: nox -s versions -- 2.9.1 2.12.1")
+    for version in asked:
+        folder = Path(session.create_tmp()).resolve() / f"torch-{version}"
+        python = str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
+        try:
+            session.run(sys.executable, "-m", "venv", str(folder))
+            # As published: a build that lies on this machine may be another one.
+            clean = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+            session.run(
+                python, "-m", "pip", "install", "-q", "--no-cache-dir", f"torch=={version}", "-e", ".[test]", env=clean
+            )
+            session.run(python, "-m", "stepcheck.harness.versions")
+            if "--check" in session.posargs:
+                session.run(python, "-m", "stepcheck", "check", "torch", "fast", "--seed", "0")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -59,6 +60,9 @@ _console = Console(highlight=False) if sys.stdout.isatty() else Console(highligh
 def main() -> NoReturn:
     """Run the command line and exit; bad usage is one line on standard error."""
     sys.path.insert(0, "")  # somebody's module is looked for where they stand
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console of another encoding shows what it can
+            stream.reconfigure(errors="replace")
     try:
         status = commands(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -180,9 +184,10 @@ def check(
     who = list(chosen.values())
     about = {"examples": examples, "seconds": each, "dtypes": dtypes, "checks": settings.checks}
     with _recorded(out, seed, about | {"subjects": [(s.name, s.spec.name) for s in who]}) as stream:
+        replayed = workers.replay(who, settings, stream)
         with _shown(who, out) as listener:
             results = workers.run(who, settings, listener, stream)
-        stream.status = _status(results, workers.replay(who, settings, stream))
+        stream.status = _status(results, replayed)
     run = read(stream.path)
     show(run, out, _console)
     if json_file is not None:
@@ -221,7 +226,7 @@ def _writable(file: Path | None, option: str = "--json") -> None:
 
 def _status(results: Sequence[Result], replayed: Sequence[workers.Replayed]) -> int:
     verdicts = {r.verdict for r in results}
-    failed = "fail" in verdicts or not all(r.reproduces for r in replayed)
+    failed = "fail" in verdicts or any(r.failed for r in replayed)
     return DIVERGES if failed else UNKNOWN if "unknown" in verdicts else CONFORMS
 
 
@@ -562,7 +567,7 @@ def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | Non
 @commands.command("report")
 @click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("report"), show_default=True,
-              help="Folder for index.html, report.json, report.md, badge.svg, versions.html and versions.json.")  # fmt: skip
+              help="Folder for index.html, report.json, report.md, badge.svg, versions.html, versions.json and known.md.")  # fmt: skip
 @click.option("--against", type=click.Path(dir_okay=False, path_type=Path), metavar="REPORT.json",
               help="Compare with an earlier report: what became red or green, what is gone, which counts shrank; of another"
                    " version of torch, which faults were fixed and which are new.")  # fmt: skip

@@ -144,14 +144,16 @@ def markdown(faults: Faults, link: str = "") -> str:
     Args:
         link: the page, whose section of an entry its name leads to; nothing for names without links.
     """
-    lines = ["| known issue | gravity | first seen | fixed in | where |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| known issue | what | gravity | first seen | fixed in | where |", "|" + " --- |" * 6]
     oldest = faults.versions[0]["torch"] if faults.versions else ""
     for fault in faults.faults:
         name = f"[`{fault.name}`]({link}#{fault.name})" if link else f"`{fault.name}`"
         thread = f" ([thread]({fault.link}))" if safe_link(fault.link) else ""
         for first, fixed, subjects in _histories(fault):
             seen = f"{first} or earlier" if first == oldest else first
-            lines.append(f"| {name}{thread} | {fault.gravity} | {seen} | {fixed or 'not fixed'} | {_where(subjects)} |")
+            what = fault.statement.replace("|", "\\|")
+            cells = (name + thread, what, fault.gravity, seen, fixed or "not fixed", _where(subjects))
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

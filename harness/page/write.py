@@ -19,6 +19,12 @@ from stepcheck.harness.subjects import UsageError
 #: A first line that is longer is of no stream whose command can be read without reading it all.
 _MOST_BYTES = 1 << 20
 
+_KNOWN = """# Known issues of torch
+
+`first seen` and `fixed in` are the versions under which the life of each was played: [versions.html](versions.html) shows them all.
+
+"""
+
 
 @dataclass
 class Recorded:
@@ -100,7 +106,7 @@ def build(recorded: Recorded, against: Path | None = None) -> Report:
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """Write ``index.html``, ``report.json``, ``report.md`` and ``badge.svg``, and known issues as ``versions.html`` and ``versions.json``.
+    """Write ``index.html``, ``report.json``, ``report.md`` and ``badge.svg``, and known issues as ``versions.html``, ``versions.json`` and ``known.md``.
 
     Raises:
         UsageError: they cannot be written.
@@ -113,6 +119,7 @@ def write(report: Report, folder: Path) -> list[Path]:
         "badge.svg": badge.svg(report),
         "versions.html": versions.html(known),
         "versions.json": _json(known.to_json()),
+        "known.md": _KNOWN + versions.markdown(known, "versions.html"),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

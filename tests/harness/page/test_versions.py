@@ -145,14 +145,15 @@ def test_without_evidence_the_page_says_which_command_gives_it(monkeypatch):
 
 def test_the_table_in_markdown_has_a_row_for_each_history(built):
     lines = versions.markdown(built, "versions.html").splitlines()
-    assert lines[0] == "| known issue | gravity | first seen | fixed in | where |"
+    assert lines[0] == "| known issue | what | gravity | first seen | fixed in | where |"
+    what = {fault.name: fault.statement.replace("|", "\\|") for fault in built.faults}
     thread = "([thread](https://github.com/pytorch/pytorch/issues/191763))"
     assert [line.replace("versions.html#", "#") for line in lines[2:]] == [
-        f"| [`{NEVER_STORES}`](#{NEVER_STORES}) {thread} | wrong | {HERE} | 2.98.0 | `SGD[fused]` |",
-        f"| [`{MUON}`](#{MUON}) | raises | {HERE} | not fixed | `Muon[forloop]` |",
-        f"| [`{GROUPS}`](#{GROUPS}) | lax | 2.6.0 or earlier | 2.98.0 | `Adam[forloop]` |",
-        f"| [`{GROUPS}`](#{GROUPS}) | lax | 2.6.0 or earlier | not fixed | `SGD[forloop]` |",
-        f"| [`sgd-accepts-nan`](#sgd-accepts-nan) | lax | {HERE} | 2.99.0 | `SGD[forloop]`, `SGD[fused]` |",
+        f"| [`{NEVER_STORES}`](#{NEVER_STORES}) {thread} | {what[NEVER_STORES]} | wrong | {HERE} | 2.98.0 | `SGD[fused]` |",
+        f"| [`{MUON}`](#{MUON}) | {what[MUON]} | raises | {HERE} | not fixed | `Muon[forloop]` |",
+        f"| [`{GROUPS}`](#{GROUPS}) | {what[GROUPS]} | lax | 2.6.0 or earlier | 2.98.0 | `Adam[forloop]` |",
+        f"| [`{GROUPS}`](#{GROUPS}) | {what[GROUPS]} | lax | 2.6.0 or earlier | not fixed | `SGD[forloop]` |",
+        f"| [`sgd-accepts-nan`](#sgd-accepts-nan) | {what['sgd-accepts-nan']} | lax | {HERE} | 2.99.0 | `SGD[forloop]`, `SGD[fused]` |",
     ]
     assert "](" not in versions.markdown(built).replace("[thread](", "")
 

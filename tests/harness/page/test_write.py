@@ -14,7 +14,7 @@ from stepcheck.harness.page import write
 from stepcheck.harness.stream import Recorder, Stream
 from stepcheck.harness.subjects import UsageError, resolve
 
-FILES = {"index.html", "report.json", "report.md", "badge.svg", "versions.html", "versions.json"}
+FILES = {"index.html", "report.json", "report.md", "badge.svg", "versions.html", "versions.json", "known.md"}
 
 
 def stepcheck(*words, cwd):
