@@ -656,7 +656,9 @@ class _DeviceWork(_Work):
     def way(self, k: int, g: Tensor) -> str:
         from stepcheck.fast.cuda.runtime import unavailable
 
-        known = k and g.numel() and g.dtype is torch.float32 and not native.unavailable()  # the second loop is the host's
+        known = (
+            k and g.numel() and g.dtype is torch.float32 and not native.unavailable()
+        )  # the second loop is the host's
         return "passes" if known and not unavailable(g.device) else "operations"
 
     def times(self, rows: Sequence[Tensor], a: Tensor, b: Tensor, *formed: Tensor | Floats) -> Floats:

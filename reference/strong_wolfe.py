@@ -20,6 +20,7 @@ LEAST_WIDTH = 1e-9
 #: How close to an end of the bracket, as a share of its width, a trial may come only once in a row.
 MARGIN = 0.1
 
+
 class Trial(NamedTuple):
     """A step length along a direction, with loss, gradient and directional derivative there."""
 
