@@ -106,6 +106,12 @@ def here() -> Played | None:
     return next((p for p in versions() if p.torch == installed() and p.machine == machine), None)
 
 
+def same_processor() -> bool:
+    """Whether what was seen here was seen with the same kernels: those of torch for the CPU differ by its vector instructions."""
+    seen = here()
+    return seen is not None and seen.environment.get("cpu_capability") == torch.backends.cpu.get_cpu_capability()
+
+
 @dataclass(frozen=True)
 class Span:
     """The versions in which an entry's own life shows it, of those that were played.

@@ -69,9 +69,10 @@ def carried(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -
         return []
     still = [row["name"] for row in of_none if row["reproduces"]]
     gone = [row["name"] for row in of_none if not row["reproduces"]]
-    where = f"torch {environment.get('torch')} on {environment.get('platform')}"
-    told = f"no evidence for {where}: {len(still)} known issues still show here and are carried forward"
-    return [f"{told}; {len(gone)} do not show: {', '.join(gone)}" if gone else told]
+    where = f"torch {environment.get('torch')} on {environment.get('platform')}, {environment.get('cpu_capability')}"
+    told = [f"{len(still)} known issues still show here and are carried forward"] if still else []
+    told += [f"{len(gone)} do not show: {', '.join(gone)}"] if gone else []
+    return [f"no evidence for {where}: {'; '.join(told)}"]
 
 
 def notes(results: Sequence[Result]) -> list[str]:

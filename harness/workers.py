@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness import ledger
+from stepcheck.harness import evidence, ledger
 from stepcheck.harness.campaign import Campaign, Settings, patience, tell
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.ledger import Entry
@@ -222,7 +222,8 @@ class Replayed:
 
     Attributes:
         told: why it does not reproduce, where it does not.
-        carried: nothing was known of it under this version of torch, on such a machine, before its life was played here.
+        carried: nothing was known of it under this version of torch, on such a machine, before its life was played here; or it does
+            not show with the kernels that torch has for this processor, and was seen with those of another.
     """
 
     entry: Entry
@@ -267,9 +268,9 @@ def replay(subjects: Sequence[Subject], settings: Settings, stream: Stream | Non
 
 def _replay(entry: Entry, subject: Subject) -> Replayed:
     told = in_child(lambda: ledger.shows(subject, entry), patience(subject) + _SILENCE_SECONDS)
-    carried = entry.seen_here is None
-    if carried:
+    if entry.seen_here is None:
         ledger.PLAYED[entry.name] = not told
+    carried = entry.seen_here is None or (bool(told) and not evidence.same_processor())
     return Replayed(entry, not told, told, carried)
 
 

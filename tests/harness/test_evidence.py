@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stepcheck import cli
-from stepcheck.harness import evidence, ledger, report, versions
+from stepcheck.harness import evidence, ledger, report, versions, workers
 from stepcheck.harness.campaign import Campaign, Settings, findings
 from stepcheck.harness.evidence import Played, Span
 from stepcheck.harness.ledger import LEDGER
@@ -202,3 +202,13 @@ def test_every_entry_is_played_on_what_it_concerns_and_can_play_its_life():
     assert on("sgd-accepts-nan") == [f"SGD[{m}]" for m in TORCH_MODES["SGD"] if m != "compiled"]
     assert on("super-step-runs-hooks-again") == ["stepcheck.harness.ledger:StepsBySuper"]
     assert LEDGER["super-step-runs-hooks-again"].where == "SGD[forloop]"
+
+
+def test_what_does_not_show_with_the_kernels_of_another_processor_is_no_failure(monkeypatch):
+    entry = LEDGER[STRIDES]
+    monkeypatch.setattr(ledger, "shows", lambda *_: "its life shows nothing")
+    for capability, failed in ((torch.backends.cpu.get_cpu_capability(), True), ("VSX", False)):
+        machine = {**report.environment(), "cpu_capability": capability}
+        seen = replace(played("2.13.0", shows=[entry.where]), environment=machine)
+        monkeypatch.setattr(evidence, "here", lambda seen=seen: seen)
+        assert workers._replay(entry, entry.subject).failed == failed
