@@ -413,6 +413,11 @@ def no_such_class(name: str) -> str:
     return f"torch {torch.__version__} has no torch.optim.{name}{since}"
 
 
+def existing() -> tuple[str, ...]:
+    """The optimizers that the torch that is installed has."""
+    return tuple(name for name in SPECS if not no_such_class(name))
+
+
 def _modes(name: str) -> tuple[str, ...]:
     """The modes that a class of torch.optim has the keywords for; the first is its plain one."""
     if no_such_class(name):

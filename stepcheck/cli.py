@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
@@ -34,7 +34,17 @@ from stepcheck.harness.readers.markdown import markdown
 from stepcheck.harness.readers.scripts import to_json
 from stepcheck.harness.readers.terminal import show
 from stepcheck.harness.stream import Stream, read
-from stepcheck.harness.subjects import FAMILIES, TORCH_MODES, Subject, UsageError, no_triton, resolve, torch_subject
+from stepcheck.harness.subjects import (
+    FAMILIES,
+    TORCH_MODES,
+    Subject,
+    UsageError,
+    existing,
+    no_such_class,
+    no_triton,
+    resolve,
+    torch_subject,
+)
 from stepcheck.harness.trace import DTYPES, TraceError
 from stepcheck.harness.verdict import Divergence, Result
 from stepcheck.reference import SPECS
@@ -210,6 +220,12 @@ def _recorded(
     return Stream.create(folder, command, __version__, environment or report.environment(), seed, settings)
 
 
+def _all_exist(names: Iterable[str]) -> None:
+    """Refuse what needs a class that this torch lacks: the zoo and the kernels of all optimizers are imported together."""
+    for why in filter(None, map(no_such_class, names)):
+        raise UsageError(f"{why}; install a later torch")
+
+
 def _named(subjects: dict[str, Subject]) -> str:
     names = list(subjects)
     return f"{names[0]} does" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more do"
@@ -345,6 +361,7 @@ def power(
 
     Exit status 0: each is caught with a probability of at least 0.99, and there is no false alarm; else 1.
     """
+    _all_exist(SPECS)
     from stepcheck.harness.power import tables as found  # these import the whole zoo
     from stepcheck.harness.power.measure import Plan, measure
 
@@ -442,7 +459,8 @@ def bench(
             )
         return _bench_host(names, rounds or (benchmark.QUICK_ROUNDS if quick else benchmark.ROUNDS), json_file, out)
     benchmark.check_device(device)
-    chosen = names or tuple(SPECS)
+    _all_exist(names)
+    chosen = names or existing()
     named = workloads or (QUICK if quick else tuple(WORKLOADS))
     for name in names:
         if not any(takes(name, WORKLOADS[w]) for w in named):
@@ -538,6 +556,7 @@ def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | Non
     absent = no_triton()
     if absent:
         raise UsageError(f"census: {absent}; pip install triton (Linux)")
+    _all_exist(SPECS)
     # Triton is imported where it is needed alone.
     from stepcheck.harness.census import tables as counted
 

@@ -29,7 +29,7 @@ from stepcheck.fast.optimizer import ByRule
 from stepcheck.harness.bench.contenders import fast_class
 from stepcheck.harness.bench.rounds import Progress
 from stepcheck.harness.bench.workloads import WORKLOADS, Shape
-from stepcheck.harness.subjects import TORCH_MODES, UsageError
+from stepcheck.harness.subjects import TORCH_MODES, UsageError, existing
 from stepcheck.reference import SPECS
 
 #: Lists of parameters: of models, and one of many small tensors.
@@ -89,7 +89,7 @@ class HostRow:
 
 def takers() -> tuple[str, ...]:
     """The optimizers whose step is a launch for all parameters, whatever their shapes and gradients."""
-    by_rule = (name for name in SPECS if issubclass(fast_class(name), ByRule))
+    by_rule = (name for name in existing() if issubclass(fast_class(name), ByRule))
     return tuple(name for name in by_rule if SPECS[name].sparse != "only")
 
 

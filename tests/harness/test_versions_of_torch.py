@@ -6,7 +6,7 @@ import pytest
 import torch
 from packaging.version import Version
 
-from stepcheck import fast
+from stepcheck import cli, fast
 from stepcheck.fast.muon import adjustment
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.generate import _Decoder
@@ -14,6 +14,7 @@ from stepcheck.harness.subjects import (
     TORCH_MODES,
     _modes,
     class_subject,
+    existing,
     fast_subject,
     resolve,
     torch_subject,
@@ -34,6 +35,19 @@ def test_a_class_that_this_torch_lacks_is_unsupported_and_says_since_when_there_
         result = Campaign(subject, Settings(examples=5)).run()
         assert result.verdict == "unsupported"
         assert result.notes == [f"unsupported: {why}"]
+
+
+@pytest.mark.parametrize("command", ["power", "census", "bench Muon"])
+def test_what_needs_a_class_that_this_torch_lacks_says_so_in_one_line(command, monkeypatch, tmp_path, capsys):
+    monkeypatch.delattr(torch.optim, "Muon")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["stepcheck", *command.split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    told = f"stepcheck: torch {torch.__version__} has no torch.optim.Muon, which came with torch 2.9; install a later torch\n"
+    assert capsys.readouterr().err == told
+    assert "Muon" not in existing()
 
 
 def test_every_optimizer_stands_in_the_tables_whether_this_torch_has_it_or_not():
