@@ -750,4 +750,6 @@ def test_flags_that_exclude_each_other_are_refused(info, other):
 @each_optimizer
 def test_it_is_printed_as_torch_s_is(info):
     found, expected = (repr(cls(parameters(info))) for cls in (ours(info), info.optim_cls))
+    if info.optim_cls is torch.optim.LBFGS and "maximize" not in expected:  # torch has it from 2.14 on
+        found = "".join(line for line in found.splitlines(keepends=True) if "maximize" not in line)
     assert found == expected
