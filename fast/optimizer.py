@@ -201,7 +201,6 @@ class Fast(Optimizer):
             cls.step = _hooked(cls.step)  # type: ignore[method-assign]
 
 
-@_disable_dynamo  # that of torch.compiler imports the compiler here and now
 def _validated(init: Callable[..., None], name: str) -> Callable[..., None]:
     """A constructor that looks at its options before torch's own does, which cuts a tuple to the length that it expects."""
     signature = inspect.signature(init)
@@ -216,6 +215,7 @@ def _validated(init: Callable[..., None], name: str) -> Callable[..., None]:
     return construct
 
 
+@_disable_dynamo  # that of torch.compiler imports the compiler here and now
 def _uncompiled(optimizer: Fast, scaling: Scaling) -> None:
     """In a step that is given to ``torch.compile``: there is nothing in it to compile."""
     optimizer._update(scaling)  # noqa: SLF001 - a part of the class
