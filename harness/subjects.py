@@ -619,6 +619,17 @@ def _refused_choices(spec: Spec, cls: Any) -> dict[str, tuple[str, ...]]:
     return {name: choices for name, choices in tried.items() if choices}
 
 
+def _later_choices(make: Callable[..., Any], spec: Spec) -> dict[str, tuple[str, ...]]:
+    """Choices that somebody's class need not know: it may be older than they are, and take any name in silence.
+
+    A class that derives from torch's knows those that torch's knows.
+    """
+    own = getattr(torch.optim, spec.name, None)
+    if own is not None and inspect.isclass(make) and issubclass(make, own):
+        return _refused_choices(spec, own)
+    return {h.name: tuple(choice for choice, _ in h.later) for h in spec.hyper if h.later}
+
+
 def _refusal(cls: Any, keywords: Mapping[str, bool], *, tensor_lr: bool = False) -> str:
     """Why a class does not take these keywords for CPU tensors, in its own words, or nothing."""
     return _refused(cls, tuple(sorted(keywords.items())), tensor_lr=tensor_lr)
@@ -664,6 +675,7 @@ def class_subject(
         # What somebody's class does with narrow or complex numbers, and with sparse gradients, is theirs to say.
         usual_dtypes=("float32", "float64"),
         sparse=spec.sparse == "only",
+        refused={name: choices for name, choices in _later_choices(make, spec).items() if name in options},
     )
 
 

@@ -136,7 +136,12 @@ MUON = Spec(
         Hyper("eps", 1e-7, "gradient units", Domain(), examples=(0.0, 1e-4, 1.0, 4 / 3, 16.0, 100.0, 1000.0)),
         Hyper("ns_steps", 5, "iterations", Domain(high=100.0), integer=True),
         Hyper(
-            "adjust_lr_fn", None, "choice", optional=True, choices=("original", "match_rms_adamw", "spectral_unclamped")
+            "adjust_lr_fn",
+            None,
+            "choice",
+            optional=True,
+            choices=("original", "match_rms_adamw", "spectral_unclamped"),
+            later=(("spectral_unclamped", "2.14"),),
         ),
     ),
     buffers=(Buffer("momentum_buffer", "gradient units"),),

@@ -52,6 +52,7 @@ class Hyper:
         choices: the names allowed.
         examples: further values that make sense together, where not every tuple of numbers does.
         since: the first version of torch that has it; empty for 2.6, the oldest that counts, or earlier.
+        later: pairs of a choice that came after the option, and the first version of torch that has it.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Hyper:
     choices: tuple[str, ...] = ()
     examples: tuple[Value, ...] = ()
     since: str = ""
+    later: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_flag(self) -> bool:

@@ -75,6 +75,25 @@ def test_a_choice_that_this_torch_does_not_know_is_declared():
     assert ("maximize" in lbfgs.missing_options) == old
 
 
+class OlderMuon(torch.optim.Optimizer):
+    """One that was written before there was a third choice, and takes any name in silence."""
+
+    def __init__(self, params, lr=1e-3, adjust_lr_fn=None):
+        super().__init__(params, {"lr": lr, "adjust_lr_fn": adjust_lr_fn})
+
+    def step(self, closure=None):
+        raise NotImplementedError
+
+
+def test_a_choice_that_came_later_is_not_asked_of_somebody_s_class():
+    subject = class_subject(OlderMuon, "Muon")
+    assert subject.refuses("adjust_lr_fn", "spectral_unclamped")
+    assert "adjust_lr_fn='spectral_unclamped'" in subject.missing_options
+    if hasattr(torch.optim, "Muon"):
+        derived = class_subject(type("Derived", (torch.optim.Muon,), {}), "Muon")
+        assert derived.refuses("adjust_lr_fn", "spectral_unclamped") == (Version("2.14") > HERE)
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(2, 8), (8, 2), (3, 3)])
 def test_the_unclamped_ratio_of_muon_is_that_of_the_sides(rows, columns):
     hyper = SPECS["Muon"].hyper_values(lr=0.5, adjust_lr_fn="spectral_unclamped")
