@@ -537,7 +537,8 @@ def tell(subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, ev
         evaluate: play the trace once more, to tell what the budget is made of; not where it hangs or crashes.
     """
     lines = explain.life(trace, finding)
-    by = f"{finding.owner}, which a round trip led into: " if finding.owner else ""
+    if finding.owner:
+        finding = replace(finding, summary=f"{finding.owner}, which a round trip led into: {finding.summary}")
     if evaluate and finding.deviation is not None:
         told = explain.shares(Evidence(subject, trace), finding)
         lines += [told] if told else []
@@ -546,7 +547,7 @@ def tell(subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, ev
         like=subject.spec.name,
         check=finding.check,
         cause=finding.kind,
-        summary=by + finding.summary,
+        summary=finding.summary,
         ratio=finding.ratio,
         trace=trace,
         life=lines,

@@ -652,8 +652,9 @@ def class_subject(
         signature = inspect.signature(make)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{name or make!r}: its signature cannot be read ({error})") from None
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    options = frozenset(h.name for h in spec.hyper if takes_any or h.name in signature.parameters)
+    names, takes_any = _keywords(make, signature)
+    # Whoever takes any keyword need not know those that came after it was written.
+    options = frozenset(h.name for h in spec.hyper if h.name in names or (takes_any and not h.since))
     try:
         signature.bind([], **dict.fromkeys(options))
     except TypeError as error:
@@ -677,6 +678,20 @@ def class_subject(
         sparse=spec.sparse == "only",
         refused={name: choices for name, choices in _later_choices(make, spec).items() if name in options},
     )
+
+
+def _keywords(make: Callable[..., Any], signature: inspect.Signature) -> tuple[set[str], bool]:
+    """The keywords that a class or a factory names, and whether it takes any others.
+
+    A constructor that takes any hands them on to the next one, and takes what that one takes.
+    """
+    inits = [vars(cls)["__init__"] for cls in make.__mro__ if "__init__" in vars(cls)] if inspect.isclass(make) else []
+    names = set[str]()
+    for parameters in (inspect.signature(init).parameters for init in inits or [make]):
+        names |= parameters.keys()
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return names, False
+    return names | signature.parameters.keys(), True
 
 
 def resolve(text: str, like: str | None = None) -> list[Subject]:

@@ -94,6 +94,39 @@ def test_a_choice_that_came_later_is_not_asked_of_somebody_s_class():
         assert derived.refuses("adjust_lr_fn", "spectral_unclamped") == (Version("2.14") > HERE)
 
 
+class HandsOn(fast.LBFGS):
+    """Takes any keyword, and hands all on to a constructor that names its own."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+
+
+class OlderLBFGS(torch.optim.Optimizer):
+    def __init__(self, params, lr=1, max_iter=20):
+        super().__init__(params, {"lr": lr, "max_iter": max_iter})
+
+    def step(self, closure):
+        raise NotImplementedError
+
+
+class HandsOnToOlder(OlderLBFGS):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+
+
+def anything(params, **options):
+    return OlderLBFGS(params, **options)
+
+
+def test_who_takes_any_keyword_takes_what_the_next_constructor_takes():
+    assert "maximize" in class_subject(HandsOn, "LBFGS").options
+    assert class_subject(HandsOnToOlder, "LBFGS").options == {"lr", "max_iter"}
+    # Of a factory nothing more is known: but what came later than other options it need not know.
+    later = {h.name for h in SPECS["LBFGS"].hyper if h.since}
+    assert later == {"maximize"}
+    assert class_subject(anything, "LBFGS").options == {h.name for h in SPECS["LBFGS"].hyper} - later
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(2, 8), (8, 2), (3, 3)])
 def test_the_unclamped_ratio_of_muon_is_that_of_the_sides(rows, columns):
     hyper = SPECS["Muon"].hyper_values(lr=0.5, adjust_lr_fn="spectral_unclamped")
