@@ -683,9 +683,10 @@ def class_subject(
 def _keywords(make: Callable[..., Any], signature: inspect.Signature) -> tuple[set[str], bool]:
     """The keywords that a class or a factory names, and whether it takes any others.
 
-    A constructor that takes any hands them on to the next one, and takes what that one takes.
+    A constructor that takes any hands them on to the next one, and takes what that one takes; but that of torch's base class takes a dictionary.
     """
-    inits = [vars(cls)["__init__"] for cls in make.__mro__ if "__init__" in vars(cls)] if inspect.isclass(make) else []
+    above = [cls for cls in make.__mro__ if cls not in (torch.optim.Optimizer, object)] if inspect.isclass(make) else []
+    inits = [vars(cls)["__init__"] for cls in above if "__init__" in vars(cls)]
     names = set[str]()
     for parameters in (inspect.signature(init).parameters for init in inits or [make]):
         names |= parameters.keys()

@@ -114,6 +114,14 @@ class HandsOnToOlder(OlderLBFGS):
         super().__init__(*args, **options)
 
 
+class Keeps(torch.optim.Optimizer):
+    def __init__(self, params, **options):
+        super().__init__(params, {"lr": 1, "max_iter": 20} | options)
+
+    def step(self, closure):
+        raise NotImplementedError
+
+
 def anything(params, **options):
     return OlderLBFGS(params, **options)
 
@@ -121,10 +129,11 @@ def anything(params, **options):
 def test_who_takes_any_keyword_takes_what_the_next_constructor_takes():
     assert "maximize" in class_subject(HandsOn, "LBFGS").options
     assert class_subject(HandsOnToOlder, "LBFGS").options == {"lr", "max_iter"}
-    # Of a factory nothing more is known: but what came later than other options it need not know.
+    # Of a factory, or of a class that keeps them itself, nothing more is known: but what came later than other options it need not know.
     later = {h.name for h in SPECS["LBFGS"].hyper if h.since}
     assert later == {"maximize"}
-    assert class_subject(anything, "LBFGS").options == {h.name for h in SPECS["LBFGS"].hyper} - later
+    for make in (anything, Keeps):
+        assert class_subject(make, "LBFGS").options == {h.name for h in SPECS["LBFGS"].hyper} - later
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 8), (8, 2), (3, 3)])
