@@ -685,14 +685,23 @@ def _keywords(make: Callable[..., Any], signature: inspect.Signature) -> tuple[s
 
     A constructor that takes any hands them on to the next one, and takes what that one takes; but that of torch's base class takes a dictionary.
     """
+    names = set(signature.parameters)
+    if not _takes_any(signature):
+        return names, False
     above = [cls for cls in make.__mro__ if cls not in (torch.optim.Optimizer, object)] if inspect.isclass(make) else []
-    inits = [vars(cls)["__init__"] for cls in above if "__init__" in vars(cls)]
-    names = set[str]()
-    for parameters in (inspect.signature(init).parameters for init in inits or [make]):
-        names |= parameters.keys()
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    for init in (vars(cls)["__init__"] for cls in above if "__init__" in vars(cls)):
+        try:
+            of_init = inspect.signature(init)
+        except (ValueError, TypeError):  # of a constructor in C nothing is known
+            break
+        names |= of_init.parameters.keys()
+        if not _takes_any(of_init):
             return names, False
-    return names | signature.parameters.keys(), True
+    return names, True
+
+
+def _takes_any(signature: inspect.Signature) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
 
 
 def resolve(text: str, like: str | None = None) -> list[Subject]:
