@@ -50,7 +50,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from stepcheck.harness import regrouping
 from stepcheck.harness.formats import BINARY32, BINARY64, COUNTERS, ELEMENTS, REFERENCE_ROUNDOFF, Arithmetic, Format
+from stepcheck.harness.regrouping import Terms
 
 Float = Any  # a float64 array or a Python float, whichever is cheaper
 Origin = str | tuple[Float, Float]
@@ -74,7 +76,7 @@ class Bounded:
             summands, whose signs are looked at only where somebody asks.
     """
 
-    __slots__ = ("addend", "arithmetic", "error", "origin", "value")
+    __slots__ = ("addend", "arithmetic", "error", "origin", "terms", "value")
 
     def __init__(self, value: Float, error: Float, arithmetic: Arithmetic, origin: Origin = "") -> None:
         self.value = value
@@ -82,6 +84,7 @@ class Bounded:
         self.arithmetic = arithmetic
         self.origin = origin
         self.addend: Float = _EXACT  # what is to be added to the error where this becomes a term of a sum
+        self.terms: Terms | None = None  # what it is fully expanded, where the arithmetic regroups
 
     def __repr__(self) -> str:
         return f"Bounded({self.value!r} ± {self.error!r}, {self.arithmetic.format.name})"
@@ -127,7 +130,7 @@ class Bounded:
         return _power(other, self)
 
     def __neg__(self) -> Bounded:
-        return Bounded(-self.value, self.error, self.arithmetic)
+        return _in_terms(Bounded(-self.value, self.error, self.arithmetic), self)
 
     # A comparison whose operands are within their own errors of each other may come out either way: see outcomes().
 
@@ -187,13 +190,15 @@ class Bounded:
             return function(self, *others)
         operands = [self, *(_operand(x, outer) if _is_counter(x) else x for x in others)]
         inside = [
-            Bounded(x.value, x.error, outer.within, x.origin) if isinstance(x, Bounded) and x.arithmetic is outer else x
+            _in_terms(Bounded(x.value, x.error, outer.within, x.origin), x)
+            if isinstance(x, Bounded) and x.arithmetic is outer
+            else x
             for x in operands
         ]
         result = function(*inside)
         rounded = _round("store", result.value, result.error, 1.0, outer, lambda: _carries(result))
         rounded.origin = result.origin
-        return rounded
+        return _in_terms(rounded, result)
 
     def as_stored(self, name: str) -> Bounded:
         """This number as its buffer holds it: what the subject was seen to hold, if that is within the budget."""
@@ -275,11 +280,24 @@ class Bounded:
             same = (other.value == first.value) | (np.isnan(other.value) & np.isnan(first.value))
             apart = np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
             error = np.maximum(error, other.error + apart)
-        return Bounded(first.value, error, self.arithmetic, first.origin)
+        return _in_terms(Bounded(first.value, error, self.arithmetic, first.origin), first, *rest)
 
 
 def _value(x: Any) -> Any:
     return x.value if isinstance(x, Bounded) else x
+
+
+def _terms(x: Bounded) -> Terms:
+    if x.terms is None:
+        x.terms = regrouping.tensor(x.value) if x.arithmetic.level == ELEMENTS else Terms(np.abs(x.value))
+    return x.terms
+
+
+def _in_terms(result: Bounded, *operands: Bounded) -> Bounded:
+    """A result that is one of its operands."""
+    if result.arithmetic.regroups:
+        result.terms = regrouping.either(*map(_terms, operands))
+    return result
 
 
 # Arrays here are short, so a call to NumPy costs by itself, and its reductions (max, any) several times as much as argmax and
@@ -307,9 +325,14 @@ def _operand(x: Any, arithmetic: Arithmetic, *, element: bool = False) -> Bounde
     else:
         value, error = np.asarray(x, np.float64), _EXACT
     operand = Bounded(value, error, arithmetic)
+    if arithmetic.regroups:
+        operand.terms = Terms(np.abs(value), factors=x.terms.factors if isinstance(x, Bounded) and x.terms else 0)
+        if arithmetic.level == ELEMENTS:
+            operand = _applied_one_by_one(operand)
     entry = arithmetic if element else arithmetic.entering
     if entry.format is BINARY64:
         return operand
+    value, error = operand.value, operand.error
     if np.ndim(value) == 0 and type(error) is float:
         # Most scalars are plain numbers, and the same few all along.
         rounding = _scalar_rounding(float(value), entry)
@@ -318,7 +341,18 @@ def _operand(x: Any, arithmetic: Arithmetic, *, element: bool = False) -> Bounde
             return operand
     entered = _round("scalar", value, error, 1.0, entry, lambda: _carries(operand))
     exact = entry.format.represents(value) & (np.asarray(error) == 0)
-    return Bounded(entered.value, np.where(exact, 0.0, entered.error), arithmetic)
+    operand.value, operand.error = entered.value, np.where(exact, 0.0, entered.error)
+    return operand
+
+
+def _applied_one_by_one(scalar: Bounded) -> Bounded:
+    """A scalar among elements, which its factors may meet one after the other."""
+    terms = _terms(scalar)
+    if terms.factors:
+        further = regrouping.entering(terms, scalar.value, scalar.arithmetic.unit)
+        scalar.error = scalar.error + _audited("factors one by one", further)
+        scalar.terms = Terms(terms.size)
+    return scalar
 
 
 def _cast(x: Bounded, arithmetic: Arithmetic) -> Bounded:
@@ -373,7 +407,7 @@ def _flushed(x: Bounded) -> Bounded:
         return x
     flushed = Bounded(x.value, x.error + lost, x.arithmetic, x.origin)
     flushed.addend = x.addend
-    return flushed
+    return _in_terms(flushed, x)
 
 
 def _converted(a: Any, b: Any, *, elements: bool) -> tuple[Bounded, Bounded, Arithmetic]:
@@ -397,10 +431,18 @@ def _round(
     roundings: float,
     arithmetic: Arithmetic,
     settled: Settled,
+    cost: Float = None,
 ) -> Bounded:
+    """A result ``z``, rounded, of operands that bring the error ``p``.
+
+    Args:
+        cost: what ``roundings`` are roundings of, where it is not the result.
+    """
     exact = type(p) is float
     size = np.abs(z)
     reach = size if exact else size + p
+    if cost is not None:
+        reach = cost if exact else cost + p
     local = (roundings * arithmetic.unit) * reach
     if arithmetic.flushes and name not in _NO_OPERATION:
         local = local + _lost(size, p + local, arithmetic.format)
@@ -513,11 +555,16 @@ def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) ->
     if arithmetic.inner is not None:
         a, b = _as_addend(a), _as_addend(b)
     p = a.error + b.error
-    return _round(name, z, p, 1.0, arithmetic, _settled_sum(a, b, z))
+    terms, cost = regrouping.added(_terms(a), _terms(b), z) if arithmetic.regroups else (None, None)
+    result = _round(name, z, p, 1.0, arithmetic, _settled_sum(a, b, z), cost)
+    result.terms = terms
+    return result
 
 
 def _as_addend(x: Bounded) -> Bounded:
-    return x if type(x.addend) is float else Bounded(x.value, x.error + x.addend, x.arithmetic, x.origin)
+    if type(x.addend) is float:
+        return x
+    return _in_terms(Bounded(x.value, x.error + x.addend, x.arithmetic, x.origin), x)
 
 
 def _multiply(a: Any, b: Any) -> Bounded:
@@ -526,15 +573,21 @@ def _multiply(a: Any, b: Any) -> Bounded:
         unscaled: Bounded = _flushed(b if a is scalar else a)
         return unscaled if scalar > 0 else -unscaled
     a, b, arithmetic = _pair(a, b)
+    terms, cost = regrouping.multiplied(_terms(a), _terms(b)) if arithmetic.regroups else (None, None)
     p: Float = _EXACT
     if type(b.error) is not float:
-        p = np.abs(a.value) * b.error
+        p = _size(a) * b.error
     if type(a.error) is not float:
-        p = p + a.error * (np.abs(b.value) if type(b.error) is float else np.abs(b.value) + b.error)
-    result = _round("multiply", a.value * b.value, p, 1.0, arithmetic, _settled_product(a, b))
+        p = p + a.error * (_size(b) if type(b.error) is float else _size(b) + b.error)
+    result = _round("multiply", a.value * b.value, p, 1.0, arithmetic, _settled_product(a, b), cost)
+    result.terms = terms
     if arithmetic.inner is not None and scalar is not None:
         result.addend = _as_factor(np.abs(_value(scalar)), a, b, result)
     return result
+
+
+def _size(x: Bounded) -> Float:
+    return np.abs(x.value) if x.terms is None else x.terms.size
 
 
 def _is_scalar(x: Any) -> bool:
@@ -564,16 +617,21 @@ def _as_factor(c: Float, a: Bounded, b: Bounded, product: Bounded) -> Float:
 def _divide(a: Any, b: Any) -> Bounded:
     a, b, arithmetic = _pair(a, b)
     z = a.value / b.value
+    terms, cost = None, None
+    if arithmetic.regroups:
+        terms, cost = regrouping.divided(_terms(a), _terms(b), np.abs(b.value))
     p = a.error
     if type(b.error) is not float:
         gap = np.abs(b.value) - b.error
-        p = np.where(gap > 0, p / gap + np.abs(z) * (b.error / gap), np.inf)
+        p = np.where(gap > 0, p / gap + (np.abs(z) if terms is None else terms.size) * (b.error / gap), np.inf)
         p = np.where(np.isinf(b.value) & (np.asarray(b.error) == 0) & np.isfinite(a.error), 0.0, p)
     elif type(a.error) is not float:
         p = p / np.abs(b.value)
     if arithmetic.division > 1:
         p = p + _reciprocal_error(a, b, arithmetic)
-    return _round("divide", z, p, arithmetic.division, arithmetic, _settled_quotient(a, b))
+    result = _round("divide", z, p, arithmetic.division, arithmetic, _settled_quotient(a, b), cost)
+    result.terms = terms
+    return result
 
 
 def _reciprocal_error(a: Bounded, b: Bounded, arithmetic: Arithmetic) -> Float:
@@ -641,7 +699,7 @@ def _runs(*arrays: Float) -> tuple[Any, tuple[Float, ...]]:
 
 def _abs(a: Bounded) -> Bounded:
     a = _flushed(a)
-    return Bounded(np.abs(a.value), a.error, a.arithmetic)
+    return _in_terms(Bounded(np.abs(a.value), a.error, a.arithmetic), a)
 
 
 def _maximum(a: Any, b: Any) -> Bounded:
@@ -658,12 +716,13 @@ def _taken(z: Float, a: Bounded, b: Bounded, first: Any, arithmetic: Arithmetic)
     """One of two operands; where their errors overlap, either."""
     apart = np.abs(a.value - b.value) > a.error + b.error
     error = np.where(apart, np.where(first, a.error, b.error), np.maximum(a.error, b.error))
-    return Bounded(z, error, arithmetic)
+    return _in_terms(Bounded(z, error, arithmetic), a, b)
 
 
 def _where(condition: Any, a: Any, b: Any) -> Bounded:
     a, b, arithmetic = _pair(a, b, elements=True, operation=False)
-    return Bounded(np.where(condition, a.value, b.value), np.where(condition, a.error, b.error), arithmetic)
+    taken = Bounded(np.where(condition, a.value, b.value), np.where(condition, a.error, b.error), arithmetic)
+    return _in_terms(taken, a, b)
 
 
 def _sign(a: Bounded) -> Any:
@@ -689,7 +748,7 @@ def _length(shape: tuple[int, ...], axis: int | None) -> int:
 def _reduce(a: Bounded, axis: int | None = None, keepdims: bool = False, **_: Any) -> Bounded:
     z = np.sum(a.value, axis=axis, keepdims=keepdims)
     error = np.sum(np.broadcast_to(a.error, np.shape(a.value)), axis=axis, keepdims=keepdims)
-    size = np.sum(np.abs(a.value), axis=axis, keepdims=keepdims) + error
+    size = np.sum(np.broadcast_to(_size(a), np.shape(a.value)), axis=axis, keepdims=keepdims) + error
     return _accumulated("sum", z, error, size, _length(np.shape(a.value), axis), a.arithmetic)
 
 

@@ -91,6 +91,7 @@ class Arithmetic:
         overflow: a result beyond the format's largest number becomes infinite for certain; not where a part of the elements is
             computed in a wider format.
         composites: operations that combine several (``torch.addcdiv``) are carried out in ``inner`` and rounded once.
+        regroups: it may evaluate any other grouping of the same operations (see ``stepcheck.harness.regrouping``).
         level: ``OPTIONS`` for hyperparameters, ``COUNTERS`` for numbers kept for each parameter (``step``), ``ELEMENTS`` for
             the elements of tensors.
     """
@@ -106,6 +107,7 @@ class Arithmetic:
     level: int = ELEMENTS
     power: float = 2.0
     flushes: bool = False
+    regroups: bool = False
     unit: float = field(init=False)
     """The unit roundoff, with that of the reference's own float64 evaluation added."""
 

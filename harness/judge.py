@@ -245,7 +245,7 @@ class Judge:
         after = {k: shaped(v) for k, v in item.life.state_after.items() if k in before and np.size(v) == item.numel}
         for name in before.keys() - after.keys() - self.result.free:
             self._compared(item.record, _missing(name, self._problem(item, name)), item.index, item)
-        profile = item.record.played_by.profile
+        profile = item.record.played_by.profile.as_written
         compared = orthogonal.judge_step(
             arithmetic(profile, item.dtype),
             hyper,
@@ -269,7 +269,7 @@ class Judge:
         if begun and (self.result.free - set(evaluations.LISTS) or self.unseen):
             return  # of a state that cannot be read, only the first step is known to start from nothing
         before, after = evaluations.assembled(first.state), evaluations.assembled(first.state_after)
-        profile = record.played_by.profile
+        profile = record.played_by.profile.as_written
         compared = evaluations.judge_step(
             arithmetic(profile, self.trace.parameters[0].dtype),
             record.hyper[0],
@@ -476,7 +476,7 @@ class Judge:
         self, batch: list[_Item], hyper: HyperValues, dtype: str, actual: dict[str, Array]
     ) -> dict[str, Bounded]:
         """What the reference says of the parameter and each buffer, flat."""
-        profile, shape = batch[0].record.played_by.profile, batch[0].shape
+        profile, shape = batch[0].record.played_by.profile.computing(dtype), batch[0].shape
         arith, element = arithmetic(profile, dtype), FORMATS[dtype]
         lengths = [item.slots for item in batch]
 
@@ -685,7 +685,7 @@ class Judge:
             return []
         hyper = item.record.hyper[self.group_of[item.index]]
         # In the written order alone: which of several orders costs most says nothing to a reader.
-        profile = item.record.played_by.profile
+        profile = item.record.played_by.profile.computing(item.dtype)
         arith = replace(arithmetic(profile, item.dtype), orders=frozenset())
         options = self._options(hyper, FORMATS[item.dtype], profile.options)
         g, error, _ = item.gradient(arith.unit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stepcheck.harness.bounded import Bounded
-from stepcheck.harness.formats import COUNTERS32, SCALARS64, Arithmetic
+from stepcheck.harness.formats import BINARY64, COUNTERS32, SCALARS64, Arithmetic
 
 
 def bounded_option(x: float, held: Arithmetic, *, tensor: bool = False) -> Bounded:
@@ -15,5 +15,5 @@ def bounded_option(x: float, held: Arithmetic, *, tensor: bool = False) -> Bound
         held: the arithmetic of hyperparameters; one that its format does not represent may be rounded to it, or may not.
         tensor: it was given as a tensor of one float32 number, which makes such tensors of what is computed with it.
     """
-    exact = Bounded(np.float64(x), 0.0, COUNTERS32 if tensor else SCALARS64)
+    exact = Bounded(np.float64(x), 0.0, COUNTERS32 if tensor else held if held.format is BINARY64 else SCALARS64)
     return exact if tensor else Bounded(np.float64(1.0), 0.0, held).enter(exact)

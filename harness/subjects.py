@@ -55,6 +55,7 @@ class Profile:
         narrow_scalars: in float16 and bfloat16, hyperparameters are rounded to the dtype before they are used, not to float32.
         wider: it computes the step of float32 in a wider format and rounds what it stores: what overflows on the way in float32
             need not, and what is beyond the format in the end is not determined.
+        regroups: it may evaluate any other grouping of the same operations, and what leaves the format in one need not in another.
         scalars: the format in which hyperparameters are held, and scalars are computed from them alone.
         counters: the format in which scalars are computed that depend on a number kept for each parameter (``step``).
         in_place: the same, for a number that is updated in place (``mu_product``).
@@ -76,6 +77,7 @@ class Profile:
     power: float = 2.0
     flush_to_zero: bool = False
     wider: bool = False
+    regroups: bool = False
     scalars: str = "float64"
 
     def products_format(self, dtype: str) -> Format | None:
@@ -91,23 +93,44 @@ class Profile:
         element = FORMATS[dtype]
         operations = (self.division, self.square_root, self.orders)
         if element is BINARY64:
-            return Arithmetic(element, *operations)
+            return Arithmetic(element, *operations, overflow=not self.regroups, regroups=self.regroups)
         if element is BINARY32 or self.narrow == "once":
-            return Arithmetic(BINARY32, *operations, flushes=self.flush_to_zero, overflow=not self.wider)
+            sure = not (self.wider or self.regroups)
+            return Arithmetic(BINARY32, *operations, flushes=self.flush_to_zero, overflow=sure, regroups=self.regroups)
         entry = element if self.narrow_scalars else None
         each = self.narrow == "each"
         # With tensors of one float32 number, a parameter of no dimension is computed in float32 as well.
         sure = each and self.counters == self.in_place == "float64"
-        return Arithmetic(element, *operations, inner=BINARY32, entry=entry, overflow=sure, composites=each)
+        return Arithmetic(
+            element, *operations, inner=BINARY32, entry=entry, overflow=sure, composites=each, regroups=self.regroups
+        )
 
     @property
     def options(self) -> Arithmetic:
         """The arithmetic of hyperparameters."""
-        return {"float32": SCALARS32, "float64": SCALARS64}[self.scalars]
+        return _regrouping({"float32": SCALARS32, "float64": SCALARS64}[self.scalars], self.regroups)
 
     def kept(self, format_: str) -> Arithmetic:
         """The arithmetic of numbers kept for each parameter, where it is that of ``counters`` or of ``in_place``."""
-        return _counters(format_, self.power)
+        return _regrouping(_counters(format_, self.power), self.regroups)
+
+    @functools.cached_property
+    def as_written(self) -> Profile:
+        """The same, but that groups operations as the reference does."""
+        return replace(self, regroups=False) if self.regroups else self
+
+    def computing(self, dtype: str) -> Profile:
+        """The same for parameters of ``dtype``: where nothing is known, scalars may be computed in no less than the parameter's precision."""
+        return self._in_single if self.regroups and FORMATS[dtype] is not BINARY64 else self
+
+    @functools.cached_property
+    def _in_single(self) -> Profile:
+        return replace(self, scalars="float32", counters="float32", in_place="float32")
+
+
+@functools.cache
+def _regrouping(arithmetic: Arithmetic, regroups: bool) -> Arithmetic:
+    return replace(arithmetic, regroups=True) if regroups else arithmetic
 
 
 @functools.cache
@@ -227,16 +250,18 @@ TORCH_PROFILES: dict[tuple[str, str], Profile] = {
 }  # fmt: skip
 ANY_CLASS = Profile(
     reason=(
-        "nothing is known of somebody's class but that it computes in the parameter's dtype with hyperparameters as Python"
-        " floats: every order of operations is accepted, and a quotient may be a product with a reciprocal; with float16 and"
-        " bfloat16 it may round every intermediate result, or only the last; matrices may be multiplied in bfloat16 or in"
-        " float32 and wider"
+        "nothing is known of somebody's class but that it computes in the parameter's dtype or a wider one, with hyperparameters as"
+        " Python floats: any algebraically equal grouping of the operations is accepted, and a quotient may be a product with a"
+        " reciprocal; an intermediate result that leaves the format need not leave it there; with float16 and bfloat16 it may round"
+        " every intermediate result, or only the last; matrices may be multiplied in bfloat16 or in float32 and wider"
     ),
     orders=ORDERS | {"written"},
     division=2.0,
     narrow="every",
     narrow_scalars=True,
     products="any",
+    wider=True,
+    regroups=True,
 )
 
 

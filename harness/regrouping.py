@@ -1,0 +1,97 @@
+"""What any other grouping of the same operations may cost.
+
+An implementation of which nothing is known may evaluate a formula in any algebraically equal order: add its terms in another
+order, multiply out a bracket, take a common factor out, or apply the factors of a scalar one by one. Running error analysis
+bounds the order that is written. Here each number carries, beside its value, what it would be fully expanded: a sum of terms, each
+a product. However the terms are grouped, a term meets a rounding for each factor of it and for each addition that it takes part in,
+and a sum of n terms has n - 1 additions. So an operation costs, instead of u times its result,
+
+====================  ==========================================================  ======================
+operation             size of its terms, s, and their number, n                     cost, in u
+====================  ==========================================================  ======================
+``a + b``, ``a - b``  sa + sb, na + nb                                            sa nb + sb na [1]_ [2]_
+``a * b``             sa sb, na nb                                                s (1 + (na - 1) (nb - 1))
+``a / b``             sa / abs(b), na                                             s, times division
+scalar c enters       abs(c), 1                                                   c [3]_
+====================  ==========================================================  ======================
+
+.. [1] abs(a + b) where both are single terms: two numbers can be added in one order only.
+.. [2] Three times that where both have a tensor in common, which may be taken out of the bracket: a scalar formed there is rounded when it
+   enters, and multiplied.
+.. [3] And 3 abs(c) for each product or quotient of scalars that c is made of: applied one by one, each enters and is rounded once or twice.
+
+All other operations make a single term of their result. What cannot be had by grouping alone, such as ``a + w (x - a)`` for ``(1 - w) a + w x``,
+where a term is added and taken away again, is in the list of orders (``stepcheck.reference.arithmetic``).
+
+Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., sections 3.1 and 4.2, has the two bounds that this is made of.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Float = Any  # a float64 array or a Python float
+_NUMBERS = itertools.count()
+#: Roundings that a scalar costs each term when it is taken out or applied by itself: its own, and those of a product or a quotient.
+_BY_ITSELF = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """A number fully expanded.
+
+    Attributes:
+        size: the sum of the absolute values of its terms, elementwise.
+        count: how many they are.
+        tensors: numbers of the tensors that they are made of.
+        factors: of a scalar, the products and quotients that it is made of.
+    """
+
+    size: Float
+    count: int = 1
+    tensors: frozenset[int] = frozenset()
+    factors: int = 0
+
+
+def tensor(value: Float) -> Terms:
+    """A number that was there before."""
+    return Terms(np.abs(value), tensors=frozenset((next(_NUMBERS),)))
+
+
+def added(a: Terms, b: Terms, z: Float) -> tuple[Terms, Float]:
+    """The terms of a sum or difference ``z``, and what it costs."""
+    terms = Terms(a.size + b.size, a.count + b.count, a.tensors | b.tensors)
+    if not a.tensors.isdisjoint(b.tensors):
+        return terms, _BY_ITSELF * (a.size * b.count + b.size * a.count)
+    return terms, np.abs(z) if terms.count == 2 else a.size * b.count + b.size * a.count
+
+
+def multiplied(a: Terms, b: Terms) -> tuple[Terms, Float]:
+    """The terms of a product, and what it costs."""
+    size = a.size * b.size
+    terms = Terms(size, a.count * b.count, a.tensors | b.tensors, a.factors + b.factors + 1)
+    return terms, size * (1 + (a.count - 1) * (b.count - 1))
+
+
+def divided(a: Terms, b: Terms, divisor: Float) -> tuple[Terms, Float]:
+    """The terms of a quotient, and what it costs, in roundings of a division."""
+    size = a.size / divisor
+    return Terms(size, a.count, a.tensors | b.tensors, a.factors + b.factors + 1), size
+
+
+def either(*several: Terms) -> Terms:
+    """The terms of a number that is one of several."""
+    size = several[0].size
+    for terms in several[1:]:
+        size = np.maximum(size, terms.size)
+    tensors = frozenset().union(*(terms.tensors for terms in several))
+    return Terms(size, max(t.count for t in several), tensors, max(t.factors for t in several))
+
+
+def entering(scalar: Terms | None, value: Float, unit: float) -> Float:
+    """What it may cost beside its own rounding that a scalar meets elements: its factors may meet them one by one."""
+    return 0.0 if scalar is None or not scalar.factors else (_BY_ITSELF * scalar.factors * unit) * np.abs(value)
