@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -17,7 +18,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase
 
 from stepcheck.harness import explain, ledger, repro, shrink, steer, validation
-from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, STRIDED, Evidence, Finding, steps_judged
+from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, NO_EFFECT, STRIDED, TWIN, Evidence, Finding, steps_judged
 from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.features import features
 from stepcheck.harness.generate import ESSENTIALS, PAGE, PAGES, decoder
@@ -25,6 +26,7 @@ from stepcheck.harness.ledger import Entry
 from stepcheck.harness.stream import Recorder
 from stepcheck.harness.subjects import Profile, Subject, UsageError
 from stepcheck.harness.trace import Trace
+from stepcheck.harness.twins import FIRST, OTHER, TWINS
 from stepcheck.harness.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, Life, Result, Tally
 
 DEFAULT_EXAMPLES = 200
@@ -38,6 +40,10 @@ _ATTEMPTS = 400
 TRACE_SECONDS = 20.0
 #: Lives with one deviation in which an invariant is looked for that explains it.
 _TRIED = 4
+#: Lives of a class that deviates from the reference in which it is asked by second lives, for each check.
+_TWINNED = 20
+#: Before an option is said to have no effect: lives in which it should, and elements that it should change there.
+_IDLE_LIVES, _IDLE_ELEMENTS = 6, 100
 #: Subjects that cost more than this are given few lives, of the plainest kinds.
 _COSTLY = 9
 
@@ -88,6 +94,15 @@ def _time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@dataclass
+class _Idle:
+    """In how many lives, and elements that it should change, an option changed nothing; and whether it ever did change anything."""
+
+    lives: int = 0
+    elements: int = 0
+    effective: bool = False
 
 
 @dataclass
@@ -163,11 +178,15 @@ class Campaign:
         self.explained: dict[tuple[str, str], _Suspect] = {}
         """What the ledger explains, by check and name of the entry."""
         self.shrunk: set[tuple[str, str]] = set()
+        self.idle: dict[str, _Idle] = {}
+        """Options that changed nothing where they should have, by cause; until a life is seen in which they do."""
         self.told: dict[tuple[str, str], Divergence] = {}
         """Those of ``explained`` that were told."""
         self.free: set[str] = set()
         self.refusals: list[str] = []
         self.hung = False
+        self.twinned: Counter[str] = Counter()
+        """Lives in which the class was asked by second lives, for each check."""
         self.lacks: set[str] = set()
         """Abilities that the subject turned out not to have."""
         self.validated: list[str] = []
@@ -233,7 +252,7 @@ class Campaign:
         self._note()
 
     def _ended(self) -> bool:
-        return self.hung or time.perf_counter() > self.deadline or (self.settings.first and bool(self.suspects))
+        return self.hung or time.perf_counter() > self.deadline or (self.settings.first and bool(self.ready))
 
     def _validate(self) -> None:
         """Try everything invalid; what is accepted that should be refused is a life of its own."""
@@ -345,7 +364,10 @@ class Campaign:
         try:
             with _time_limit(limit):
                 asked = self.settings.checks
-                evidence = Evidence(self.subject, trace, asked, ledger.explanation, self._settled(), self.clocks)
+                evidence = Evidence(
+                    self.subject, trace, asked, ledger.explanation, self._settled(), self.clocks,
+                    answered=self.answered, effective=self.effective,
+                )  # fmt: skip
         except _Hang:
             self.hung = True
             summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
@@ -357,6 +379,8 @@ class Campaign:
         if self._refused(evidence):
             life.end = REFUSED
             return
+        self.twinned.update(check for check in TWINS if evidence.needs_twins and evidence.twin(check)[0])
+        self._note_effects(evidence)
         for name in result.tallies:
             if name in self.meaningless or name == VALIDATION:
                 continue
@@ -366,6 +390,62 @@ class Campaign:
                 self._sort(name, evidence, life)
         if "agreement" in result.tallies:
             self._count(evidence, life)
+
+    def _note_effects(self, evidence: Evidence) -> None:
+        for effect in evidence.effects if "option-effect" in self.result.tallies else ():
+            idle = self.idle.setdefault(effect.cause, _Idle())
+            idle.lives += effect.idle
+            idle.elements += effect.elements if effect.idle else 0
+            idle.effective |= not effect.idle
+
+    @property
+    def effective(self) -> frozenset[str]:
+        """Options that were seen to have an effect."""
+        return frozenset(cause.partition(" ")[0] for cause, idle in self.idle.items() if idle.effective)
+
+    @property
+    def answered(self) -> frozenset[str]:
+        """What need not be asked of the class by second lives any more."""
+        effective = (cause for cause, idle in self.idle.items() if idle.effective or idle.lives >= 2 * _IDLE_LIVES)
+        return frozenset(effective) | {check for check, lives in self.twinned.items() if lives >= _TWINNED}
+
+    def _sort_effective(self) -> None:
+        """What was taken for an option without effect, that has one as later lives show, is a deviation."""
+        for key in [k for k in self.suspects if k[0] == "option-effect" and k[1] in self.effective - self.told_options]:
+            suspect = self.suspects.pop(key)
+            evidence = Evidence(self.subject, suspect.trace, self.settings.checks, effective=self.effective)
+            if "agreement" in self.result.tallies:
+                self._sort("agreement", evidence, Life(0))
+
+    @property
+    def told_options(self) -> frozenset[str]:
+        return frozenset(cause for check, cause in self.shrunk if check == "option-effect")
+
+    @property
+    def ready(self) -> list[tuple[str, str]]:
+        """The suspects, but for options of which it is too early to say that they change nothing."""
+        return [key for key in self.suspects if not key[1].endswith(NO_EFFECT) or self._is_idle(key[1])]
+
+    def _is_idle(self, cause: str) -> bool:
+        """Whether an option was seen to change nothing often enough, and never to change anything."""
+        idle = self.idle.get(cause)
+        if idle is None:
+            return True
+        seen_enough = idle.lives >= _IDLE_LIVES and idle.elements >= _IDLE_ELEMENTS
+        return seen_enough and not idle.effective and not self._follows(cause)
+
+    def _follows(self, cause: str) -> bool:
+        """Whether that an option changes nothing in one place follows from what is told by itself."""
+        option, _, where = cause.removesuffix(NO_EFFECT).partition(" ")
+        if (
+            where != FIRST
+            and self._is_idle(f"{option} {FIRST}{NO_EFFECT}")
+            and f"{option} {FIRST}{NO_EFFECT}" in self.idle
+        ):
+            return True
+        if where == OTHER:
+            return ("groups-independent", TWIN) in self.suspects
+        return option == "maximize" and ("maximize-mirrors", TWIN) in self.suspects
 
     def _sort(self, check: str, evidence: Evidence, life: Life) -> None:
         """Tell what the ledger explains from the first finding of a check that it does not; later ones may be its effects."""
@@ -378,7 +458,7 @@ class Campaign:
                 _note(self.explained, (check, entry.name), finding, evidence.trace, entry.owner(evidence, finding))
             elif finding.cause.startswith(STRIDED) and check == "agreement" and self._sort_row_major(evidence, life):
                 return
-            elif not unexplained:
+            elif not unexplained or finding.cause.endswith(NO_EFFECT):
                 unexplained = True
                 if finding.ratio is not None:
                     life.saw(check, finding.ratio)
@@ -429,7 +509,8 @@ class Campaign:
     def _shrink_new(self) -> None:
         """At the end of each batch, so that whoever interrupts a long campaign keeps what it found."""
         start = time.perf_counter()
-        for key in list(self.suspects)[len(self.shrunk) : _MOST_DIVERGENCES]:
+        self._sort_effective()
+        for key in [key for key in self.ready if key not in self.shrunk][: _MOST_DIVERGENCES - len(self.shrunk)]:
             self.shrunk.add(key)
             self._shrink(key)
         for key, seen in self.explained.items():
@@ -501,7 +582,8 @@ class Campaign:
         self.about_to_play(trace)
         self.progress(self.result.traces, self.settings.examples or 0)
         check, cause = key
-        return next((f for f in unexplained(self.subject, trace, check, self.settings.checks) if f.kind == cause), None)
+        shown = unexplained(self.subject, trace, check, self.settings.checks, self.effective)
+        return next((f for f in shown if f.kind == cause), None)
 
     def _note(self) -> None:
         for divergence in self.result.divergences:
@@ -526,8 +608,8 @@ class Campaign:
                 " the rest and its budget accumulates"
             )
         notes += self.validated
-        if len(self.suspects) > len(self.shrunk):
-            notes.append(f"{len(self.suspects) - len(self.shrunk)} more kinds of divergence were seen and not shrunk")
+        if len(self.ready) > len(self.shrunk):
+            notes.append(f"{len(self.ready) - len(self.shrunk)} more kinds of divergence were seen and not shrunk")
 
 
 def tell(subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, evaluate: bool = True) -> Divergence:
@@ -563,19 +645,20 @@ def patience(subject: Subject) -> float:
 
 
 def findings(
-    subject: Subject, trace: Trace, check: str, asked: Collection[str] = ()
+    subject: Subject, trace: Trace, check: str, asked: Collection[str] = (), effective: Collection[str] = ()
 ) -> Iterator[tuple[Finding, Entry | None]]:
     """Play a trace and ask one check: what it finds, and what the ledger says of it. A life that makes no sense has none.
 
     Args:
         asked: the checks that are asked otherwise; all by default.
+        effective: options that are known to have an effect.
     """
     if trace.problem(subject.spec) is not None:
         return
     limit = patience(subject)
     try:
         with _time_limit(limit):
-            evidence = Evidence(subject, trace, asked, ledger.explanation)
+            evidence = Evidence(subject, trace, asked, ledger.explanation, effective=effective)
     except _Hang:
         yield Finding(check, HANGS, None, f"the subject is still busy after {limit:.0f} s"), None
         return
@@ -583,9 +666,11 @@ def findings(
         yield finding, ledger.knows(evidence, finding)
 
 
-def unexplained(subject: Subject, trace: Trace, check: str, asked: Collection[str] = ()) -> Iterator[Finding]:
+def unexplained(
+    subject: Subject, trace: Trace, check: str, asked: Collection[str] = (), effective: Collection[str] = ()
+) -> Iterator[Finding]:
     """What a check finds in a trace that the ledger does not explain."""
-    return (finding for finding, entry in findings(subject, trace, check, asked) if entry is None)
+    return (finding for finding, entry in findings(subject, trace, check, asked, effective) if entry is None)
 
 
 def reproduction(subject: Subject, entry: Entry, check: str) -> tuple[Trace, Finding] | None:

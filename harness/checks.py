@@ -6,6 +6,7 @@ To add a check, write a function and register it; campaign, command line, report
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from stepcheck.harness import twins
 from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.comparison import PARAMETER
 from stepcheck.harness.formats import BINARY32, FORMATS
@@ -20,15 +22,13 @@ from stepcheck.harness.judge import Deviation, Judge, Judgement
 from stepcheck.harness.memory import identical
 from stepcheck.harness.play import Player
 from stepcheck.harness.recording import CALLERS_GROUPS, Recording
-from stepcheck.harness.subjects import Subject
+from stepcheck.harness.subjects import Subject, can_play, no_such_class, torch_subject
 from stepcheck.harness.trace import (
-    STAYS,
     Accumulate,
     AddGroup,
     Event,
     Fail,
     Freeze,
-    Group,
     Hook,
     Option,
     Refuse,
@@ -42,6 +42,7 @@ from stepcheck.harness.trace import (
     is_complex,
     plain,
 )
+from stepcheck.harness.twins import Twin, Unset
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,29 @@ class Finding:
         return f"{self.cause}, by {self.owner}" if self.owner else self.cause
 
 
+@dataclass(frozen=True)
+class Effect:
+    """What setting an option changed in a life of somebody's class.
+
+    Attributes:
+        unset: the life without it.
+        elements: how many elements it changes visibly where torch's own optimizer plays both lives.
+        idle: it changes no bit of a parameter or of state.
+    """
+
+    unset: Unset
+    elements: int
+    idle: bool
+
+    @property
+    def cause(self) -> str:
+        return _cause(self.unset)
+
+
+def _cause(unset: Unset) -> str:
+    return f"{unset.option} {unset.where}{NO_EFFECT}"
+
+
 class Evidence:
     """A trace played on a subject, and what the reference says of it (computed when a check first asks).
 
@@ -85,6 +109,9 @@ class Evidence:
         settled: causes of deviations that no broken invariant has explained in several lives: in this one none is tried.
         clocks: where the seconds of playing and judging are added up, those of other lives that are tried to explain this one
             included.
+        answered: where the reference cannot answer, the class itself is asked, by a second life that must come out like this one; but not
+            for these checks, nor for the effect of options by these causes: enough lives have answered.
+        effective: options that were seen to have an effect, so that none explains a deviation by having none.
     """
 
     def __init__(
@@ -95,8 +122,14 @@ class Evidence:
         known: Callable[[Evidence, Finding], object] = lambda evidence, finding: None,
         settled: Collection[str] = (),
         clocks: Clocks | None = None,
+        *,
+        answered: Collection[str] = (),
+        effective: Collection[str] = (),
     ) -> None:
         self.settled = settled
+        self.answered = answered
+        self.effective = effective
+        self._twins: dict[str, tuple[int, Finding | None]] = {}
         self.subject = subject
         self.trace = trace
         self.known = known
@@ -135,6 +168,70 @@ class Evidence:
     def reported(self) -> bool:
         """Whether a check that is asked tells of the explanation, so that another need not tell of the deviations."""
         return self.explanation is not None and self.explanation.check in self.asked
+
+    @functools.cached_property
+    def needs_twins(self) -> bool:
+        """Whether the reference says nothing about the invariants: somebody's class deviates from it in a way that none of them explains.
+
+        Or most of what it arrives at is not determined.
+        """
+        if not self.subject.explicit:
+            return False
+        open_ = 2 * self.judgement.undetermined > self.judgement.elements
+        return open_ or (bool(self.judgement.deviations) and not self.reported)
+
+    def twin(self, check: str) -> tuple[int, Finding | None]:
+        """How many elements of this life and its twins were compared for a check, and what tells them apart."""
+        if check not in self._twins:
+            self._twins[check] = (0, None) if check in self.answered else self._compare_twins(check)
+        return self._twins[check]
+
+    def _compare_twins(self, check: str) -> tuple[int, Finding | None]:
+        if self.subject.spec.closure and check == "order-of-parameters":
+            return 0, None  # it adds over all of them, in their order
+        compared = 0
+        for twin in twins.TWINS[check](self.trace) if self.recording.raised is None else ():
+            if twin.trace.problem(self.subject.spec) is not None:
+                continue
+            count, deviation = twins.compare(self.recording, twin, self._played(twin.trace))
+            if deviation is not None:
+                if not twins.alike(self.recording, self._played(self.trace)):
+                    return 0, None  # it does not do the same twice
+                return compared + count, _unlike(check, twin, deviation)
+            compared += count
+        return compared, None
+
+    @functools.cached_property
+    def effects(self) -> list[Effect]:
+        """Of each option that is set where torch's own optimizer shows that it matters: whether it changes anything in the class."""
+        torchs = self._torchs
+        if not self.needs_twins or torchs is None or self.recording.raised is not None:
+            return []
+        shown: Recording | None = None
+        effects = []
+        wanted = (u for u in twins.unset(self.trace) if _cause(u) not in self.answered)
+        for unset in itertools.islice(wanted, _MOST_EFFECTS):
+            if unset.option not in self.subject.options or unset.trace.problem(self.subject.spec) is not None:
+                continue
+            shown = self._played(self.trace, torchs) if shown is None else shown
+            apart = twins.visibly_apart(self.trace, shown, self._played(unset.trace, torchs))
+            if apart:
+                idle = twins.alike(self.recording, self._played(unset.trace))
+                effects.append(Effect(unset, apart, idle=idle))
+        return effects
+
+    @functools.cached_property
+    def _torchs(self) -> Subject | None:
+        """torch's own optimizer of the name, where it can play this life."""
+        spec = self.subject.spec
+        if spec.closure or no_such_class(spec.name):
+            return None
+        subject = torch_subject(spec.name, "forloop")
+        return subject if can_play(subject, self.trace) else None
+
+    def _played(self, trace: Trace, subject: Subject | None = None) -> Recording:
+        with self.clocks.running("play"):
+            return Player(subject or self.subject, trace).play()
 
     def player(self, event: int | None) -> Subject:
         """Who played an event: a round trip may have led from one mode to another."""
@@ -188,6 +285,12 @@ class Check:
 
 CHECKS: dict[str, Check] = {}
 
+#: The cause of what two lives of the same class show.
+TWIN = "two lives"
+#: How causes end that an option has which changes nothing. One life does not show that: a sign does not change with every momentum.
+NO_EFFECT = " has no effect"
+#: Options of one life that are tried without.
+_MOST_EFFECTS = 4
 #: How causes begin that lie in memory that is not row-major.
 STRIDED = "strided"
 
@@ -211,6 +314,17 @@ def _register(
         return find
 
     return decorate
+
+
+def _looked(check: str, count: Callable[[Evidence], int]) -> Callable[[Evidence], int]:
+    """What a check looks at: as often as it applies where the reference answers it, or the elements of two lives that are compared."""
+
+    def looked(evidence: Evidence) -> int:
+        if not count(evidence):
+            return 0
+        return evidence.twin(check)[0] if evidence.needs_twins else count(evidence)
+
+    return looked
 
 
 def _lives(evidence: Evidence) -> int:
@@ -319,7 +433,7 @@ def between_steps(evidence: Evidence) -> Iterator[Finding]:
 @_register(
     "save-load-continue",
     "Does a new optimizer that loads the state_dict go on as the old one would?",
-    lambda e: len(e.recording.reloads),
+    _looked("save-load-continue", lambda e: len(e.recording.reloads)),
 )
 def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
     for reload in evidence.recording.reloads:
@@ -336,7 +450,7 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
                     summary = f"option {name} of group {group} changes in a state_dict round trip"
                     yield Finding("save-load-continue", f"option {name}", reload.event, summary)
                     return
-    yield from _explained(evidence, "save-load-continue")
+    yield from _answered(evidence, "save-load-continue")
 
 
 @_register(
@@ -382,6 +496,24 @@ def _explained(evidence: Evidence, name: str) -> Iterator[Finding]:
         yield evidence.explanation
 
 
+def _answered(evidence: Evidence, check: str) -> Iterator[Finding]:
+    """What accounts for all deviations from the reference, or, where nothing does, what tells two lives of the class apart."""
+    explained = list(_explained(evidence, check))
+    yield from explained
+    if not explained and evidence.needs_twins:
+        finding = evidence.twin(check)[1]
+        if finding is not None:
+            yield finding
+
+
+def _unlike(check: str, twin: Twin, d: Deviation) -> Finding:
+    digits = next((n for n in range(6, 17) if f"{d.got:.{n}g}" != f"{d.expected:.{n}g}"), 17)
+    element = f", element {d.index}," if d.index else ""
+    here, there = twin.told
+    told = f"{here}, the parameter{element} becomes {d.got:.{digits}g}, but {d.expected:.{digits}g} {there}"
+    return Finding(check, TWIN, d.event, told, d.parameter, None, d)
+
+
 def _accounted(check: str, cause: str, beginning: str, d: Deviation) -> Finding:
     return Finding(check, cause, d.event, f"{beginning} {_reading(d)}", d.parameter, d.ratio, d)
 
@@ -392,9 +524,7 @@ def _lost_on_reload(evidence: Evidence, d: Deviation) -> Finding | None:
     first = next((n for n, e in enumerate(events) if isinstance(e, Reload)), len(events))
     if d.event is None or d.event < first:
         return None
-    # How old an optimizer is must matter, so it grows as old without a round trip.
-    stays = (Reload(STAYS, e.dictionary) if isinstance(e, Reload) else e for e in events)
-    twin = replace(evidence.trace, events=tuple(stays))
+    twin = twins.staying(evidence.trace)
     # What deviates in another implementation may be that one's own fault.
     played_by = next(s.played_by for s in evidence.recording.steps if s.event == d.event)
     if not evidence.conforms_as(twin, played_by):
@@ -408,11 +538,7 @@ def _of_another_group(evidence: Evidence, d: Deviation) -> Finding | None:
     if len(trace.all_groups) < 2:
         return None
     own = trace.group_of[d.parameter]
-    alone = trace.keeping(trace.all_groups[own].parameters)
-    if not alone.groups:  # added later: then it is what it begins with
-        added = next(e for e in alone.events if isinstance(e, AddGroup))
-        alone = replace(alone, groups=(added.group,), events=tuple(e for e in alone.events if e is not added))
-    if not evidence.conforms_as(alone):
+    if not evidence.conforms_as(twins.alone(trace, own)):
         return None
     return _accounted("groups-independent", "deviation", f"beside another group, but not alone, in group {own}", d)
 
@@ -422,32 +548,18 @@ def _of_the_order(evidence: Evidence, d: Deviation) -> Finding | None:
     trace = evidence.trace
     if all(len(g.parameters) < 2 for g in trace.groups):
         return None
-    twin = replace(trace, groups=tuple(replace(g, parameters=g.parameters[::-1]) for g in trace.groups))
-    if not evidence.conforms_as(twin):
+    if evidence.subject.spec.closure or not evidence.conforms_as(twins.reversed_groups(trace)):
         return None
     return _accounted("order-of-parameters", "deviation", "in this order of parameters, but not in reverse,", d)
 
 
 @_explains("maximize-mirrors")
 def _of_maximize(evidence: Evidence, d: Deviation) -> Finding | None:
-    groups = evidence.trace.groups
     if d.event is None or not evidence.trace.all_groups[evidence.trace.group_of[d.parameter]].options.get("maximize"):
         return None
-    mirrored = evidence.trace.with_gradients(lambda i, g: replace(g, negated=not g.negated))
-    twin = replace(mirrored, groups=tuple(map(_flipped, groups)), events=tuple(map(_flipped_event, mirrored.events)))
-    if not evidence.conforms_as(twin):
+    if not evidence.conforms_as(twins.turned(evidence.trace)):
         return None
     return _accounted("maximize-mirrors", "deviation", "with maximize, but not without and the gradient turned,", d)
-
-
-def _flipped(group: Group) -> Group:
-    return replace(group, options={**group.options, "maximize": not group.options.get("maximize", False)})
-
-
-def _flipped_event(event: Event) -> Event:
-    if isinstance(event, Step) and event.objective is not None:
-        return replace(event, objective=replace(event.objective, scale=-event.objective.scale))
-    return AddGroup(_flipped(event.group)) if isinstance(event, AddGroup) else event
 
 
 @_explains("option-effect")
@@ -457,6 +569,8 @@ def _of_an_option(evidence: Evidence, d: Deviation) -> Finding | None:
     own = trace.group_of[d.parameter]
     later = {e.option for e in trace.events if isinstance(e, SetOption) and e.group == own}
     for name in (*trace.all_groups[own].options, *later):
+        if name in evidence.effective:
+            continue
         twin = _taking_no_notice(evidence, own, name)
         if not _same_buffers(evidence, twin, own):
             continue
@@ -509,38 +623,62 @@ def _one_group(subject: Subject) -> str:
     return "it takes one group" if subject.spec.closure else ""
 
 
-@_register("groups-independent", "Is each group stepped as an optimizer of its own would step it?", _groups, _one_group)
+@_register(
+    "groups-independent",
+    "Is each group stepped as an optimizer of its own would step it?",
+    _looked("groups-independent", _groups),
+    _one_group,
+)
 def groups_independent(evidence: Evidence) -> Iterator[Finding]:
-    yield from _explained(evidence, "groups-independent")
+    yield from _answered(evidence, "groups-independent")
 
 
 @_register(
     "order-of-parameters",
     "Does the order of the parameters in a group not matter?",
-    lambda e: sum(len(g.parameters) > 1 for g in e.trace.groups) if e.recording.steps else 0,
+    _looked(
+        "order-of-parameters",
+        lambda e: sum(len(g.parameters) > 1 for g in e.trace.groups) if e.recording.steps else 0,
+    ),
 )
 def order_of_parameters(evidence: Evidence) -> Iterator[Finding]:
-    yield from _explained(evidence, "order-of-parameters")
+    yield from _answered(evidence, "order-of-parameters")
 
 
 @_register(
     "maximize-mirrors",
     "Is maximizing what minimizing with the gradient turned is?",
-    lambda e: sum(bool(g.options.get("maximize")) for g in e.trace.all_groups) if e.recording.steps else 0,
+    _looked(
+        "maximize-mirrors",
+        lambda e: sum(bool(g.options.get("maximize")) for g in e.trace.all_groups) if e.recording.steps else 0,
+    ),
     lambda subject: "" if "maximize" in subject.options else "it has no option maximize",
 )
 def maximize_mirrors(evidence: Evidence) -> Iterator[Finding]:
-    yield from _explained(evidence, "maximize-mirrors")
+    yield from _answered(evidence, "maximize-mirrors")
 
 
 @_register(
     "option-effect",
     "Does an option that is set, in a group or later, have its effect?",
-    lambda e: sum(map(len, e.trace.given_options)) if e.recording.steps else 0,
+    lambda e: 0 if not e.recording.steps else len(e.effects) if e.needs_twins else sum(map(len, e.trace.given_options)),
     lambda subject: "" if subject.options else "it has no options",
 )
 def option_effect(evidence: Evidence) -> Iterator[Finding]:
     yield from _explained(evidence, "option-effect")
+    if evidence.needs_twins:
+        for effect in evidence.effects:
+            if effect.idle:
+                yield _without_effect(evidence, effect.unset, effect.cause)
+
+
+def _without_effect(evidence: Evidence, unset: Unset, cause: str) -> Finding:
+    trace, name = evidence.trace, unset.option
+    later = [e.value for e in trace.events if isinstance(e, SetOption) and (e.group, e.option) == (unset.group, name)]
+    value = plain({name: later[-1] if unset.later else trace.all_groups[unset.group].options[name]})[name]
+    told = f"{name}={value!r} of group {unset.group}{', set later,' if unset.later else ''} changes no bit of this life"
+    last = max((s.event for s in evidence.recording.steps), default=None)
+    return Finding("option-effect", cause, last, told)
 
 
 def _validates_as_it_likes(subject: Subject) -> str:

@@ -1,0 +1,184 @@
+"""The invariants can be red, and are asked, where a class's formula is another than the reference's."""
+
+import pytest
+import torch
+
+from stepcheck import check_optimizer
+from stepcheck.harness.campaign import Campaign, Settings
+from stepcheck.harness.checks import CHECKS, Evidence
+from stepcheck.harness.subjects import class_subject
+from stepcheck.harness.trace import Gradient, Group, Parameter, Reload, Step, Trace, Values
+from stepcheck.harness.twins import TWINS
+from stepcheck.harness.zoo.catalogue import FAULTS
+
+INVARIANTS = {*TWINS, "option-effect"}
+
+
+class Signum(torch.optim.Optimizer):
+    """Right, of a formula of its own: steps by the sign of a momentum, with decoupled weight decay."""
+
+    def __init__(self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False):
+        options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, options | {"nesterov": nesterov, "maximize": maximize})
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.steps += 1
+        for n, group in enumerate(self.param_groups):
+            for k, p in enumerate(group["params"]):
+                if p.grad is not None:
+                    self.update(p, group, n, k)
+        return loss
+
+    def update(self, p, group, n, k):
+        g = self.gradient(p, group)
+        if group["momentum"]:
+            state = self.state[p]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = g.clone()
+            else:
+                state["momentum_buffer"].mul_(group["momentum"]).add_(g, alpha=1 - group["dampening"])
+            b = state["momentum_buffer"]
+            g = g + group["momentum"] * b if group["nesterov"] else b
+        p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(g.sign() * self.rate(group, n, k))
+
+    def gradient(self, p, group):
+        return -p.grad if group["maximize"] else p.grad
+
+    def rate(self, group, n, k):
+        return group["lr"]
+
+
+class OfGroupZero(Signum):
+    """Every group steps with the learning rate of group 0."""
+
+    def rate(self, group, n, k):
+        return self.param_groups[0]["lr"]
+
+
+class ByPosition(Signum):
+    """The order of the parameters scales the step."""
+
+    def rate(self, group, n, k):
+        return group["lr"] * (1 + 0.1 * k)
+
+
+class Forgetful(Signum):
+    """Its rate decays with a counter that a state_dict does not have."""
+
+    def rate(self, group, n, k):
+        return group["lr"] / self.steps**0.5
+
+
+class Minimizer(Signum):
+    """Takes no notice of ``maximize``."""
+
+    def gradient(self, p, group):
+        return p.grad
+
+
+class Undecayed(Signum):
+    """Takes no notice of ``weight_decay``."""
+
+    def update(self, p, group, n, k):
+        super().update(p, {**group, "weight_decay": 0.0}, n, k)
+
+
+class Drawing(Signum):
+    """Not deterministic: no two lives are alike, so that no two can be compared."""
+
+    def rate(self, group, n, k):
+        return group["lr"] * (1 + torch.rand((), generator=torch.Generator().manual_seed(id(object()) % 1000)).item())
+
+
+def failing(make, like="SGD", examples=60):
+    """The checks that say no, nothing made smaller, and the result."""
+    campaign = Campaign(class_subject(make, like), Settings(0, examples))
+    campaign._shrink_new = campaign._sort_effective
+    result = campaign.run()
+    return {check for check, _ in campaign.ready}, result
+
+
+def test_a_right_class_with_a_formula_of_its_own_breaks_no_invariant():
+    """And each of them was asked: two lives were compared in each."""
+    failed, result = failing(Signum, examples=120)
+    assert failed == {"agreement"}
+    assert all(result.tallies[name].looked > 0 for name in INVARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("make", "check"),
+    [
+        (OfGroupZero, "groups-independent"),
+        (ByPosition, "order-of-parameters"),
+        (Forgetful, "save-load-continue"),
+        (Minimizer, "maximize-mirrors"),
+        (Undecayed, "option-effect"),
+    ],
+)
+def test_a_broken_invariant_is_seen_where_the_formula_is_another(make, check):
+    failed, _ = failing(make, examples=120)
+    assert failed == {"agreement", check}
+
+
+def test_what_no_two_lives_can_show_is_unknown():
+    _, result = failing(Drawing)
+    verdicts = {name: result.tallies[name].verdict for name in ("groups-independent", "order-of-parameters")}
+    assert set(verdicts.values()) == {"unknown"}
+
+
+def skewed(make):
+    """The same class with another formula: it goes half as far again."""
+
+    def step(self, closure=None):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        before = [p.detach().clone() for p in parameters]
+        result = make.step(self) if closure is None else make.step(self, closure)
+        with torch.no_grad():
+            for p, old in zip(parameters, before, strict=True):
+                if not torch.equal(p, old):
+                    p.copy_(p + 0.5 * (p - old))
+        return result
+
+    return type(f"Skewed{make.__name__}", (make,), {"step": step})
+
+
+NAMED = [
+    f for f in FAULTS if set(f.checks) <= INVARIANTS and f.checks and f.like not in ("LBFGS", "Muon", "SparseAdam")
+]
+
+
+@pytest.mark.parametrize("fault", [pytest.param(f, id=f.name) for f in NAMED])
+def test_the_invariants_kill_their_faults_without_a_reference(fault):
+    """The formula deviates in every step, so no agreement with the reference can tell."""
+    failed, _ = failing(skewed(fault.make), fault.like)
+    assert failed & set(fault.checks)
+
+
+def test_the_twin_of_a_life_is_told():
+    """Both lives are named, and the two numbers differ in the digits that are shown."""
+    p = Parameter((1,), "float32", "contiguous", Values("constant", high=1.0))
+    gradient = Gradient(Values("constant", high=0.5))
+    events = (Step({0: gradient}), Reload(), Step({0: gradient}))
+    evidence = Evidence(class_subject(Forgetful, "SGD"), Trace("SGD", (p,), (Group((0,), {}),), events))
+    (finding,) = CHECKS["save-load-continue"].find(evidence)
+    assert finding.summary.startswith("after a state_dict round trip, the parameter, element (0,), becomes 0.998")
+    assert finding.summary.endswith("without one")
+
+
+def test_a_class_that_agrees_with_its_reference_is_not_asked_twice(tmp_path):
+    """The reference answers for it: the second lives cost nothing where they are not needed."""
+
+    class Mine(torch.optim.SGD):
+        pass
+
+    report = check_optimizer(Mine, "SGD", examples=20, out=tmp_path)
+    assert report.verdict == "pass"
+    p = Parameter((1,), "float32", "contiguous", Values("constant", high=1.0))
+    trace = Trace("SGD", (p,), (Group((0,), {}),), (Step({0: Gradient(Values("constant", high=0.5))}),))
+    assert not Evidence(class_subject(Mine, "SGD"), trace).needs_twins
