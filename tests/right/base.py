@@ -167,7 +167,17 @@ def sgd(p, g, state, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov
     p.sub_(g, alpha=lr)
 
 
-def adam(p, g, state, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False, names=("exp_avg", "exp_avg_sq")):
+def adam(
+    p,
+    g,
+    state,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    decoupled=False,
+    names=("exp_avg", "exp_avg_sq"),
+):
     beta1, beta2 = betas
     t = counted(state)
     m, v = zeros(state, p, *names)
@@ -212,4 +222,6 @@ def newton_schulz(x, coefficients=(3.4445, -4.775, 2.0315), steps=5, eps=1e-7, d
 
 def ratio_of(shape, how=None):
     rows, columns = shape[-2:]
+    if not rows * columns:
+        return 1.0
     return 0.2 * math.sqrt(max(rows, columns)) if how == "match_rms_adamw" else math.sqrt(max(1, rows / columns))

@@ -6,6 +6,7 @@ import math
 import torch
 
 from .base import Base, Duck, adam, counted, right, rmsprop, sgd, zeros
+from .precisions import ShortLBFGS, WideMuon
 
 
 @right("SGD")
@@ -28,46 +29,6 @@ class DuckAdam(Duck):
 
     def update(self, p, g, state, group):
         adam(p, g, state, group["lr"], group["betas"], group["eps"], group["weight_decay"])
-
-
-class _Bare:
-    """The smallest thing that is an optimizer: one list of parameters, attributes for options."""
-
-    def __init__(self, params, lr):
-        self.params = list(params)
-        self.lr = lr
-
-    def zero_grad(self):
-        for p in self.params:
-            p.grad = None
-
-
-@right("SGD")
-class BareSGD(_Bare):
-    """Neither groups nor state nor ``state_dict``: a list of parameters and a rate, as in a tutorial."""
-
-    def __init__(self, params, lr=1e-3):
-        super().__init__(params, lr)
-
-    @torch.no_grad()
-    def step(self):
-        for p in self.params:
-            if p.grad is not None:
-                p -= self.lr * p.grad
-
-
-@right("SGD")
-class GroupsAlone(Duck):
-    """Has groups, and neither ``state_dict`` nor ``add_param_group`` that others may call."""
-
-    def __init__(self, params, lr=1e-3):
-        super().__init__(params, lr=lr)
-
-    state_dict = None
-    load_state_dict = None
-
-    def update(self, p, g, state, group):
-        p.sub_(g, alpha=group["lr"])
 
 
 class Wrapper:
@@ -126,31 +87,20 @@ class WrapsByGetattr:
 
 
 @right("SGD")
-class LookaheadOfNothing(torch.optim.Optimizer):
-    """Like Lookahead in form, an optimizer around one; its slow weights follow at once (k = 1, alpha = 1), so that it is the base."""
+class LookaheadOfNothing(Wrapper):
+    """Like Lookahead in form, with slow weights; they follow at once (k = 1, alpha = 1), so that it is the base."""
 
     def __init__(self, params, lr=1e-3, momentum=0.0):
-        self.base = torch.optim.SGD(params, lr=lr, momentum=momentum)
-        self.param_groups = self.base.param_groups
-        self.defaults = self.base.defaults
-        self.state = self.base.state
+        super().__init__(torch.optim.SGD(params, lr=lr, momentum=momentum))
+        self.slow = {}
 
     def step(self, closure=None):
-        return self.base.step(closure)
-
-    def zero_grad(self, set_to_none=True):
-        self.base.zero_grad(set_to_none)
-
-    def state_dict(self):
-        return self.base.state_dict()
-
-    def load_state_dict(self, state_dict):
-        self.base.load_state_dict(state_dict)
-        self.param_groups = self.base.param_groups
-        self.state = self.base.state
-
-    def add_param_group(self, group):
-        self.base.add_param_group(group)
+        loss = self.inner.step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.slow[id(p)] = p.detach().clone()
+                p.data.copy_(self.slow[id(p)])
+        return loss
 
 
 @right("SGD")
@@ -185,7 +135,19 @@ class DelegatesEachParameter(Base):
         most = zeros(state, p, "max_exp_avg_sq") if group["amsgrad"] else []
         beta1, beta2 = group["betas"]
         options = {k: group[k] for k in ("lr", "eps", "weight_decay", "amsgrad")}
-        adamw([p], [g], [m], [v], most, [state["step"]], foreach=False, beta1=beta1, beta2=beta2, maximize=False, **options)
+        adamw(
+            [p],
+            [g],
+            [m],
+            [v],
+            most,
+            [state["step"]],
+            foreach=False,
+            beta1=beta1,
+            beta2=beta2,
+            maximize=False,
+            **options,
+        )
 
 
 @right("Adam")
@@ -254,31 +216,31 @@ class MixedIn(_Mixin, torch.optim.Adamax):
     """A mixin and torch's class, and no constructor of its own."""
 
 
-@right("NAdam")
-class ChildOfNAdam(torch.optim.NAdam):
+@right("RAdam")
+class ChildOfRAdam(torch.optim.RAdam):
     """Torch's class, decoupled decay off, another order of arguments."""
 
-    def __init__(self, params, lr=2e-3, momentum_decay=4e-3, betas=(0.9, 0.999)):
-        super().__init__(params, lr=lr, betas=betas, momentum_decay=momentum_decay)
+    def __init__(self, params, lr=1e-3, eps=1e-8, betas=(0.9, 0.999)):
+        super().__init__(params, lr=lr, betas=betas, eps=eps)
 
 
 @right("LBFGS", costly=True)
 class WrapsLBFGS(Wrapper):
-    """Around torch's L-BFGS, closure required."""
+    """Around an L-BFGS, closure required."""
 
     def __init__(self, params, lr=1, max_iter=20):
-        super().__init__(torch.optim.LBFGS(params, lr=lr, max_iter=max_iter))
+        super().__init__(ShortLBFGS(params, lr=lr, max_iter=max_iter))
 
     def step(self, closure):
         return self.inner.step(closure)
 
 
 @right("LBFGS", costly=True)
-class ChildOfLBFGS(torch.optim.LBFGS):
+class ChildOfLBFGS(ShortLBFGS):
     """A child that counts its calls."""
 
-    def __init__(self, params, lr=1, max_iter=20, history_size=100, line_search_fn=None):
-        super().__init__(params, lr, max_iter, history_size=history_size, line_search_fn=line_search_fn)
+    def __init__(self, params, lr=1, max_iter=20):
+        super().__init__(params, lr, max_iter)
         self.calls = 0
 
     def step(self, closure):
@@ -356,8 +318,8 @@ def chosen_by_size(params, lr=1e-3, betas=(0.9, 0.999)):
 
 
 @right("Muon", costly=True)
-class ChildOfMuon(torch.optim.Muon):
-    """A child of torch's class that fixes the adjustment of its rate at the default."""
+class ChildOfMuon(WideMuon):
+    """A child that fixes the iteration at the defaults."""
 
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True):
         super().__init__(params, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov)

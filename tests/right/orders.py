@@ -33,22 +33,43 @@ class DecayLast(Base):
 
 
 @right("SGD")
+class HeavyBall(Base):
+    """Momentum is what it is for: 0.9 by default, and none is refused with ValueError."""
+
+    def __init__(self, params, lr=1e-3, momentum=0.9, weight_decay=0.0):
+        if not momentum > 0:
+            raise ValueError("a heavy ball needs a momentum")
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    def update(self, p, g, state, group):
+        g = penalized(p, g, group)
+        if "momentum_buffer" in state:
+            state["momentum_buffer"].mul_(group["momentum"]).add_(g)
+        else:
+            state["momentum_buffer"] = g.clone()
+        p.sub_(state["momentum_buffer"], alpha=group["lr"])
+
+
+@right("SGD")
 class NesterovFromOld(Base):
     """Nesterov's direction from the buffer before the step, ``(1 + mu) g + mu^2 b``, then the buffer."""
 
-    def __init__(self, params, lr=1e-3, momentum=0.9, weight_decay=0.0):
-        if momentum <= 0:
+    def __init__(self, params, lr=1e-3, momentum=0.0, weight_decay=0.0, nesterov=False):
+        if nesterov and momentum <= 0:
             raise ValueError("Nesterov needs a momentum")
-        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=True)
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
     def update(self, p, g, state, group):
         mu, g = group["momentum"], penalized(p, g, group)
-        if "momentum_buffer" in state:
-            direction = (1 + mu) * g + mu * mu * state["momentum_buffer"]
-            state["momentum_buffer"].mul_(mu).add_(g)
+        if not mu:
+            p.sub_(g, alpha=group["lr"])
+            return
+        old = state.get("momentum_buffer")
+        state["momentum_buffer"] = g.clone() if old is None else mu * old + g
+        if not group["nesterov"]:
+            direction = state["momentum_buffer"]
         else:
-            direction = (1 + mu) * g
-            state["momentum_buffer"] = g.clone()
+            direction = (1 + mu) * g if old is None else (1 + mu) * g + mu * mu * old
         p.sub_(direction, alpha=group["lr"])
 
 
@@ -187,7 +208,9 @@ class _Adams(Base):
 
     decoupled = False
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, *, maximize=False):
+    def __init__(
+        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, *, maximize=False
+    ):
         super().__init__(
             params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize
         )
@@ -209,7 +232,9 @@ class _Adams(Base):
 class _AdamWs(_Adams):
     decoupled = True
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, *, maximize=False):
+    def __init__(
+        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, *, maximize=False
+    ):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
 
 
@@ -372,9 +397,7 @@ class OrderedNAdam(Base):
     """The two parts of the step are summed before they are divided; all scalars are Python's."""
 
     def __init__(self, params, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, momentum_decay=4e-3):
-        super().__init__(
-            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, momentum_decay=momentum_decay
-        )
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, momentum_decay=momentum_decay)
 
     def update(self, p, g, state, group):
         beta1, beta2 = group["betas"]
@@ -446,7 +469,9 @@ class WhereAdamax(Base):
 class DifferenceRMSprop(Base):
     """``v + (1 - a) (g^2 - v)``; the mean of gradients by ``lerp``; all options."""
 
-    def __init__(self, params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0, momentum=0, centered=False, maximize=False):
+    def __init__(
+        self, params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0, momentum=0, centered=False, maximize=False
+    ):
         super().__init__(
             params,
             lr=lr,
@@ -579,7 +604,7 @@ class DirectionASGD(Base):
         p.sub_(eta * (g + group["lambd"] * p))
         ax.copy_(p if mu == 1 else (1 - mu) * ax + mu * p)
         t = counted(state)
-        state["eta"] = lr / math.pow(1 + group["lambd"] * lr * t, group["alpha"])
+        state["eta"] = float(lr / torch.tensor(1 + group["lambd"] * lr * t, dtype=torch.float64) ** group["alpha"])
         state["mu"] = 1 / max(1, t - group["t0"])
 
 
@@ -659,7 +684,7 @@ class _Factored(Base):
 
     @staticmethod
     def rms(x):
-        return x.norm().item() / math.sqrt(x.numel())
+        return x.norm().item() / math.sqrt(max(1, x.numel()))
 
     @staticmethod
     def means(g):
@@ -697,12 +722,15 @@ class MatmulAdafactor(_Factored):
     @staticmethod
     def rms(x):
         flat = x.reshape(-1)
-        return math.sqrt(torch.dot(flat, flat).item() / flat.numel())
+        return math.sqrt(torch.dot(flat, flat).item() / max(1, flat.numel()))
 
     @staticmethod
     def means(g):
         s = g * g
-        return s @ s.new_full((s.shape[-1], 1), 1 / s.shape[-1]), s.new_full((1, s.shape[-2]), 1 / s.shape[-2]) @ s
+        return (
+            s @ s.new_ones(s.shape[-1], 1) / s.shape[-1] if s.numel() else s.mean(dim=-1, keepdim=True),
+            s.new_ones(1, s.shape[-2]) @ s / s.shape[-2] if s.numel() else s.mean(dim=-2, keepdim=True),
+        )
 
     @staticmethod
     def outer(row, column, mean):

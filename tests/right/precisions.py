@@ -610,7 +610,9 @@ class WideAdafactor(Inside):
         p *= 1 - lr * group["weight_decay"]
         if g.dim() > 1:
             means = [(g * g).mean(dim=k, keepdim=True) for k in (-1, -2)]
-            r, c = (state.setdefault(k, torch.zeros_like(x)) for k, x in zip(("row_var", "col_var"), means, strict=True))
+            r, c = (
+                state.setdefault(k, torch.zeros_like(x)) for k, x in zip(("row_var", "col_var"), means, strict=True)
+            )
             r.lerp_(means[0], weight)
             c.lerp_(means[1], weight)
             v = r * c / r.mean(dim=-2, keepdim=True).clamp(min=small)
@@ -624,12 +626,18 @@ class WideAdafactor(Inside):
 # L-BFGS
 
 
+def largest(x):
+    return x.abs().max() if x.numel() else x.sum()
+
+
 class OwnLBFGS(torch.optim.Optimizer):
     """L-BFGS with a fixed step, its history in lists, in a dtype of its own."""
 
     dtype = None
 
-    def __init__(self, params, lr=1, max_iter=20, max_eval=None, tolerance_grad=1e-7, tolerance_change=1e-9, history_size=100):
+    def __init__(
+        self, params, lr=1, max_iter=20, max_eval=None, tolerance_grad=1e-7, tolerance_change=1e-9, history_size=100
+    ):
         super().__init__(
             params,
             {
@@ -672,7 +680,7 @@ class OwnLBFGS(torch.optim.Optimizer):
         kept = self.state[group["params"][0]]
         first = closure()
         loss, evaluations, g = float(first), 1, self.gradient()
-        if g.abs().max() <= group["tolerance_grad"]:
+        if largest(g) <= group["tolerance_grad"]:
             return first
         n = 0
         while n < group["max_iter"]:
@@ -696,9 +704,9 @@ class OwnLBFGS(torch.optim.Optimizer):
                 break
             loss, g = float(closure()), self.gradient()
             evaluations += 1
-            if evaluations >= group["max_eval"] or g.abs().max() <= group["tolerance_grad"]:
+            if evaluations >= group["max_eval"] or largest(g) <= group["tolerance_grad"]:
                 break
-            if (d * t).abs().max() <= group["tolerance_change"] or abs(loss - before) < group["tolerance_change"]:
+            if largest(d * t) <= group["tolerance_change"] or abs(loss - before) < group["tolerance_change"]:
                 break
         return first
 

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from .base import Base, adam, newton_schulz, ratio_of, rmsprop, right, sgd
+from .base import Base, adam, newton_schulz, ratio_of, right, rmsprop, sgd
+from .orders import BroadcastAdafactor, DirectionASGD, OrderedNAdam
+from .precisions import ListLBFGS, WideMuon
 
 
 @right("SGD")
@@ -233,14 +235,14 @@ def rprop_fixed(params, lr=1e-2, etas=(0.5, 1.2)):
 
 @right("ASGD")
 def asgd_fixed(params, lr=1e-2, *, lambd=1e-4):
-    """Torch's class by a factory with a keyword."""
-    return torch.optim.ASGD(params, lr=lr, lambd=lambd, foreach=False)
+    """A class of more options by a factory with a keyword."""
+    return DirectionASGD(params, lr=lr, lambd=lambd, alpha=0.75, t0=1e6)
 
 
 @right("NAdam")
 def nadam_by_kwargs(params, **kwargs):
-    """Forwards whatever it is given, and fixes the implementation."""
-    return torch.optim.NAdam(params, foreach=True, **kwargs)
+    """Forwards whatever it is given."""
+    return OrderedNAdam(params, **kwargs)
 
 
 @right("RAdam")
@@ -257,27 +259,21 @@ def adamax_by_position(params, lr=2e-3, betas=(0.9, 0.999), eps=1e-8):
 
 @right("Muon", costly=True)
 def muon_by_kwargs(params, lr=1e-3, **kwargs):
-    """Torch's class, keywords forwarded."""
-    return torch.optim.Muon(params, lr=lr, **kwargs)
+    """A class of many options, keywords forwarded."""
+    return WideMuon(params, lr=lr, **kwargs)
 
 
 @right("Adafactor", costly=True)
 def adafactor_rate(params, lr=1e-2):
-    """Torch's class with one option."""
-    return torch.optim.Adafactor(params, lr=lr)
+    """A class of many options, with one."""
+    return BroadcastAdafactor(params, lr=lr)
 
 
 @right("LBFGS", costly=True)
 def lbfgs_short(params, lr=1, max_iter=20, history_size=100):
-    """Torch's class, tolerances and line search fixed at their defaults."""
-    return torch.optim.LBFGS(
-        params,
-        lr=lr,
-        max_iter=max_iter,
-        history_size=history_size,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-9,
-        line_search_fn=None,
+    """A class of more options, tolerances fixed at their defaults."""
+    return ListLBFGS(
+        params, lr=lr, max_iter=max_iter, history_size=history_size, tolerance_grad=1e-7, tolerance_change=1e-9
     )
 
 
@@ -428,9 +424,7 @@ class NotImplementedOptions(Base):
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, amsgrad=False, *, maximize=False):
         if amsgrad or maximize or isinstance(lr, torch.Tensor):
             raise NotImplementedError("amsgrad, maximize and tensors are not done")
-        super().__init__(
-            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=False, maximize=False
-        )
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=False, maximize=False)
 
     def update(self, p, g, state, group):
         adam(p, g, state, group["lr"], group["betas"], group["eps"], group["weight_decay"])

@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .base import Base, Duck, adam, copied, counted, newton_schulz, penalized, ratio_of, right, sgd, zeros
@@ -197,7 +198,7 @@ class MoreAtTheTop(_AdamOptions):
 
 @right("Adam")
 class RunningPowers(_AdamOptions):
-    """Running products ``beta1_power`` and ``beta2_power`` instead of a count; the betas may change, as long as nothing depends on it."""
+    """Running products ``beta1_power`` and ``beta2_power`` instead of a count: powers, since betas are no option."""
 
     def __init__(self, params, lr=1e-3, eps=1e-8):
         super().__init__(params, lr=lr, eps=eps)
@@ -213,10 +214,10 @@ class RunningPowers(_AdamOptions):
 
 @right("AdamW")
 class RunningPowersAdamW(Base):
-    """The same with betas as options of the constructor."""
+    """The same with a pair of powers, of betas that are constants."""
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-2):
-        super().__init__(params, lr=lr, betas=betas, eps=1e-8, weight_decay=weight_decay)
+    def __init__(self, params, lr=1e-3, weight_decay=1e-2):
+        super().__init__(params, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
 
     def update(self, p, g, state, group):
         beta1, beta2 = group["betas"]
@@ -472,7 +473,11 @@ class StateInSlots(OwnStore):
 
     def state_dict(self):
         slots = {i: (s.step, s.m, s.v) for i, s in self.state.items()}
-        return {"format": 1, "slots": slots, "options": [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]}
+        return {
+            "format": 1,
+            "slots": slots,
+            "options": [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups],
+        }
 
     def load_state_dict(self, saved):
         self.state = {i: Slot(t, m.clone(), v.clone()) for i, (t, m, v) in saved["slots"].items()}
@@ -526,7 +531,10 @@ class OwnFormat(Base):
     def state_dict(self):
         params = [p for group in self.param_groups for p in group["params"]]
         tensors = {f"{i}.{k}": v for i, p in enumerate(params) for k, v in self.state.get(p, {}).items()}
-        return {"tensors": tensors, "options": [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]}
+        return {
+            "tensors": tensors,
+            "options": [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups],
+        }
 
     def load_state_dict(self, state_dict):
         params = [p for group in self.param_groups for p in group["params"]]
@@ -654,7 +662,8 @@ class NamedAverage(Base):
         else:
             state["average"].add_(p - state["average"], alpha=mu)
         t = counted(state, "t")
-        state["next_eta"] = group["lr"] / (1 + lambd * group["lr"] * t) ** group["alpha"]
+        with np.errstate(over="ignore"):
+            state["next_eta"] = float(group["lr"] / np.float64(1 + lambd * group["lr"] * t) ** group["alpha"])
         state["next_mu"] = 1 / max(1, t - group["t0"])
 
 
