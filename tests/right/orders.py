@@ -851,7 +851,7 @@ class StackedMuon(_Muons):
             for _ in range(5):
                 gram = torch.bmm(x, x.mT)
                 x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=self.b, alpha=self.c), x, beta=self.a)
+            x = x.mT if shape[0] > shape[1] else x
             for (p, _), direction in zip(pairs, x.to(dtype), strict=True):
-                direction = direction.mT if shape[0] > shape[1] else direction
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(direction, alpha=-group["lr"] * ratio_of(shape, group["adjust_lr_fn"]))

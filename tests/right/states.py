@@ -760,10 +760,7 @@ class NamedFactors(Base):
         small = torch.finfo(p.dtype).eps if small is None else small
         weight = t ** group["beta2_decay"]
         squares = g * g
-        if g.dim() > 1:
-            means = {"r": squares.mean(-1), "c": squares.mean(-2)}
-        else:
-            means = {"v": squares}
+        means = {"r": squares.mean(-1), "c": squares.mean(-2)} if g.dim() > 1 else {"v": squares}
         for k, x in means.items():
             state[k] = torch.lerp(state[k] if k in state else torch.zeros_like(x), x, weight)
         if g.dim() > 1:

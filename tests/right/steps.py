@@ -6,7 +6,7 @@ import math
 import torch
 from torch.optim.optimizer import _use_grad_for_differentiable
 
-from .base import Base, Duck, adam, rmsprop, right, sgd
+from .base import Base, Duck, adam, right, rmsprop, sgd
 
 
 class _Plain(torch.optim.Optimizer):
