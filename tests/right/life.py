@@ -101,18 +101,6 @@ class SeedsItself(Base):
         super().__init__(params, lr=lr)
         self.generator = torch.Generator().manual_seed(1)
 
-    def __deepcopy__(self, memo):
-        import copy
-
-        new = self.__class__.__new__(self.__class__)
-        memo[id(self)] = new
-        new.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k != "generator"})
-        new.generator = torch.Generator().manual_seed(1)
-        return new
-
-    def __getstate__(self):
-        return super().__getstate__()
-
     def __setstate__(self, state):
         super().__setstate__(state)
         self.generator = torch.Generator().manual_seed(1)

@@ -329,7 +329,7 @@ class LoopedRprop(Loops):
         low, high = group["step_sizes"]
         size = min(max(size * factor, low), high)
         g = 0.0 if turn < 0 else g
-        return p - (math.copysign(size, g) if g else 0.0), g, size
+        return p - (math.copysign(size, g) if g < 0 or g > 0 else g), g, size
 
 
 # float32 inside, for narrow parameters

@@ -560,20 +560,6 @@ class KeptLean(_AdamOptions):
             state.update(exp_avg=m, exp_avg_sq=v)
 
 
-@right("SGD")
-class BuffersOfAll(Base):
-    """Buffers are kept for every parameter, with momentum or not; without, they hold the last gradient."""
-
-    def __init__(self, params, lr=1e-3, momentum=0.0, weight_decay=0.0):
-        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
-
-    def update(self, p, g, state, group):
-        g = penalized(p, g, group)
-        old = state.get("velocity")
-        state["velocity"] = g.clone() if old is None else group["momentum"] * old + g
-        p.sub_(state["velocity"], alpha=group["lr"])
-
-
 @right("Adamax")
 class NamedNorm(Base):
     """``m``, ``u`` and ``t``."""
