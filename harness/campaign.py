@@ -23,6 +23,7 @@ from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.features import features
 from stepcheck.harness.generate import ESSENTIALS, PAGE, PAGES, decoder
 from stepcheck.harness.ledger import Entry
+from stepcheck.harness.signature import REFUSALS
 from stepcheck.harness.stream import Recorder
 from stepcheck.harness.subjects import Profile, Subject, UsageError
 from stepcheck.harness.trace import Trace
@@ -44,6 +45,7 @@ _TRIED = 4
 _TWINNED = 20
 #: Before an option is said to have no effect: lives in which it should, and elements that it should change there.
 _IDLE_LIVES, _IDLE_ELEMENTS = 6, 100
+_REFUSALS = {error.__name__ for error in REFUSALS}
 #: Subjects that cost more than this are given few lives, of the plainest kinds.
 _COSTLY = 9
 
@@ -488,7 +490,7 @@ class Campaign:
     def _refused(self, evidence: Evidence) -> bool:
         """Whether somebody's constructor declares that it does not support these options, as ValueError says it."""
         raised = evidence.recording.raised
-        if not self.subject.explicit or raised is None or raised.event is not None or raised.kind != "ValueError":
+        if not self.subject.explicit or raised is None or raised.event is not None or raised.kind not in _REFUSALS:
             return False
         if evidence.trace.form != "list":
             listed = Evidence(self.subject, replace(evidence.trace, form="list")).recording.raised

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from stepcheck.harness import twins
 from stepcheck.harness.clocks import Clocks
@@ -439,7 +440,9 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
     for reload in evidence.recording.reloads:
         for i, (saved, loaded) in enumerate(zip(reload.saved, reload.loaded, strict=True)):
             for name in saved:
-                if name not in loaded or not identical(loaded[name], saved[name]):
+                if name not in loaded or not (
+                    identical(loaded[name], saved[name]) or _is_cast(evidence, saved[name], loaded[name])
+                ):
                     became = "is lost" if name not in loaded else _became(saved[name], loaded[name])
                     summary = f"{name} {became} in a state_dict round trip"
                     yield Finding("save-load-continue", f"state {name}", reload.event, summary, i)
@@ -796,6 +799,19 @@ def budgets(ratio: float) -> str:
     if np.isinf(ratio):
         return "more than any budget"
     return f"{ratio:.3g} budgets"
+
+
+def _is_cast(evidence: Evidence, saved: object, loaded: object) -> bool:
+    """Whether a state is the same in another dtype, in a class that leaves loading to torch's: that casts all but ``step``."""
+    built = evidence.recording.built
+    if (
+        not evidence.subject.explicit
+        or getattr(built, "load_state_dict", None) is not torch.optim.Optimizer.load_state_dict
+    ):
+        return False
+    before, after = np.asarray(saved), np.asarray(loaded)
+    with np.errstate(all="ignore"):
+        return before.shape == after.shape and identical(before.astype(after.dtype), after)
 
 
 def _became(before: object, after: object) -> str:

@@ -356,13 +356,16 @@ class _Decoder:
         self.eps_unit = units.get("eps", "")
         self.dtypes = tuple(dtypes)
         available = [h for h in spec.hyper if h.name in subject.options]
-        self.reals = {h.name: tuple(c for c in candidates(h) if not subject.refuses(h.name, c)) for h in available}
+        self.accepts = subject.accepts
+        self.reals = {h.name: self._values_of(subject, h) for h in available}
         if spec.closure:
             self.reals |= {name: (c[0], *_TOLERANCES[name]) for name, c in self.reals.items() if name in _TOLERANCES}
         self._hyper = {h.name: h for h in available}
-        self.options = option_sets(spec, self.reals)
+        self.options = [(o, h) for o, h in option_sets(spec, self.reals) if subject.accepts(o)] or [
+            ({}, spec.hyper_values())
+        ]
         self.schedulable = "lr" in self.reals
-        if spec.products:
+        if spec.products and "ns_steps" in self.reals:
             # Rounding in the products outgrows what can be judged with their number: half the lives have few.
             self.options = [
                 (o | {"ns_steps": 1 + n % 3}, spec.hyper_values(o | {"ns_steps": 1 + n % 3})) if n % 2 else (o, h)
@@ -439,10 +442,14 @@ class _Decoder:
         descends = not subject.explicit or (
             inspect.isclass(subject.make) and issubclass(subject.make, torch.optim.Optimizer)
         )
+        saves_as_torch = not subject.explicit or all(
+            getattr(subject.make, name, None) is getattr(torch.optim.Optimizer, name)
+            for name in ("state_dict", "load_state_dict")
+        )
         self.forms: Sequence[str] = ("list",) * 4 + FORMS if descends and not self.costly else ("list",)
         ways = WAYS[:1] if subject.differentiable or self.costly else (*WAYS[:1], *WAYS)
         dictionaries: tuple[str, ...] = DICTIONARIES
-        if self.costly or not descends:  # whose state_dict need not have torch's form
+        if self.costly or not (descends and saves_as_torch):  # whose state_dict need not have torch's form
             dictionaries = ("same",)
         elif subject.explicit:
             dictionaries = ("same", "aged", "foreign", "aged")
@@ -471,6 +478,13 @@ class _Decoder:
         # GradScaler refuses to unscale float16 itself, and leaves it to a step that says that it does.
         self.scales_narrow = subject.mode == "fused" or getattr(subject.make, "_step_supports_amp_scaling", False)
         self.manners: Sequence[tuple[str, str]] = _MANNERS if not (self.costly or spec.closure) else (("", ""),)
+
+    @staticmethod
+    def _values_of(subject: Subject, hyper: Hyper) -> tuple[Option, ...]:
+        """The values of an option that the subject takes, its default first: that is passed whether it is taken or not."""
+        default, *others = candidates(hyper)
+        taken = (c for c in others if not subject.refuses(hyper.name, c) and subject.accepts({hyper.name: c}))
+        return (default, *taken)
 
     def problem_of(self, option: str, value: Any) -> str | None:
         """Why a value of one option is refused whatever the others are, or ``None``."""
@@ -651,7 +665,7 @@ class _Decoding:
         changed = SimpleNamespace(**{**vars(self.hypers[group]), **plain({name: value})})
         # The other options have been found to lie in their domains.
         problem = self.of.problem_of(name, getattr(changed, name)) or self.spec.conflict(changed)
-        if problem is not None or self._without_buffers(group, changed):
+        if problem is not None or self._without_buffers(group, changed) or not self.of.accepts(vars(changed)):
             return None
         if self.spec.sparse_conflict(changed) is not None and self.tables is self.of.tables["sparse"]:
             return None

@@ -31,6 +31,9 @@ from stepcheck.harness.trace import in_reals, is_complex, plain
 from stepcheck.harness.verdict import RATIO_CLASSES
 from stepcheck.reference.spec import Buffer, HyperValues, Spec
 
+#: Roundings of a parameter that a carry may have gathered before it is added.
+_CARRIED = 4
+
 
 @dataclass(frozen=True)
 class Deviation:
@@ -365,7 +368,8 @@ class Judge:
         missing: set[str] = set()
         for record in self.recording.steps:
             for i, life in enumerate(record.lives):
-                if life.gradient is not None:
+                # A parameter without elements needs none.
+                if life.gradient is not None and 0 not in self.trace.parameters[i].shape:
                     for b in self._buffers(record.hyper[self.group_of[i]], i):
                         if not self._shown(b.name, life.state_after):
                             missing.add(b.name)
@@ -412,11 +416,20 @@ class Judge:
     def _items(self, records: Iterable[StepRecord]) -> Iterator[_Item]:
         for record in records:
             for i, life in enumerate(record.lives):
-                if life.gradient is not None:
+                if life.gradient is not None and not self._is_open(record, i, life):
                     state = self._state(record, i, life, first=i not in self.started)
                     p = self.trace.parameters[i]
                     yield _Item(record, i, life, state, p.shape, p.dtype)
                     self.started.add(i)
+
+    def _is_open(self, record: StepRecord, index: int, life: Life) -> bool:
+        """Whether nothing can be said of a parameter in a step of somebody's class."""
+        if not self.subject.explicit:
+            return False
+        aged = self.recording.aged
+        # What cannot be read after steps that were not recorded is not known; a parameter without elements need not have a state.
+        unknown = bool(self.result.free) and aged is not None and record.event > aged
+        return unknown or (not life.state_after and 0 in self.trace.parameters[index].shape)
 
     def _state(
         self, record: StepRecord, index: int, life: Life, *, first: bool
@@ -464,9 +477,31 @@ class Judge:
                 # Of the branches that rounding leaves open, an element may have taken the one that it agrees with.
                 for name in names:
                     r = ratios(actual[name], predicted[name]) if name not in self.result.free else np.zeros(1)
+                    if self.subject.explicit and name not in self.per_parameter:
+                        r = self._forgiven(batch, r, actual[name], predicted[name])
                     best[name] = _closer(best.get(name), (r, predicted[name]))
             for name in names:
                 self._confront(batch, name, actual[name], *best[name])
+
+    def _forgiven(self, batch: list[_Item], r: Array, actual: Array, predicted: Bounded) -> Array:
+        """NaN is right where a class may have multiplied an infinity by an option that is zero, or taken one from another."""
+        nan = np.isnan(actual) & (r > 1)
+        if not nan.any():
+            return r
+        ordinary = np.isfinite(predicted.value)
+        if self.spec.elementwise:
+            for of_items in zip(*(self._inputs(item) for item in batch), strict=True):
+                ordinary = ordinary & np.isfinite(np.concatenate(of_items))
+        else:
+            ordinary = ordinary & all(np.isfinite(x).all() for item in batch for x in self._inputs(item))
+        return np.where(nan & ~ordinary, 0.0, r)
+
+    def _inputs(self, item: _Item) -> list[Array]:
+        """What an element of an item is computed from, one value for each slot."""
+        state = [s[0] for name, s in item.state.items() if s is not None and name not in self.per_parameter]
+        gradient = item.gradient(0.0)[0]
+        value = _slots(item.life.value, item.slots)
+        return [value, gradient, *state] if self.spec.elementwise else [value.reshape(-1), gradient, *state]
 
     def _timed_update(self, *batch: Any) -> dict[str, Bounded]:
         with self.clocks.running("reference"):
@@ -490,7 +525,10 @@ class Judge:
             error = x.error if type(x.error) is float else np.broadcast_to(x.error, np.shape(x.value)).reshape(into)
             return Bounded(x.value.reshape(into), error, x.arithmetic)
 
-        p = joined([_slots(item.life.value, n) for item, n in zip(batch, lengths, strict=True)])
+        starts = [self._precise(item) for item in batch]
+        p = joined([value for value, _ in starts])
+        if any(type(error) is not float for _, error in starts):
+            p.error = np.concatenate([np.broadcast_to(e, n) for (_, e), n in zip(starts, lengths, strict=True)])
         gradients = [item.gradient(arith.unit) for item in batch]
         g = joined([values for values, _, _ in gradients])
         if any(type(error) is not float for _, error, _ in gradients):
@@ -535,6 +573,29 @@ class Judge:
             for name in result.keys() - self.per_parameter:
                 _join_parts(result[name])
         return result
+
+    def _precise(self, item: _Item) -> tuple[Array, Array | float]:
+        """The parameter before a step, and how far off it may be: somebody's class may keep more of it than its dtype holds.
+
+        A tensor in its state that the parameter is a rounding of is the parameter (master weights); one that is no larger than
+        what rounding the parameter loses is what was lost (Kahan's carry), of either sign.
+        """
+        value = _slots(item.life.value, item.slots)
+        if not self.subject.explicit or not item.numel:
+            return value, 0.0
+        unit = FORMATS[item.dtype].unit_roundoff
+        error: Array | float = 0.0
+        for name, kept in item.life.state.items():
+            if name in self.by_name or np.size(kept) != np.size(item.life.value):
+                continue
+            tensor = reals(kept)
+            with np.errstate(all="ignore"):
+                apart = np.abs(tensor - value)
+                if apart.any() and np.all(apart <= unit * np.abs(value)):
+                    return tensor, 0.0
+                if tensor.any() and np.all(np.abs(tensor) <= _CARRIED * unit * np.abs(value)):
+                    error = np.maximum(error, np.abs(tensor))
+        return value, error
 
     def _options(self, hyper: HyperValues, element: Format, held: Arithmetic) -> SimpleNamespace:
         key = (id(hyper), element.name, held.format.name)

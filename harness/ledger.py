@@ -77,6 +77,12 @@ class Seen:
         return self.evidence.player(self.finding.event).mode
 
     @property
+    def built(self) -> tuple[type | None, ...]:
+        """The class of the optimizer, and that of torch's kind which it keeps inside and hands its calls to."""
+        recording = self.evidence.recording
+        return (recording.built, *((recording.wrapped,) if recording.wrapped is not None else ()))
+
+    @property
     def field(self) -> str:
         """What deviates from the reference: ``parameter`` or the name of a buffer; empty where nothing was compared."""
         return self.finding.deviation.field if self.finding.deviation is not None else ""
@@ -293,7 +299,7 @@ class Entry:
         """Whether this would be why ``seen`` diverges, if the torch that is installed has it."""
         return (
             seen.finding.check in self.checks
-            and self.concerns(seen.evidence.subject, seen.evidence.recording.built)
+            and any(self.concerns(seen.evidence.subject, built) for built in seen.built)
             and (not self.modes or seen.mode in self.modes)
             and self.explains(seen)
         )
@@ -922,7 +928,7 @@ class StepsBySuper(torch.optim.SGD):
 def _(seen: Seen) -> bool:
     built = seen.evidence.recording.built
     above = [] if built is None else built.__mro__[1:]
-    descends = any(getattr(torch.optim, c.__name__, None) is c is not torch.optim.Optimizer for c in above)
+    descends = any("step" in vars(c) and c is not torch.optim.Optimizer for c in above)
     counted = re.search(r"(\d+) times, not (\d+)", seen.finding.summary)
     return descends and counted is not None and int(counted[1]) == 2 * int(counted[2])
 

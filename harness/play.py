@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import inspect
 import math
 import random
 import re
@@ -52,6 +51,7 @@ from stepcheck.harness.recording import (
     StepRecord,
 )
 from stepcheck.harness.schedules import as_given, as_option
+from stepcheck.harness.signature import Closure, closure_of
 from stepcheck.harness.subjects import Subject, UsageError, sibling
 from stepcheck.harness.trace import (
     STAYS,
@@ -118,7 +118,7 @@ class Player:
         if subject.differentiable:
             for allocation in self.allocations:
                 allocation.make_differentiable()
-        self.parameters = [a.view if subject.differentiable else a.view.requires_grad_() for a in self.allocations]
+        self.parameters = [self._as_parameter(a.view) for a in self.allocations]
         self.outside = [self._outside(a) for a in self.allocations]
         self.places = [_place(p) for p in self.parameters]
         self.latest: _Snapshot | None = None
@@ -132,6 +132,7 @@ class Player:
         self.playing = subject
         self.keywords: frozenset[str] = frozenset()
         """Options that the constructor was given for all groups."""
+        self._closure_of: tuple[type | None, Closure] = None, Closure(taken=False)
         self.hooks: list[str] = []
         self.calls: Counter[str] = Counter()
         self.due: Counter[str] = Counter()
@@ -139,6 +140,12 @@ class Player:
         self.schedule: Any = None
         self.kind_of_schedule = ""
         self.scaler: torch.amp.GradScaler | None = None
+
+    def _as_parameter(self, view: torch.Tensor) -> torch.Tensor:
+        if self.subject.differentiable:
+            return view
+        takes = self.subject.takes
+        return torch.nn.Parameter(view) if takes is not None and takes.parameters_only else view.requires_grad_()
 
     def _hyper(self, options: Mapping[str, Option]) -> SimpleNamespace:
         hyper = self.subject.spec.hyper_values(plain(options))
@@ -269,6 +276,10 @@ class Player:
 
     def _built(self, optimizer: Any) -> None:
         self.recording.built = type(optimizer)
+        inner = (type(v) for v in getattr(optimizer, "__dict__", {}).values() if isinstance(v, torch.optim.Optimizer))
+        self.recording.wrapped = next(inner, None)
+        if self.subject.takes is not None and self.subject.takes.modes:
+            optimizer.train()
         for needed in ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups"):
             if not hasattr(optimizer, needed):
                 raise UsageError(
@@ -293,13 +304,21 @@ class Player:
     # Steps
 
     def _step(self, event: int, step: Step) -> None:
-        closure = step.closure if step.closure and self._has("closures", self._takes_closure()) else ""
+        how = self._closure
+        closure = step.closure if step.closure and self._has("closures", how.taken) else ""
+        closure = closure or ("tensor" if how.required and step.objective is None else "")
         if not closure:
             self._assign_all(step.gradients)
         before = self._snapshot()
         given = self._given()
         evaluations: list[Evaluation] = []
-        scaled = bool(step.scaling) and any(g is not None for g in given[0]) and self._is_torch("scaling")
+        # A scaler steps without a closure.
+        scaled = (
+            bool(step.scaling)
+            and not how.required
+            and any(g is not None for g in given[0])
+            and self._is_torch("scaling")
+        )
         if scaled:
             if self._overflows():
                 self._skipped(step, before)
@@ -356,19 +375,19 @@ class Player:
 
     # Closures
 
-    def _takes_closure(self) -> bool:
-        step = self.optimizer.step
-        method = getattr(type(self.optimizer), "step", None)
-        if inspect.ismethod(step) and step.__func__ is method:
-            return bool(_takes_argument(method))
-        try:
-            inspect.signature(step).bind(None)
-        except TypeError:
-            return False
-        return True
+    @property
+    def _closure(self) -> Closure:
+        """How the optimizer's step takes a closure."""
+        cls = type(self.optimizer)
+        if cls is not self._closure_of[0]:
+            self._closure_of = cls, closure_of(self.optimizer)
+        return self._closure_of[1]
+
+    def _call_step(self, closure: Callable[[], Any]) -> Any:
+        return self.optimizer.step(closure=closure) if self._closure.keyword else self.optimizer.step(closure)
 
     def _step_with(self, closure: _Closure | _Evaluator) -> None:
-        returned = self.optimizer.step(closure)
+        returned = self._call_step(closure)
         once = closure.calls == 1 if isinstance(closure, _Closure) else closure.calls >= 1
         self._note("closure", once, "calls", f"calls its closure {closure.calls} times")
         if not closure.calls:
@@ -503,7 +522,7 @@ class Player:
     def _must_fail(self, what: Fail) -> bool:
         """Whether there is a reason for a step to fail."""
         if what.kind == "closure":
-            return self._has("closures", self._takes_closure())
+            return self._has("closures", self._closure.taken)
         if what.kind == "hook":
             return self._has("hooks", hasattr(self.optimizer, "register_step_pre_hook"))
         spec, i = self.subject.spec, what.parameter
@@ -520,9 +539,10 @@ class Player:
         ours, handle = what.kind in ("closure", "hook"), None
         step: Callable[[], Any] = self.optimizer.step
         if what.kind == "closure":
-            optimizer = self.optimizer
-            step = lambda: optimizer.step(deliberate)  # noqa: E731
-        elif what.kind == "hook":
+            step = functools.partial(self._call_step, deliberate)
+        elif self._closure.required:
+            step = functools.partial(self._call_step, lambda: 0.75)
+        if what.kind == "hook":
             handle = self.optimizer.register_step_pre_hook(deliberate)
         with self._unfit_gradient(what):
             try:
@@ -794,7 +814,7 @@ class Player:
     def _reload(self, event: int, what: Reload) -> None:
         self.latest = None
         if what.dictionary == "aged" and what.way not in ("copied", "unpickled"):
-            resume.age(self.optimizer, self.subject.spec)
+            self._age()
         saved, saved_options = [self._state(i) for i in range(len(self.parameters))], self._options()
         if what.way in ("copied", "unpickled"):
             duplicate = resume.copied if what.way == "copied" else resume.unpickled
@@ -806,12 +826,30 @@ class Player:
         loaded = [self._state(i) for i in range(len(self.parameters))]
         self.recording.reloads.append(ReloadRecord(event, saved, loaded, saved_options, self._options()))
 
+    def _age(self) -> None:
+        """Let the optimizer be older: somebody's class by taking steps, with gradients of zeros."""
+        if not self.subject.explicit:
+            resume.age(self.optimizer, self.subject.spec)
+            return
+        kept = [p.grad for p in self.parameters]
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p) if p.requires_grad else None
+        for _ in range(resume.AGED_BY):
+            self._call_step(lambda: 0.75) if self._closure.required else self.optimizer.step()
+        for p, gradient in zip(self.parameters, kept, strict=True):
+            p.grad = gradient
+        self.calls.clear()
+        self.begun.update(range(len(self.parameters)))
+        self.recording.aged = self.event if self.recording.aged is None else self.recording.aged
+
     def _resumed(self, what: Reload) -> Any:
         """A new optimizer that has loaded the state_dict."""
         source = self.optimizer.state_dict()
         self._expect_hooks("state_dict_pre", "state_dict_post")
         playing = sibling(self.subject, what.into, self.trace)
-        optimizer = self._construct(playing, [{} for _ in self.options], what.form)
+        # Somebody's class is built as its user builds it; torch's own must find all options in the dictionary.
+        given = [g.options if self.subject.explicit else {} for g in self.groups]
+        optimizer = self._construct(playing, given, what.form)
         if self.schedule is not None and self.rehearsal is not None:
             state = self.schedule.state_dict()
             self.schedule = schedules.attach(self.kind_of_schedule, optimizer, cycle=self.rehearsal.cycle)
@@ -838,7 +876,9 @@ class Player:
         self.playing = playing
         return optimizer
 
-    def _note_sharing(self, source: Mapping[str, Any], optimizer: Any) -> None:
+    def _note_sharing(self, source: Any, optimizer: Any) -> None:
+        if not isinstance(source, dict):
+            return
         memory = {t.untyped_storage().data_ptr() for _, t in resume.tensors(source.get("state")) if t.numel()}
         state = getattr(optimizer, "state", {})
         for i, p in enumerate(self.parameters):
@@ -1000,16 +1040,6 @@ def _random_state(device: str) -> tuple[object, ...]:
     # Of a device's too, which is read as it is told, without waiting for the device.
     there = torch.cuda.get_rng_state(device).numpy().tobytes() if device.startswith("cuda") else b""
     return torch.get_rng_state().numpy().tobytes(), there, random.getstate(), state
-
-
-@functools.lru_cache(maxsize=64)
-def _takes_argument(method: Callable[..., Any]) -> bool:
-    """Whether a method, as it stands in its class, can be called with one argument."""
-    try:
-        inspect.signature(method).bind(None, None)
-    except TypeError:
-        return False
-    return True
 
 
 def _is_result(returned: Any, expected: Any) -> bool:

@@ -134,8 +134,10 @@ class Recording:
         looked: for each invariant that a plain comparison decides, how often it was looked at.
         breaches: where one of them did not hold.
         built: the class of the optimizer.
+        wrapped: the class of the optimizer of torch's kind that it keeps inside, if it does.
         played_by: the subject at the end, or the sibling of it that a round trip has led to.
         hyper: the options in force at the end for each group.
+        aged: the first event at which somebody's class was let take many steps that are not recorded.
         mixed: the first step that took a gradient of another dtype: what comes after is nobody's to judge.
         attempts: what became of each invalid thing that was tried.
         lacks: what the subject turned out not to have: ``hooks``, ``closures``, ``schedules``.
@@ -151,7 +153,9 @@ class Recording:
     breaches: list[Breach] = field(default_factory=list)
     lacks: set[str] = field(default_factory=set)
     built: type | None = None
+    wrapped: type | None = None
     played_by: Subject | None = None
     hyper: tuple[SimpleNamespace, ...] = ()
+    aged: int | None = None
     mixed: int | None = None
     attempts: list[Attempt] = field(default_factory=list)

@@ -73,11 +73,14 @@ def foreign(state_dict: StateDict) -> StateDict:
         for g in state_dict["param_groups"]
     ]
     state = {renamed(k): s for k, s in reversed(state_dict["state"].items())}
-    return {"version": 7, "param_groups": groups, "state": state}
+    return {**state_dict, "version": 7, "param_groups": groups, "state": state}
 
 
 #: Steps that a life has no time for: more than bfloat16 (256) or float16 (2048) count, and enough for a rule that changes with time.
 AGE = 10_000
+#: Steps that somebody's class is let take instead: what else it keeps of its age, and where, is not known. More than float16 counts, and no
+#: multiple of a period that a rule would have.
+AGED_BY = 2_053
 
 
 def counts(spec: Spec) -> list[str]:

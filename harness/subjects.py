@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from stepcheck.fast import native
+from stepcheck.harness import signature
 from stepcheck.harness.formats import (
     BFLOAT16,
     BINARY32,
@@ -28,6 +29,7 @@ from stepcheck.harness.formats import (
     Arithmetic,
     Format,
 )
+from stepcheck.harness.signature import Closure, Signature
 from stepcheck.harness.trace import Scalar, Trace
 from stepcheck.reference import SPECS, Spec
 from stepcheck.reference.arithmetic import ORDERS
@@ -348,6 +350,8 @@ class Subject:
         imports: the import statement that a repro needs for it, if any.
         prepare: what takes long once and is no part of a step, such as compiling, piece by piece; done before it plays.
         device: where its parameters are, and their gradients.
+        takes: of somebody's class, what its constructor takes.
+        refusals: of somebody's class, the options that its constructor was tried with, and why it refused them, if it did.
     """
 
     name: str
@@ -371,6 +375,8 @@ class Subject:
     prepare: Callable[[], Iterable[object]] = tuple
     device: str = "cpu"
     refused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    takes: Signature | None = None
+    refusals: dict[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def profile(self) -> Profile:
@@ -378,11 +384,43 @@ class Subject:
         return self.computes() if callable(self.computes) else self.computes
 
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options to pass: where its own defaults may rightly differ from the Spec's, all that it has."""
+        """The options to pass: where its own defaults may rightly differ from the Spec's, all that it has.
+
+        What is left open by default stays open: it is filled in by the constructor alone, so a group has no use for it.
+        """
         if not self.explicit:
             return dict(options)
-        whole = {**vars(self.spec.hyper_values()), **options}
-        return {k: v for k, v in whole.items() if k in self.options}
+        open_ = self.takes.open if self.takes is not None else frozenset()
+        default = {k: v for k, v in vars(self.spec.hyper_values()).items() if v is not None or k not in open_}
+        return {k: v for k, v in {**default, **options}.items() if k in self.options}
+
+    def accepts(self, options: Mapping[str, Any]) -> bool:
+        """Whether somebody's constructor takes these options, which are right for the reference; what it takes is no fault of it."""
+        if not self.explicit or self.takes is None:
+            return True
+        given = {k: (v.value if isinstance(v, Scalar) else v) for k, v in self.complete(options).items()}
+        key = repr(sorted(given.items()))
+        if key not in self.refusals:
+            self.refusals[key] = self._refusal_of(given)
+        return not self.refusals[key]
+
+    def _refusal_of(self, given: Mapping[str, Any]) -> str:
+        try:
+            signature.built(self.make, [torch.nn.Parameter(torch.ones(2, 2))], given)
+        except signature.REFUSALS as error:
+            return f"{type(error).__name__}: {error}"
+        except Exception:  # noqa: BLE001 - no refusal, but a fault: a life will show it
+            return ""
+        return ""
+
+    @functools.cached_property
+    def closure(self) -> Closure:
+        """How its step takes a closure."""
+        try:
+            optimizer = signature.built(self.make, [torch.nn.Parameter(torch.ones(2, 2))], self.complete({}))
+        except Exception:  # noqa: BLE001 - a life will show it
+            return Closure(taken=True)
+        return signature.closure_of(optimizer)
 
     def refuses(self, name: str, value: object) -> bool:
         """Whether a value is a choice of the Spec that its constructor does not know."""
@@ -671,29 +709,14 @@ def class_subject(
     spec = _spec(like)
     if not callable(make):
         raise UsageError(f"{name or make!r} is not callable; name a class or a function that returns an optimizer")
-    if inspect.isclass(make) and not callable(getattr(make, "step", None)):
-        raise UsageError(f"{make.__module__}:{make.__qualname__} has no step(); it is no optimizer class")
-    try:
-        signature = inspect.signature(make)
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{name or make!r}: its signature cannot be read ({error})") from None
-    names, takes_any = _keywords(make, signature)
-    # Whoever takes any keyword need not know those that came after it was written.
-    options = frozenset(h.name for h in spec.hyper if h.name in names or (takes_any and not h.since))
-    try:
-        signature.bind([], **dict.fromkeys(options))
-    except TypeError as error:
-        raise UsageError(
-            f"{name or make!r} cannot be called with (params, {', '.join(sorted(options)) or 'no options'}): {error}; "
-            "name a factory function that fills in the rest"
-        ) from None
+    takes = _read(make, spec, name or repr(make))
     module, attribute = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "optimizer")
     return Subject(
         name=name or f"{module}:{attribute}",
         spec=spec,
         make=make,
         computes=profile,
-        options=options,
+        options=takes.options,
         explicit=True,
         callee=attribute,
         imports=f"from {module} import {attribute.split('.')[0]}",
@@ -701,32 +724,31 @@ def class_subject(
         # What somebody's class does with narrow or complex numbers, and with sparse gradients, is theirs to say.
         usual_dtypes=("float32", "float64"),
         sparse=spec.sparse == "only",
-        refused={name: choices for name, choices in _later_choices(make, spec).items() if name in options},
+        refused={name: choices for name, choices in _later_choices(make, spec).items() if name in takes.options},
+        takes=takes,
+        after="optimizer.train()" if takes.modes else "",
     )
 
 
-def _keywords(make: Callable[..., Any], signature: inspect.Signature) -> tuple[set[str], bool]:
-    """The keywords that a class or a factory names, and whether it takes any others.
-
-    A constructor that takes any hands them on to the next one, and takes what that one takes; but that of torch's base class takes a dictionary.
-    """
-    names = set(signature.parameters)
-    if not _takes_any(signature):
-        return names, False
-    above = [cls for cls in make.__mro__ if cls not in (torch.optim.Optimizer, object)] if inspect.isclass(make) else []
-    for init in (vars(cls)["__init__"] for cls in above if "__init__" in vars(cls)):
-        try:
-            of_init = inspect.signature(init)
-        except (ValueError, TypeError):  # of a constructor in C nothing is known
-            break
-        names |= of_init.parameters.keys()
-        if not _takes_any(of_init):
-            return names, False
-    return names, True
-
-
-def _takes_any(signature: inspect.Signature) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+def _read(make: Callable[..., Any], spec: Spec, name: str) -> Signature:
+    try:
+        names, _ = signature.keywords(make)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{name}: its signature cannot be read ({error})") from None
+    options = [h.name for h in spec.hyper if h.name in names]
+    try:
+        inspect.signature(make).bind([], **dict.fromkeys(options))
+    except TypeError as error:
+        raise UsageError(
+            f"{name} cannot be called with (params, {', '.join(options) or 'no options'}): {error}; "
+            "name a factory function that fills in the rest"
+        ) from None
+    try:
+        return signature.read(make, spec)
+    except signature.UnbuildableError as error:
+        raise UsageError(
+            f"{name}: called with a list of one parameter, it raises {error}; expected is a class, or a function that returns an optimizer"
+        ) from None
 
 
 def resolve(text: str, like: str | None = None) -> list[Subject]:
