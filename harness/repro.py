@@ -114,7 +114,7 @@ class _Writer:
             # The first instance of torch's own class patches its step.
             body.insert(0, f"torch.optim.{self.subject.spec.name}([torch.zeros(1, 1, requires_grad=True)])")
         if finding.event is None and finding.check == "completes":
-            body[-1] += f"  # {finding.cause}"
+            body[-1] += f"  # {finding.summary}"
         if self.subject.after:
             body.append(self.subject.after)
         for n, event in enumerate(events):
@@ -125,7 +125,7 @@ class _Writer:
                 lines[place:place] = self._before()
             body += lines
             if last and finding.check == "completes":
-                body[-1] += f"  # {finding.cause}"
+                body[-1] += f"  # {finding.summary}"
         body += self._after()
         if any("calls" in line for line in body):
             body.insert(0, "calls = []")
