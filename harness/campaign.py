@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import FrameType
 from typing import Any
 
@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase
 from stepcheck.harness import explain, ledger, repro, shrink, steer, validation
 from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, STRIDED, Evidence, Finding, steps_judged
 from stepcheck.harness.clocks import Clocks
+from stepcheck.harness.consequences import ROOTS, Consequences
 from stepcheck.harness.features import features
 from stepcheck.harness.generate import ESSENTIALS, PAGE, PAGES, decoder
 from stepcheck.harness.ledger import Entry
@@ -40,6 +41,8 @@ TRACE_SECONDS = 20.0
 _TRIED = 4
 #: Subjects that cost more than this are given few lives, of the plainest kinds.
 _COSTLY = 9
+#: The order in which new divergences are told: those first that others may follow from.
+_ORDER = (*ROOTS, *(name for name in CHECKS if name not in ROOTS))
 
 Progress = Callable[[int, int], None]
 
@@ -95,18 +98,28 @@ class _Suspect:
     finding: Finding
     trace: Trace
     owner: str = ""
-    count: int = 1
+    lives: set[int] = field(default_factory=set)
+    """The numbers of the lives that showed it: one life may show it twice, as it was and in row-major memory."""
+
+    @property
+    def count(self) -> int:
+        return len(self.lives)
 
 
 def _note(
-    kept: dict[tuple[str, str], _Suspect], key: tuple[str, str], finding: Finding, trace: Trace, owner: str = ""
+    kept: dict[tuple[str, str], _Suspect],
+    key: tuple[str, str],
+    finding: Finding,
+    trace: Trace,
+    number: int,
+    owner: str = "",
 ) -> None:
     before = kept.get(key)
-    count = 1 if before is None else before.count + 1
+    lives = set() if before is None else before.lives
     # What is the subject's own is shown by a life of its own, though one that led into another mode came first.
     if before is None or (before.owner and not owner):
-        kept[key] = _Suspect(finding, trace, owner)
-    kept[key].count = count
+        kept[key] = _Suspect(finding, trace, owner, lives)
+    lives.add(number)
 
 
 def _declared(profile: Profile) -> dict[str, Any]:
@@ -165,6 +178,7 @@ class Campaign:
         self.shrunk: set[tuple[str, str]] = set()
         self.told: dict[tuple[str, str], Divergence] = {}
         """Those of ``explained`` that were told."""
+        self.consequences = Consequences(subject, self._play, self._shown)
         self.free: set[str] = set()
         self.refusals: list[str] = []
         self.hung = False
@@ -253,11 +267,12 @@ class Campaign:
         judged = {cell: outcome for cell, outcome in matrix.items() if cell.judged}
         invalid = Invalid(len(judged), rows=validation.table(matrix) if reported else [])
         try:
-            for cell, outcome in judged.items() if VALIDATION not in self.meaningless else ():
+            tried = judged.items() if VALIDATION not in self.meaningless else ()
+            for number, (cell, outcome) in enumerate(tried):
                 invalid.ran += not outcome.control_failed
                 if not outcome.declared or outcome.changed:
                     evidence = Evidence(self.subject, validation.life(self.subject, cell), known=ledger.explanation)
-                    one = Life(0)
+                    one = Life(-number)  # no life of the campaign
                     self._sort(VALIDATION, evidence, one)
                     invalid.known += one.known
                     for check, ratio in one.worst_ratio.items():
@@ -351,7 +366,7 @@ class Campaign:
             summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
             name = "completes" if "completes" in result.tallies else next(iter(result.tallies))
             life.end, life.looked = HANGS, {name: 1}
-            _note(self.suspects, (name, HANGS), Finding(name, HANGS, None, summary), trace)
+            _note(self.suspects, (name, HANGS), Finding(name, HANGS, None, summary), trace, life.number)
             return
         self.lacks |= evidence.recording.lacks
         if self._refused(evidence):
@@ -375,14 +390,15 @@ class Campaign:
             if entry is not None:
                 if entry.name not in life.known:
                     life.known.append(entry.name)
-                _note(self.explained, (check, entry.name), finding, evidence.trace, entry.owner(evidence, finding))
+                owner = entry.owner(evidence, finding)
+                _note(self.explained, (check, entry.name), finding, evidence.trace, life.number, owner)
             elif finding.cause.startswith(STRIDED) and check == "agreement" and self._sort_row_major(evidence, life):
                 return
             elif not unexplained:
                 unexplained = True
                 if finding.ratio is not None:
                     life.saw(check, finding.ratio)
-                _note(self.suspects, (finding.check, finding.kind), finding, evidence.trace)
+                _note(self.suspects, (finding.check, finding.kind), finding, evidence.trace, life.number)
 
     def _sort_row_major(self, evidence: Evidence, life: Life) -> bool:
         """Whether it is wrong in row-major memory as well: then strides are not the cause, and it is told without them."""
@@ -429,7 +445,8 @@ class Campaign:
     def _shrink_new(self) -> None:
         """At the end of each batch, so that whoever interrupts a long campaign keeps what it found."""
         start = time.perf_counter()
-        for key in list(self.suspects)[len(self.shrunk) : _MOST_DIVERGENCES]:
+        new = sorted((key for key in self.suspects if key not in self.shrunk), key=lambda key: _ORDER.index(key[0]))
+        for key in new[: _MOST_DIVERGENCES - len(self.shrunk)]:
             self.shrunk.add(key)
             self._shrink(key)
         for key, seen in self.explained.items():
@@ -450,22 +467,55 @@ class Campaign:
             self._tell(divergence)
 
     def _fold(self, new: Divergence) -> bool:
-        """Whether a divergence shows one that was told before as well: of the two, which have one cause, the smaller is kept."""
-        tally = self.result.tallies[new.check]
-        if new.check != "agreement" or not tally.divergences:
+        """Whether a divergence has the cause of one that was told before: then it is no further one."""
+        told = self.result.divergences
+        root = next((old for old in told if self.consequences.follows(new, old)), None)
+        if root is not None:
+            self._join(new, root)
+            self.recorder.divergence(root)
+            return True
+        effects = [old for old in told if self.consequences.follows(old, new)] or self._shown_as_well(new)
+        if not effects:
             return False
-        shown = {f.kind for f in unexplained(self.subject, new.trace, new.check, self.settings.checks)} - {new.cause}
-        old = next((d for d in tally.divergences if d.cause in shown), None)
-        if old is None:
-            return False
-        kept, other = (new, old) if shrink.size(new.trace) < shrink.size(old.trace) else (old, new)
-        kept.life.append(f"also: {other.cause}")
-        if kept is new:
-            tally.divergences[tally.divergences.index(old)] = new
-            self._tell(new, replaces=old.id)
-        else:
-            self.recorder.divergence(old)
+        if new.check == "agreement" and shrink.size(new.trace) >= shrink.size(effects[0].trace):
+            self._join(new, effects[0])
+            self.recorder.divergence(effects[0])
+            return True
+        for old in effects:
+            self._join(old, new)
+            self.result.tallies[old.check].divergences.remove(old)
+        self.result.tallies[new.check].add(new)
+        self._tell(new, replaces=" ".join(old.id for old in effects))
         return True
+
+    def _shown_as_well(self, new: Divergence) -> list[Divergence]:
+        """Of deviations in one life, all have one cause: a buffer that is wrong makes the parameter wrong."""
+        told = self.result.tallies[new.check].divergences
+        if new.check != "agreement" or not told:
+            return []
+        shown = self._shown(new.trace, new.check) - {new.cause}
+        return [old for old in told if old.cause in shown][:1]
+
+    def _join(self, effect: Divergence, root: Divergence) -> None:
+        """Tell in the life of one divergence that it shows in another way too."""
+        root.life.append(f"also: {effect.cause if effect.check == root.check else f'{effect.check}: {effect.cause}'}")
+        seen, also = self.suspects[root.check, root.cause], self.suspects[effect.check, effect.cause]
+        seen.lives |= also.lives
+
+    def _shown(self, trace: Trace, check: str) -> set[str]:
+        """The kinds of what a check finds in a life that the ledger does not explain."""
+        return {f.kind for f in unexplained(self.subject, trace, check, self.settings.checks)}
+
+    def _play(self, subject: Subject, trace: Trace) -> Evidence | None:
+        """The evidence of a life; ``None`` where it makes no sense or hangs."""
+        if trace.problem(subject.spec) is not None:
+            return None
+        self.about_to_play(trace)
+        try:
+            with _time_limit(patience(subject)):
+                return Evidence(subject, trace, self.settings.checks, ledger.explanation)
+        except _Hang:
+            return None
 
     def _tell(self, divergence: Divergence, replaces: str = "") -> None:
         self.found(divergence)

@@ -190,9 +190,7 @@ class Player:
             # Whatever somebody's optimizer raises is a result; what the player raises by itself is not.
             if _is_our_own(error):
                 raise
-            self.recording.raised = Raised(
-                self.event, type(error).__name__, str(error).strip(), _frame(error)
-            )
+            self.recording.raised = Raised(self.event, type(error).__name__, str(error).strip(), _frame(error))
         self.recording.played_by, self.recording.hyper = self.playing, tuple(self.hyper)
         self._note_random_state(drawn)
 

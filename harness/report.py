@@ -13,17 +13,23 @@ import numpy as np
 import torch
 
 from stepcheck.harness import ledger, store
-from stepcheck.harness.verdict import Divergence, Result
+from stepcheck.harness.verdict import VALIDATION, Divergence, Result
 
 
 def describe(divergence: Divergence, folder: Path) -> list[str]:
     """A divergence in lines: what differs, the life, how to replay it, where the script is."""
     return [
-        f"{divergence.subject} fails {divergence.check} [{divergence.id}], in {divergence.found_in} lives",
+        f"{divergence.subject} fails {divergence.check} [{divergence.id}], in {_seen(divergence)}",
         f"  {divergence.summary}",
         *(f"  {line}" for line in divergence.life),
         f"  replay: {replay(divergence, folder)}    script: {store.script_path(folder, divergence)}",
     ]
+
+
+def _seen(divergence: Divergence) -> str:
+    """In how many lives it was seen; of what is invalid, in how many attempts, which are no lives of the campaign."""
+    what = "attempt" if divergence.check == VALIDATION else "life" if divergence.found_in == 1 else "lives"
+    return f"{divergence.found_in} {what}{'s' if what == 'attempt' and divergence.found_in != 1 else ''}"
 
 
 def replay(divergence: Divergence, folder: Path) -> str:
