@@ -16,11 +16,12 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase
 
-from stepcheck.harness import explain, ledger, repro, shrink, steer, validation
+from stepcheck.harness import determinism, explain, ledger, repro, shrink, steer, validation
 from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, STRIDED, Evidence, Finding, steps_judged
 from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.consequences import ROOTS, Consequences
 from stepcheck.harness.features import features
+from stepcheck.harness.fresh import Fresh
 from stepcheck.harness.generate import ESSENTIALS, PAGE, PAGES, decoder
 from stepcheck.harness.ledger import Entry
 from stepcheck.harness.stream import Recorder
@@ -41,7 +42,9 @@ TRACE_SECONDS = 20.0
 _TRIED = 4
 #: Subjects that cost more than this are given few lives, of the plainest kinds.
 _COSTLY = 9
-#: The order in which new divergences are told: those first that others may follow from.
+#: The first lives of somebody's class, which are played twice.
+_PLAYED_TWICE = 3
+#: See :func:`_rank`.
 _ORDER = (*ROOTS, *(name for name in CHECKS if name not in ROOTS))
 
 Progress = Callable[[int, int], None]
@@ -122,6 +125,11 @@ def _note(
     lives.add(number)
 
 
+def _rank(key: tuple[str, str]) -> tuple[bool, int]:
+    """The order in which new divergences are told: those first that others may follow from."""
+    return key[1] not in (determinism.LEAKS, determinism.CHANCE), _ORDER.index(key[0])
+
+
 def _declared(profile: Profile) -> dict[str, Any]:
     """The facts of a profile that are not the default, as JSON has them, and their reason."""
     given = {f.name: getattr(profile, f.name) for f in fields(profile) if getattr(profile, f.name) != f.default}
@@ -178,6 +186,9 @@ class Campaign:
         self.shrunk: set[tuple[str, str]] = set()
         self.told: dict[tuple[str, str], Divergence] = {}
         """Those of ``explained`` that were told."""
+        self.fresh = Fresh({}, wanted=False)
+        self.leak: Divergence | None = None
+        """The first that was told of state that leaks."""
         self.consequences = Consequences(subject, self._play, self._shown)
         self.free: set[str] = set()
         self.refusals: list[str] = []
@@ -224,6 +235,8 @@ class Campaign:
         planned = self.planned
         batch = 0
         try:
+            # What has played nothing yet: before the first life.
+            self.fresh = Fresh(self._tasks, wanted=self._looks_afresh)
             self._validate()
             while not self._ended():
                 size = _BATCH if planned is None else min(_BATCH, planned - self.result.traces)
@@ -244,7 +257,28 @@ class Campaign:
             raise
         except Exception as error:  # noqa: BLE001 - a fault of the harness: the verdict is unknown, never green
             self.result.error = f"{type(error).__name__}: {error}"
+        finally:
+            self.fresh.close()
         self._note()
+
+    @property
+    def _looks_afresh(self) -> bool:
+        """Whether lives and scripts are tried in a clean process: what compiles has threads that no fork has."""
+        return not self.settings.first and self.subject.device == "cpu" and self.subject.cost <= _COSTLY
+
+    @property
+    def _tasks(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "shown": lambda trace, check, times: [self._shown(trace, check) for _ in range(times)][-1],
+            "twice": lambda trace: determinism.twice(self.subject, trace),
+            "digest": lambda trace: determinism.digest(self.subject, trace),
+            "script": repro.run,
+        }
+
+    def _in_fresh(self, task: str, *arguments: Any) -> Any:
+        """The answer of a clean process; ``None`` where there is none."""
+        self.progress(self.result.traces, self.settings.examples or 0)
+        return self.fresh.ask(task, *arguments, seconds=patience(self.subject))
 
     def _ended(self) -> bool:
         return self.hung or time.perf_counter() > self.deadline or (self.settings.first and bool(self.suspects))
@@ -381,6 +415,17 @@ class Campaign:
                 self._sort(name, evidence, life)
         if "agreement" in result.tallies:
             self._count(evidence, life)
+        if life.number <= _PLAYED_TWICE and self.subject.explicit and "completes" in result.tallies:
+            self._play_twice(trace, life)
+
+    def _play_twice(self, trace: Trace, life: Life) -> None:
+        """Look whether a life comes out the same when it is played again."""
+        place = self._in_fresh("twice", trace)
+        if place is None:
+            return
+        digests = [self._in_fresh("digest", trace) for _ in range(2)]
+        finding = determinism.finding(place, leaks=digests[0] == digests[1])
+        _note(self.suspects, (finding.check, finding.kind), finding, trace, life.number)
 
     def _sort(self, check: str, evidence: Evidence, life: Life) -> None:
         """Tell what the ledger explains from the first finding of a check that it does not; later ones may be its effects."""
@@ -445,7 +490,7 @@ class Campaign:
     def _shrink_new(self) -> None:
         """At the end of each batch, so that whoever interrupts a long campaign keeps what it found."""
         start = time.perf_counter()
-        new = sorted((key for key in self.suspects if key not in self.shrunk), key=lambda key: _ORDER.index(key[0]))
+        new = sorted((key for key in self.suspects if key not in self.shrunk), key=_rank)
         for key in new[: _MOST_DIVERGENCES - len(self.shrunk)]:
             self.shrunk.add(key)
             self._shrink(key)
@@ -457,14 +502,47 @@ class Campaign:
     def _shrink(self, key: tuple[str, str]) -> None:
         suspect = self.suspects[key]
         trace, finding = suspect.trace, suspect.finding
-        if finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
-            trace, finding = shrink.cut(
-                trace, finding, lambda t: self.recheck(t, key), max(_ATTEMPTS // self.subject.cost, 4)
-            )
-        divergence = tell(self.subject, trace, finding, suspect.count)
+        attempts = max(_ATTEMPTS // self.subject.cost, 4)
+        if finding.cause in (determinism.LEAKS, determinism.CHANCE):
+            trace, finding = shrink.cut(trace, finding, lambda t: self._twice(t, finding.cause), attempts // 4)
+        elif finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
+            trace, finding = shrink.cut(trace, finding, lambda t: self.recheck(t, key), attempts)
+        alone = self._shows_alone(trace, finding)
+        if not alone and self.leak is not None:
+            self._join_leak(key)
+            return
+        twice = finding.cause in (determinism.LEAKS, determinism.CHANCE)
+        if not alone:
+            twice = finding.kind in (self._in_fresh("shown", trace, finding.check, 2) or ())
+            summary = f"{determinism.LEAKS} of this class: in a process of its own, this life shows nothing; here, {finding.summary}"
+            finding = replace(finding, summary=summary)
+        divergence = tell(self.subject, trace, finding, suspect.count, twice=twice)
+        if finding.cause != HANGS:
+            doubt = self._in_fresh("script", divergence.script)
+            divergence.life += [doubt] if doubt else []
+        if not alone or finding.cause == determinism.LEAKS:
+            self.leak = divergence
         if not self._fold(divergence):
             self.result.tallies[key[0]].add(divergence)
             self._tell(divergence)
+
+    def _shows_alone(self, trace: Trace, finding: Finding) -> bool:
+        """Whether a life shows a finding where nothing was played before; if that cannot be asked, it does."""
+        if finding.cause in (HANGS, determinism.LEAKS, determinism.CHANCE):
+            return True
+        shown = self._in_fresh("shown", trace, finding.check, 1)
+        return shown is None or finding.kind in shown
+
+    def _twice(self, trace: Trace, cause: str) -> Finding | None:
+        place = self._in_fresh("twice", trace)
+        return None if place is None else determinism.finding(place, leaks=cause == determinism.LEAKS)
+
+    def _join_leak(self, key: tuple[str, str]) -> None:
+        """What shows only after other lives has been told already, of the class that keeps something from them."""
+        assert self.leak is not None
+        self.leak.life.append(f"also: {key[0]}: {key[1]}")
+        self.suspects[self.leak.check, self.leak.cause].lives |= self.suspects[key].lives
+        self.recorder.divergence(self.leak)
 
     def _fold(self, new: Divergence) -> bool:
         """Whether a divergence has the cause of one that was told before: then it is no further one."""
@@ -580,10 +658,13 @@ class Campaign:
             notes.append(f"{len(self.suspects) - len(self.shrunk)} more kinds of divergence were seen and not shrunk")
 
 
-def tell(subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, evaluate: bool = True) -> Divergence:
+def tell(
+    subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, evaluate: bool = True, twice: bool = False
+) -> Divergence:
     """A finding as data that needs nothing else: the life told, and written as a script.
 
     Args:
+        twice: it shows when the life is played for the second time in one process.
         evaluate: play the trace once more, to tell what the budget is made of; not where it hangs or crashes.
     """
     lines = explain.life(trace, finding)
@@ -601,7 +682,7 @@ def tell(subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, ev
         ratio=finding.ratio,
         trace=trace,
         life=lines,
-        script=repro.script(subject, trace, finding),
+        script=repro.script(subject, trace, finding, twice=twice),
         found_in=count,
         owner=finding.owner,
     )
@@ -613,15 +694,21 @@ def patience(subject: Subject) -> float:
 
 
 def findings(
-    subject: Subject, trace: Trace, check: str, asked: Collection[str] = ()
+    subject: Subject, trace: Trace, check: str, asked: Collection[str] = (), summary: str = ""
 ) -> Iterator[tuple[Finding, Entry | None]]:
     """Play a trace and ask one check: what it finds, and what the ledger says of it. A life that makes no sense has none.
 
     Args:
         asked: the checks that are asked otherwise; all by default.
+        summary: what was told of it, where it was: some of it shows when the life is played for the second time.
     """
     if trace.problem(subject.spec) is not None:
         return
+    if determinism.LEAKS in summary or determinism.CHANCE in summary:
+        place = determinism.twice(subject, trace)
+        if place is not None and check == "completes":
+            yield determinism.finding(place, leaks=determinism.LEAKS in summary), None
+            return
     limit = patience(subject)
     try:
         with _time_limit(limit):

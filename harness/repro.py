@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -67,14 +68,16 @@ _VIEW = [
 ]
 
 
-def script(subject: Subject, trace: Trace, finding: Finding) -> str:
+def script(subject: Subject, trace: Trace, finding: Finding, *, twice: bool = False) -> str:
     """The script's text: at most 30 lines. It ends in an error as long as the divergence is there.
 
     Args:
         trace: the life; what comes after the finding is left out.
         finding: what must not be.
+        twice: it shows when the life is played for the second time in one process.
     """
     writer = _Writer(subject, trace, finding)
+    writer.twice = twice
     for compact in (False, True):
         lines = writer.lines(compact=compact)
         if len(lines) <= 30:
@@ -82,7 +85,22 @@ def script(subject: Subject, trace: Trace, finding: Finding) -> str:
     return "\n".join(lines) + "\n"
 
 
+def run(text: str) -> str:
+    """Why a script is no proof of its divergence, run here: it ends well, or cannot begin. Empty where it fails as it should."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exec(compile(text, "script", "exec"), {"__name__": "__main__"})  # noqa: S102 - it was written here
+    except (ImportError, SyntaxError) as error:
+        return f"This script does not run by itself: {type(error).__name__}: {error}"
+    except BaseException:  # noqa: BLE001 - that it raises is what it is for
+        return ""
+    return "This script does not fail in a fresh process: stepcheck compares more than the script can."
+
+
 class _Writer:
+    twice = False
+
     def __init__(self, subject: Subject, trace: Trace, finding: Finding) -> None:
         self.subject, self.trace, self.finding = subject, trace, finding
         self.guarded = finding.check == "memory-beside"
@@ -113,7 +131,7 @@ class _Writer:
         if finding.check == "hooks-run-once" and self.subject.explicit:
             # The first instance of torch's own class patches its step.
             body.insert(0, f"torch.optim.{self.subject.spec.name}([torch.zeros(1, 1, requires_grad=True)])")
-        if finding.event is None and finding.check == "completes":
+        if finding.event is None and finding.check == "completes" and not self.twice:
             body[-1] += f"  # {finding.summary}"
         if self.subject.after:
             body.append(self.subject.after)
@@ -124,9 +142,11 @@ class _Writer:
                 place = self._place(event, lines)
                 lines[place:place] = self._before()
             body += lines
-            if last and finding.check == "completes":
+            if last and finding.check == "completes" and not self.twice:
                 body[-1] += f"  # {finding.summary}"
         body += self._after()
+        if self.twice:
+            body = self._played_twice(body)
         if any("calls" in line for line in body):
             body.insert(0, "calls = []")
         if any("points" in line for line in body):
@@ -150,6 +170,13 @@ class _Writer:
         if any("str(" in line for line in body):
             imports.append("torch.set_printoptions(precision=20, threshold=100000)")
         return [f"# {self.subject.name}: {finding.summary}", *imports, "", *([""] if helper else []), *helper, *body]
+
+    def _played_twice(self, body: Sequence[str]) -> list[str]:
+        loop = ["for _ in range(2):  # the second time it comes out differently", *(f"    {line}" for line in body)]
+        if self.finding.check != "completes":
+            return loop  # what it asserts fails the second time
+        kept = "    results.append(str([(p.detach(), optimizer.state.get(p)) for p in params]))"
+        return ["results = []", *loop, kept, 'assert results[0] == results[1], "\\n".join(results)']
 
     @property
     def _there(self) -> str:
