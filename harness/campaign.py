@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -14,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import hypothesis
-from hypothesis import HealthCheck, Phase
+from hypothesis import HealthCheck, Phase, configuration
 
 from stepcheck.harness import determinism, explain, ledger, repro, shrink, steer, validation
 from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, STRIDED, Evidence, Finding, steps_judged
@@ -94,6 +95,18 @@ def _time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _nothing_kept() -> Iterator[None]:
+    """Hypothesis writes what it knows of somebody's modules to a folder where they stand: here to one that goes away."""
+    before = configuration.storage_directory(intent_to_write=False).home_directory
+    with tempfile.TemporaryDirectory(prefix="stepcheck-") as home:
+        configuration.set_hypothesis_home_dir(home)
+        try:
+            yield
+        finally:
+            configuration.set_hypothesis_home_dir(before)
 
 
 @dataclass
@@ -358,7 +371,8 @@ class Campaign:
         def collect(page: list[bytes]) -> None:
             drawn.update(dict.fromkeys(page))
 
-        collect()
+        with _nothing_kept():
+            collect()
         wanted = list(drawn)[: size * each]
         # Among the first lives of a campaign, each kind of event that some check waits for.
         essentials = [*(ESSENTIALS if batch == 0 else ()), *[""] * size]
@@ -667,7 +681,7 @@ def tell(
         twice: it shows when the life is played for the second time in one process.
         evaluate: play the trace once more, to tell what the budget is made of; not where it hangs or crashes.
     """
-    lines = explain.life(trace, finding)
+    lines = explain.life(subject, trace, finding)
     if finding.owner:
         finding = replace(finding, summary=f"{finding.owner}, which a round trip led into: {finding.summary}")
     if evaluate and finding.deviation is not None:

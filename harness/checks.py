@@ -643,8 +643,14 @@ def _reading(d: Deviation) -> str:
     if d.index and d.item is not None and is_complex(d.item.dtype):
         element = f", {('real', 'imaginary')[d.index[-1]]} part of element {d.index[:-1]},"
     if d.event is None:
-        return f"{what}{element} starts at {d.got:.9g}, not {d.expected:.9g}"
-    return f"{what}{element} is {d.got:.9g}, not {d.expected:.9g}: off by {budgets(d.ratio)}"
+        return f"{what}{element} starts at {told_apart(d.got, d.expected)}"
+    return f"{what}{element} is {told_apart(d.got, d.expected)}: off by {budgets(d.ratio)}"
+
+
+def told_apart(got: float, expected: float) -> str:
+    """Two numbers with as many digits as it takes to tell them apart, at least nine."""
+    digits = next((n for n in range(9, 17) if f"{got:.{n}g}" != f"{expected:.{n}g}"), 17)
+    return f"{got:.{digits}g}, not {expected:.{digits}g}"
 
 
 def budgets(ratio: float) -> str:

@@ -86,6 +86,24 @@ def notes(results: Sequence[Result]) -> list[str]:
     return [f"{r.subject}: {note}" for r in results for note in (*r.notes, *([r.error] if r.error else []))]
 
 
+def folded(results: Sequence[Result]) -> list[str]:
+    """The notes, those that several subjects share once; of many of one kind, the first."""
+    sharing: dict[str, list[str]] = {}
+    for r in results:
+        kinds: dict[str, list[str]] = {}
+        for note in (*r.notes, *([r.error] if r.error else [])):
+            kind = "validation" if note.startswith("validation: ") else note
+            kinds.setdefault(kind, []).append(note)
+        for first, *rest in kinds.values():
+            more = f" ({len(rest)} more lines of this kind in --json)" if rest else ""
+            sharing.setdefault(first + more, []).append(r.subject)
+    return [f"{_few(subjects)}: {note}" for note, subjects in sharing.items()]
+
+
+def _few(subjects: Sequence[str]) -> str:
+    return subjects[0] if len(subjects) == 1 else f"{subjects[0]} and {len(subjects) - 1} more"
+
+
 def unsupported(result: Result, check: str) -> str:
     """Why a check of a subject is unsupported."""
     why = result.meaningless.get(check)

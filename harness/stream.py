@@ -61,6 +61,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from stepcheck.harness import store
 from stepcheck.harness.subjects import UsageError
 from stepcheck.harness.trace import Trace
 from stepcheck.harness.verdict import (
@@ -167,7 +168,8 @@ class Stream:
         started = datetime.fromtimestamp(now, UTC)
         path = folder / "runs" / f"{started:%Y%m%dT%H%M%S.%fZ}-{os.getpid()}.jsonl"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            store.prepare(folder)
+            path.parent.mkdir(exist_ok=True)
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o644))
         except OSError as error:
             raise _unwritable(path.parent, error) from None
