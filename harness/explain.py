@@ -136,7 +136,7 @@ def _named(g: Gradient) -> str:
 
 def _values(v: Values) -> str:
     if v.recipe == "listed":
-        return "listed values"
+        return f"of {v.listed[0]:.3g}" if len(v.listed) == 1 else "listed values"
     if v.recipe == "constant":
         return "all zero" if v.high == 0 else f"all {v.high:.3g}"
     if v.recipe == "quarters":
