@@ -951,13 +951,17 @@ def _audited(name: str, local: Float) -> Float:
 
 
 def _source_line() -> str:
-    """The line of the reference that is being evaluated."""
+    """The line of the optimizer's reference that is being evaluated; not that of a helper, which it shares with others."""
     frame: FrameType | None = inspect.currentframe()
-    while frame is not None and not frame.f_globals.get("__name__", "").startswith("stepcheck.reference"):
+    while frame is not None and not _of_an_optimizer(frame.f_globals.get("__name__", "")):
         frame = frame.f_back
     if frame is None:
         return "?"
     return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().rstrip(",")
+
+
+def _of_an_optimizer(module: str) -> bool:
+    return module.startswith("stepcheck.reference.") and not module.endswith(".arithmetic")
 
 
 @contextmanager

@@ -5,22 +5,25 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import FrameType
 from typing import Any
 
 import hypothesis
-from hypothesis import HealthCheck, Phase
+from hypothesis import HealthCheck, Phase, configuration
 
-from stepcheck.harness import explain, ledger, repro, shrink, steer, validation
+from stepcheck.harness import determinism, explain, ledger, repro, shrink, steer, validation
 from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, NO_EFFECT, STRIDED, TWIN, Evidence, Finding, steps_judged
 from stepcheck.harness.clocks import Clocks
+from stepcheck.harness.consequences import ROOTS, Consequences
 from stepcheck.harness.features import features
+from stepcheck.harness.fresh import Fresh
 from stepcheck.harness.generate import ESSENTIALS, PAGE, PAGES, decoder
 from stepcheck.harness.ledger import Entry
 from stepcheck.harness.signature import REFUSALS
@@ -48,6 +51,10 @@ _IDLE_LIVES, _IDLE_ELEMENTS = 6, 100
 _REFUSALS = {error.__name__ for error in REFUSALS}
 #: Subjects that cost more than this are given few lives, of the plainest kinds.
 _COSTLY = 9
+#: The first lives of somebody's class, which are played twice.
+_PLAYED_TWICE = 3
+#: See :func:`_rank`.
+_ORDER = (*ROOTS, *(name for name in CHECKS if name not in ROOTS))
 
 Progress = Callable[[int, int], None]
 
@@ -98,6 +105,18 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def _nothing_kept() -> Iterator[None]:
+    """Hypothesis writes what it knows of somebody's modules to a folder where they stand: here to one that goes away."""
+    before = configuration.storage_directory(intent_to_write=False).home_directory
+    with tempfile.TemporaryDirectory(prefix="stepcheck-") as home:
+        configuration.set_hypothesis_home_dir(home)
+        try:
+            yield
+        finally:
+            configuration.set_hypothesis_home_dir(before)
+
+
 @dataclass
 class _Idle:
     """In how many lives, and elements that it should change, an option changed nothing; and whether it ever did change anything."""
@@ -112,18 +131,33 @@ class _Suspect:
     finding: Finding
     trace: Trace
     owner: str = ""
-    count: int = 1
+    lives: set[int] = field(default_factory=set)
+    """The numbers of the lives that showed it: one life may show it twice, as it was and in row-major memory."""
+
+    @property
+    def count(self) -> int:
+        return len(self.lives)
 
 
 def _note(
-    kept: dict[tuple[str, str], _Suspect], key: tuple[str, str], finding: Finding, trace: Trace, owner: str = ""
+    kept: dict[tuple[str, str], _Suspect],
+    key: tuple[str, str],
+    finding: Finding,
+    trace: Trace,
+    number: int,
+    owner: str = "",
 ) -> None:
     before = kept.get(key)
-    count = 1 if before is None else before.count + 1
+    lives = set() if before is None else before.lives
     # What is the subject's own is shown by a life of its own, though one that led into another mode came first.
     if before is None or (before.owner and not owner):
-        kept[key] = _Suspect(finding, trace, owner)
-    kept[key].count = count
+        kept[key] = _Suspect(finding, trace, owner, lives)
+    lives.add(number)
+
+
+def _rank(key: tuple[str, str]) -> tuple[bool, int]:
+    """The order in which new divergences are told: those first that others may follow from."""
+    return key[1] not in (determinism.LEAKS, determinism.CHANCE), _ORDER.index(key[0])
 
 
 def _declared(profile: Profile) -> dict[str, Any]:
@@ -184,6 +218,10 @@ class Campaign:
         """Options that changed nothing where they should have, by cause; until a life is seen in which they do."""
         self.told: dict[tuple[str, str], Divergence] = {}
         """Those of ``explained`` that were told."""
+        self.fresh = Fresh({}, wanted=False)
+        self.leak: Divergence | None = None
+        """The first that was told of state that leaks."""
+        self.consequences = Consequences(subject, self._play, self._shown)
         self.free: set[str] = set()
         self.refusals: list[str] = []
         self.hung = False
@@ -231,6 +269,8 @@ class Campaign:
         planned = self.planned
         batch = 0
         try:
+            # What has played nothing yet: before the first life.
+            self.fresh = Fresh(self._tasks, wanted=self._looks_afresh)
             self._validate()
             while not self._ended():
                 size = _BATCH if planned is None else min(_BATCH, planned - self.result.traces)
@@ -251,7 +291,28 @@ class Campaign:
             raise
         except Exception as error:  # noqa: BLE001 - a fault of the harness: the verdict is unknown, never green
             self.result.error = f"{type(error).__name__}: {error}"
+        finally:
+            self.fresh.close()
         self._note()
+
+    @property
+    def _looks_afresh(self) -> bool:
+        """Whether lives and scripts are tried in a clean process: what compiles has threads that no fork has."""
+        return not self.settings.first and self.subject.device == "cpu" and self.subject.cost <= _COSTLY
+
+    @property
+    def _tasks(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "shown": lambda trace, check, times: [self._shown(trace, check) for _ in range(times)][-1],
+            "twice": lambda trace: determinism.twice(self.subject, trace),
+            "digest": lambda trace: determinism.digest(self.subject, trace),
+            "script": repro.run,
+        }
+
+    def _in_fresh(self, task: str, *arguments: Any) -> Any:
+        """The answer of a clean process; ``None`` where there is none."""
+        self.progress(self.result.traces, self.settings.examples or 0)
+        return self.fresh.ask(task, *arguments, seconds=patience(self.subject))
 
     def _ended(self) -> bool:
         return self.hung or time.perf_counter() > self.deadline or (self.settings.first and bool(self.ready))
@@ -274,11 +335,12 @@ class Campaign:
         judged = {cell: outcome for cell, outcome in matrix.items() if cell.judged}
         invalid = Invalid(len(judged), rows=validation.table(matrix) if reported else [])
         try:
-            for cell, outcome in judged.items() if VALIDATION not in self.meaningless else ():
+            tried = judged.items() if VALIDATION not in self.meaningless else ()
+            for number, (cell, outcome) in enumerate(tried):
                 invalid.ran += not outcome.control_failed
                 if not outcome.declared or outcome.changed:
                     evidence = Evidence(self.subject, validation.life(self.subject, cell), known=ledger.explanation)
-                    one = Life(0)
+                    one = Life(-number)  # no life of the campaign
                     self._sort(VALIDATION, evidence, one)
                     invalid.known += one.known
                     for check, ratio in one.worst_ratio.items():
@@ -330,7 +392,8 @@ class Campaign:
         def collect(page: list[bytes]) -> None:
             drawn.update(dict.fromkeys(page))
 
-        collect()
+        with _nothing_kept():
+            collect()
         wanted = list(drawn)[: size * each]
         # Among the first lives of a campaign, each kind of event that some check waits for.
         essentials = [*(ESSENTIALS if batch == 0 else ()), *[""] * size]
@@ -375,7 +438,7 @@ class Campaign:
             summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
             name = "completes" if "completes" in result.tallies else next(iter(result.tallies))
             life.end, life.looked = HANGS, {name: 1}
-            _note(self.suspects, (name, HANGS), Finding(name, HANGS, None, summary), trace)
+            _note(self.suspects, (name, HANGS), Finding(name, HANGS, None, summary), trace, life.number)
             return
         self.lacks |= evidence.recording.lacks
         if self._refused(evidence):
@@ -392,6 +455,17 @@ class Campaign:
                 self._sort(name, evidence, life)
         if "agreement" in result.tallies:
             self._count(evidence, life)
+        if life.number <= _PLAYED_TWICE and self.subject.explicit and "completes" in result.tallies:
+            self._play_twice(trace, life)
+
+    def _play_twice(self, trace: Trace, life: Life) -> None:
+        """Look whether a life comes out the same when it is played again."""
+        place = self._in_fresh("twice", trace)
+        if place is None:
+            return
+        digests = [self._in_fresh("digest", trace) for _ in range(2)]
+        finding = determinism.finding(place, leaks=digests[0] == digests[1])
+        _note(self.suspects, (finding.check, finding.kind), finding, trace, life.number)
 
     def _note_effects(self, evidence: Evidence) -> None:
         for effect in evidence.effects if "option-effect" in self.result.tallies else ():
@@ -457,14 +531,15 @@ class Campaign:
             if entry is not None:
                 if entry.name not in life.known:
                     life.known.append(entry.name)
-                _note(self.explained, (check, entry.name), finding, evidence.trace, entry.owner(evidence, finding))
+                owner = entry.owner(evidence, finding)
+                _note(self.explained, (check, entry.name), finding, evidence.trace, life.number, owner)
             elif finding.cause.startswith(STRIDED) and check == "agreement" and self._sort_row_major(evidence, life):
                 return
             elif not unexplained or finding.cause.endswith(NO_EFFECT):
                 unexplained = True
                 if finding.ratio is not None:
                     life.saw(check, finding.ratio)
-                _note(self.suspects, (finding.check, finding.kind), finding, evidence.trace)
+                _note(self.suspects, (finding.check, finding.kind), finding, evidence.trace, life.number)
 
     def _sort_row_major(self, evidence: Evidence, life: Life) -> bool:
         """Whether it is wrong in row-major memory as well: then strides are not the cause, and it is told without them."""
@@ -512,7 +587,8 @@ class Campaign:
         """At the end of each batch, so that whoever interrupts a long campaign keeps what it found."""
         start = time.perf_counter()
         self._sort_effective()
-        for key in [key for key in self.ready if key not in self.shrunk][: _MOST_DIVERGENCES - len(self.shrunk)]:
+        new = sorted((key for key in self.ready if key not in self.shrunk), key=_rank)
+        for key in new[: _MOST_DIVERGENCES - len(self.shrunk)]:
             self.shrunk.add(key)
             self._shrink(key)
         for key, seen in self.explained.items():
@@ -523,32 +599,98 @@ class Campaign:
     def _shrink(self, key: tuple[str, str]) -> None:
         suspect = self.suspects[key]
         trace, finding = suspect.trace, suspect.finding
-        if finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
-            trace, finding = shrink.cut(
-                trace, finding, lambda t: self.recheck(t, key), max(_ATTEMPTS // self.subject.cost, 4)
-            )
-        divergence = tell(self.subject, trace, finding, suspect.count)
+        attempts = max(_ATTEMPTS // self.subject.cost, 4)
+        if finding.cause in (determinism.LEAKS, determinism.CHANCE):
+            trace, finding = shrink.cut(trace, finding, lambda t: self._twice(t, finding.cause), attempts // 4)
+        elif finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
+            trace, finding = shrink.cut(trace, finding, lambda t: self.recheck(t, key), attempts)
+        alone = self._shows_alone(trace, finding)
+        if not alone and self.leak is not None:
+            self._join_leak(key)
+            return
+        twice = finding.cause in (determinism.LEAKS, determinism.CHANCE)
+        if not alone:
+            twice = finding.kind in (self._in_fresh("shown", trace, finding.check, 2) or ())
+            summary = f"{determinism.LEAKS} of this class: in a process of its own, this life shows nothing; here, {finding.summary}"
+            finding = replace(finding, summary=summary)
+        divergence = tell(self.subject, trace, finding, suspect.count, twice=twice)
+        if finding.cause != HANGS:
+            doubt = self._in_fresh("script", divergence.script)
+            divergence.life += [doubt] if doubt else []
+        if not alone or finding.cause == determinism.LEAKS:
+            self.leak = divergence
         if not self._fold(divergence):
             self.result.tallies[key[0]].add(divergence)
             self._tell(divergence)
 
+    def _shows_alone(self, trace: Trace, finding: Finding) -> bool:
+        """Whether a life shows a finding where nothing was played before; if that cannot be asked, it does."""
+        if finding.cause in (HANGS, determinism.LEAKS, determinism.CHANCE):
+            return True
+        shown = self._in_fresh("shown", trace, finding.check, 1)
+        return shown is None or finding.kind in shown
+
+    def _twice(self, trace: Trace, cause: str) -> Finding | None:
+        place = self._in_fresh("twice", trace)
+        return None if place is None else determinism.finding(place, leaks=cause == determinism.LEAKS)
+
+    def _join_leak(self, key: tuple[str, str]) -> None:
+        """What shows only after other lives has been told already, of the class that keeps something from them."""
+        assert self.leak is not None
+        self.leak.life.append(f"also: {key[0]}: {key[1]}")
+        self.suspects[self.leak.check, self.leak.cause].lives |= self.suspects[key].lives
+        self.recorder.divergence(self.leak)
+
     def _fold(self, new: Divergence) -> bool:
-        """Whether a divergence shows one that was told before as well: of the two, which have one cause, the smaller is kept."""
-        tally = self.result.tallies[new.check]
-        if new.check != "agreement" or not tally.divergences:
+        """Whether a divergence has the cause of one that was told before: then it is no further one."""
+        told = self.result.divergences
+        root = next((old for old in told if self.consequences.follows(new, old)), None)
+        if root is not None:
+            self._join(new, root)
+            self.recorder.divergence(root)
+            return True
+        effects = [old for old in told if self.consequences.follows(old, new)] or self._shown_as_well(new)
+        if not effects:
             return False
-        shown = {f.kind for f in unexplained(self.subject, new.trace, new.check, self.settings.checks)} - {new.cause}
-        old = next((d for d in tally.divergences if d.cause in shown), None)
-        if old is None:
-            return False
-        kept, other = (new, old) if shrink.size(new.trace) < shrink.size(old.trace) else (old, new)
-        kept.life.append(f"also: {other.cause}")
-        if kept is new:
-            tally.divergences[tally.divergences.index(old)] = new
-            self._tell(new, replaces=old.id)
-        else:
-            self.recorder.divergence(old)
+        if new.check == "agreement" and shrink.size(new.trace) >= shrink.size(effects[0].trace):
+            self._join(new, effects[0])
+            self.recorder.divergence(effects[0])
+            return True
+        for old in effects:
+            self._join(old, new)
+            self.result.tallies[old.check].divergences.remove(old)
+        self.result.tallies[new.check].add(new)
+        self._tell(new, replaces=" ".join(old.id for old in effects))
         return True
+
+    def _shown_as_well(self, new: Divergence) -> list[Divergence]:
+        """Of deviations in one life, all have one cause: a buffer that is wrong makes the parameter wrong."""
+        told = self.result.tallies[new.check].divergences
+        if new.check != "agreement" or not told:
+            return []
+        shown = self._shown(new.trace, new.check) - {new.cause}
+        return [old for old in told if old.cause in shown][:1]
+
+    def _join(self, effect: Divergence, root: Divergence) -> None:
+        """Tell in the life of one divergence that it shows in another way too."""
+        root.life.append(f"also: {effect.cause if effect.check == root.check else f'{effect.check}: {effect.cause}'}")
+        seen, also = self.suspects[root.check, root.cause], self.suspects[effect.check, effect.cause]
+        seen.lives |= also.lives
+
+    def _shown(self, trace: Trace, check: str) -> set[str]:
+        """The kinds of what a check finds in a life that the ledger does not explain."""
+        return {f.kind for f in unexplained(self.subject, trace, check, self.settings.checks)}
+
+    def _play(self, subject: Subject, trace: Trace) -> Evidence | None:
+        """The evidence of a life; ``None`` where it makes no sense or hangs."""
+        if trace.problem(subject.spec) is not None:
+            return None
+        self.about_to_play(trace)
+        try:
+            with _time_limit(patience(subject)):
+                return Evidence(subject, trace, self.settings.checks, ledger.explanation)
+        except _Hang:
+            return None
 
     def _tell(self, divergence: Divergence, replaces: str = "") -> None:
         self.found(divergence)
@@ -614,13 +756,16 @@ class Campaign:
             notes.append(f"{len(self.ready) - len(self.shrunk)} more kinds of divergence were seen and not shrunk")
 
 
-def tell(subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, evaluate: bool = True) -> Divergence:
+def tell(
+    subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, evaluate: bool = True, twice: bool = False
+) -> Divergence:
     """A finding as data that needs nothing else: the life told, and written as a script.
 
     Args:
+        twice: it shows when the life is played for the second time in one process.
         evaluate: play the trace once more, to tell what the budget is made of; not where it hangs or crashes.
     """
-    lines = explain.life(trace, finding)
+    lines = explain.life(subject, trace, finding)
     if finding.owner:
         finding = replace(finding, summary=f"{finding.owner}, which a round trip led into: {finding.summary}")
     if evaluate and finding.deviation is not None:
@@ -635,7 +780,7 @@ def tell(subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, ev
         ratio=finding.ratio,
         trace=trace,
         life=lines,
-        script=repro.script(subject, trace, finding),
+        script=repro.script(subject, trace, finding, twice=twice),
         found_in=count,
         owner=finding.owner,
     )
@@ -647,16 +792,27 @@ def patience(subject: Subject) -> float:
 
 
 def findings(
-    subject: Subject, trace: Trace, check: str, asked: Collection[str] = (), effective: Collection[str] = ()
+    subject: Subject,
+    trace: Trace,
+    check: str,
+    asked: Collection[str] = (),
+    effective: Collection[str] = (),
+    summary: str = "",
 ) -> Iterator[tuple[Finding, Entry | None]]:
     """Play a trace and ask one check: what it finds, and what the ledger says of it. A life that makes no sense has none.
 
     Args:
         asked: the checks that are asked otherwise; all by default.
         effective: options that are known to have an effect.
+        summary: what was told of it, where it was: some of it shows when the life is played for the second time.
     """
     if trace.problem(subject.spec) is not None:
         return
+    if determinism.LEAKS in summary or determinism.CHANCE in summary:
+        place = determinism.twice(subject, trace)
+        if place is not None and check == "completes":
+            yield determinism.finding(place, leaks=determinism.LEAKS in summary), None
+            return
     limit = patience(subject)
     try:
         with _time_limit(limit):

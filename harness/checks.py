@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -343,16 +342,11 @@ def completes(evidence: Evidence) -> Iterator[Finding]:
         where = "the constructor" if raised.event is None else _event_name(evidence.trace, raised.event)
         yield Finding(
             "completes",
-            f"{raised.kind} in {where}: {_gist(raised.message)}",
+            # Not the message: what it quotes, such as a tensor, differs from life to life.
+            f"{raised.kind} in {raised.frame or where}",
             raised.event,
             f"{where} raises {raised.kind}: {raised.message.splitlines()[0][:200] if raised.message else '(no message)'}",
         )
-
-
-def _gist(message: str) -> str:
-    """The beginning of a message, without its numbers: what tells one exception of a kind from another."""
-    first = message.splitlines()[0] if message else ""
-    return re.sub(r"[\d.]+", "#", first)[:60].strip()
 
 
 def _event_name(trace: Trace, event: int) -> str:
@@ -790,8 +784,14 @@ def _reading(d: Deviation) -> str:
     if d.index and d.item is not None and is_complex(d.item.dtype):
         element = f", {('real', 'imaginary')[d.index[-1]]} part of element {d.index[:-1]},"
     if d.event is None:
-        return f"{what}{element} starts at {d.got:.9g}, not {d.expected:.9g}"
-    return f"{what}{element} is {d.got:.9g}, not {d.expected:.9g}: off by {budgets(d.ratio)}"
+        return f"{what}{element} starts at {told_apart(d.got, d.expected)}"
+    return f"{what}{element} is {told_apart(d.got, d.expected)}: off by {budgets(d.ratio)}"
+
+
+def told_apart(got: float, expected: float) -> str:
+    """Two numbers with as many digits as it takes to tell them apart, at least nine."""
+    digits = next((n for n in range(9, 17) if f"{got:.{n}g}" != f"{expected:.{n}g}"), 17)
+    return f"{got:.{digits}g}, not {expected:.{digits}g}"
 
 
 def budgets(ratio: float) -> str:

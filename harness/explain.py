@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 
 from stepcheck.harness.checks import Evidence, Finding
 from stepcheck.harness.resume import AGE
+from stepcheck.harness.subjects import Subject, sibling
 from stepcheck.harness.trace import (
     Accumulate,
     AddGroup,
@@ -39,19 +41,19 @@ _LAYOUTS = {
 }
 
 
-def life(trace: Trace, finding: Finding) -> list[str]:
+def life(subject: Subject, trace: Trace, finding: Finding) -> list[str]:
     """The shrunk life in at most five lines of prose: what there was, what happened, what went wrong."""
     lines = [_cast(trace)]
     before, last = list(trace.events), []
     if finding.event is not None:
         before, last = before[: finding.event], before[finding.event : finding.event + 1]
-    told = [_event(e, trace) for e in before]
+    told = [_event(e, trace, subject) for e in before]
     if len(told) > 3:
         told = [f"{len(told) - 2} events", *told[-2:]]
     if told:
         lines.append("First: " + "; ".join(told) + ".")
     if last:
-        lines.append("Then: " + _event(last[0], trace) + ".")
+        lines.append("Then: " + _event(last[0], trace, subject) + ".")
     return lines
 
 
@@ -59,11 +61,25 @@ def shares(evidence: Evidence, finding: Finding) -> str:
     """What the budget of the witness is made of; empty where that has no meaning."""
     if finding.deviation is None or evidence.judgement.free:
         return ""
-    terms = [(name, share) for name, share in evidence.judge.terms(finding.deviation) if share >= 0.005][:3]
-    if not terms:
-        return ""
-    told = ", ".join(f"{name} {share:.0%}" for name, share in terms)
-    return f"Budget {finding.deviation.budget:.3g}: {told}."
+    of_line: dict[str, float] = {}
+    for name, share in evidence.judge.terms(finding.deviation):
+        line = _expression(name.partition("`")[2].removesuffix("`"))
+        of_line[line] = of_line.get(line, 0.0) + share
+    largest = sorted(((share, line) for line, share in of_line.items() if share >= 0.005), key=lambda x: -x[0])[:3]
+    told = ", ".join(f"of `{line}` {100 * share:.0f} %" for share, line in largest)
+    return f"Budget {finding.deviation.budget:.3g}: rounding {told}." if told else ""
+
+
+def _expression(line: str) -> str:
+    """What a line of a reference computes, as one would write it on paper."""
+    try:
+        statement = ast.parse(line).body[0]
+    except (SyntaxError, IndexError):
+        return line
+    value = getattr(statement, "value", None)
+    if isinstance(statement, ast.Return) and isinstance(value, ast.Tuple):
+        value = value.elts[0]  # the parameter; the state comes after it
+    return (ast.unparse(value) if isinstance(value, ast.expr) else line).replace("hyper.", "")
 
 
 _FORMS = {
@@ -120,7 +136,7 @@ def _named(g: Gradient) -> str:
 
 def _values(v: Values) -> str:
     if v.recipe == "listed":
-        return "listed values"
+        return f"of {v.listed[0]:.3g}" if len(v.listed) == 1 else "listed values"
     if v.recipe == "constant":
         return "all zero" if v.high == 0 else f"all {v.high:.3g}"
     if v.recipe == "quarters":
@@ -155,7 +171,7 @@ _FAILURES = {
 }  # fmt: skip
 
 
-def _event(event: Event, trace: Trace) -> str:
+def _event(event: Event, trace: Trace, subject: Subject) -> str:
     if isinstance(event, Step):
         return _step(event, trace)
     if isinstance(event, Accumulate):
@@ -165,7 +181,8 @@ def _event(event: Event, trace: Trace) -> str:
     if isinstance(event, SetOption):
         return f"{event.option} of group {event.group} set to {option(event.value)}"
     if isinstance(event, Reload):
-        into = ", into another implementation" if event.into else ""
+        playing = sibling(subject, event.into, trace)
+        into = f", into {playing.mode}" if playing is not subject else ""
         return _WAYS[event.way] + into + _DICTIONARIES[event.dictionary] + _FORMS[event.form]
     if isinstance(event, AddGroup):
         return f"add_param_group ({_group(event.group, trace)}"

@@ -197,7 +197,7 @@ class Player:
             # Whatever somebody's optimizer raises is a result; what the player raises by itself is not.
             if _is_our_own(error):
                 raise
-            self.recording.raised = Raised(self.event, type(error).__name__, str(error).strip())
+            self.recording.raised = Raised(self.event, type(error).__name__, str(error).strip(), _frame(error))
         self.recording.played_by, self.recording.hyper = self.playing, tuple(self.hyper)
         self._note_random_state(drawn)
 
@@ -1005,8 +1005,15 @@ def _is_our_own(error: Exception) -> bool:
     """Whether no frame of an exception lies outside the harness, and it is no call that an optimizer's signature refuses."""
     if isinstance(error, TypeError) and _REFUSED_CALL.match(str(error)):
         return False  # it was raised before a frame of the method was made
+    return not _frame(error)
+
+
+def _frame(error: Exception) -> str:
+    """``file:function`` of the innermost frame outside the harness; empty where there is none."""
     frames = traceback.extract_tb(error.__traceback__)
-    return all(Path(frame.filename).parent == Path(__file__).parent for frame in frames)
+    outside = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
+    # The folder is left out: the same fault has the same identity on another machine.
+    return f"{Path(outside[-1].filename).name}:{outside[-1].name}" if outside else ""
 
 
 @functools.cache

@@ -96,12 +96,17 @@ class ReloadRecord:
 
 @dataclass
 class Raised:
-    """An exception that a valid life must not meet."""
+    """An exception that a valid life must not meet.
+
+    Attributes:
+        event: index of the event; ``None`` for the construction.
+        frame: ``file:function`` of the frame that raised it; empty where a signature refused the call.
+    """
 
     event: int | None
-    """Index of the event; ``None`` for the construction."""
     kind: str
     message: str
+    frame: str = ""
 
 
 @dataclass(frozen=True)

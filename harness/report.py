@@ -13,17 +13,23 @@ import numpy as np
 import torch
 
 from stepcheck.harness import ledger, store
-from stepcheck.harness.verdict import Divergence, Result
+from stepcheck.harness.verdict import VALIDATION, Divergence, Result
 
 
 def describe(divergence: Divergence, folder: Path) -> list[str]:
     """A divergence in lines: what differs, the life, how to replay it, where the script is."""
     return [
-        f"{divergence.subject} fails {divergence.check} [{divergence.id}], in {divergence.found_in} lives",
+        f"{divergence.subject} fails {divergence.check} [{divergence.id}], in {_seen(divergence)}",
         f"  {divergence.summary}",
         *(f"  {line}" for line in divergence.life),
         f"  replay: {replay(divergence, folder)}    script: {store.script_path(folder, divergence)}",
     ]
+
+
+def _seen(divergence: Divergence) -> str:
+    """In how many lives it was seen; of what is invalid, in how many attempts, which are no lives of the campaign."""
+    what = "attempt" if divergence.check == VALIDATION else "life" if divergence.found_in == 1 else "lives"
+    return f"{divergence.found_in} {what}{'s' if what == 'attempt' and divergence.found_in != 1 else ''}"
 
 
 def replay(divergence: Divergence, folder: Path) -> str:
@@ -78,6 +84,24 @@ def carried(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -
 def notes(results: Sequence[Result]) -> list[str]:
     """What is to be said of each subject, a line each."""
     return [f"{r.subject}: {note}" for r in results for note in (*r.notes, *([r.error] if r.error else []))]
+
+
+def folded(results: Sequence[Result]) -> list[str]:
+    """The notes, those that several subjects share once; of many of one kind, the first."""
+    sharing: dict[str, list[str]] = {}
+    for r in results:
+        kinds: dict[str, list[str]] = {}
+        for note in (*r.notes, *([r.error] if r.error else [])):
+            kind = "validation" if note.startswith("validation: ") else note
+            kinds.setdefault(kind, []).append(note)
+        for first, *rest in kinds.values():
+            more = f" ({len(rest)} more lines of this kind in --json)" if rest else ""
+            sharing.setdefault(first + more, []).append(r.subject)
+    return [f"{_few(subjects)}: {note}" for note, subjects in sharing.items()]
+
+
+def _few(subjects: Sequence[str]) -> str:
+    return subjects[0] if len(subjects) == 1 else f"{subjects[0]} and {len(subjects) - 1} more"
 
 
 def unsupported(result: Result, check: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcheck.harness import resume, schedules
+from stepcheck.harness import formula, resume, schedules
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.comparison import PARAMETER, Array
 from stepcheck.harness.evaluations import EVALUATION
@@ -67,22 +70,40 @@ _VIEW = [
 ]
 
 
-def script(subject: Subject, trace: Trace, finding: Finding) -> str:
+def script(subject: Subject, trace: Trace, finding: Finding, *, twice: bool = False) -> str:
     """The script's text: at most 30 lines. It ends in an error as long as the divergence is there.
 
     Args:
         trace: the life; what comes after the finding is left out.
         finding: what must not be.
+        twice: it shows when the life is played for the second time in one process.
     """
     writer = _Writer(subject, trace, finding)
-    for compact in (False, True):
-        lines = writer.lines(compact=compact)
+    writer.twice = twice
+    for compact, argued in ((False, True), (True, True), (False, False), (True, False)):
+        lines = writer.lines(compact=compact, argued=argued)
         if len(lines) <= 30:
             break
     return "\n".join(lines) + "\n"
 
 
+def run(text: str) -> str:
+    """Why a script is no proof of its divergence, run here: it ends well, or cannot begin. Empty where it fails as it should."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exec(compile(text, "script", "exec"), {"__name__": "__main__"})  # noqa: S102 - it was written here
+    except (ImportError, SyntaxError) as error:
+        return f"This script does not run by itself: {type(error).__name__}: {error}"
+    except BaseException:  # noqa: BLE001 - that it raises is what it is for
+        return ""
+    return "This script does not fail in a fresh process: stepcheck compares more than the script can."
+
+
 class _Writer:
+    twice = False
+    argument: formula.Formula | str = ""
+
     def __init__(self, subject: Subject, trace: Trace, finding: Finding) -> None:
         self.subject, self.trace, self.finding = subject, trace, finding
         self.guarded = finding.check == "memory-beside"
@@ -94,8 +115,9 @@ class _Writer:
         self.hooks: list[str] = []
         self.scheduled = [e.kind for e in trace.events if isinstance(e, Schedule)][-1:]
 
-    def lines(self, *, compact: bool) -> list[str]:
+    def lines(self, *, compact: bool, argued: bool) -> list[str]:
         trace, finding, self.told = self.trace, self.finding, None
+        self.argument = self._formula if argued else ""
         self.groups, self.scaler, self.hooks = list(trace.groups), False, []
         inside = self._inside
         parameters = [f"    {'None' if n in inside else self._parameter(p)}," for n, p in enumerate(trace.parameters)]
@@ -113,8 +135,8 @@ class _Writer:
         if finding.check == "hooks-run-once" and self.subject.explicit:
             # The first instance of torch's own class patches its step.
             body.insert(0, f"torch.optim.{self.subject.spec.name}([torch.zeros(1, 1, requires_grad=True)])")
-        if finding.event is None and finding.check == "completes":
-            body[-1] += f"  # {finding.cause}"
+        if finding.event is None and finding.check == "completes" and not self.twice:
+            body[-1] += f"  # {finding.summary}"
         if self.subject.after:
             body.append(self.subject.after)
         for n, event in enumerate(events):
@@ -124,9 +146,11 @@ class _Writer:
                 place = self._place(event, lines)
                 lines[place:place] = self._before()
             body += lines
-            if last and finding.check == "completes":
-                body[-1] += f"  # {finding.cause}"
+            if last and finding.check == "completes" and not self.twice:
+                body[-1] += f"  # {finding.summary}"
         body += self._after()
+        if self.twice:
+            body = self._played_twice(body)
         if any("calls" in line for line in body):
             body.insert(0, "calls = []")
         if any("points" in line for line in body):
@@ -147,9 +171,34 @@ class _Writer:
                 '__import__("sys").path.insert(0, "")  # modules are looked for where you stand',
                 self.subject.imports,
             ]
+        imports += self._versions
         if any("str(" in line for line in body):
             imports.append("torch.set_printoptions(precision=20, threshold=100000)")
         return [f"# {self.subject.name}: {finding.summary}", *imports, "", *([""] if helper else []), *helper, *body]
+
+    @property
+    def _formula(self) -> formula.Formula | str:
+        """What the reference computes for the witness, or why that is not written down."""
+        d = self.finding.deviation
+        if d is None:
+            return ""
+        return formula.of(self.subject.spec, d, self.trace.group_of[d.parameter])
+
+    @property
+    def _versions(self) -> list[str]:
+        """What the script says of the software that it runs."""
+        package = _distribution(self.subject)
+        if not package:
+            return ['print("torch", torch.__version__)']
+        told = f'print("torch", torch.__version__, {package!r}, importlib.metadata.version({package!r}))'
+        return ["import importlib.metadata", told]
+
+    def _played_twice(self, body: Sequence[str]) -> list[str]:
+        loop = ["for _ in range(2):  # the second time it comes out differently", *(f"    {line}" for line in body)]
+        if self.finding.check != "completes":
+            return loop  # what it asserts fails the second time
+        kept = "    results.append(str([(p.detach(), optimizer.state.get(p)) for p in params]))"
+        return ["results = []", *loop, kept, 'assert results[0] == results[1], "\\n".join(results)']
 
     @property
     def _there(self) -> str:
@@ -471,6 +520,8 @@ class _Writer:
     def _before(self) -> list[str]:
         """What has to be remembered before the event that goes wrong."""
         i, check = self.finding.parameter, self.finding.check
+        if isinstance(self.argument, formula.Formula) and self._live is not None:
+            return [_assigned(self._live) + "  # what the step starts from"]
         if check == "gradient-unwritten":
             return ["before = [None if p.grad is None else p.grad.clone() for p in params]"]
         if check == "no-gradient":
@@ -492,6 +543,29 @@ class _Writer:
         if check == "between-steps" and self.finding.cause not in ("gradient", "gradient taken"):
             return [f"before = str([params[{i}].detach(), optimizer.state[params[{i}]]])"]
         return []
+
+    @property
+    def _live(self) -> dict[str, str] | None:
+        """Expressions for what stands before the step; ``None`` where the numbers themselves are written."""
+        d, event = self.finding.deviation, self.trace.events[self.finding.event or 0]
+        if not isinstance(self.argument, formula.Formula) or d is None or d.item is None:
+            return None
+        p, gradient = self.trace.parameters[d.parameter], getattr(event, "gradients", {}).get(d.parameter)
+        plain = isinstance(event, Step) and not event.closure and not event.scaling
+        if not plain or is_complex(p.dtype) or (gradient is not None and gradient.sparse is not None):
+            return None
+        if len(d.index) != len(p.shape):
+            return None
+        where, single = (
+            "".join(f"[{n}]" for n in d.index),
+            {b.name for b in self.subject.spec.buffers if b.per_parameter},
+        )
+        told = {"p": f"params[{d.parameter}].detach(){where}", "g": f"params[{d.parameter}].grad{where}"}
+        for name, value in self.argument.values.items():
+            if name not in told:
+                held = f"optimizer.state[params[{d.parameter}]][{name!r}]{'' if name in single else where}"
+                told[name] = held if name in d.item.life.state else _number(value)
+        return {name: told[name] for name in self.argument.values}
 
     def _after(self) -> list[str]:
         i, check = self.finding.parameter, self.finding.check
@@ -591,29 +665,41 @@ class _Writer:
         """Of all elements of a matrix together."""
         expected = _dense(center.reshape(self.trace.parameters[d.parameter].shape), "float64")
         return [
-            f"expected, budget = {expected}, {d.budget!r}  # the reference, and what rounding may cost",
+            f"expected, budget = {expected}, {d.budget!r}  # the reference ({self.argument}), and what rounding may cost",
             f"distance = float((params[{d.parameter}].detach() - expected).norm())",
             'assert distance <= budget, f"{distance} from the reference, not within {budget}"',
         ]
 
-    @staticmethod
-    def _assert_evaluation(d: Deviation) -> list[str]:
+    def _assert_evaluation(self, d: Deviation) -> list[str]:
         if pairs := re.search(r"holds \d+ pairs, not (\d+)", d.problem):
             held = f"len(optimizer.state[params[{d.parameter}]][{d.field!r}])"
             return [f"assert {held} == {pairs[1]}, {held}"]
         if d.problem:
             return [f"assert not len(points), len(points)  # {d.problem}"]
         n, element = d.index
-        return _Writer._assert_close(f"float(points[{n}][{element}])", d)
+        return self._assert_close(f"float(points[{n}][{element}])", d)
 
-    @staticmethod
-    def _assert_close(got: str, d: Deviation) -> list[str]:
+    def _assert_close(self, got: str, d: Deviation) -> list[str]:
         lines = [f"got = {got}"]
         if math.isnan(d.expected):
             return [*lines, "assert got != got, got  # must be NaN"]
         if math.isinf(d.expected):
             return [*lines, f"assert got == {_number(d.expected)}, got"]
-        lines.append(f"expected, budget = {d.expected!r}, {d.budget!r}  # the reference, and what rounding may cost")
+        if isinstance(self.argument, formula.Formula):
+            values = {name: _number(value) for name, value in self.argument.values.items()}
+            options = {name: _number(value) for name, value in self.argument.options.items()}
+            lines += (
+                [] if self._live is not None or not values else [_assigned(values) + "  # what the step starts from"]
+            )
+            lines += [_assigned(options)] if options else []
+            lines += self.argument.lines
+            lines[-1] += "  # the reference, in float64"
+            lines.append(f"budget = {d.budget!r}  # what rounding may cost")
+        else:
+            why = f" ({self.argument})" if self.argument else ""
+            lines.append(
+                f"expected, budget = {d.expected!r}, {d.budget!r}  # the reference{why}, and what rounding may cost"
+            )
         return [*lines, 'assert abs(got - expected) <= budget, f"{got} is not {expected} +- {budget}"']
 
 
@@ -623,6 +709,28 @@ _PLACE = "[getattr(params[{0}], k) for k in ('shape', 'dtype')] + [params[{0}].d
 #: Expressions: the random state, and all gradients.
 _RANDOM = "[torch.get_rng_state().tolist(), random.getstate()]"
 _GRADIENTS = "[p.grad if p.grad is None else p.grad.to_dense().tolist() for p in params]"
+
+
+@functools.cache
+def _distributions() -> Mapping[str, Sequence[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _distribution(subject: Subject) -> str:
+    """The installed package that a class comes from; empty where it comes from none."""
+    module = subject.imports.partition("from ")[2].partition(" ")[0].partition(".")[0]
+    if subject.explicit and module == "stepcheck":
+        return ""  # a class of the zoo
+    return next(iter(_distributions().get(module, ())), "") if module else ""
+
+
+def _assigned(expressions: Mapping[str, str]) -> str:
+    """Names assigned to numbers, as float64 tensors: they divide by zero and overflow as tensors do."""
+    names = ", ".join(expressions) if len(expressions) > 1 else f"({next(iter(expressions))},)"
+    numbers = [
+        e if e[0].isdigit() or e[0] == "-" or e.startswith("torch.") else f"float({e})" for e in expressions.values()
+    ]
+    return f"{names} = torch.tensor([{', '.join(numbers)}], dtype=torch.float64)"
 
 
 def _on(device: str) -> str:

@@ -7,8 +7,11 @@ as one just drawn, and each attempt is a life that makes sense.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
 
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.trace import (
@@ -84,20 +87,103 @@ def cut(
         recheck: the finding in a smaller life, or ``None`` where it is gone.
         attempts: how many smaller lives to try at most.
     """
-    changed = True
-    while changed:
-        changed = False
-        for smaller in _smaller(trace, finding):
-            if size(smaller) >= size(trace):
-                continue
-            if attempts <= 0:
-                return trace, finding
-            attempts -= 1
-            found = recheck(smaller)
-            if found is not None:
-                trace, finding, changed = smaller, found, True
-                break
-    return trace, finding
+    search = _Search(trace, finding, recheck, attempts)
+    search.descend()
+    search.attempts = max(search.attempts, attempts // 10)  # the last look is worth a few more
+    alone = _witness_alone(search.trace, search.finding)
+    if alone is not None and search.takes(alone):
+        search.descend()
+        search.round_values()
+    return search.trace, search.finding
+
+
+@dataclass
+class _Search:
+    """The smallest life so far, and how many more may be tried."""
+
+    trace: Trace
+    finding: Finding
+    recheck: Callable[[Trace], Finding | None]
+    attempts: int
+
+    def takes(self, smaller: Trace) -> bool:
+        """Whether a life still shows the finding; then it is the smallest."""
+        if self.attempts <= 0:
+            return False
+        self.attempts -= 1
+        found = self.recheck(smaller)
+        if found is None:
+            return False
+        self.trace, self.finding = smaller, found
+        return True
+
+    def descend(self) -> None:
+        """Take every smaller life until none shows the finding."""
+        changed = True
+        while changed and self.attempts > 0:
+            smaller = (s for s in _smaller(self.trace, self.finding) if size(s) < size(self.trace))
+            changed = any(map(self.takes, smaller))
+
+    def round_values(self) -> None:
+        """Take plain numbers where they show it as well."""
+        for plain_numbers in _with_plain_numbers(self.trace):
+            for trace in plain_numbers(self.trace):
+                if self.takes(trace):
+                    break
+
+
+def _witness_alone(trace: Trace, finding: Finding) -> Trace | None:
+    """The life of the one element that deviates most, its values written out; where each is stepped by itself, it shows the same."""
+    d = finding.deviation
+    if d is None or len(trace.parameters) != 1 or not d.index or d.center is not None:
+        return None
+    p = trace.parameters[0]
+    gradients = [g for _, g in trace.assigned]
+    if is_complex(p.dtype) or len(d.index) != len(p.shape) or any(g.sparse is not None for g in gradients):
+        return None
+    if p.numel == 1 and all(v.recipe == "constant" for v in _all_values(trace)):
+        return None  # as plain as can be
+    element = int(np.ravel_multi_index(d.index, p.shape))
+
+    def one(values: Values) -> Values:
+        return Values("listed", listed=(float(values.realise(p.shape).reshape(-1)[element]),))
+
+    layout = p.layout if p.layout in ("contiguous", "sliced", "offset") else "contiguous"
+    alone = replace(trace, parameters=(replace(p, shape=(1,), layout=layout, values=one(p.values)),))
+    return alone.with_gradients(lambda _, g: _fitted(replace(g, values=one(g.values)), alone.parameters[0]))
+
+
+def _all_values(trace: Trace) -> list[Values]:
+    return [*(p.values for p in trace.parameters), *(g.values for _, g in trace.assigned)]
+
+
+def _with_plain_numbers(trace: Trace) -> Iterator[Callable[[Trace], Iterator[Trace]]]:
+    """For each value of a life of one element, the lives in which it is a plainer number."""
+
+    def parameter(trace: Trace) -> Iterator[Trace]:
+        (p,) = trace.parameters
+        for values in _plain_numbers(p.values):
+            yield replace(trace, parameters=(replace(p, values=values),))
+
+    yield parameter
+    for old in dict.fromkeys(g.values for _, g in trace.assigned):
+
+        def gradients(trace: Trace, old: Values = old) -> Iterator[Trace]:
+            for values in _plain_numbers(old):
+                yield trace.with_gradients(lambda _, g: replace(g, values=values) if g.values == old else g)  # noqa: B023
+
+        yield gradients
+
+
+def _plain_numbers(values: Values) -> Iterator[Values]:
+    if len(values.listed) != 1:
+        return
+    (x,) = values.listed
+    if x == 0 or not math.isfinite(x):
+        return
+    power = 10.0 ** math.floor(math.log10(abs(x)))
+    plainer = (0.0, 1.0, power, -power, float(f"{x:.0e}"), float(f"{x:.1e}"))
+    yield from (_ZERO if y == 0 else Values("listed", listed=(y,)) for y in dict.fromkeys(plainer) if y != x)
 
 
 def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:

@@ -27,16 +27,30 @@ class Saved:
 
 
 def trace_path(folder: Path, divergence: Divergence) -> Path:
-    return folder / f"{divergence.id}.json"
+    return _place(folder, divergence) / f"{divergence.id}.json"
 
 
 def script_path(folder: Path, divergence: Divergence) -> Path:
-    return folder / f"{divergence.id}.py"
+    return _place(folder, divergence) / f"{divergence.id}.py"
+
+
+def _place(folder: Path, divergence: Divergence) -> Path:
+    """What is known stands apart from what is new."""
+    return folder / "known" if divergence.entry else folder
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder of a run, one that git leaves alone. One that was there before is somebody's own, and stays as it is."""
+    if folder.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)  # another run may have made it just now
+    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
 
 
 def save(folder: Path, divergence: Divergence) -> None:
     """Write the trace and its script to ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare(folder)
+    _place(folder, divergence).mkdir(parents=True, exist_ok=True)
     data = {
         "schema": SCHEMA,
         "id": divergence.id,
@@ -57,7 +71,7 @@ def find(name: str, folder: Path) -> Path:
     Raises:
         TraceError: there is no such file.
     """
-    candidates = (Path(name), folder / f"{name}.json", KNOWN_FOLDER / f"{name}.json")
+    candidates = (Path(name), folder / f"{name}.json", folder / "known" / f"{name}.json", KNOWN_FOLDER / f"{name}.json")
     for path in candidates:
         if path.is_file():
             return path

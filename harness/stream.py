@@ -31,7 +31,7 @@ and told: they come from a later minor version. A later ``schema`` is not read.
     One cause of failure, shrunk. ``subject``, ``attempt``, ``id``, ``check``, ``cause``, ``summary``, ``ratio``, ``trace`` (in the
     schema of traces), ``life`` (lines of prose), ``script``, ``found_in`` (lives so far), ``entry`` (of the ledger, if it explains it).
     ``owner`` (whose fault it is, where it is not the subject's own). One of the same ``id`` and ``entry`` replaces it, and so does one
-    that names it in ``replaces``.
+    that names it in ``replaces``, where several stand with spaces between them.
 ``result``
     A subject's end. ``subject``, ``attempt``, ``error`` (why its verdict is unknown, where the harness or its process failed). Where the
     campaign itself ended: ``traces`` (how many lives there must be), ``planned`` and ``unsupported`` (check to number), ``notes``,
@@ -61,6 +61,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from stepcheck.harness import store
 from stepcheck.harness.subjects import UsageError
 from stepcheck.harness.trace import Trace
 from stepcheck.harness.verdict import (
@@ -167,7 +168,8 @@ class Stream:
         started = datetime.fromtimestamp(now, UTC)
         path = folder / "runs" / f"{started:%Y%m%dT%H%M%S.%fZ}-{os.getpid()}.jsonl"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            store.prepare(folder)
+            path.parent.mkdir(exist_ok=True)
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o644))
         except OSError as error:
             raise _unwritable(path.parent, error) from None
@@ -273,6 +275,12 @@ def _life_out(life: Life) -> dict[str, Any]:
         for name, counts in life.fields.items()
     }
     return data
+
+
+def _kept(result: Result, divergence: Divergence) -> list[Divergence]:
+    """Where those of the kind of a divergence are kept."""
+    tally = result.tallies.setdefault(divergence.check, Tally(divergence.check))
+    return tally.known if divergence.entry else tally.divergences
 
 
 def _divergence_out(d: Divergence, replaces: str) -> dict[str, Any]:
@@ -564,16 +572,17 @@ class _Fold:
             owner=d.text("owner", ""),
         )
         name = d.text("id")
-        tally = result.tallies.setdefault(made.check, Tally(made.check))
-        told = tally.known if made.entry else tally.divergences
-        before = [subject.divergences.get((n, made.entry)) for n in (name, d.text("replaces", ""))]
-        old = next((b for b in before if b is not None), None)
-        # By identity: what is equal may be another's.
-        at = next((n for n, x in enumerate(told) if x is old), None)
-        if at is None:
-            told.append(made)
-        else:
-            told[at] = made
+        told = _kept(result, made)
+        before = [subject.divergences.get((n, made.entry)) for n in (name, *d.text("replaces", "").split())]
+        places = []
+        for old in (b for b in before if b is not None):
+            others = _kept(result, old)
+            # By identity: what is equal may be another's.
+            at = next((n for n, x in enumerate(others) if x is old), None)
+            if at is not None:
+                del others[at]
+                places += [at] if others is told else []
+        told.insert(min(places, default=len(told)), made)
         subject.divergences[name, made.entry] = made
 
     def _end_of_subject(self, d: _Data) -> None:

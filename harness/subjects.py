@@ -772,7 +772,9 @@ def resolve(text: str, like: str | None = None) -> list[Subject]:
         )
     if like is None:
         raise UsageError(f"{text}: say which reference it is held to, with --like (one of {', '.join(SPECS)})")
-    return [class_subject(_load(family, rest, text), like, text)]
+    subject = class_subject(_load(family, rest, text), like, text)
+    # Scripts import what was named, which need not be where it was defined.
+    return [replace(subject, callee=rest, imports=f"from {family} import {rest.partition('.')[0]}")]
 
 
 def _resolve_torch(text: str, rest: str) -> list[Subject]:

@@ -307,7 +307,7 @@ def replay(name: str, subject: str | None, out: Path) -> int:
         checks = [saved.check] if saved.check else CHECKS
         # What it fails stands in the file, and need not be left to another check that would tell why.
         asked = checks if saved.check else ()
-        outcomes = [_worst(campaign.findings(found[0], saved.trace, c, asked)) for c in checks]
+        outcomes = [_worst(campaign.findings(found[0], saved.trace, c, asked, saved.summary)) for c in checks]
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001 - a fault of the harness is neither FIXED nor FAILS

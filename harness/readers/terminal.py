@@ -1,4 +1,4 @@
-"""A run on a terminal: divergences told, what is known, notes, the table, the throughput."""
+"""A run on a terminal: what is known, notes and the throughput, then the divergences and the table."""
 
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ def show(run: Run, folder: Path, console: Console) -> None:
     Args:
         folder: where the divergences are.
     """
+    # What is to be read first stands last, above the prompt.
+    carried = report.carried(run.ledger, run.environment)
+    for line in (*carried, *report.known(run.results), *report.folded(run.results), *run.problems):
+        console.print(line, markup=False)
+    console.print(_LEGEND, markup=False)
+    console.print(f"{throughput(run.results)}; {run.seconds:.1f} s in all, seed {run.seed}.", markup=False)
+    console.print()
+    for row in run.ledger:
+        if report.failed(row):
+            console.print(f"[red]{escape(report.mended(row, run.environment))}[/]\n")
     for result in run.results:
         for divergence in result.divergences:
             first, *rest = report.describe(divergence, folder)
@@ -34,15 +44,7 @@ def show(run: Run, folder: Path, console: Console) -> None:
             for line in rest:
                 console.print(line, markup=False)
             console.print()
-    for row in run.ledger:
-        if report.failed(row):
-            console.print(f"[red]{escape(report.mended(row, run.environment))}[/]\n")
-    carried = report.carried(run.ledger, run.environment)
-    for line in (*carried, *report.known(run.results), *report.notes(run.results), *run.problems):
-        console.print(line, markup=False)
     console.print(table(run.results))
-    console.print(_LEGEND, markup=False)
-    console.print(f"{throughput(run.results)}; {run.seconds:.1f} s in all, seed {run.seed}.", markup=False)
 
 
 def table(results: Sequence[Result]) -> Table:

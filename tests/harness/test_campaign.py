@@ -236,3 +236,20 @@ def test_a_constructor_that_does_not_end_is_unknown_and_no_endless_run(monkeypat
     result = campaign(class_subject(EndlessConstructor, "SGD"), examples=5)
     assert result.verdict == "unknown"
     assert "does not end" in result.error
+
+
+class QuotesTensors(torch.optim.SGD):
+    """Raises with a message that no two lives share."""
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            if p.numel() > 3:
+                raise KeyError(p)
+        return super().step(closure)
+
+
+def test_an_exception_is_known_by_its_frame_and_not_by_its_message():
+    result = campaign(class_subject(QuotesTensors, "SGD"), examples=40)
+    (divergence,) = [d for d in result.divergences if d.check == "completes"]
+    assert divergence.cause == "KeyError in test_campaign.py:step"
+    assert "step() raises KeyError: " in divergence.summary

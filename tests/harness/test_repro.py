@@ -93,7 +93,7 @@ def run_here(script):
 
 def imported(script):
     nodes = [node for node in ast.walk(ast.parse(script)) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    return {alias.name for node in nodes for alias in node.names}
+    return {alias.name.partition(".")[0] for node in nodes for alias in node.names}
 
 
 def is_short(script):

@@ -1,0 +1,115 @@
+"""A clean process: lives and scripts are tried where nothing was played before."""
+
+import os
+import random
+import time
+
+import pytest
+import torch
+
+from stepcheck.harness import repro
+from stepcheck.harness.campaign import Campaign, Settings, findings
+from stepcheck.harness.fresh import Fresh
+from stepcheck.harness.processes import forks
+from stepcheck.harness.subjects import class_subject
+from stepcheck.harness.zoo import life, sgd
+
+pytestmark = pytest.mark.skipif(not forks(), reason="there is no clean process where none is forked")
+
+
+def told(optimizer, like="SGD", examples=40, **settings):
+    result = Campaign(class_subject(optimizer, like), Settings(examples=examples, **settings)).run()
+    assert not result.error
+    return result.divergences
+
+
+def test_each_task_starts_from_what_was_there_at_first():
+    seen = []
+    fresh = Fresh({"append": lambda x: seen.append(x) or list(seen), "leave": lambda: os._exit(3), "sleep": time.sleep})
+    seen.append("later")
+    assert [fresh.ask("append", n, seconds=5.0) for n in range(2)] == [[0], [1]]
+    assert fresh.ask("leave", seconds=5.0) is None
+    assert fresh.ask("sleep", 60, seconds=0.1) is None
+    assert fresh.ask("append", 2, seconds=5.0) == [2]
+    fresh.close()
+    assert fresh.ask("append", 3, seconds=5.0) is None
+
+
+class LeaksAcrossOptimizers(torch.optim.SGD):
+    """Keeps in the class which parameters it has seen last, and steps further than it should once another came before."""
+
+    seen = 0
+
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, lr)
+        type(self).seen += 1
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        if self.seen > 1:
+            for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+                p.data.add_(p.grad, alpha=-1.0)
+        return loss
+
+
+class LeaksLate(LeaksAcrossOptimizers):
+    """The same, after some optimizers."""
+
+    seen = -30
+
+
+class Chance(sgd.RightSGD):
+    """Steps by chance, with a generator of its own."""
+
+    own = random.SystemRandom()
+
+    def options(self, group):
+        return {**group, "lr": group["lr"] * self.own.uniform(0.5, 1.0)}
+
+
+@pytest.fixture(autouse=True)
+def _unseen():
+    """What the classes here keep is what another test would find."""
+    LeaksAcrossOptimizers.seen, LeaksLate.seen = 0, -30
+
+
+@pytest.mark.parametrize("optimizer", [LeaksAcrossOptimizers, LeaksLate])
+def test_state_that_leaks_between_optimizers_is_told_as_such(optimizer):
+    (divergence,) = told(optimizer)
+    assert divergence.summary.startswith("state leaks between optimizers of this class: ")
+
+
+def test_the_script_of_state_that_leaks_plays_the_life_twice():
+    (divergence,) = told(LeaksAcrossOptimizers)
+    assert not [line for line in divergence.life if line.startswith("This script")]
+    assert "for _ in range(2):" in divergence.script
+    assert len(divergence.script.splitlines()) <= 30
+
+
+def test_state_that_leaks_is_there_when_its_life_is_replayed():
+    (divergence,) = told(LeaksAcrossOptimizers)
+    LeaksAcrossOptimizers.seen = 0
+    subject = class_subject(LeaksAcrossOptimizers, "SGD")
+    shown = [f.summary for f, _ in findings(subject, divergence.trace, divergence.check, (), divergence.summary)]
+    assert shown == [divergence.summary]
+
+
+def test_a_class_that_is_not_deterministic_is_told_so_first():
+    first = told(Chance)[0]
+    assert first.cause == "not deterministic"
+    assert "comes out differently: the parameter" in first.summary
+
+
+def test_a_right_class_is_deterministic():
+    assert not told(sgd.RightSGD)
+
+
+def test_a_script_that_does_not_fail_is_told_so():
+    divergence = next(d for d in told(life.on(life.RightSGD, life.DrawsFromNumPy)) if d.check == "random-state")
+    assert divergence.life[-1].startswith("This script does not fail in a fresh process: ")
+
+
+def test_a_script_that_fails_is_not_doubted():
+    assert repro.run("assert False") == ""
+    assert repro.run("import nowhere_at_all").startswith("This script does not run by itself: ModuleNotFoundError")
+    assert not [line for d in told(sgd.FirstLrForAllSGD) for line in d.life if line.startswith("This script")]

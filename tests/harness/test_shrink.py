@@ -1,0 +1,53 @@
+"""A life is as small as can be: of a rule that works element by element, one element with plain numbers is left."""
+
+import torch
+
+from stepcheck.harness import shrink
+from stepcheck.harness.campaign import unexplained
+from stepcheck.harness.subjects import class_subject
+from stepcheck.harness.trace import Gradient, Group, Parameter, Step, Trace, Values
+from stepcheck.harness.zoo import adam
+
+
+class FixedEpsInsideRoot(adam.EpsInsideRoot):
+    """No option makes eps large: it shows where the gradient is small."""
+
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, lr=lr)
+
+
+def found(subject, trace):
+    return next(unexplained(subject, trace, "agreement"), None)
+
+
+def test_one_element_with_plain_numbers_is_left():
+    subject = class_subject(FixedEpsInsideRoot, "Adam")
+    wild = Gradient(Values("extremes", 3, 1e-9, 1e-5))
+    trace = Trace(
+        "Adam", (Parameter((33,), values=Values("log", 1, 1e-4, 1e-2)),), (Group((0,)),), (Step({0: wild}),) * 2
+    )
+    smaller, finding = shrink.cut(trace, found(subject, trace), lambda t: found(subject, t), 200)
+    (parameter,) = smaller.parameters
+    assert parameter.shape == (1,)
+    for values in (parameter.values, *(g.values for _, g in smaller.assigned)):
+        (x,) = values.realise((1,)).tolist()
+        assert x == float(f"{x:.0e}")
+    assert finding.ratio > 1
+
+
+class FirstOfMany(torch.optim.SGD):
+    """Wrong beside another element alone."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            if p.numel() > 1 and p.grad is not None:
+                p.data.view(-1)[0] += 1.0
+        return loss
+
+
+def test_what_one_element_does_not_show_keeps_its_elements():
+    subject = class_subject(FirstOfMany, "SGD")
+    trace = Trace("SGD", (Parameter((33,)),), (Group((0,)),), (Step({0: Gradient(Values("log", 1, 0.1, 1.0))}),))
+    smaller, _ = shrink.cut(trace, found(subject, trace), lambda t: found(subject, t), 200)
+    assert smaller.parameters[0].shape == (2,)
