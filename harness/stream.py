@@ -307,7 +307,7 @@ def _numbers_out(xs: Mapping[str, float]) -> dict[str, float | str]:
 
 def runs(folder: Path) -> list[Path]:
     """The streams in a folder given as ``--out``, the oldest first."""
-    return sorted((folder / "runs").glob("*.jsonl"))
+    return sorted(p for p in (folder / "runs").glob("*.jsonl") if p.is_file())
 
 
 def read(path: Path) -> Run:
@@ -317,6 +317,8 @@ def read(path: Path) -> Run:
         UsageError: there is nothing in it to fold: no such file, an empty one, another schema, or something else altogether.
     """
     fold = _Fold(path.stem)
+    if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+        raise UsageError(f"{path}: is no regular file; give a file that a run wrote into OUT/runs")
     try:
         with path.open("rb") as file:
             number = 0

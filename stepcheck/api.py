@@ -11,6 +11,7 @@ from typing import Any
 from stepcheck.harness import store
 from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
 from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.probe import probe
 from stepcheck.harness.report import describe
 from stepcheck.harness.subjects import ANY_CLASS, Profile, Subject, UsageError, class_subject
 from stepcheck.harness.trace import DTYPES
@@ -101,6 +102,7 @@ def _check(subject: Subject, settings: Settings, folder: Path) -> Report:
     for dtype in settings.dtypes:
         if dtype not in DTYPES:
             raise UsageError(f"no dtype named {dtype!r}; there is {', '.join(DTYPES)}")
+    probe(subject)
     result = Campaign(subject, settings, found=lambda d: store.save(folder, d)).run()
     return Report(result, folder)
 
