@@ -30,12 +30,12 @@ def probe(subject: Subject) -> None:
     given = ", ".join(["[torch.ones(2, 2, requires_grad=True)]", *(f"{k}={v!r}" for k, v in options.items())])
     expected = "expected is an optimizer: a class or factory that is called with parameters and these options; name a factory that fills in the rest"
     if raised is not None:
-        told = in_one_line(f"{type(raised).__name__}: {raised}")[:200]
+        told = in_one_line(": ".join(filter(None, (type(raised).__name__, str(raised)))))[:200]
         raise UsageError(f"{subject.name}({given}) raises {told}; {expected}")
     lacking = [name for name in _NEEDED if not hasattr(built, name)]
     if lacking:
         raise UsageError(
-            f"{subject.name}({given}) returns a {type(built).__name__}, which has no {lacking[0]}; it is no optimizer; {expected}"
+            f"{subject.name}({given}) returns something of type {type(built).__name__}, which has no {lacking[0]}; it is no optimizer; {expected}"
         )
 
 
