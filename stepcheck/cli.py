@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +31,8 @@ from stepcheck.harness.text import in_one_line, shown
 from stepcheck.output import Output, Unwritten, take_over
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from stepcheck.harness import workers
     from stepcheck.harness.bench import rounds as benchmark
     from stepcheck.harness.campaign import Settings
@@ -71,6 +73,9 @@ class _Names(_ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return click.Choice(list(self.among())).convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return click.Choice(list(self.among())).shell_complete(ctx, param, incomplete)
 
 
 class _Seconds(click.FloatRange):
@@ -275,7 +280,33 @@ def _except(dtype: str, subjects: Sequence[Subject], modes: Sequence[str]) -> st
     return f" (not {', '.join(without)})" if without else ""
 
 
-@commands.command()
+class _Check(click.Command):
+    """Results of an earlier run are not those of one that could not begin, whatever was wrong with its options."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        given = list(args)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError:
+            lenient = click.Context(self, resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True)
+            with suppress(click.UsageError):
+                options, _, _ = self.make_parser(lenient).parse_args(given)
+                _forget(
+                    Path(options[name]) for name in ("json_file", "junit_file", "markdown_file") if options.get(name)
+                )
+            raise
+
+
+def _forget(files: Iterable[Path]) -> None:
+    for file in files:
+        with suppress(OSError):
+            if file.is_file():
+                file.unlink()
+
+
+@commands.command(cls=_Check)
 @click.argument("subjects", nargs=-1)
 @click.option("--like", type=_NAME, help="The reference that a class is held to.")
 @click.option("--examples", type=click.IntRange(1), help=f"Traces for each subject (default {defaults.EXAMPLES}).")
@@ -415,9 +446,7 @@ def _fresh(files: dict[str, Path | None]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for file in files.values():
-            if file is not None and file.is_file() and not file.stat().st_size:
-                file.unlink()
+        _forget(file for file in files.values() if file is not None and file.is_file() and not file.stat().st_size)
         raise
 
 
@@ -525,7 +554,7 @@ def _player(path: Path, saved: Saved, subject: str | None, out: Path) -> Subject
     who = subject or saved.subject
     if not who:
         raise UsageError(f"{path} is a bare trace; name who plays it, with --subject")
-    own = who.partition(":")[0] in FAMILIES or path.parent == store.KNOWN_FOLDER
+    own = who.partition(":")[0] in FAMILIES or path.resolve().parent == store.KNOWN_FOLDER.resolve()
     if not (subject or own or store.recorded_here(path, out)):
         raise UsageError(
             f"{path} names {who}, and was not saved by stepcheck in {out}, or was changed since; to replay it is to import and call what it"

@@ -115,7 +115,13 @@ def test_a_folder_in_the_place_of_a_trace_costs_nothing_else(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["check", "speaking:Gone", "--like", "SGD"], ["check", "json:loads", "--like", "SGD"]]
+    "words",
+    [
+        ["check", "speaking:Gone", "--like", "SGD"],
+        ["check", "json:loads", "--like", "SGD"],
+        ["check", "torch:SGD", "--dtype", "int8"],
+        ["check", "torch:SGD", "--bogus"],
+    ],
 )
 def test_green_results_of_before_are_not_those_of_a_run_that_failed(run, tmp_path, words):
     (tmp_path / "out.json").write_text('{"subjects": []}')
