@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import IO, Any
 
 #: What a process may be asked to end by, from a keyboard, a terminal that closes, or another process.
@@ -47,9 +48,14 @@ def begin_child(parent: int) -> None:
         parent: the process that it was started by.
     """
     for request in _REQUESTS:
-        signal.signal(request, signal.SIG_IGN)
+        # What is ignored stays so in programs that a subject starts; what is handled is as usual there.
+        signal.signal(request, signal.SIG_IGN if request == signal.SIGINT else _left_to_parent)
     end_with(parent)
     silence()
+
+
+def _left_to_parent(_signal: int, _frame: FrameType | None) -> None:
+    """It hears the request as well, and ends its children."""
 
 
 def end_with(parent: int) -> None:

@@ -190,7 +190,9 @@ class Stream:
         except OSError as error:
             raise _unwritable(self.path, error) from None
         if written < len(line):
-            raise UsageError(f"{self.path}: the disk is full; free some space, or choose another folder with --out")
+            raise UnwritableError(
+                f"{self.path}: the disk is full; free some space, or choose another folder with --out"
+            )
 
     def document(self, name: str, document: Mapping[str, Any]) -> None:
         """What a command measured, as its ``--json`` has it."""
@@ -217,8 +219,12 @@ class Stream:
             os.close(self._file)
 
 
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path}: cannot be written ({error.strerror}); choose another folder with --out")
+class UnwritableError(UsageError):
+    """Nothing more can be recorded; what was, stands."""
+
+
+def _unwritable(path: Path, error: OSError) -> UnwritableError:
+    return UnwritableError(f"{path}: cannot be written ({error.strerror}); choose another folder with --out")
 
 
 class Recorder:

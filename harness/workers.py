@@ -223,7 +223,7 @@ class _Pool:
         elif kind == "settled":
             job.seen = {key: d for key, d in job.seen.items() if key not in payload}
         elif kind == "usage":
-            raise UsageError(payload)
+            raise payload
         else:
             del self.jobs[n]
             end(job.process, _END_SECONDS)
@@ -439,5 +439,5 @@ def _work(
         probe(subject)
         pipe.send(("result", campaign.run()))
     except UsageError as error:
-        pipe.send(("usage", str(error)))
+        pipe.send(("usage", error))
     pipe.close()

@@ -388,16 +388,21 @@ def _checked(
     from stepcheck.harness.readers.markdown import markdown
     from stepcheck.harness.readers.scripts import to_json
     from stepcheck.harness.readers.terminal import show
-    from stepcheck.harness.stream import read
+    from stepcheck.harness.stream import UnwritableError, read
 
     unwritten = Unwritten()
     about: dict[str, Any] = {"examples": settings.examples, "seconds": settings.seconds, "dtypes": settings.dtypes}
     about |= {"checks": settings.checks, "subjects": [(s.name, s.spec.name) for s in who]}
-    with _recorded(out, settings.seed, about) as stream:
-        replayed = workers.replay(who, settings, stream)
-        with _shown(who, out, unwritten) as listener:
-            results = workers.run(who, settings, listener, stream)
-        stream.status = _status(results, replayed)
+    replayed: list[workers.Replayed] = []
+    stream = _recorded(out, settings.seed, about)
+    try:
+        with stream:
+            replayed = workers.replay(who, settings, stream)
+            with _shown(who, out, unwritten) as listener:
+                results = workers.run(who, settings, listener, stream)
+            stream.status = _status(results, replayed)
+    except UnwritableError as error:  # a full disk: what was recorded by then is told all the same
+        unwritten.told[str(error)] = None
     run = read(stream.path)
     show(run, out, _console)
     unwritten.write(json_file, "--json", json.dumps(to_json(run, out), indent=1) + "\n")
