@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, configuration
 
-from stepcheck.harness import determinism, explain, ledger, repro, shrink, steer, validation
+from stepcheck.harness import defaults, determinism, explain, ledger, repro, shrink, steer, validation
 from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, NO_EFFECT, STRIDED, TWIN, Evidence, Finding, steps_judged
 from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.consequences import ROOTS, Consequences
@@ -33,7 +33,8 @@ from stepcheck.harness.trace import Trace
 from stepcheck.harness.twins import FIRST, OTHER, TWINS
 from stepcheck.harness.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, Life, Result, Tally
 
-DEFAULT_EXAMPLES = 200
+_T = TypeVar("_T")
+DEFAULT_EXAMPLES = defaults.EXAMPLES
 #: Traces drawn between two looks at the clock.
 _BATCH = 100
 #: Divergences of one subject that are shrunk and kept.
@@ -42,6 +43,8 @@ _MOST_DIVERGENCES = 12
 _ATTEMPTS = 400
 #: A trace takes milliseconds; a subject that is still busy with one after this long hangs.
 TRACE_SECONDS = 20.0
+#: How often the clock rings in that time.
+_RINGS = 20
 #: Lives with one deviation in which an invariant is looked for that explains it.
 _TRIED = 4
 #: Lives of a class that deviates from the reference in which it is asked by second lives, for each check.
@@ -88,16 +91,25 @@ class _Hang(BaseException):
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt Python code that runs longer. Code that never returns to the interpreter is beyond it."""
+    """Interrupt Python code that runs longer. Code that never returns to the interpreter is beyond it.
+
+    Who is stopped meanwhile, or whose machine sleeps, is rung once for that, however long it takes: a pause is no hang.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
+    rings = 0
+
     def ring(_signal: int, _frame: FrameType | None) -> None:
-        raise _Hang
+        nonlocal rings
+        rings += 1
+        if rings >= _RINGS:
+            signal.setitimer(signal.ITIMER_REAL, seconds)  # once more, should it be swallowed
+            raise _Hang
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds / _RINGS, seconds / _RINGS)
     try:
         yield
     finally:
@@ -791,6 +803,22 @@ def patience(subject: Subject) -> float:
     return TRACE_SECONDS * min(subject.cost, 9)
 
 
+def within(seconds: float, do: Callable[[], _T]) -> _T | None:
+    """What ``do`` returns; ``None`` where that takes longer."""
+    try:
+        with _time_limit(seconds):
+            return do()
+    except _Hang:
+        return None
+
+
+def played(
+    subject: Subject, trace: Trace, asked: Collection[str] = (), effective: Collection[str] = ()
+) -> Evidence | None:
+    """A trace played, to be asked about; ``None`` where the subject hangs."""
+    return within(patience(subject), lambda: Evidence(subject, trace, asked, ledger.explanation, effective=effective))
+
+
 def findings(
     subject: Subject,
     trace: Trace,
@@ -813,12 +841,9 @@ def findings(
         if place is not None and check == "completes":
             yield determinism.finding(place, leaks=determinism.LEAKS in summary), None
             return
-    limit = patience(subject)
-    try:
-        with _time_limit(limit):
-            evidence = Evidence(subject, trace, asked, ledger.explanation, effective=effective)
-    except _Hang:
-        yield Finding(check, HANGS, None, f"the subject is still busy after {limit:.0f} s"), None
+    evidence = played(subject, trace, asked, effective)
+    if evidence is None:
+        yield Finding(check, HANGS, None, f"the subject is still busy after {patience(subject):.0f} s"), None
         return
     for finding in CHECKS[check].find(evidence):
         yield finding, ledger.knows(evidence, finding)

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import multiprocessing
+import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import IO, Any
+
+#: What a process may be asked to end by, from a keyboard, a terminal that closes, or another process.
+_REQUESTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+#: Of ``prctl(2)``: the signal that the kernel sends to a child when its parent has ended.
+_PR_SET_PDEATHSIG = 1
+_WATCH_SECONDS = 1.0
+#: Of two looks at the clock, what lies between them counts as no more than this: whoever was stopped meanwhile, or slept, did nothing.
+_LOOK_SECONDS = 2.0
 
 
 def forks() -> bool:
@@ -23,3 +39,126 @@ def end_of(exitcode: int) -> str:
         return signal.Signals(-exitcode).name
     except ValueError:  # a realtime signal has no name
         return f"signal {-exitcode}"
+
+
+def begin_child(parent: int) -> None:
+    """What a child does first: it ends with its parent, leaves requests to end to it, and keeps what a subject prints to itself.
+
+    Args:
+        parent: the process that it was started by.
+    """
+    for request in _REQUESTS:
+        # What is ignored stays so in programs that a subject starts; what is handled is as usual there.
+        signal.signal(request, signal.SIG_IGN if request == signal.SIGINT else _left_to_parent)
+    end_with(parent)
+    silence()
+
+
+def _left_to_parent(_signal: int, _frame: FrameType | None) -> None:
+    """It hears the request as well, and ends its children."""
+
+
+def end_with(parent: int) -> None:
+    """See to it that this process does not outlive its parent, however that ends."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:  # a subject that holds the interpreter's lock for ever holds this as well
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it ended before it was asked for
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    os._exit(1)
+
+
+def silence() -> None:
+    """From now on, what this process prints goes nowhere, whoever prints it."""
+    _flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    # A test suite has put something else in their place.
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for as long as the process lives
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Meanwhile, what is printed in this process goes nowhere: somebody's module says things when it is imported."""
+    _flush()
+    kept: list[tuple[int, int]] = []
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # it may be closed
+            kept.append((descriptor, os.dup(descriptor)))
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    try:
+        with quiet():
+            yield
+    finally:
+        for descriptor, copy in kept:
+            os.dup2(copy, descriptor)
+            os.close(copy)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Meanwhile, what Python code prints goes nowhere; the descriptors stay, for who keeps a stream of its own."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,  # noqa: PTH123 - a name, not a path
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+
+
+def _flush() -> None:
+    streams: tuple[IO[str] | None, ...] = (sys.stdout, sys.stderr)
+    for stream in streams:
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+
+
+def is_stopped(process: Any) -> bool:
+    """Whether a child was stopped by a signal, and not continued yet: it is silent, and does not hang."""
+    if not hasattr(os, "waitid"):
+        return False
+    try:
+        # What is seen is left to be seen again, and an end to whoever waits for it.
+        return os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except OSError:
+        return False
+
+
+class Silence:
+    """Seconds since something was heard of a child, without those in which it, or this process, was stopped or asleep."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._looked = time.monotonic()
+
+    def heard(self) -> None:
+        """It is there."""
+        self.seconds, self._looked = 0.0, time.monotonic()
+
+    def look(self, process: Any) -> float:
+        """Nothing was heard: the seconds so far. To be asked for more often than every two seconds."""
+        now = time.monotonic()
+        if not is_stopped(process):
+            self.seconds += min(now - self._looked, _LOOK_SECONDS)
+        self._looked = now
+        return self.seconds
+
+
+def end(process: Any, seconds: float = 0.0) -> None:
+    """End a child that has nothing more to do; one with a thread that runs on does not end by itself."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+    process.join()

@@ -11,6 +11,7 @@ from typing import Any
 from stepcheck.harness.comparison import Array
 from stepcheck.harness.memory import Raw, SparseRaw
 from stepcheck.harness.subjects import Subject
+from stepcheck.harness.text import shown
 from stepcheck.harness.trace import Option, Trace
 from stepcheck.harness.validation import Attempt
 
@@ -107,6 +108,10 @@ class Raised:
     kind: str
     message: str
     frame: str = ""
+
+    def __post_init__(self) -> None:
+        # It goes into tables, scripts and files, and its author may have thought of none of them.
+        self.kind, self.message = shown(self.kind), shown(self.message)
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,8 @@ class _Writer:
         imports += self._versions
         if any("str(" in line for line in body):
             imports.append("torch.set_printoptions(precision=20, threshold=100000)")
-        return [f"# {self.subject.name}: {finding.summary}", *imports, "", *([""] if helper else []), *helper, *body]
+        about = " ".join(f"# {self.subject.name}: {finding.summary}".splitlines())  # or what follows would be run
+        return [about, *imports, "", *([""] if helper else []), *helper, *body]
 
     @property
     def _formula(self) -> formula.Formula | str:

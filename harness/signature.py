@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from stepcheck.harness.text import in_one_line
 from stepcheck.reference.spec import Hyper, Spec
 
 #: What a constructor raises for an option that it does not support.
 REFUSALS = (ValueError, AssertionError, NotImplementedError, TypeError)
+_NEEDED = ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups")
 _NO_DEFAULT = inspect.Parameter.empty
 
 
@@ -45,7 +47,7 @@ class Signature:
 
 
 class UnbuildableError(Exception):
-    """The constructor raises for a list of parameters; the message is what it raised."""
+    """The constructor builds no optimizer of a list of parameters; the message says what it does."""
 
 
 def read(make: Callable[..., Any], spec: Spec) -> Signature:
@@ -146,10 +148,18 @@ def _first(make: Callable[..., Any], named: list[Hyper]) -> tuple[torch.Tensor, 
     raised = ""
     for given in ({}, {h.name: h.default for h in named if h.default is not None}):
         try:
-            return parameter, built(make, [parameter], given), given
-        except Exception as error:  # noqa: BLE001 - whatever it raises is told
-            raised = raised or f"{type(error).__name__}: {error}"
-    raise UnbuildableError(raised)
+            optimizer = built(make, [parameter], given)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises is told
+            raised = raised or in_one_line(": ".join(filter(None, (type(error).__name__, str(error)))))[:200]
+            continue
+        lacking = [name for name in _NEEDED if not hasattr(optimizer, name)]
+        if lacking:
+            message = (
+                f"returns something of type {type(optimizer).__name__}, which has no {lacking[0]}; it is no optimizer"
+            )
+            raise UnbuildableError(message)
+        return parameter, optimizer, given
+    raise UnbuildableError(f"raises {raised}")
 
 
 def _not_taken(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepcheck.harness import defaults
+from stepcheck.harness.text import shown
 from stepcheck.harness.trace import SCHEMA, Trace, TraceError, loads
 from stepcheck.harness.verdict import Divergence
 
-DEFAULT_FOLDER = Path(".stepcheck")
+DEFAULT_FOLDER = defaults.FOLDER
 #: Traces of the known divergences of released software, by the names of their entries in the ledger.
 KNOWN_FOLDER = Path(__file__).parent / "known"
 _MOST_BYTES = 16 << 20
+#: In a folder of divergences, the list of those that were saved there.
+_RECORD = "recorded"
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,45 @@ def save(folder: Path, divergence: Divergence) -> None:
         "summary": divergence.summary,
         "trace": divergence.trace.to_json(),
     }
-    trace_path(folder, divergence).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    script_path(folder, divergence).write_text(divergence.script, encoding="utf-8")
+    path, content = trace_path(folder, divergence), (json.dumps(data, indent=1) + "\n").encode()
+    path.write_bytes(content)
+    # The script quotes what somebody's class said: what no file holds, or Python refuses to read, is written as an escape.
+    script_path(folder, divergence).write_text(shown(divergence.script), encoding="utf-8")
+    _record(path, content)
+
+
+def _record(path: Path, content: bytes) -> None:
+    """Remember that a file was saved here."""
+    line = _mark(path, content)
+    if line not in _records(path.parent):
+        with (path.parent / _RECORD).open("a", encoding="ascii") as record:
+            record.write(f"{line}\n")
+
+
+def recorded_here(path: Path, folder: Path) -> bool:
+    """Whether a file was saved in ``folder`` by stepcheck itself, and is as it was then.
+
+    To replay what a file says about a class is to import a module and call something in it. ``os:system`` is such a name as well, so a file
+    that came from elsewhere, in an issue or by mail, must not choose it. Trusted is what was saved in this folder, which is the one where
+    the user stands or was named by the user: each file that stepcheck saves is noted in a list beside it, by a digest of its content and of
+    the place where it lies. A file that is put among them is not on the list; one that was edited, or copied together with its list, has
+    another digest. That is no signature, and need not be one: who can write into this folder can as well write the module that is checked.
+    """
+    try:
+        if path.resolve().parent != folder.resolve():
+            return False
+        return _mark(path, path.read_bytes()) in _records(path.parent)
+    except OSError:
+        return False
+
+
+def _mark(path: Path, content: bytes) -> str:
+    return hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape") + b"\0" + content).hexdigest()
+
+
+def _records(folder: Path) -> set[str]:
+    record = folder / _RECORD
+    return set(record.read_text(encoding="ascii", errors="replace").split()) if record.is_file() else set()
 
 
 def find(name: str, folder: Path) -> Path:

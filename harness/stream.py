@@ -192,7 +192,9 @@ class Stream:
         except OSError as error:
             raise _unwritable(self.path, error) from None
         if written < len(line):
-            raise UsageError(f"{self.path}: the disk is full; free some space, or choose another folder with --out")
+            raise UnwritableError(
+                f"{self.path}: the disk is full; free some space, or choose another folder with --out"
+            )
 
     def document(self, name: str, document: Mapping[str, Any]) -> None:
         """What a command measured, as its ``--json`` has it."""
@@ -219,8 +221,12 @@ class Stream:
             os.close(self._file)
 
 
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path}: cannot be written ({error.strerror}); choose another folder with --out")
+class UnwritableError(UsageError):
+    """Nothing more can be recorded; what was, stands."""
+
+
+def _unwritable(path: Path, error: OSError) -> UnwritableError:
+    return UnwritableError(f"{path}: cannot be written ({error.strerror}); choose another folder with --out")
 
 
 class Recorder:
@@ -315,7 +321,7 @@ def _numbers_out(xs: Mapping[str, float]) -> dict[str, float | str]:
 
 def runs(folder: Path) -> list[Path]:
     """The streams in a folder given as ``--out``, the oldest first."""
-    return sorted((folder / "runs").glob("*.jsonl"))
+    return sorted(p for p in (folder / "runs").glob("*.jsonl") if p.is_file())
 
 
 def read(path: Path) -> Run:
@@ -325,6 +331,8 @@ def read(path: Path) -> Run:
         UsageError: there is nothing in it to fold: no such file, an empty one, another schema, or something else altogether.
     """
     fold = _Fold(path.stem)
+    if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+        raise UsageError(f"{path}: is no regular file; give a file that a run wrote into OUT/runs")
     try:
         with path.open("rb") as file:
             number = 0

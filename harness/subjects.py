@@ -747,7 +747,8 @@ def _read(make: Callable[..., Any], spec: Spec, name: str) -> Signature:
         return signature.read(make, spec)
     except signature.UnbuildableError as error:
         raise UsageError(
-            f"{name}: called with a list of one parameter, it raises {error}; expected is a class, or a function that returns an optimizer"
+            f"{name}([torch.ones(2, 2, requires_grad=True)]) {error}; expected is an optimizer: a class or factory that is called with "
+            "parameters and options; name a factory that fills in the rest"
         ) from None
 
 
@@ -819,6 +820,11 @@ def _load(module: str, attribute: str, text: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 - whatever the module's own code raises on import
         raise UsageError(f"{text}: cannot import {module} ({type(error).__name__}: {error})") from None
+    except SystemExit as error:  # a script that ends in sys.exit(main())
+        told = f"it exits when it is imported, with {error.code!r}"
+        raise UsageError(
+            f"{text}: cannot import {module}: {told}; keep what runs under if __name__ == '__main__'"
+        ) from None
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise UsageError(f"{text}: {module} has no {attribute}")

@@ -25,11 +25,15 @@ SCHEMA = 1
 #: Bounds on what a trace may ask for, so that a hostile file cannot exhaust the machine.
 MAX_ELEMENTS = 1 << 20
 MAX_PARAMETERS = 1 << 10
-MAX_EVENTS = 1 << 14
+MAX_EVENTS = 1 << 12
 MAX_DIMENSIONS = 8
 MAX_OPTIONS = 64
-#: Elements times events.
-MAX_WORK = 1 << 26
+#: Elements times events, each parameter counted as ``PARAMETER_WORK`` elements more. Played and judged, that takes some 20 s and 3 GB.
+MAX_WORK = 1 << 23
+#: A parameter of no elements takes as long as one of so many.
+PARAMETER_WORK = 1 << 9
+#: Calls of a closure that a step with an objective may make, unless options allow more.
+_EVALUATIONS = 25
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "complex64", "complex128")
 #: ``offset`` is contiguous as well, and a view that starts inside a larger buffer whoever plays it.
@@ -773,6 +777,20 @@ def _event_to_json(event: Event) -> dict[str, Any]:
 # JSON in: everything is checked before anything is believed ---------------------------------------------------------------
 
 
+def _work(trace: Trace) -> int:
+    """What it takes to play and to judge a life, in elements: each event looks at all of them, and at those that a gradient names."""
+    each = sum(p.numel + PARAMETER_WORK for p in trace.parameters)
+    evaluations = [_EVALUATIONS]
+    for options in trace.given_options:
+        asked = (options.get("max_eval"), options.get("max_iter"))
+        evaluations += [n for n in asked if isinstance(n, int)]
+    steps = sum(isinstance(e, Step) and e.objective is not None for e in trace.events)
+    more = steps * (max(evaluations) // _EVALUATIONS - 1)
+    sparse = ((g.sparse, trace.parameters[i]) for i, g in trace.assigned if g.sparse is not None)
+    named = sum(math.prod(s.shape_of_values(p.shape)) for s, p in sparse)
+    return each * (max(len(trace.events), 1) + more) + named
+
+
 class _Reader:
     def trace(self, data: object) -> Trace:
         top = self._object(data, "the trace")
@@ -799,9 +817,11 @@ class _Reader:
         members = [i for g in trace.all_groups for i in g.parameters]
         if sorted(members) != list(range(len(trace.parameters))) or not trace.groups:
             raise TraceError("groups: each parameter must stand in exactly one group")
-        elements = sum(p.numel for p in trace.parameters)
-        if elements * max(len(trace.events), 1) > MAX_WORK:
-            raise TraceError(f"events: more than {MAX_WORK} elements in all events together")
+        work = _work(trace)
+        if work > MAX_WORK:
+            raise TraceError(
+                f"events: {work} elements in all events together, each parameter counted as {PARAMETER_WORK} more; at most {MAX_WORK}"
+            )
         groups = len(trace.groups)
         for n, event in enumerate(trace.events):
             groups += isinstance(event, AddGroup)

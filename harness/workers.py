@@ -6,14 +6,14 @@ import gc
 import json
 import multiprocessing
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,15 +21,22 @@ from stepcheck.harness import evidence, ledger
 from stepcheck.harness.campaign import Campaign, Settings, patience, tell
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.ledger import Entry
-from stepcheck.harness.processes import end_of, forks
+from stepcheck.harness.processes import Silence, begin_child, end, end_of, forks, quiet
 from stepcheck.harness.stream import Recorder, Stream
 from stepcheck.harness.subjects import Subject, UsageError, resolve
 from stepcheck.harness.trace import Trace, loads
 from stepcheck.harness.verdict import HANGS, Divergence, Result, Tally
 
+_T = TypeVar("_T")
+#: The cause of a divergence that ends the process.
+CRASH = "crash"
 #: Silence of a worker, beyond what a trace may take, after which it hangs in code that Python cannot interrupt.
 _SILENCE_SECONDS = 10.0
 _HEARTBEAT_SECONDS = 0.2
+#: How long a worker that has sent its result may take to end: a thread that a subject started, and that runs on, would keep it for ever.
+_END_SECONDS = 2.0
+#: Divergences of one subject that are told of before they are shrunk.
+_MOST_SEEN = 12
 #: The cost of subjects whose lives take no longer than a glance.
 _CHEAP = 9
 
@@ -50,8 +57,15 @@ class _Job:
     pipe: Connection
     diary: Path | None
     recorder: Recorder
-    heard: float = field(default_factory=time.monotonic)
+    silence: Silence = field(default_factory=Silence)
     found: list[Divergence] = field(default_factory=list)
+    seen: dict[tuple[str, str], Divergence] = field(default_factory=dict)
+    """What was seen and is not shrunk yet, by check and cause."""
+
+    def all_found(self) -> list[Divergence]:
+        """What is to be told where the worker ends early: what it had not shrunk, it had found all the same."""
+        told = {(d.check, d.cause) for d in self.found}
+        return [*self.found, *(d for key, d in self.seen.items() if key not in told)]
 
 
 def run(
@@ -97,7 +111,8 @@ def _in_process(subject: Subject, settings: Settings, listener: Listener, stream
         listener.found,
         recorder=Recorder(stream, subject.name),
     )
-    result = campaign.run()
+    with quiet():
+        result = campaign.run()
     listener.finished(result)
     return result
 
@@ -124,21 +139,38 @@ class _Pool:
                     self._start(*self.waiting.pop(0))
                 self._listen()
         except KeyboardInterrupt:
-            for n in range(len(self.subjects)):
-                if n not in self.results:
-                    job, subject = self.jobs.get(n), self.subjects[n]
-                    if job is not None:
-                        job.process.kill()  # nothing of it comes after its end
-                        job.process.join()
-                    recorder = Recorder(self.stream, subject.name) if job is None else job.recorder
-                    recorder.failed("interrupted")
-                    found = [] if job is None else job.found
-                    self._finish(n, unfinished(subject, self.settings, "interrupted", found))
+            self._interrupted()
         finally:
             for job in self.jobs.values():
                 job.process.kill()
             self.diaries.cleanup()
         return [self.results[n] for n in range(len(self.subjects))]
+
+    def _interrupted(self) -> None:
+        """End the workers, and keep what they had found, shrunk or not."""
+        for n, job in list(self.jobs.items()):
+            while n in self.jobs and job.pipe.poll():
+                if not self._hear(n, job):
+                    break
+        for n in range(len(self.subjects)):
+            if n not in self.results:
+                job_or_none, subject = self.jobs.get(n), self.subjects[n]
+                if job_or_none is None:
+                    recorder, found = Recorder(self.stream, subject.name), []
+                else:
+                    job_or_none.process.kill()  # nothing of it comes after its end
+                    job_or_none.process.join()
+                    recorder, found = job_or_none.recorder, self._all_found(job_or_none)
+                recorder.failed("interrupted")
+                self._finish(n, unfinished(subject, self.settings, "interrupted", found))
+
+    def _all_found(self, job: _Job) -> list[Divergence]:
+        """What a worker had found that ends early; of what it had not shrunk yet, nobody knows so far."""
+        found = job.all_found()
+        for divergence in found[len(job.found) :]:
+            self.listener.found(divergence)
+            job.recorder.divergence(divergence)
+        return found
 
     def _start(self, n: int, careful: bool) -> None:
         diary = Path(self.diaries.name) / f"{n}.json" if careful else None
@@ -149,7 +181,9 @@ class _Pool:
         context: Any = multiprocessing.get_context("spawn" if apart else "fork")
         target, who = (_work_apart, subject.name) if apart else (_work, subject)
         recorder = Recorder(self.stream, subject.name, attempt=2 if careful else 1)
-        process = context.Process(target=target, args=(who, self.settings, send, diary, recorder), daemon=True)
+        process = context.Process(
+            target=target, args=(who, self.settings, send, diary, recorder, os.getpid()), daemon=True
+        )
         process.start()
         send.close()
         self.jobs[n] = _Job(self.subjects[n], process, receive, diary, recorder)
@@ -159,27 +193,40 @@ class _Pool:
         for pipe in wait(list(pipes), timeout=1.0):
             n = pipes[pipe]  # type: ignore[index]
             job = self.jobs[n]
-            job.heard = time.monotonic()
-            try:
-                kind, payload = job.pipe.recv()
-            except EOFError:
+            job.silence.heard()
+            if not self._hear(n, job):
                 self._died(n, job)
-                continue
-            if kind == "progress":
-                self.listener.progress(job.subject, *payload)
-            elif kind == "found":
-                job.found.append(payload)
-                self.listener.found(payload)
-            elif kind == "usage":
-                raise UsageError(payload)
-            else:
-                job.process.join()
-                del self.jobs[n]
-                self._finish(n, payload)
         for n, job in list(self.jobs.items()):
-            if time.monotonic() - job.heard > patience(job.subject) + _SILENCE_SECONDS:
+            if job.silence.look(job.process) > patience(job.subject) + _SILENCE_SECONDS:
                 job.process.kill()
                 self._died(n, job, hangs=True)
+
+    def _hear(self, n: int, job: _Job) -> bool:
+        """Take one message of a worker; ``False`` if it has ended without one.
+
+        Raises:
+            UsageError: its subject is no optimizer.
+        """
+        try:
+            kind, payload = job.pipe.recv()
+        except (EOFError, OSError):
+            return False
+        if kind == "progress":
+            self.listener.progress(job.subject, *payload)
+        elif kind == "found":
+            job.found.append(payload)
+            self.listener.found(payload)
+        elif kind == "seen":
+            job.seen[payload.check, payload.cause] = payload
+        elif kind == "settled":
+            job.seen = {key: d for key, d in job.seen.items() if key not in payload}
+        elif kind == "usage":
+            raise payload
+        else:
+            del self.jobs[n]
+            end(job.process, _END_SECONDS)
+            self._finish(n, payload)
+        return True
 
     def _died(self, n: int, job: _Job, *, hangs: bool = False) -> None:
         """The process is gone: once more, noting each trace before it is played; then the last one noted is the culprit."""
@@ -191,10 +238,10 @@ class _Pool:
         code = job.process.exitcode or 0
         how = "hangs where Python cannot interrupt it" if hangs else f"kills the process ({end_of(code)})"
         why = f"the process ended early: the subject {how}"
-        result = unfinished(job.subject, self.settings, why, job.found)
+        result = unfinished(job.subject, self.settings, why, self._all_found(job))
         if job.diary.is_file():
             trace = Trace.from_json(loads(job.diary.read_text(encoding="utf-8")))
-            finding = Finding("completes", HANGS if hangs else "crash", None, f"the subject {how}")
+            finding = Finding("completes", HANGS if hangs else CRASH, None, f"the subject {how}")
             divergence = tell(job.subject, trace, finding, evaluate=False)
             result.tallies.setdefault("completes", Tally("completes")).divergences.append(divergence)
             self.listener.found(divergence)
@@ -276,42 +323,100 @@ def _replay(entry: Entry, subject: Subject) -> Replayed:
 
 def in_child(play: Callable[[], str], seconds: float) -> str:
     """What ``play`` returns in a process of its own, or what became of that process."""
+    told = played_apart(play, seconds)
+    return told if isinstance(told, str) else f"its life {told.how}"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What became of a process that did not say what it was asked for.
+
+    Attributes:
+        how: in words that a subject stands before.
+        hangs: it was still busy, and was ended.
+    """
+
+    how: str
+    hangs: bool = False
+
+
+def played_apart(play: Callable[[], _T], seconds: float) -> _T | Lost:
+    """What ``play`` returns in a process of its own, or what became of that process.
+
+    Args:
+        seconds: how long it may take; a pause of the whole machine, or of either process, does not count.
+    """
     if not forks():
-        return play()
+        try:
+            with quiet():
+                return play()
+        except SystemExit as error:
+            return Lost(f"ends the process (exit status {error.code})")
     context = multiprocessing.get_context("fork")
     receive, send = multiprocessing.Pipe(duplex=False)
-    process = context.Process(target=lambda: send.send(play()), daemon=True)
+    parent = os.getpid()
+
+    def work() -> None:
+        begin_child(parent)
+        send.send(play())
+
+    process = context.Process(target=work, daemon=True)
     process.start()
     send.close()
+    silence = Silence()
     try:
-        return str(receive.recv()) if receive.poll(seconds) else f"its life still plays after {seconds:.0f} s"
+        while not receive.poll(1.0):
+            if silence.look(process) > seconds:
+                return Lost(f"still plays after {seconds:.0f} s", hangs=True)
+        told: _T = receive.recv()
     except EOFError:
         process.join()
-        return f"its life ends the process ({end_of(process.exitcode or 0)})"
+        return Lost(f"ends the process ({end_of(process.exitcode or 0)})")
+    else:
+        return told
     finally:
         process.kill()
         process.join()
 
 
-def _work_apart(name: str, settings: Settings, pipe: Connection, diary: Path | None, recorder: Recorder) -> None:
+def _work_apart(
+    name: str, settings: Settings, pipe: Connection, diary: Path | None, recorder: Recorder, parent: int
+) -> None:
     """In a worker that has nothing of its parent's."""
     (subject,) = resolve(name)
     warm_up()
     gc.freeze()
     try:
-        _work(subject, settings, pipe, diary, recorder)
+        _work(subject, settings, pipe, diary, recorder, parent)
     finally:
         gc.unfreeze()
 
 
-def _work(subject: Subject, settings: Settings, pipe: Connection, diary: Path | None, recorder: Recorder) -> None:
+def _send_seen(pipe: Connection, campaign: Campaign, key: tuple[str, str]) -> None:
+    seen = campaign.suspects[key]
+    with suppress(Exception):  # then it is told when it is shrunk
+        pipe.send(("seen", tell(campaign.subject, seen.trace, seen.finding, seen.count, evaluate=False)))
+
+
+def _work(
+    subject: Subject, settings: Settings, pipe: Connection, diary: Path | None, recorder: Recorder, parent: int
+) -> None:
     """In the worker: run the campaign and send what happens."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and decides
+    begin_child(parent)
     gc.set_threshold(50_000)  # traces leave little garbage that is not freed at once
     told = time.monotonic()
+    lives, sent = 0, set[tuple[str, str]]()
 
     def progress(done: int, planned: int) -> None:
-        nonlocal told
+        nonlocal told, lives
+        # Shrinking may take minutes, and begins when a hundred lives were played: what was seen by then is not lost with this process.
+        for key in [*campaign.suspects][:_MOST_SEEN]:
+            if key not in sent:
+                sent.add(key)
+                _send_seen(pipe, campaign, key)
+        if done > lives and campaign.shrunk:
+            pipe.send(("settled", set(campaign.shrunk)))
+        lives = done
         if time.monotonic() - told > _HEARTBEAT_SECONDS:
             told = time.monotonic()
             pipe.send(("progress", (done, planned)))
@@ -331,5 +436,5 @@ def _work(subject: Subject, settings: Settings, pipe: Connection, diary: Path | 
     try:
         pipe.send(("result", campaign.run()))
     except UsageError as error:
-        pipe.send(("usage", str(error)))
+        pipe.send(("usage", error))
     pipe.close()

@@ -1,53 +1,45 @@
-"""The command line. Exit status: 0 conforms, 1 a divergence that is not known, 2 bad usage or input, 3 unknown."""
+"""The command line. Exit status: 0 conforms, 1 a divergence that is not known, 2 bad usage or input, 3 unknown.
+
+Whoever asks for help waits for nothing: torch, NumPy and Hypothesis are imported by the commands that need them.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from stepcheck import __version__
-from stepcheck.harness import campaign, report, store, workers
-from stepcheck.harness.bench import rounds as benchmark
-from stepcheck.harness.bench import tables
-from stepcheck.harness.bench.workloads import QUICK, WORKLOADS, takes
-from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Settings
-from stepcheck.harness.census.occupancy import LIMITS
-from stepcheck.harness.checks import CHECKS, Finding
-from stepcheck.harness.ledger import Entry
-from stepcheck.harness.readers.junit import junit
-from stepcheck.harness.readers.markdown import markdown
-from stepcheck.harness.readers.scripts import to_json
-from stepcheck.harness.readers.terminal import show
-from stepcheck.harness.stream import Stream, read
-from stepcheck.harness.subjects import (
-    FAMILIES,
-    TORCH_MODES,
-    Subject,
-    UsageError,
-    existing,
-    no_such_class,
-    no_triton,
-    resolve,
-    torch_subject,
-)
-from stepcheck.harness.trace import DTYPES, TraceError
-from stepcheck.harness.verdict import Divergence, Result
-from stepcheck.reference import SPECS
+from stepcheck.harness import defaults
+from stepcheck.harness.text import in_one_line, shown
+from stepcheck.output import Output, Unwritten, take_over
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from stepcheck.harness import workers
+    from stepcheck.harness.bench import rounds as benchmark
+    from stepcheck.harness.campaign import Settings
+    from stepcheck.harness.store import Saved
+    from stepcheck.harness.stream import Stream
+    from stepcheck.harness.subjects import Subject
+    from stepcheck.harness.verdict import Divergence, Result
 
 CONFORMS, DIVERGES, BAD_USAGE, UNKNOWN = 0, 1, 2, 3
 
@@ -55,16 +47,123 @@ _COMPILED_HELP = (
     "Also torch.compile(optimizer.step); compiling is not timed, but takes seconds to minutes for each row."
 )
 
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # which was not generic before click 8.2
+
+
+class _Names(_ParamType):
+    """One of some names, which are looked up when one is given: to tell of the option, nothing is imported.
+
+    Args:
+        metavar: what stands for one in the help.
+        among: gives them.
+    """
+
+    name = "name"
+
+    def __init__(self, metavar: str, among: Callable[[], Iterable[str]]) -> None:
+        self.metavar = metavar
+        self.among = among
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002 - click's own signature
+        return self.metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return click.Choice(list(self.among())).convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return click.Choice(list(self.among())).shell_complete(ctx, param, incomplete)
+
+
+class _Seconds(click.FloatRange):
+    """A time that passes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):  # NaN is in every range
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
+
+
+class _LateHelp(click.Option):
+    """An option whose help names what has to be imported for it."""
+
+    def __init__(self, *args: Any, late: Callable[[], str], **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.late = late
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        self.help = self.late()
+        return super().get_help_record(ctx)
+
+
+def _specs() -> Iterable[str]:
+    from stepcheck.reference import SPECS
+
+    return SPECS
+
+
+def _checks() -> Iterable[str]:
+    from stepcheck.harness.checks import CHECKS
+
+    return CHECKS
+
+
+def _dtypes() -> Iterable[str]:
+    from stepcheck.harness.trace import DTYPES
+
+    return DTYPES
+
+
+def _workloads() -> Iterable[str]:
+    from stepcheck.harness.bench import workloads
+
+    return workloads.WORKLOADS
+
+
+def _architectures() -> Iterable[str]:
+    from stepcheck.harness.census.occupancy import LIMITS
+
+    return [f"sm_{c}" for c in LIMITS]
+
+
+def _rounds_help() -> str:
+    from stepcheck.harness.bench import rounds
+
+    return (
+        f"Batches of each contender (default {rounds.ROUNDS}; fewer where they take more than {rounds.PATIENCE:.0f} s, unless"
+        " asked for)."
+    )
+
+
+def _quick_help() -> str:
+    from stepcheck.harness.bench import rounds
+
+    return f"Small workloads alone, {rounds.QUICK_ROUNDS} rounds."
+
+
+_NAME = _Names("NAME", _specs)
 _OUT = click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    default=store.DEFAULT_FOLDER,
+    default=defaults.FOLDER,
     show_default=True,
     help="Folder for the record of the run.",
 )
 
-# Without a terminal nobody folds lines: scripts and logs want them whole.
-_console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160, soft_wrap=True)
+
+def _console_for(stream: Any, **settings: Any) -> Console:
+    """A console. What a subject is called, or says, is shown as it stands: ``:factory:`` is no picture of one."""
+    if stream is None or not stream.isatty():
+        # Without a terminal nobody folds lines: scripts and logs want them whole.
+        settings |= {"width": 160, "soft_wrap": True}
+    return Console(highlight=False, emoji=False, **settings)
+
+
+_console = _console_for(sys.stdout)
 
 
 def main() -> NoReturn:
@@ -73,24 +172,68 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console of another encoding shows what it can
             stream.reconfigure(errors="replace")
+    before = sys.stdout, sys.stderr
+    out = take_over()
+    _console.file = sys.stdout  # not what may stand in its place while a subject plays
+    _hear_requests()
+    try:
+        status = _run(out)
+    finally:
+        sys.stdout.flush()
+        sys.stdout, sys.stderr = before
+    _leave(status)
+
+
+def _run(out: Output) -> int:
     try:
         status = commands(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         status = CONFORMS
     except click.ClickException as error:
-        _refuse(error.format_message())
-    except (UsageError, TraceError) as error:
-        _refuse(str(error))
+        return _refuse(error.format_message())
     except click.Abort:
         status = UNKNOWN
-    sys.exit(status or CONFORMS)
+    except _bad_usage() as error:
+        return _refuse(str(error))
+    out.flush()
+    if out.problem:
+        return _refuse(f"standard output: cannot be written ({out.problem}); all else is written")
+    return status or CONFORMS
 
 
-def _refuse(message: str) -> NoReturn:
-    one_line = " ".join(message.split())
-    click.echo(f"stepcheck: {one_line}", err=True)
-    sys.exit(BAD_USAGE)
+def _bad_usage() -> tuple[type[Exception], ...]:
+    """What is told in one line; looked up when something was raised."""
+    from stepcheck.harness.subjects import UsageError
+    from stepcheck.harness.trace import TraceError
+
+    return UsageError, TraceError
+
+
+def _refuse(message: str) -> int:
+    click.echo(f"stepcheck: {in_one_line(message)}", err=True)
+    return BAD_USAGE
+
+
+def _hear_requests() -> None:
+    """A request to end is heard as Ctrl-C is: workers are ended, and what was found is kept. One that is ignored (``nohup``) stays so."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit, though somebody's module has started a thread that runs on, for which the interpreter would wait for ever."""
+    others = (t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon)
+    if threading.current_thread() is threading.main_thread() and any(others):
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -102,6 +245,10 @@ def commands() -> None:
 @commands.command("list")
 def list_() -> int:
     """Optimizers, subjects and checks known here."""
+    from stepcheck.harness.checks import CHECKS
+    from stepcheck.harness.subjects import TORCH_MODES, torch_subject
+    from stepcheck.reference import SPECS
+
     _console.print("[bold]optimizers[/] (references), and the modes and dtypes of torch.optim that are held to them")
     for name, modes in TORCH_MODES.items():
         subjects = [torch_subject(name, mode) for mode in modes]
@@ -133,18 +280,42 @@ def _except(dtype: str, subjects: Sequence[Subject], modes: Sequence[str]) -> st
     return f" (not {', '.join(without)})" if without else ""
 
 
-@commands.command()
+class _Check(click.Command):
+    """Results of an earlier run are not those of one that could not begin, whatever was wrong with its options."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        given = list(args)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError:
+            lenient = click.Context(self, resilient_parsing=True, ignore_unknown_options=True, allow_extra_args=True)
+            with suppress(click.UsageError):
+                options, _, _ = self.make_parser(lenient).parse_args(given)
+                _forget(
+                    Path(options[name]) for name in ("json_file", "junit_file", "markdown_file") if options.get(name)
+                )
+            raise
+
+
+def _forget(files: Iterable[Path]) -> None:
+    for file in files:
+        with suppress(OSError):
+            if file.is_file():
+                file.unlink()
+
+
+@commands.command(cls=_Check)
 @click.argument("subjects", nargs=-1)
-@click.option("--like", type=click.Choice(list(SPECS)), help="The reference that a class is held to.")
-@click.option("--examples", type=click.IntRange(1), help=f"Traces for each subject (default {DEFAULT_EXAMPLES}).")
+@click.option("--like", type=_NAME, help="The reference that a class is held to.")
+@click.option("--examples", type=click.IntRange(1), help=f"Traces for each subject (default {defaults.EXAMPLES}).")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same traces."
 )
-@click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), help="Time for the whole run, instead of --examples."
-)
-@click.option("--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Parameters of this dtype alone.")
-@click.option("--only", type=click.Choice(list(CHECKS)), multiple=True, help="Ask this check alone.")
+@click.option("--seconds", type=_Seconds(0, min_open=True), help="Time for the whole run, instead of --examples.")
+@click.option("--dtype", "dtypes", type=_Names("DTYPE", _dtypes), multiple=True, help="Parameters of this dtype alone.")
+@click.option("--only", type=_Names("CHECK", _checks), multiple=True, help="Ask this check alone.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @click.option("--junit", "junit_file", type=click.Path(dir_okay=False, path_type=Path), help="Write them as JUnit XML.")
 @click.option(
@@ -152,7 +323,7 @@ def _except(dtype: str, subjects: Sequence[Subject], modes: Sequence[str]) -> st
     help="Write them as Markdown. Where GITHUB_STEP_SUMMARY names a file, it goes to the end of that as well.",
 )  # fmt: skip
 @click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=store.DEFAULT_FOLDER, show_default=True,
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=defaults.FOLDER, show_default=True,
     help="Folder for the record of the run, and for traces and scripts of divergences.",
 )  # fmt: skip
 def check(
@@ -173,55 +344,93 @@ def check(
     SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], or package.module:ClassOrFactory with --like. Without any: torch and
     fast.
     """
-    chosen = {s.name: s for text in subjects or FAMILIES for s in resolve(text, like)}
+    from stepcheck.harness.campaign import Settings
+
+    with _fresh({"--json": json_file, "--junit": junit_file, "--markdown": markdown_file}):
+        chosen = _chosen(subjects, like, dtypes)
+        each = None
+        if seconds is not None:
+            from stepcheck.harness.workers import slots
+
+            each = max(seconds * min(len(chosen), slots()) / len(chosen), 0.1)
+        elif examples is None:
+            examples = defaults.EXAMPLES
+        summary_file = Path(os.environ["GITHUB_STEP_SUMMARY"]) if os.environ.get("GITHUB_STEP_SUMMARY") else None
+        _writable(summary_file, "GITHUB_STEP_SUMMARY", mode="a")
+        files = (json_file, junit_file, markdown_file, summary_file)
+        return _checked(list(chosen.values()), Settings(seed, examples, each, dtypes, only), out, *files)
+
+
+def _chosen(subjects: Sequence[str], like: str | None, dtypes: Sequence[str]) -> dict[str, Subject]:
+    """The subjects that are meant, by name."""
+    from stepcheck.harness.processes import silenced
+    from stepcheck.harness.subjects import FAMILIES, UsageError, resolve
+
+    with silenced():
+        chosen = {s.name: s for text in subjects or FAMILIES for s in resolve(text, like)}
     if dtypes and not any(set(dtypes) & set(s.dtypes) for s in chosen.values()):
         raise UsageError(f"--dtype {dtypes[0]}: {_named(chosen)} not take it; stepcheck list says what each takes")
-    each = None
-    if seconds is not None:
-        each = max(seconds * min(len(chosen), workers.slots()) / len(chosen), 0.1)
-    elif examples is None:
-        examples = DEFAULT_EXAMPLES
-    summary_file = Path(os.environ["GITHUB_STEP_SUMMARY"]) if os.environ.get("GITHUB_STEP_SUMMARY") else None
-    files = {
-        "--json": json_file,
-        "--junit": junit_file,
-        "--markdown": markdown_file,
-        "GITHUB_STEP_SUMMARY": summary_file,
-    }
-    for option, file in files.items():
-        _writable(file, option)
-    settings = Settings(seed, examples, each, dtypes, only)
-    who = list(chosen.values())
-    about = {"examples": examples, "seconds": each, "dtypes": dtypes, "checks": settings.checks}
-    with _recorded(out, seed, about | {"subjects": [(s.name, s.spec.name) for s in who]}) as stream:
-        replayed = workers.replay(who, settings, stream)
-        with _shown(who, out) as listener:
-            results = workers.run(who, settings, listener, stream)
-        stream.status = _status(results, replayed)
+    return chosen
+
+
+def _checked(
+    who: list[Subject],
+    settings: Settings,
+    out: Path,
+    json_file: Path | None,
+    junit_file: Path | None,
+    markdown_file: Path | None,
+    summary_file: Path | None,
+) -> int:
+    """Run the campaigns, and tell in every form that is asked for what they found."""
+    from stepcheck.harness import workers
+    from stepcheck.harness.readers.junit import junit
+    from stepcheck.harness.readers.markdown import markdown
+    from stepcheck.harness.readers.scripts import to_json
+    from stepcheck.harness.readers.terminal import show
+    from stepcheck.harness.stream import UnwritableError, read
+
+    unwritten = Unwritten()
+    about: dict[str, Any] = {"examples": settings.examples, "seconds": settings.seconds, "dtypes": settings.dtypes}
+    about |= {"checks": settings.checks, "subjects": [(s.name, s.spec.name) for s in who]}
+    replayed: list[workers.Replayed] = []
+    stream = _recorded(out, settings.seed, about)
+    try:
+        with stream:
+            replayed = workers.replay(who, settings, stream)
+            with _shown(who, out, unwritten) as listener:
+                results = workers.run(who, settings, listener, stream)
+            stream.status = _status(results, replayed)
+    except UnwritableError as error:  # a full disk: what was recorded by then is told all the same
+        unwritten.told[str(error)] = None
     run = read(stream.path)
     show(run, out, _console)
-    if json_file is not None:
-        json_file.write_text(json.dumps(to_json(run, out), indent=1) + "\n", encoding="utf-8")
-    if junit_file is not None:
-        junit_file.write_text(junit(run, out), encoding="utf-8")
-    if markdown_file is not None:
-        markdown_file.write_text(markdown(run, out), encoding="utf-8")
+    unwritten.write(json_file, "--json", json.dumps(to_json(run, out), indent=1) + "\n")
+    unwritten.write(junit_file, "--junit", junit(run, out))
+    unwritten.write(markdown_file, "--markdown", markdown(run, out))
     if summary_file is not None:
-        with summary_file.open("a", encoding="utf-8") as summary:
-            summary.write(markdown(run, out))
-    return stream.status
+        with unwritten.noting(f"GITHUB_STEP_SUMMARY {summary_file}"), summary_file.open("ab") as summary:
+            summary.write(markdown(run, out).encode("utf-8", "backslashreplace"))
+    _all_written(unwritten)
+    # What is shown was read back: were it less than what the workers sent, it would be no success.
+    return max(stream.status, _status(run.results, replayed), key=(CONFORMS, UNKNOWN, DIVERGES).index)
 
 
 def _recorded(
     folder: Path, seed: int | None, settings: dict[str, Any], environment: dict[str, Any] | None = None
 ) -> Stream:
     """The record of this command."""
+    from stepcheck.harness import report
+    from stepcheck.harness.stream import Stream
+
     command = shlex.join(["stepcheck", *sys.argv[1:]])
     return Stream.create(folder, command, __version__, environment or report.environment(), seed, settings)
 
 
 def _all_exist(names: Iterable[str]) -> None:
     """Refuse what needs a class that this torch lacks: the zoo and the kernels of all optimizers are imported together."""
+    from stepcheck.harness.subjects import UsageError, no_such_class
+
     for why in filter(None, map(no_such_class, names)):
         raise UsageError(f"{why}; install a later torch")
 
@@ -231,31 +440,72 @@ def _named(subjects: dict[str, Subject]) -> str:
     return f"{names[0]} does" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more do"
 
 
-def _writable(file: Path | None, option: str = "--json") -> None:
-    """Find out before the run, not after it."""
+@contextmanager
+def _fresh(files: dict[str, Path | None]) -> Iterator[None]:
+    """Empty the files that results will be written to: those of an earlier run are not this one's, whatever becomes of it.
+
+    It is found out before the run, not after it, whether they can be written. What has no results in the end is taken away.
+    """
+    for option, file in files.items():
+        _writable(file, option)
+    try:
+        yield
+    except BaseException:
+        _forget(file for file in files.values() if file is not None and file.is_file() and not file.stat().st_size)
+        raise
+
+
+def _writable(file: Path | None, option: str = "--json", mode: str = "w") -> None:
+    """Find out before the run, not after it; and leave nothing of an earlier one."""
     if file is not None:
         try:
-            file.touch()
+            with file.open(mode):
+                pass
         except OSError as error:
+            from stepcheck.harness.subjects import UsageError
+
             raise UsageError(f"{option} {file}: cannot be written ({error.strerror}); choose another file") from None
 
 
+def _write_json(file: Path | None, data: Any) -> None:
+    unwritten = Unwritten()
+    unwritten.write(file, "--json", json.dumps(data, indent=1) + "\n")
+    _all_written(unwritten)
+
+
+def _all_written(unwritten: Unwritten) -> None:
+    if unwritten.told:
+        from stepcheck.harness.subjects import UsageError
+
+        raise UsageError(f"{'; '.join(unwritten.told)}; all else is written")
+
+
 def _status(results: Sequence[Result], replayed: Sequence[workers.Replayed]) -> int:
+    """The exit status: of what nobody could check, nobody knows whether it conforms."""
     verdicts = {r.verdict for r in results}
     failed = "fail" in verdicts or any(r.failed for r in replayed)
-    return DIVERGES if failed else UNKNOWN if "unknown" in verdicts else CONFORMS
+    unknown = "unknown" in verdicts or verdicts == {"unsupported"}
+    return DIVERGES if failed else UNKNOWN if unknown else CONFORMS
 
 
 @contextmanager
-def _shown(subjects: list[Subject], folder: Path) -> Iterator[workers.Listener]:
+def _shown(subjects: list[Subject], folder: Path, unwritten: Unwritten) -> Iterator[workers.Listener]:
     """Progress bars on a terminal, a plain line for each finished subject without one; divergences saved as they come."""
+    from stepcheck.harness import store, workers
+
+    def found(divergence: Divergence) -> None:
+        with unwritten.noting(f"--out {folder}"):
+            store.save(folder, divergence)
+
     width = max(len(s.name) for s in subjects)
     if not _console.is_terminal:
 
         def finished(result: Result) -> None:
-            _console.print(f"{result.subject:<{width}}  {result.verdict:<8} {result.traces:>6} traces", markup=False)
+            _console.print(
+                shown(f"{result.subject:<{width}}  {result.verdict:<8} {result.traces:>6} traces"), markup=False
+            )
 
-        yield workers.Listener(found=lambda d: store.save(folder, d), finished=finished)
+        yield workers.Listener(found=found, finished=finished)
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=_console, transient=True) as progress:
@@ -264,7 +514,7 @@ def _shown(subjects: list[Subject], folder: Path) -> Iterator[workers.Listener]:
 
         def advance(subject: Subject, done: int, planned: int) -> None:
             if subject.name not in tasks:
-                tasks[subject.name] = progress.add_task(subject.name, total=planned or None)
+                tasks[subject.name] = progress.add_task(shown(subject.name), total=planned or None)
             progress.update(tasks[subject.name], completed=done)
 
         def end(result: Result) -> None:
@@ -272,28 +522,51 @@ def _shown(subjects: list[Subject], folder: Path) -> Iterator[workers.Listener]:
                 progress.remove_task(tasks[result.subject])
             progress.advance(overall)
 
-        def found(divergence: Divergence) -> None:
-            store.save(folder, divergence)
-
         yield workers.Listener(advance, found, end)
 
 
 @commands.command()
 @click.argument("name", metavar="FILE-or-ID")
 @click.option("--subject", help="Play it on this subject instead of the one that failed.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=store.DEFAULT_FOLDER, show_default=True,
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=defaults.FOLDER, show_default=True,
               help="Folder in which IDs are looked up.")  # fmt: skip
 def replay(name: str, subject: str | None, out: Path) -> int:
     """Play a saved trace again, or a life of the ledger: FIXED, FAILS or ERROR.
 
     What the ledger explains is named as known, and is exit status 0.
     """
+    from stepcheck.harness import replay as again
+    from stepcheck.harness import store
+
     path = store.find(name, out)
     saved = store.load(path)
+    who = _player(path, saved, subject, out)
+    outcome = again.replay(who, saved)
+    for line in outcome.lines:
+        _console.print(shown(f"{outcome.word} {who.name} {line}"), markup=False)
+    if outcome.word == again.ERROR:
+        return UNKNOWN
+    return CONFORMS if outcome.word == again.FIXED or outcome.known else DIVERGES
+
+
+def _player(path: Path, saved: Saved, subject: str | None, out: Path) -> Subject:
+    """Who plays a saved life."""
+    from stepcheck.harness import store
+    from stepcheck.harness.checks import CHECKS
+    from stepcheck.harness.processes import silenced
+    from stepcheck.harness.subjects import FAMILIES, UsageError, resolve
+
     who = subject or saved.subject
     if not who:
         raise UsageError(f"{path} is a bare trace; name who plays it, with --subject")
-    found = resolve(who, saved.trace.optimizer)
+    own = who.partition(":")[0] in FAMILIES or path.resolve().parent == store.KNOWN_FOLDER.resolve()
+    if not (subject or own or store.recorded_here(path, out)):
+        raise UsageError(
+            f"{path} names {who}, and was not saved by stepcheck in {out}, or was changed since; to replay it is to import and call what it"
+            f" names, so say that you know it, with --subject {who}"
+        )
+    with silenced():
+        found = resolve(who, saved.trace.optimizer)
     if len(found) != 1:
         raise UsageError(f"{who} is {len(found)} subjects; name one, such as {found[0].name}")
     if found[0].unsupported:
@@ -303,33 +576,11 @@ def replay(name: str, subject: str | None, out: Path) -> int:
         raise UsageError(f"{path}: {found[0].name} cannot play it: {problem}")
     if saved.check and saved.check not in CHECKS:
         raise UsageError(f"{path}: no check named {saved.check!r}; there is {', '.join(CHECKS)}")
-    try:
-        checks = [saved.check] if saved.check else CHECKS
-        # What it fails stands in the file, and need not be left to another check that would tell why.
-        asked = checks if saved.check else ()
-        outcomes = [_worst(campaign.findings(found[0], saved.trace, c, asked, saved.summary)) for c in checks]
-    except UsageError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a fault of the harness is neither FIXED nor FAILS
-        _console.print(f"ERROR {found[0].name}: {type(error).__name__}: {error}", markup=False)
-        return UNKNOWN
-    failures = [outcome for outcome in outcomes if outcome is not None]
-    for finding, entry in failures:
-        known = f" (known: {entry.name})" if entry else ""
-        _console.print(f"FAILS {found[0].name} {finding.check}: {finding.summary}{known}", markup=False)
-    if not failures:
-        _console.print(f"FIXED {found[0].name} {saved.check or 'all checks'}", markup=False)
-    return DIVERGES if any(entry is None for _, entry in failures) else CONFORMS
-
-
-def _worst(found: Iterator[tuple[Finding, Entry | None]]) -> tuple[Finding, Entry | None] | None:
-    """The first that the ledger does not explain, else the first."""
-    outcomes = list(found)
-    return next((o for o in outcomes if o[1] is None), outcomes[0] if outcomes else None)
+    return found[0]
 
 
 @commands.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...", type=click.Choice(list(SPECS)))
+@click.argument("names", nargs=-1, metavar="[NAME]...", type=_NAME)
 @click.option(
     "--seeds", type=click.IntRange(1), default=20, show_default=True, help="Campaigns for each wrong optimizer."
 )
@@ -361,7 +612,9 @@ def power(
 
     Exit status 0: each is caught with a probability of at least 0.99, and there is no false alarm; else 1.
     """
-    _all_exist(SPECS)
+    from stepcheck.harness.bench import tables
+
+    _all_exist(_specs())
     from stepcheck.harness.power import tables as found  # these import the whole zoo
     from stepcheck.harness.power.measure import Plan, measure
 
@@ -391,8 +644,7 @@ def power(
         _console.print(line, markup=False)
     _console.print(found.LEGEND.format(examples=plan.examples, seeds=plan.seeds), markup=False)
     _console.print(f"{measured.seconds:.0f} s in all, seeds from {seed}.", markup=False)
-    if json_file is not None:
-        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    _write_json(json_file, data)
     if plot_file is not None:
         found.plot(measured, plot_file)
     return stream.status
@@ -400,6 +652,9 @@ def power(
 
 def _measured(earlier: Path, plan: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
     """What an earlier run of the same plan recorded, and how long it took."""
+    from stepcheck.harness.stream import read
+    from stepcheck.harness.subjects import UsageError
+
     run = read(earlier)
     there = {k: v for k, v in run.settings.items() if k != "steps"}
     here = {k: list(v) if isinstance(v, tuple) else v for k, v in plan.items() if k != "steps"}
@@ -410,14 +665,12 @@ def _measured(earlier: Path, plan: dict[str, Any]) -> tuple[list[dict[str, Any]]
 
 
 @commands.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...", type=click.Choice(list(SPECS)))
+@click.argument("names", nargs=-1, metavar="[NAME]...", type=_NAME)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--workload", "workloads", type=click.Choice(list(WORKLOADS)), multiple=True, metavar="NAME",
-              help=f"What is stepped, repeatable (default all): {', '.join(WORKLOADS)}.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1),
-              help=f"Batches of each contender (default {benchmark.ROUNDS}; fewer where they take more than "
-                   f"{benchmark.PATIENCE:.0f} s, unless asked for).")  # fmt: skip
-@click.option("--quick", is_flag=True, help=f"Small workloads alone, {benchmark.QUICK_ROUNDS} rounds.")
+@click.option("--workload", "workloads", type=_Names("NAME", _workloads), multiple=True, cls=_LateHelp,
+              late=lambda: f"What is stepped, repeatable (default all): {', '.join(_workloads())}.")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), cls=_LateHelp, late=_rounds_help)
+@click.option("--quick", is_flag=True, cls=_LateHelp, late=_quick_help)
 @click.option("--compiled", is_flag=True, help=_COMPILED_HELP)
 @click.option("--host", is_flag=True,
               help="Instead, the processor's part of a step on CUDA, without a GPU: launches are stubbed.")  # fmt: skip
@@ -450,6 +703,13 @@ def bench(
     NAME is an optimizer, such as Adam; default all. Before anything is timed all contenders take the same steps; exit status is 1 if the
     fast class comes somewhere else than torch.
     """
+    import torch
+
+    from stepcheck.harness.bench import rounds as benchmark
+    from stepcheck.harness.bench import tables
+    from stepcheck.harness.bench.workloads import QUICK, WORKLOADS, takes
+    from stepcheck.harness.subjects import UsageError, existing
+
     if host:
         others = {"--device cuda": device == "cuda", "--workload": workloads, "--compiled": compiled, "--scaling": scaling,
                   "--threads": threads, "--plot": plot_file}  # fmt: skip
@@ -511,15 +771,14 @@ def bench(
         _console.print(note, markup=False)
     legend = tables.LEGEND + (tables.CUDA_LEGEND if device == "cuda" else "")
     _console.print(f"{legend} {time.perf_counter() - start:.0f} s in all.", markup=False)
-    if json_file is not None:
-        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    _write_json(json_file, data)
     if plot_file is not None:
         tables.plot(rows, plot_file)
     return stream.status
 
 
 def _bench_host(names: Sequence[str], rounds: int, json_file: Path | None, out: Path) -> int:
-    from stepcheck.harness.bench import host  # it takes Triton with it
+    from stepcheck.harness.bench import host, tables  # the former takes Triton with it
 
     host.check(names)
     _writable(json_file)
@@ -536,14 +795,13 @@ def _bench_host(names: Sequence[str], rounds: int, json_file: Path | None, out: 
         stream.document("host", data)
     _console.print(host.table(rows))
     _console.print(host.LEGEND, markup=False)
-    if json_file is not None:
-        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    _write_json(json_file, data)
     return CONFORMS
 
 
 @commands.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...", type=click.Choice(list(SPECS)))
-@click.option("--arch", "archs", type=click.Choice([f"sm_{c}" for c in LIMITS]), multiple=True, metavar="ARCH",
+@click.argument("names", nargs=-1, metavar="[NAME]...", type=_NAME)
+@click.option("--arch", "archs", type=_Names("ARCH", _architectures), multiple=True,
               help="Compile for this architecture, repeatable (default sm_80, sm_90 and sm_100).")  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here.")
 @_OUT
@@ -553,10 +811,12 @@ def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | Non
     NAME is an optimizer, such as Adam; default all. Exit status is 1 if a count leaves its model, and 3 if a kernel could not be compiled
     or counted.
     """
+    from stepcheck.harness.subjects import UsageError, no_triton
+
     absent = no_triton()
     if absent:
         raise UsageError(f"census: {absent}; pip install triton (Linux)")
-    _all_exist(SPECS)
+    _all_exist(_specs())
     # Triton is imported where it is needed alone.
     from stepcheck.harness.census import tables as counted
 
@@ -578,8 +838,7 @@ def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | Non
         _console.print(line)
     _console.print(counted.LEGEND, markup=False)
     _console.print(f"{counted.closing(taken)}; {time.perf_counter() - start:.0f} s in all.", markup=False)
-    if json_file is not None:
-        json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    _write_json(json_file, data)
     return stream.status
 
 
@@ -599,7 +858,7 @@ def report_(paths: tuple[Path, ...], out: Path, against: Path | None) -> int:
     """
     from stepcheck.harness.page import write  # it takes jinja2 with it
 
-    made = write.build(write.collect(paths or (store.DEFAULT_FOLDER,)), against)
+    made = write.build(write.collect(paths or (defaults.FOLDER,)), against)
     for problem in made.problems:
         _console.print(f"not whole: {problem}", markup=False)
     for figure in made.figures:
@@ -625,7 +884,7 @@ def report_(paths: tuple[Path, ...], out: Path, against: Path | None) -> int:
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error, if that is a terminal."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     if not console.is_terminal:
         yield lambda done, total: None
         return
@@ -638,7 +897,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def _bench_progress() -> Iterator[benchmark.Progress]:
     """What is being timed, on standard error if that is a terminal."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     if not console.is_terminal:
         yield lambda what, done, total: None
         return

@@ -52,6 +52,8 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or is none of this schema.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+        raise UsageError(f"--against {path}: is no regular file; name the report.json of an earlier report")
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise UsageError(f"--against {path}: larger than {_MOST_BYTES >> 20} MiB; this is no report")

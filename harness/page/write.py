@@ -78,6 +78,8 @@ def _newest(paths: Iterable[Path]) -> list[Path]:
 
 def _command(path: Path) -> str:
     """What a stream says that was typed, from its first line, or nothing."""
+    if not path.is_file():  # a pipe would be waited for, for ever
+        return ""
     try:
         with path.open("rb") as file:
             first = json.loads(file.readline(_MOST_BYTES))

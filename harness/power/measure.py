@@ -23,7 +23,7 @@ from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
 from stepcheck.harness.power.kill import Kill, first_kill
 from stepcheck.harness.power.oracles import ORACLES, Oracle
 from stepcheck.harness.power.statistics import Interval, caught_within, proportion
-from stepcheck.harness.processes import forks
+from stepcheck.harness.processes import end_with, forks
 from stepcheck.harness.subjects import UsageError, class_subject
 from stepcheck.harness.zoo import catalogue
 from stepcheck.harness.zoo.fault import Fault, Variant
@@ -306,7 +306,7 @@ def _run(units: Sequence[Unit], examples: int) -> Iterator[tuple[Unit, Kill | _J
         yield from (_work(unit, examples) for unit in units)
         return
     waiting = iter(units)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (os.getpid(),)) as pool:
         running: set[Future[tuple[Unit, Kill | _Judged | Answer]]] = set()
         try:
             while True:
@@ -317,6 +317,11 @@ def _run(units: Sequence[Unit], examples: int) -> Iterator[tuple[Unit, Kill | _J
                 yield from (future.result() for future in finished)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin(parent: int) -> None:
+    end_with(parent)
+    torch.set_num_threads(1)
 
 
 def _submitted(

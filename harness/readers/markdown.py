@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stepcheck.harness import report
 from stepcheck.harness.stream import Run
+from stepcheck.harness.text import in_one_line, shown
 from stepcheck.harness.verdict import SIGNS, Divergence
 
 _COLUMNS = ("subject", "verdict", "checks", "traces", "elements", "undetermined", "worst r", "where")
@@ -62,7 +63,7 @@ def _told(run: Run) -> str:
 def _divergence(d: Divergence, folder: Path) -> Iterator[str]:
     first, *rest = report.describe(d, folder)
     # A line of HTML, in which Markdown's own signs mean nothing.
-    title = html.escape(_one_line(f"{first}: {d.summary}"))
+    title = html.escape(in_one_line(f"{first}: {d.summary}"))
     yield f"<details><summary>{title}</summary>"
     yield ""
     yield from _code("\n".join(line.removeprefix("  ") for line in rest))
@@ -77,14 +78,11 @@ def _code(text: str, language: str = "") -> Iterator[str]:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(longest + 1, 3)
     yield fence + language
-    yield text.rstrip("\n")
+    yield shown(text.rstrip("\n"))
     yield fence
 
 
 def _text(text: str) -> str:
     """In one line, as it stands, whatever Markdown or HTML would make of it."""
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(_one_line(text), quote=False))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    escaped = re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(in_one_line(text), quote=False))
+    return re.sub(r":(?=[\w+-]+:)", "&#58;", escaped)  # GitHub makes a picture of a word between colons

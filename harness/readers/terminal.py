@@ -11,6 +11,7 @@ from rich.table import Table
 
 from stepcheck.harness import report
 from stepcheck.harness.stream import Run
+from stepcheck.harness.text import shown
 from stepcheck.harness.verdict import Result
 
 _COLOURS = {"pass": "green", "known": "magenta", "fail": "red", "unknown": "yellow", "unsupported": "dim"}
@@ -22,24 +23,25 @@ _LEGEND = (
 
 
 def show(run: Run, folder: Path, console: Console) -> None:
-    """Print what ``stepcheck check`` found.
+    """Print what ``stepcheck check`` found. What a subject is called, or says, is shown as it stands.
 
     Args:
+        console: one that makes no pictures of names between colons.
         folder: where the divergences are.
     """
     # What is to be read first stands last, above the prompt.
     carried = report.carried(run.ledger, run.environment)
     for line in (*carried, *report.known(run.results), *report.folded(run.results), *run.problems):
-        console.print(line, markup=False)
+        console.print(shown(line), markup=False)
     console.print(_LEGEND, markup=False)
     console.print(f"{throughput(run.results)}; {run.seconds:.1f} s in all, seed {run.seed}.", markup=False)
     console.print()
     for row in run.ledger:
         if report.failed(row):
-            console.print(f"[red]{escape(report.mended(row, run.environment))}[/]\n")
+            console.print(f"[red]{escape(shown(report.mended(row, run.environment)))}[/]\n")
     for result in run.results:
         for divergence in result.divergences:
-            first, *rest = report.describe(divergence, folder)
+            first, *rest = map(shown, report.describe(divergence, folder))
             console.print(f"[red]{escape(first)}[/]")
             for line in rest:
                 console.print(line, markup=False)
@@ -57,14 +59,14 @@ def table(results: Sequence[Result]) -> Table:
         colour = _COLOURS[r.verdict]
         share = f"{r.undetermined / r.elements:.1%}" if r.elements else ""
         made.add_row(
-            escape(r.subject),
+            escape(shown(r.subject)),
             f"[{colour}]{r.verdict}[/]",
             report.asked(r),
             str(r.traces),
             f"{r.elements:,}",
             share,
             report.ratio(r),
-            escape(report.where(r)),
+            escape(shown(report.where(r))),
         )
     return made
 

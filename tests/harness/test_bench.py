@@ -8,7 +8,6 @@ import math
 import sys
 from types import SimpleNamespace
 
-import click
 import numpy as np
 import pytest
 import torch
@@ -31,9 +30,7 @@ OBJECTIVE = Workload("tiny-quadratic", ((30,),), "objective")
 def short(monkeypatch):
     monkeypatch.setattr(bench, "_BATCH", 1e-4)
     known = {w.name: w for w in (TINY, SPARSE, OBJECTIVE, dense(2, 4, 4))}
-    monkeypatch.setattr(cli, "WORKLOADS", known)
-    (option,) = (p for p in cli.bench.params if p.name == "workloads")
-    monkeypatch.setattr(option, "type", click.Choice(list(known)))
+    monkeypatch.setattr("stepcheck.harness.bench.workloads.WORKLOADS", known)
 
 
 def rows(names, *on, **settings):

@@ -428,7 +428,8 @@ def test_a_folder_that_cannot_be_written_is_one_line_before_the_run(tmp_path, mo
 
 
 def test_a_full_disk_is_one_line_and_not_a_verdict(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["stepcheck", "check", "torch:SGD[forloop]", "--out", str(tmp_path)])
+    words = ["check", "torch:SGD[forloop]", "--out", str(tmp_path), "--json", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["stepcheck", *words])
     write = os.write
 
     def full(file, data):
@@ -446,6 +447,9 @@ def test_a_full_disk_is_one_line_and_not_a_verdict(tmp_path, monkeypatch, capsys
     run = read(path)
     assert run.status == 2
     assert run.results[0].traces == 6
+    # What was recorded by then is told in every form.
+    (subject,) = json.loads((tmp_path / "out.json").read_text())["subjects"]
+    assert subject["verdict"] in ("unknown", "fail")
 
 
 # Killed.

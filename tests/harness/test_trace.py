@@ -22,7 +22,9 @@ from stepcheck.harness.trace import (
     FORMS,
     HOOKS,
     MAX_EVENTS,
+    MAX_WORK,
     OBJECTIVES,
+    PARAMETER_WORK,
     RECIPES,
     SCALINGS,
     SCHEDULES,
@@ -638,12 +640,37 @@ def test_a_damaged_lively_trace_is_refused_with_the_place_named(path, value, sai
 
 
 def test_elements_of_all_events_together_are_bounded():
-    def trace(elements, events):
-        return Trace("SGD", (Parameter((elements,)),), (Group((0,)),), (ScheduleStep(),) * events)
+    def trace(elements, events, parameters=1):
+        shapes = (Parameter((elements,)),) * parameters
+        return Trace("SGD", shapes, (Group(tuple(range(parameters))),), (ScheduleStep(),) * events)
 
-    assert through_json(trace(1 << 16, 1 << 10)) == trace(1 << 16, 1 << 10)
+    most = MAX_WORK // (2**16 + PARAMETER_WORK)
+    assert through_json(trace(1 << 16, most)) == trace(1 << 16, most)
+    for more in (trace(1 << 16, most + 1), trace(1 << 20, 64), trace(0, 17, 1024)):
+        with pytest.raises(TraceError, match=f"elements in all events together, .*; at most {MAX_WORK}$"):
+            through_json(more)
+
+
+def test_what_a_sparse_gradient_names_counts():
+    named = Sparse((0,) * 1024, coalesced=False)
+
+    def trace(events):
+        steps = (Step({0: Gradient(sparse=named)}),) * events
+        return Trace("SGD", (Parameter((1, 1024)),), (Group((0,)),), steps)
+
+    through_json(trace(7))
     with pytest.raises(TraceError, match="elements in all events together"):
-        through_json(trace(1 << 16, (1 << 10) + 1))
+        through_json(trace(8))
+
+
+@pytest.mark.parametrize("option", ["max_iter", "max_eval"])
+def test_evaluations_that_an_option_allows_count(option):
+    def trace(most):
+        return Trace("LBFGS", (Parameter((9,)),), (Group((0,), {option: most}),), (Step({}, Objective()),))
+
+    through_json(trace(40))
+    with pytest.raises(TraceError, match="elements in all events together"):
+        through_json(trace(10**9))
 
 
 def test_nesting_of_any_depth_is_refused():

@@ -1,0 +1,10 @@
+"""What holds where nothing else is asked for. It imports nothing of the harness, so that ``--help`` can tell it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: Lives for each subject.
+EXAMPLES = 200
+#: The folder for the record of a run, and for traces and scripts of divergences.
+FOLDER = Path(".stepcheck")
