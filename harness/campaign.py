@@ -137,6 +137,11 @@ class _Idle:
     elements: int = 0
     effective: bool = False
 
+    @property
+    def shown(self) -> bool:
+        """Whether that is enough to say that it has no effect."""
+        return not self.effective and self.lives >= _IDLE_LIVES and self.elements >= _IDLE_ELEMENTS
+
 
 @dataclass
 class _Suspect:
@@ -515,25 +520,18 @@ class Campaign:
         return [key for key in self.suspects if not key[1].endswith(NO_EFFECT) or self._is_idle(key[1])]
 
     def _is_idle(self, cause: str) -> bool:
-        """Whether an option was seen to change nothing often enough, and never to change anything."""
-        idle = self.idle.get(cause)
-        if idle is None:
-            return True
-        seen_enough = idle.lives >= _IDLE_LIVES and idle.elements >= _IDLE_ELEMENTS
-        return seen_enough and not idle.effective and not self._follows(cause)
+        """Whether an option was seen to change nothing often enough, and never to change anything, and nothing else that is told says why."""
+        return cause not in self.idle or (self.idle[cause].shown and not self._follows(cause))
 
     def _follows(self, cause: str) -> bool:
         """Whether that an option changes nothing in one place follows from what is told by itself."""
         option, _, where = cause.removesuffix(NO_EFFECT).partition(" ")
-        if (
-            where != FIRST
-            and self._is_idle(f"{option} {FIRST}{NO_EFFECT}")
-            and f"{option} {FIRST}{NO_EFFECT}" in self.idle
-        ):
+        if option == "maximize" and ("maximize-mirrors", TWIN) in self.suspects:
             return True
-        if where == OTHER:
-            return ("groups-independent", TWIN) in self.suspects
-        return option == "maximize" and ("maximize-mirrors", TWIN) in self.suspects
+        if where == OTHER and ("groups-independent", TWIN) in self.suspects:
+            return True
+        first = self.idle.get(f"{option} {FIRST}{NO_EFFECT}")
+        return where != FIRST and first is not None and first.shown
 
     def _sort(self, check: str, evidence: Evidence, life: Life) -> None:
         """Tell what the ledger explains from the first finding of a check that it does not; later ones may be its effects."""
