@@ -29,7 +29,7 @@ from stepcheck.harness.ledger import Entry
 from stepcheck.harness.signature import REFUSALS
 from stepcheck.harness.stream import Recorder
 from stepcheck.harness.subjects import Profile, Subject, UsageError
-from stepcheck.harness.trace import Trace
+from stepcheck.harness.trace import AddGroup, Trace
 from stepcheck.harness.twins import FIRST, OTHER, TWINS
 from stepcheck.harness.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, Life, Result, Tally
 
@@ -573,11 +573,14 @@ class Campaign:
         return frozenset(cause for cause, count in agreement if count >= _TRIED)
 
     def _refused(self, evidence: Evidence) -> bool:
-        """Whether somebody's constructor declares that it does not support these options, as ValueError says it."""
+        """Whether somebody's optimizer declares that it does not support these options, or a group more."""
         raised = evidence.recording.raised
-        if not self.subject.explicit or raised is None or raised.event is not None or raised.kind not in _REFUSALS:
+        if not self.subject.explicit or raised is None or raised.kind not in _REFUSALS:
             return False
-        if evidence.trace.form != "list":
+        added = raised.event is not None and isinstance(evidence.trace.events[raised.event], AddGroup)
+        if not raised.constructing and not (added and raised.kind != "TypeError"):
+            return False
+        if raised.event is None and evidence.trace.form != "list":
             listed = Evidence(self.subject, replace(evidence.trace, form="list")).recording.raised
             if listed is None or listed.event is not None:
                 return False  # it refuses the form that the groups are given in, which it must take
@@ -753,7 +756,7 @@ class Campaign:
         notes += [f"unsupported: {check}: {why}" for check, why in self.meaningless.items()]
         if self.refusals:
             notes.append(
-                f"unsupported: the constructor refuses the options of {len(self.refusals)} lives of {self.result.traces}"
+                f"unsupported: it refuses the options or groups of {len(self.refusals)} lives of {self.result.traces}"
                 f" ({', '.join(sorted(set(self.refusals))[:3])})"
             )
         if self.free:

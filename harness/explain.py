@@ -6,7 +6,6 @@ import ast
 from collections.abc import Mapping
 
 from stepcheck.harness.checks import Evidence, Finding
-from stepcheck.harness.resume import AGE
 from stepcheck.harness.subjects import Subject, sibling
 from stepcheck.harness.trace import (
     Accumulate,
@@ -162,7 +161,7 @@ _WAYS = {
 }
 _DICTIONARIES = {
     "same": "", "older": ", as older versions saved it", "foreign": ", with other identifiers, order and entries",
-    "aged": f", of an optimizer that is {AGE:,} steps older",
+    "aged": ", of an optimizer that is thousands of steps older",
 }  # fmt: skip
 _FAILURES = {
     "closure": "a step whose closure raises", "hook": "a step with a pre-hook that raises",

@@ -364,7 +364,8 @@ class _Decoder:
         self.options = [(o, h) for o, h in option_sets(spec, self.reals) if subject.accepts(o)] or [
             ({}, spec.hyper_values())
         ]
-        self.schedulable = "lr" in self.reals
+        self.shared = subject.constructor_only
+        self.schedulable = "lr" in self.reals and "lr" not in self.shared
         if spec.products and "ns_steps" in self.reals:
             # Rounding in the products outgrows what can be judged with their number: half the lives have few.
             self.options = [
@@ -472,7 +473,7 @@ class _Decoder:
         self.set_later = {
             name: _MAX_ITERS[:4] if spec.closure and name == "max_iter" else values
             for name, values in self.reals.items()
-            if name != "lr" and not self._hyper[name].at_construction
+            if name != "lr" and not self._hyper[name].at_construction and name not in self.shared
         }
         self.tensor_lr = subject.tensor_lr
         # GradScaler refuses to unscale float16 itself, and leaves it to a step that says that it does.
@@ -569,6 +570,11 @@ class _Decoding:
         if self.tables is self.of.tables["sparse"] and self.spec.sparse_conflict(hyper) is not None:
             options, hyper = self.of.options[0]
         options, from_table = dict(options), options
+        if self.groups:  # what no group has is given once, for all of them
+            options = {k: v for k, v in options.items() if k not in self.of.shared}
+            options |= {k: v for k, v in self.groups[0].options.items() if k in self.of.shared}
+            if self.spec.problem(SimpleNamespace(**{**vars(self.spec.hyper_values()), **plain(options)})) is not None:
+                options = dict(self.groups[0].options)
         if self.essential == "maximize" and "maximize" in self.of.reals:
             options["maximize"] = True
         if self.of.tensor_lr and self.choices.number(1) % 8 == 7:

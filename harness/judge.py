@@ -479,7 +479,8 @@ class Judge:
                     r = ratios(actual[name], predicted[name]) if name not in self.result.free else np.zeros(1)
                     if self.subject.explicit and name not in self.per_parameter:
                         r = self._forgiven(batch, r, actual[name], predicted[name])
-                    best[name] = _closer(best.get(name), (r, predicted[name]))
+                    nearer = _either if name in self.result.free else _closer
+                    best[name] = nearer(best.get(name), (r, predicted[name]))
             for name in names:
                 self._confront(batch, name, actual[name], *best[name])
 
@@ -782,6 +783,15 @@ def _closer(a: tuple[Array, Bounded] | None, b: tuple[Array, Bounded]) -> tuple[
         return a
     value, error = np.where(better, b[1].value, a[1].value), np.where(better, b[1].error, a[1].error)
     return np.minimum(a[0], b[0]), Bounded(value, error, a[1].arithmetic)
+
+
+def _either(a: tuple[Array, Bounded] | None, b: tuple[Array, Bounded]) -> tuple[Array, Bounded]:
+    """Of a buffer that nobody sees, whatever it may be."""
+    if a is None:
+        return b
+    apart = np.abs(b[1].value - a[1].value)
+    further = b[1].error + np.where(np.isnan(apart), np.inf, apart)
+    return a[0], Bounded(a[1].value, np.maximum(a[1].error, further), a[1].arithmetic)
 
 
 def _join_parts(predicted: Bounded) -> None:

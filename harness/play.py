@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import math
+import pickle
 import random
 import re
 import traceback
@@ -51,7 +52,7 @@ from stepcheck.harness.recording import (
     StepRecord,
 )
 from stepcheck.harness.schedules import as_given, as_option
-from stepcheck.harness.signature import Closure, closure_of
+from stepcheck.harness.signature import Closure, closure_of, takes_keyword
 from stepcheck.harness.subjects import Subject, UsageError, sibling
 from stepcheck.harness.trace import (
     STAYS,
@@ -130,6 +131,7 @@ class Player:
         self.event: int | None = None
         """The event that is being played; none while the optimizer is constructed."""
         self.playing = subject
+        self.constructing = False
         self.keywords: frozenset[str] = frozenset()
         """Options that the constructor was given for all groups."""
         self._closure_of: tuple[type | None, Closure] = None, Closure(taken=False)
@@ -197,7 +199,11 @@ class Player:
             # Whatever somebody's optimizer raises is a result; what the player raises by itself is not.
             if _is_our_own(error):
                 raise
-            self.recording.raised = Raised(self.event, type(error).__name__, str(error).strip(), _frame(error))
+            frame = _frame(error)
+            told = str(error).strip()
+            self.recording.raised = Raised(
+                self.event, type(error).__name__, told, frame, constructing=self.constructing
+            )
         self.recording.played_by, self.recording.hyper = self.playing, tuple(self.hyper)
         self._note_random_state(drawn)
 
@@ -253,13 +259,14 @@ class Player:
     # Construction
 
     def _construct(self, subject: Subject, options: Sequence[Mapping[str, Option]], form: str) -> Any:
+        self.constructing = True
         options = [subject.complete(o) for o in options]
         groups = [self._group_as_given(g.parameters, o, form) for g, o in zip(self.groups, options, strict=True)]
-        self.keywords = keywords(options, form)
+        self.keywords = keywords(options, form) | (subject.constructor_only & options[0].keys())
         shared = {k: groups[0][k] for k in options[0] if k in self.keywords}
         for group in groups:
             for name in shared:
-                del group[name]
+                group.pop(name, None)
         if len(groups) == 1 and form not in ("dicts", "mixed"):
             optimizer = subject.make(groups[0]["params"], **shared, **subject.mode_options)
             self._built(optimizer)
@@ -275,6 +282,7 @@ class Player:
         return optimizer
 
     def _built(self, optimizer: Any) -> None:
+        self.constructing = False
         self.recording.built = type(optimizer)
         inner = (type(v) for v in getattr(optimizer, "__dict__", {}).values() if isinstance(v, torch.optim.Optimizer))
         self.recording.wrapped = next(inner, None)
@@ -704,6 +712,9 @@ class Player:
     def _zero_grad(self, what: ZeroGrad) -> list[int]:
         """Parameters whose gradient is left."""
         had = [p.grad is not None for p in self.parameters]
+        if not takes_keyword(self.optimizer.zero_grad, "set_to_none"):
+            self.optimizer.zero_grad()
+            return [i for i, p in enumerate(self.parameters) if self._knows(i) and _any(p.grad)]
         self.optimizer.zero_grad(set_to_none=what.set_to_none)
         left = []
         if not what.set_to_none:
@@ -711,7 +722,7 @@ class Player:
             told = "takes the gradient away, where it should fill it with zeros"
             self._note("between-steps", not taken, "gradient taken", told, taken[0] if taken else None)
         for i, p in enumerate(self.parameters):
-            if self._knows(i) and p.grad is not None and (what.set_to_none or bool(values_of(p.grad).any())):
+            if self._knows(i) and p.grad is not None and (what.set_to_none or _any(p.grad)):
                 left.append(i)
         return left
 
@@ -817,7 +828,8 @@ class Player:
             self._age()
         saved, saved_options = [self._state(i) for i in range(len(self.parameters))], self._options()
         if what.way in ("copied", "unpickled"):
-            duplicate = resume.copied if what.way == "copied" else resume.unpickled
+            way = what.way if what.way == "copied" or self._has("pickling", self._pickles()) else "copied"
+            duplicate = resume.copied if way == "copied" else resume.unpickled
             self.optimizer = duplicate(self.optimizer, self.parameters)
             self.hooks.clear()  # whether a copy has them is its own affair
             self.schedule = None
@@ -825,6 +837,14 @@ class Player:
             self.optimizer = self._resumed(what)
         loaded = [self._state(i) for i in range(len(self.parameters))]
         self.recording.reloads.append(ReloadRecord(event, saved, loaded, saved_options, self._options()))
+
+    def _pickles(self) -> bool:
+        """Whether somebody's optimizer can be pickled: one that holds a function or a file cannot, and need not."""
+        try:
+            pickle.dumps(self.optimizer.__dict__ if self.subject.explicit else None)
+        except Exception:  # noqa: BLE001 - whatever pickle says of it
+            return False
+        return True
 
     def _age(self) -> None:
         """Let the optimizer be older: somebody's class by taking steps, with gradients of zeros."""
@@ -862,7 +882,10 @@ class Player:
             source = resume.older(source, self.subject.spec)
         elif what.dictionary == "foreign":
             source = resume.foreign(source)
-        source = resume.carried(what.way, source)
+        way = (
+            what.way if what.way not in ("pickled", "saved") or self._has("pickling", self._pickles()) else "deepcopied"
+        )
+        source = resume.carried(way, source)
         before = resume.outline(source)
         optimizer.load_state_dict(source)
         self._expect_hooks("load_state_dict_pre", "load_state_dict_post")
@@ -1021,6 +1044,11 @@ def _patch_steps() -> None:
     """The first instance of a class of torch.optim patches its step, for its descendants too: let it not matter when that is."""
     for name in (n for n in SPECS if hasattr(torch.optim, n)):
         getattr(torch.optim, name)([torch.zeros(1, 1, requires_grad=True)])
+
+
+def _any(gradient: torch.Tensor | None) -> bool:
+    """Whether there is a gradient that is not zero."""
+    return gradient is not None and bool(values_of(gradient).any())
 
 
 def _entries(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,12 +102,14 @@ class Raised:
     Attributes:
         event: index of the event; ``None`` for the construction.
         frame: ``file:function`` of the frame that raised it; empty where a signature refused the call.
+        constructing: the constructor was called; at an event, for an optimizer that loads what another saved.
     """
 
     event: int | None
     kind: str
     message: str
     frame: str = ""
+    constructing: bool = False
 
     def __post_init__(self) -> None:
         # It goes into tables, scripts and files, and its author may have thought of none of them.

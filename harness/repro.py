@@ -216,6 +216,8 @@ class _Writer:
 
     def _parameter(self, p: Parameter) -> str:
         made = self._tensor(p.values, p.shape, p.dtype, p.layout, guarded=self.guarded)
+        if self.subject.takes is not None and self.subject.takes.parameters_only:
+            return f"torch.nn.Parameter({made})"
         # In a differentiable step the parameter is no leaf.
         return f"{made}.requires_grad_(){'.clone()' if self.subject.differentiable else ''}"
 
@@ -258,7 +260,7 @@ class _Writer:
     ) -> list[str]:
         """The statements that construct the optimizer; ``named``, the groups get a name first."""
         options = [subject.complete(o) for o in options]
-        common = keywords(options, form)
+        common = keywords(options, form) | (subject.constructor_only & options[0].keys())
         shared = self._literals({k: v for k, v in options[0].items() if k in common})
         given = [
             (self._members(g, form), self._literals({k: v for k, v in o.items() if k not in common}))
@@ -371,11 +373,13 @@ class _Writer:
             if event.objective != self.told:
                 self.told = event.objective
                 lines += self._objective(event.objective)
-            return [*lines, "points = []", "optimizer.step(closure)"]
+            return [*lines, "points = []", f"optimizer.step({self._by_name}closure)"]
+        if self.subject.closure.required and not event.closure:
+            event = replace(event, closure="tensor", scaling="")
         if event.closure:
             result = {"none": "None", "float": "0.75"}.get(event.closure, "torch.tensor(0.75)")
             return ["def assigning():", "    calls.append(torch.is_grad_enabled())", *(f"    {line}" for line in lines),
-                    f"    return {result}", "result = optimizer.step(assigning)"]  # fmt: skip
+                    f"    return {result}", f"result = optimizer.step({self._by_name}assigning)"]  # fmt: skip
         if len(lines) > 1:
             lines = ["; ".join(lines)]
         if not event.scaling:
@@ -395,15 +399,20 @@ class _Writer:
         p = self.trace.parameters[index]
         return _real(self._dense(gradient.realise(p.shape, p.dtype), p.dtype), p)
 
+    @property
+    def _by_name(self) -> str:
+        """How a closure is passed."""
+        return "closure=" if self.subject.closure.keyword else ""
+
     def _fail(self, event: Fail) -> list[str]:
         i, kept = event.parameter, []
-        step = "optimizer.step()"
+        step = f"optimizer.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "optimizer.step()"
         if event.kind == "gradient" and self.subject.spec.sparse not in ("", "only"):
             return []  # it takes both kinds
         if event.kind == "closure":
-            step = "optimizer.step(lambda: 1 / 0)"
+            step = f"optimizer.step({self._by_name}lambda: 1 / 0)"
         elif event.kind == "hook":
-            step = "hook = optimizer.register_step_pre_hook(lambda *_: 1 / 0); optimizer.step()"
+            step = f"hook = optimizer.register_step_pre_hook(lambda *_: 1 / 0); {step}"
         elif event.kind == "dtype":
             other = "float32" if self.trace.parameters[i].dtype == "float64" else "float64"
             unfit = f"torch.ones(params[{i}].shape, dtype=torch.{other}{self._there})"
@@ -431,13 +440,24 @@ class _Writer:
         playing = sibling(self.subject, event.into, self.trace)
         named = self.finding.check == "dicts-unchanged" and self.finding.cause == CALLERS_GROUPS
         lines = ["saved = optimizer.state_dict()"]
-        lines += self._construct(playing, self.groups, [{} for _ in self.groups], event.form, named=named)
+        given = [g.options if self.subject.explicit else {} for g in self.groups]
+        lines += self._construct(playing, self.groups, given, event.form, named=named)
         lines += [self.subject.after] if self.subject.after else []
         lines += [self._hook(kind) for kind in self.hooks]
         if event.into:
             flags = {k: playing.mode_options.get(k, None if k == "foreach" else False) for k in resume.FLAGS}
             lines.append(f"for g in saved['param_groups']: g.update({{k: v for k, v in {flags}.items() if k in g}})")
-        if event.dictionary == "aged":
+        if event.dictionary == "aged" and self.subject.explicit:
+            step = (
+                f"optimizer.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "optimizer.step()"
+            )
+            lines[:0] = [
+                "kept = [p.grad for p in params]",
+                "for p in params: p.grad = torch.zeros_like(p) if p.requires_grad else None",
+                f"for _ in range({resume.AGED_BY}): {step}",
+                "for p, g in zip(params, kept): p.grad = g",
+            ]
+        elif event.dictionary == "aged":
             counts = resume.counts(self.subject.spec)
             lines[:0] = [
                 f"for s in optimizer.state.values(): s.update({{k: s[k] + {resume.AGE} for k in {counts} if s.get(k)}})"
@@ -451,7 +471,7 @@ class _Writer:
         elif event.dictionary == "foreign":
             lines += [
                 "groups = [{**g, 'params': [1000 - 7 * k for k in g['params']]} for g in saved['param_groups']]",
-                "saved = {'param_groups': groups, 'state': {1000 - 7 * k: v for k, v in reversed(saved['state'].items())}}",
+                "saved = {**saved, 'param_groups': groups, 'state': {1000 - 7 * k: v for k, v in reversed(saved['state'].items())}}",
             ]
         lines += {
             "saved": [

@@ -33,6 +33,7 @@ class Signature:
         others: options that the reference does not have.
         defaults: its own defaults, where they differ from the reference's.
         open: those whose default is ``None``.
+        constructor_only: those that are not found in a group: what a group says of them has no meaning.
         parameters_only: it takes ``torch.nn.Parameter`` and no other tensors.
         modes: it has ``train()`` and ``eval()``, and steps in the first.
     """
@@ -42,6 +43,7 @@ class Signature:
     others: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     open: frozenset[str] = frozenset()
+    constructor_only: frozenset[str] = frozenset()
     parameters_only: bool = False
     modes: bool = False
 
@@ -66,11 +68,13 @@ def read(make: Callable[..., Any], spec: Spec) -> Signature:
     parameter, optimizer, given = _first(make, named)
     tried = {h.name: _not_taken(make, parameter, h, given, takes_any=takes_any and h.name not in names) for h in named}
     unlike |= {name: why for name, why in tried.items() if why is not None}
+    options = frozenset(h.name for h in named if h.name not in unlike)
     return Signature(
-        options=frozenset(h.name for h in named if h.name not in unlike),
+        options=options,
         unlike={name: why for name, why in unlike.items() if why},
         others=tuple(sorted(names.keys() - hypers.keys() - {_first_name(make)})),
         defaults={k: v for k, v in names.items() if k in hypers and k not in unlike and _differs(v, hypers[k].default)},
+        constructor_only=frozenset(name for name in options if name not in optimizer.param_groups[0]),
         open=frozenset(name for name, default in names.items() if default is None),
         parameters_only=not _builds(make, torch.ones(2, 2, requires_grad=True), given),
         modes=callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)),
@@ -207,6 +211,15 @@ def _apart() -> Iterator[None]:
         torch.set_rng_state(kept[0])
         np.random.set_state(kept[1])  # noqa: NPY002
         random.setstate(kept[2])
+
+
+def takes_keyword(method: Callable[..., Any], name: str) -> bool:
+    """Whether a method can be called with a keyword."""
+    try:
+        inspect.signature(method).bind(**{name: True})
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class Closure(NamedTuple):

@@ -394,6 +394,11 @@ class Subject:
         default = {k: v for k, v in vars(self.spec.hyper_values()).items() if v is not None or k not in open_}
         return {k: v for k, v in {**default, **options}.items() if k in self.options}
 
+    @property
+    def constructor_only(self) -> frozenset[str]:
+        """Options that a group has no use for."""
+        return self.takes.constructor_only if self.takes is not None else frozenset()
+
     def accepts(self, options: Mapping[str, Any]) -> bool:
         """Whether somebody's constructor takes these options, which are right for the reference; what it takes is no fault of it."""
         if not self.explicit or self.takes is None:
@@ -416,6 +421,8 @@ class Subject:
     @functools.cached_property
     def closure(self) -> Closure:
         """How its step takes a closure."""
+        if not self.explicit:
+            return Closure(taken=True)
         try:
             optimizer = signature.built(self.make, [torch.nn.Parameter(torch.ones(2, 2))], self.complete({}))
         except Exception:  # noqa: BLE001 - a life will show it
