@@ -19,7 +19,18 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, configuration
 
 from stepcheck.harness import defaults, determinism, explain, ledger, repro, shrink, steer, validation
-from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, NO_EFFECT, STRIDED, TWIN, Evidence, Finding, steps_judged
+from stepcheck.harness.checks import (
+    AFTER,
+    CHECKS,
+    DEVIATES,
+    EXPLAINED_BY,
+    NO_EFFECT,
+    STRIDED,
+    TWIN,
+    Evidence,
+    Finding,
+    steps_judged,
+)
 from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.consequences import ROOTS, Consequences
 from stepcheck.harness.features import features
@@ -517,7 +528,20 @@ class Campaign:
     @property
     def ready(self) -> list[tuple[str, str]]:
         """The suspects, but for options of which it is too early to say that they change nothing."""
-        return [key for key in self.suspects if not key[1].endswith(NO_EFFECT) or self._is_idle(key[1])]
+        return [
+            (check, cause)
+            for check, cause in self.suspects
+            if (not cause.endswith(NO_EFFECT) or self._is_idle(cause)) and not self._is_told_otherwise(check, cause)
+        ]
+
+    def _is_told_otherwise(self, check: str, cause: str) -> bool:
+        """Whether what two lives of the class show is told already, beside the reference in another life; or the other way round."""
+        if check not in TWINS:
+            return False
+        by_reference = [c for k, c in self.suspects if k == check and c.startswith((DEVIATES, AFTER))]
+        if cause == TWIN:
+            return any((check, c) in self.shrunk for c in by_reference)
+        return cause in by_reference and (check, TWIN) in self.suspects and (check, cause) not in self.shrunk
 
     def _is_idle(self, cause: str) -> bool:
         """Whether an option was seen to change nothing often enough, and never to change anything, and nothing else that is told says why."""

@@ -285,6 +285,8 @@ class Check:
 
 CHECKS: dict[str, Check] = {}
 
+#: Causes of deviations from the reference that a broken invariant accounts for.
+DEVIATES, AFTER = "deviation", "after "
 #: The cause of what two lives of the same class show.
 TWIN = "two lives"
 #: How causes end that an option has which changes nothing. One life does not show that: a sign does not change with every momentum.
@@ -528,7 +530,7 @@ def _lost_on_reload(evidence: Evidence, d: Deviation) -> Finding | None:
     played_by = next(s.played_by for s in evidence.recording.steps if s.event == d.event)
     if not evidence.conforms_as(twin, played_by):
         return None
-    return _accounted("save-load-continue", f"after {d.field}", "after a state_dict round trip", d)
+    return _accounted("save-load-continue", f"{AFTER}{d.field}", "after a state_dict round trip", d)
 
 
 @_explains("groups-independent")
@@ -539,7 +541,7 @@ def _of_another_group(evidence: Evidence, d: Deviation) -> Finding | None:
     own = trace.group_of[d.parameter]
     if not evidence.conforms_as(twins.alone(trace, own)):
         return None
-    return _accounted("groups-independent", "deviation", f"beside another group, but not alone, in group {own}", d)
+    return _accounted("groups-independent", DEVIATES, f"beside another group, but not alone, in group {own}", d)
 
 
 @_explains("order-of-parameters")
@@ -549,7 +551,7 @@ def _of_the_order(evidence: Evidence, d: Deviation) -> Finding | None:
         return None
     if evidence.subject.spec.closure or not evidence.conforms_as(twins.reversed_groups(trace)):
         return None
-    return _accounted("order-of-parameters", "deviation", "in this order of parameters, but not in reverse,", d)
+    return _accounted("order-of-parameters", DEVIATES, "in this order of parameters, but not in reverse,", d)
 
 
 @_explains("maximize-mirrors")
@@ -558,7 +560,7 @@ def _of_maximize(evidence: Evidence, d: Deviation) -> Finding | None:
         return None
     if not evidence.conforms_as(twins.turned(evidence.trace)):
         return None
-    return _accounted("maximize-mirrors", "deviation", "with maximize, but not without and the gradient turned,", d)
+    return _accounted("maximize-mirrors", DEVIATES, "with maximize, but not without and the gradient turned,", d)
 
 
 @_explains("option-effect")

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcheck.harness import formula, resume, schedules
-from stepcheck.harness.checks import Finding
+from stepcheck.harness import formula, resume, schedules, twins
+from stepcheck.harness.checks import NO_EFFECT, TWIN, Finding
 from stepcheck.harness.comparison import PARAMETER, Array
 from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.judge import Deviation
@@ -25,6 +25,7 @@ from stepcheck.harness.objectives import EXPRESSIONS
 from stepcheck.harness.recording import CALLERS_GROUPS
 from stepcheck.harness.subjects import Subject, sibling
 from stepcheck.harness.trace import (
+    STAYS,
     Accumulate,
     AddGroup,
     Event,
@@ -78,6 +79,9 @@ def script(subject: Subject, trace: Trace, finding: Finding, *, twice: bool = Fa
         finding: what must not be.
         twice: it shows when the life is played for the second time in one process.
     """
+    other = _other_life(trace, finding)
+    if other is not None:
+        return "\n".join(_two_lives(subject, trace, finding, *other)) + "\n"
     writer = _Writer(subject, trace, finding)
     writer.twice = twice
     for compact, argued in ((False, True), (True, True), (False, False), (True, False)):
@@ -85,6 +89,45 @@ def script(subject: Subject, trace: Trace, finding: Finding, *, twice: bool = Fa
         if len(lines) <= 30:
             break
     return "\n".join(lines) + "\n"
+
+
+def _other_life(trace: Trace, finding: Finding) -> tuple[Trace, int] | None:
+    """The life that a finding sets beside another, and the number of its parameter there."""
+    if finding.cause.endswith(NO_EFFECT):
+        return next(
+            ((u.trace, 0) for u in twins.unset(trace) if finding.cause.startswith(f"{u.option} {u.where}")), None
+        )
+    if finding.cause != TWIN or finding.parameter is None:
+        return None
+    lives = (twin for twin in twins.TWINS[finding.check](trace) if finding.parameter in twin.parameters)
+    return next(((twin.trace, twin.parameters[finding.parameter]) for twin in lives), None)
+
+
+def _two_lives(subject: Subject, trace: Trace, finding: Finding, other: Trace, number: int) -> list[str]:
+    """Both lives, and what must be alike in them, or must not."""
+    steps = [n for n, e in enumerate(trace.events) if isinstance(e, Step)].index(finding.event or 0)
+    there = [n for n, e in enumerate(other.events) if isinstance(e, Step)][steps]
+    plain = replace(finding, check="agreement", deviation=None)
+    header, one = _Writer(subject, trace, plain).parts(compact=True, argued=False)
+    _, two = _Writer(subject, other, replace(plain, event=there)).parts(compact=True, argued=False)
+    d = finding.deviation
+    if d is None:
+        all_of_it = "str([params, [optimizer.state.get(p) for p in params]])"
+        exact = "torch.set_printoptions(precision=20, threshold=100000)"
+        ends = [f"before = {all_of_it}"], [f"assert {all_of_it} != before, 'it is the same without'"]
+        return [*header[:-1], exact, "", *one, *ends[0], "# The same life without it.", *two, *ends[1]]
+    where = "".join(f"[{n}]" for n in d.index)
+    parts = is_complex(trace.parameters[d.parameter].dtype) and bool(d.index)
+    read = "float({}%s)" % where  # noqa: UP031 - braces are for what is read
+    tensors = ["torch.view_as_real({})" if parts else "{}"] * 2
+    got, expected = (
+        read.format(t.format(f"params[{n}].detach()")) for t, n in zip(tensors, (d.parameter, number), strict=True)
+    )
+    return [
+        *header, *one, f"got = {got}", "# The same life, with what must not matter changed.", *two,
+        f"expected, budget = {expected}, {d.budget!r}  # what vectors of another length may cost",
+        'assert abs(got - expected) <= budget, f"{got} is not {expected} +- {budget}"',
+    ]  # fmt: skip
 
 
 def run(text: str) -> str:
@@ -116,6 +159,11 @@ class _Writer:
         self.scheduled = [e.kind for e in trace.events if isinstance(e, Schedule)][-1:]
 
     def lines(self, *, compact: bool, argued: bool) -> list[str]:
+        header, body = self.parts(compact=compact, argued=argued)
+        return [*header, *body]
+
+    def parts(self, *, compact: bool, argued: bool) -> tuple[list[str], list[str]]:
+        """What is imported, and what is done."""
         trace, finding, self.told = self.trace, self.finding, None
         self.argument = self._formula if argued else ""
         self.groups, self.scaler, self.hooks = list(trace.groups), False, []
@@ -175,7 +223,7 @@ class _Writer:
         if any("str(" in line for line in body):
             imports.append("torch.set_printoptions(precision=20, threshold=100000)")
         about = " ".join(f"# {self.subject.name}: {finding.summary}".splitlines())  # or what follows would be run
-        return [about, *imports, "", *([""] if helper else []), *helper, *body]
+        return [about, *imports, "", *([""] if helper else []), *helper], body
 
     @property
     def _formula(self) -> formula.Formula | str:
@@ -233,8 +281,18 @@ class _Writer:
         values = self._dense(p.values.realise(in_reals(p.shape, p.dtype)), p.dtype)
         return f"params[{host}].detach().as_strided({place}).copy_({values}).requires_grad_()"
 
-    def _tensor(self, values: Values, shape: tuple[int, ...], dtype: str, layout: str, *, guarded: bool = False) -> str:
+    def _tensor(
+        self,
+        values: Values,
+        shape: tuple[int, ...],
+        dtype: str,
+        layout: str,
+        *,
+        guarded: bool = False,
+        negated: bool = False,
+    ) -> str:
         realised = values.realise(in_reals(shape, dtype))
+        realised = -realised if negated else realised
         if layout == "conjugated":
             # What is given is the conjugate of what stands in memory.
             realised = realised * np.array([1.0, -1.0])
@@ -278,7 +336,7 @@ class _Writer:
 
     def _members(self, group: Group, form: str) -> str:
         """The parameters of a group."""
-        everyone = len(group.parameters) == len(self.trace.parameters)
+        everyone = group.parameters == tuple(range(len(self.trace.parameters)))
         members = "params" if everyone else f"[{', '.join(f'params[{i}]' for i in group.parameters)}]"
         if form == "tuple":
             members = f"tuple({members})"
@@ -437,6 +495,9 @@ class _Writer:
             return ["import copy", "optimizer = copy.deepcopy(optimizer, {id(p): p for p in params})"]
         if event.way == "unpickled":
             return ["import pickle", "params, optimizer = pickle.loads(pickle.dumps((params, optimizer)))"]
+        aged = self._aged() if event.dictionary == "aged" else []
+        if event.way == STAYS:
+            return aged
         playing = sibling(self.subject, event.into, self.trace)
         named = self.finding.check == "dicts-unchanged" and self.finding.cause == CALLERS_GROUPS
         lines = ["saved = optimizer.state_dict()"]
@@ -447,22 +508,8 @@ class _Writer:
         if event.into:
             flags = {k: playing.mode_options.get(k, None if k == "foreach" else False) for k in resume.FLAGS}
             lines.append(f"for g in saved['param_groups']: g.update({{k: v for k, v in {flags}.items() if k in g}})")
-        if event.dictionary == "aged" and self.subject.explicit:
-            step = (
-                f"optimizer.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "optimizer.step()"
-            )
-            lines[:0] = [
-                "kept = [p.grad for p in params]",
-                "for p in params: p.grad = torch.zeros_like(p) if p.requires_grad else None",
-                f"for _ in range({resume.AGED_BY}): {step}",
-                "for p, g in zip(params, kept): p.grad = g",
-            ]
-        elif event.dictionary == "aged":
-            counts = resume.counts(self.subject.spec)
-            lines[:0] = [
-                f"for s in optimizer.state.values(): s.update({{k: s[k] + {resume.AGE} for k in {counts} if s.get(k)}})"
-            ]
-        elif event.dictionary == "older":
+        lines[:0] = aged
+        if event.dictionary == "older":
             counters = resume.counters(self.subject.spec)
             lines += [
                 f"for s in saved['state'].values(): s.update({{k: s[k].item() for k in {counters} if torch.is_tensor(s.get(k))}})",
@@ -486,6 +533,21 @@ class _Writer:
             lines.append(f"for g in optimizer.param_groups: g.update({dict(playing.mode_options)})")
         return lines
 
+    def _aged(self) -> list[str]:
+        """The statements that make the optimizer older."""
+        if not self.subject.explicit:
+            counts = resume.counts(self.subject.spec)
+            return [
+                f"for s in optimizer.state.values(): s.update({{k: s[k] + {resume.AGE} for k in {counts} if s.get(k)}})"
+            ]
+        step = f"optimizer.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "optimizer.step()"
+        return [
+            "kept = [p.grad for p in params]",
+            "for p in params: p.grad = torch.zeros_like(p) if p.requires_grad else None",
+            f"for _ in range({resume.AGED_BY}): {step}",
+            "for p, g in zip(params, kept): p.grad = g",
+        ]
+
     def _objective(self, objective: Objective) -> list[str]:
         centres = []
         for n, p in enumerate(self.trace.parameters):
@@ -502,7 +564,7 @@ class _Writer:
             return "None"
         p = self.trace.parameters[index]
         if gradient.sparse is None:
-            return self._tensor(gradient.values, p.shape, p.dtype, gradient.layout)
+            return self._tensor(gradient.values, p.shape, p.dtype, gradient.layout, negated=gradient.negated)
         sparse = gradient.sparse
         entries = np.array(sparse.entries, np.int64)
         indices = np.array(np.unravel_index(entries, p.shape[: sparse.dimensions])).reshape(sparse.dimensions, -1)

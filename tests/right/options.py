@@ -246,20 +246,6 @@ class HoldsFunction(Duck):
         self.rule(p, g, group)
 
 
-@right("SGD")
-class NeverReturns(Base):
-    """Evaluates the closure, and returns nothing."""
-
-    def __init__(self, params, lr=1e-3):
-        super().__init__(params, lr=lr)
-
-    def step(self, closure=None) -> None:
-        super().step(closure)
-
-    def update(self, p, g, state, group):
-        p.sub_(g, alpha=group["lr"])
-
-
 @right("RMSprop")
 class MadeByName(Base):
     """Its options are read from a table of defaults, by ``**options``, those that it has; others are ignored with a note."""
