@@ -97,7 +97,10 @@ def run(text: str) -> str:
         return f"This script does not run by itself: {type(error).__name__}: {error}"
     except BaseException:  # noqa: BLE001 - that it raises is what it is for
         return ""
-    return "This script does not fail in a fresh process: stepcheck compares more than the script can."
+    why = (
+        "stepcheck compares more than the script can" if "assert " in text else "it plays the life and asserts nothing"
+    )
+    return f"This script does not fail in a fresh process: {why}."
 
 
 class _Writer:
@@ -770,7 +773,9 @@ def _number(x: float) -> str:
 
 def _short(x: float, dtype: str) -> float:
     """A number that a tensor of this dtype holds, or one with fewer digits that it would hold as the same."""
-    short = float(np.format_float_scientific(np.float32(x))) if dtype == "float32" else x
+    if dtype != "float32" or not math.isfinite(x):
+        return float(x)
+    short = float(np.format_float_scientific(np.float32(x)))
     return short if np.float32(short) == x else float(x)
 
 
