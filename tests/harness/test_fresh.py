@@ -36,7 +36,7 @@ def test_each_task_starts_from_what_was_there_at_first():
 
 
 def test_what_a_task_prints_is_not_shown(capfd):
-    fresh = Fresh({"print": lambda: print("seen")})
+    fresh = Fresh({"print": lambda: print("seen")})  # noqa: T201 - what it is about
     assert fresh.ask("print", seconds=5.0) is None
     fresh.close()
     assert capfd.readouterr().out == ""
