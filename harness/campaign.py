@@ -67,8 +67,6 @@ _REFUSALS = {error.__name__ for error in REFUSALS}
 _COSTLY = 9
 #: The first lives of somebody's class, which are played twice.
 _PLAYED_TWICE = 3
-#: See :func:`_rank`.
-_ORDER = (*ROOTS, *(name for name in CHECKS if name not in ROOTS))
 
 Progress = Callable[[int, int], None]
 
@@ -185,7 +183,9 @@ def _note(
 
 def _rank(key: tuple[str, str]) -> tuple[bool, int]:
     """The order in which new divergences are told: those first that others may follow from."""
-    return key[1] not in (determinism.LEAKS, determinism.CHANCE), _ORDER.index(key[0])
+    # Of those that no other may follow from, the order is that of CHECKS, which somebody may have added to.
+    order = [*ROOTS, *(name for name in CHECKS if name not in ROOTS)]
+    return key[1] not in (determinism.LEAKS, determinism.CHANCE), order.index(key[0])
 
 
 def _declared(profile: Profile) -> dict[str, Any]:

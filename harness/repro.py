@@ -140,7 +140,10 @@ def run(text: str) -> str:
         return f"This script does not run by itself: {type(error).__name__}: {error}"
     except BaseException:  # noqa: BLE001 - that it raises is what it is for
         return ""
-    return "This script does not fail in a fresh process: stepcheck compares more than the script can."
+    why = (
+        "stepcheck compares more than the script can" if "assert " in text else "it plays the life and asserts nothing"
+    )
+    return f"This script does not fail in a fresh process: {why}."
 
 
 class _Writer:
@@ -851,6 +854,14 @@ def _number(x: float) -> str:
     return repr(float(x))
 
 
+def _short(x: float, dtype: str) -> float:
+    """A number that a tensor of this dtype holds, or one with fewer digits that it would hold as the same."""
+    if dtype != "float32" or not math.isfinite(x):
+        return float(x)
+    short = float(np.format_float_scientific(np.float32(x)))
+    return short if np.float32(short) == x else float(x)
+
+
 def _dense(values: Array, dtype: str) -> str:
     """An expression for a row-major tensor of these real numbers; of a complex one, the last dimension is its parts."""
     tensor = rounded(values, getattr(torch, dtype))
@@ -858,7 +869,7 @@ def _dense(values: Array, dtype: str) -> str:
     if is_complex(dtype):
         real = "float32" if dtype == "complex64" else "float64"
         return f"torch.view_as_complex({_dense(values, real)})"
-    flat = [float(x) for x in tensor.reshape(-1).tolist()]
+    flat = [_short(x, dtype) for x in tensor.reshape(-1).tolist()]
     kind = "" if dtype == "float32" else f", dtype=torch.{dtype}"
     if not flat or (len(set(flat)) == 1 and math.copysign(1, flat[0]) > 0):
         return f"torch.full({shape}, {_number(flat[0] if flat else 0.0)}{kind})"

@@ -35,6 +35,13 @@ def test_each_task_starts_from_what_was_there_at_first():
     assert fresh.ask("append", 3, seconds=5.0) is None
 
 
+def test_what_a_task_prints_is_not_shown(capfd):
+    fresh = Fresh({"print": lambda: print("seen")})  # noqa: T201 - what it is about
+    assert fresh.ask("print", seconds=5.0) is None
+    fresh.close()
+    assert capfd.readouterr().out == ""
+
+
 class LeaksAcrossOptimizers(torch.optim.SGD):
     """Keeps in the class which parameters it has seen last, and steps further than it should once another came before."""
 

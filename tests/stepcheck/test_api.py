@@ -42,7 +42,7 @@ def test_a_wrong_one_raises_with_life_replay_and_script(tmp_path):
     assert "fails agreement" in message
     assert "stepcheck replay" in message
     told = [*report.divergences, *report.result.known]
-    assert len(list(tmp_path.glob("*.py"))) == len(told) > len(report.divergences) >= 1
+    assert len(list(tmp_path.rglob("*.py"))) == len(told) > len(report.divergences) >= 1
 
 
 def test_what_was_not_checked_is_not_green(tmp_path):
