@@ -621,7 +621,7 @@ def _groups(evidence: Evidence) -> int:
 
 
 def _one_group(subject: Subject) -> str:
-    return "it takes one group" if subject.spec.closure else ""
+    return "it takes one group" if subject.one_group else ""
 
 
 @_register(

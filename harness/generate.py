@@ -434,6 +434,8 @@ class _Decoder:
         if spec.closure:
             self.groups = ((1,), (1,), (2,), (3,))
             self.dtype = [(d,) for d in self.dtypes]  # one vector of all parameters has one dtype
+        if subject.one_group and not spec.closure:
+            self.groups = tuple(g for g in self.groups if len(g) == 1)
         # A few are longer: there are rules that change after some steps.
         self.events: Sequence[int] = range(3, 5) if self.costly else (5, 6, 7, 8, 5, 6, 7, 12)
         if spec.closure:  # a step alone is not often one that shows something, and there is little else in a life
@@ -495,6 +497,8 @@ class _Decoder:
         """Whether something can stand between steps of this subject."""
         if subject.cost > 9:
             return event in ("zero_grad", "set_lr", "reload")
+        if event == "add_group" and subject.one_group:
+            return False
         if subject.spec.closure:
             return event not in ("add_group", "accumulate")
         if event == "accumulate":

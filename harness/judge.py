@@ -429,7 +429,9 @@ class Judge:
         aged = self.recording.aged
         # What cannot be read after steps that were not recorded is not known; a parameter without elements need not have a state.
         unknown = bool(self.result.free) and aged is not None and record.event > aged
-        return unknown or (not life.state_after and 0 in self.trace.parameters[index].shape)
+        buffers = self._buffers(record.hyper[self.group_of[index]], index)
+        lacks = any(not self._shown(b.name, life.state_after) for b in buffers)
+        return unknown or (lacks and 0 in self.trace.parameters[index].shape)
 
     def _state(
         self, record: StepRecord, index: int, life: Life, *, first: bool
@@ -587,15 +589,17 @@ class Judge:
         unit = FORMATS[item.dtype].unit_roundoff
         error: Array | float = 0.0
         for name, kept in item.life.state.items():
-            if name in self.by_name or np.size(kept) != np.size(item.life.value):
+            if name in self.by_name or np.shape(kept) != np.shape(item.life.value) or not np.size(kept):
                 continue
             tensor = reals(kept)
+            ordinary = np.isfinite(value) & np.isfinite(tensor)
             with np.errstate(all="ignore"):
-                apart = np.abs(tensor - value)
-                if apart.any() and np.all(apart <= unit * np.abs(value)):
-                    return tensor, 0.0
-                if tensor.any() and np.all(np.abs(tensor) <= _CARRIED * unit * np.abs(value)):
-                    error = np.maximum(error, np.abs(tensor))
+                apart, size = np.where(ordinary, np.abs(tensor - value), 0.0), unit * np.abs(value)
+                if apart.any() and np.all(apart[ordinary] <= size[ordinary]):
+                    return np.where(ordinary, tensor, value), 0.0
+                carry = np.where(ordinary, np.abs(tensor), 0.0)
+                if carry.any() and np.all(carry[ordinary] <= _CARRIED * size[ordinary]):
+                    error = np.maximum(error, carry)
         return value, error
 
     def _options(self, hyper: HyperValues, element: Format, held: Arithmetic) -> SimpleNamespace:

@@ -30,6 +30,7 @@ from stepcheck.harness.comparison import PARAMETER, reals
 from stepcheck.harness.memory import SparseRaw, identical, rounded_fill, strides
 from stepcheck.harness.recording import Life
 from stepcheck.harness.resume import AGE
+from stepcheck.harness.signature import inherits
 from stepcheck.harness.store import Saved
 from stepcheck.harness.subjects import TORCH_MODES, Subject, resolve
 from stepcheck.harness.trace import (
@@ -292,7 +293,7 @@ class Entry:
         if subject.spec.name not in self.optimizers and self.optimizers != _EVERY:
             return False
         if subject.explicit:  # somebody's class: its own faults are its own
-            return bool(self.inherited) and _inherits(built or subject.make, self.inherited)
+            return bool(self.inherited) and inherits(built or subject.make, self.inherited)
         return subject.name.partition(":")[0] == self.library
 
     def claims(self, seen: Seen) -> bool:
@@ -311,15 +312,6 @@ class Entry:
     def owner(self, evidence: Evidence, finding: Finding) -> str:
         """Whose fault it is, where it is not the subject's own: a mode that a round trip led into, or torch's base class."""
         return "torch.optim.Optimizer" if evidence.subject.explicit else finding.owner
-
-
-def _inherits(make: Callable[..., Any], method: str) -> bool:
-    """Whether a method is torch's own, or one that calls it by super()."""
-    own = getattr(make, method, None)
-    if not isinstance(make, type) or own is getattr(torch.optim.Optimizer, method):
-        return isinstance(make, type)
-    names = getattr(getattr(own, "__code__", None), "co_names", ())
-    return issubclass(make, torch.optim.Optimizer) and {"super", method} <= set(names)
 
 
 LEDGER: dict[str, Entry] = {}

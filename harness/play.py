@@ -52,7 +52,7 @@ from stepcheck.harness.recording import (
     StepRecord,
 )
 from stepcheck.harness.schedules import as_given, as_option
-from stepcheck.harness.signature import Closure, closure_of, takes_keyword
+from stepcheck.harness.signature import Closure, closure_of, inherits, takes_keyword
 from stepcheck.harness.subjects import Subject, UsageError, sibling
 from stepcheck.harness.trace import (
     STAYS,
@@ -260,7 +260,7 @@ class Player:
 
     def _construct(self, subject: Subject, options: Sequence[Mapping[str, Option]], form: str) -> Any:
         self.constructing = True
-        options = [subject.complete(o) for o in options]
+        options = subject.complete_all(options)
         groups = [self._group_as_given(g.parameters, o, form) for g, o in zip(self.groups, options, strict=True)]
         self.keywords = keywords(options, form) | (subject.constructor_only & options[0].keys())
         shared = {k: groups[0][k] for k in options[0] if k in self.keywords}
@@ -740,7 +740,8 @@ class Player:
 
     def _add_group(self, what: AddGroup) -> None:
         # What the constructor was given for all groups would hold for this one too, unless it is told otherwise.
-        options = {**{k: self.defaults[k] for k in self.keywords}, **what.group.options}
+        names = self.subject.options if self.subject.explicit else self.keywords
+        options = {**{k: self.defaults[k] for k in names}, **what.group.options}
         options = self.subject.complete(options)
         named = any("param_names" in g for g in self.optimizer.param_groups)
         group = self._group_as_given(what.group.parameters, options, "named" if named else "list")
@@ -815,6 +816,14 @@ class Player:
             if kind in self.hooks:
                 self.due[kind] += self.hooks.count(kind)
 
+    def _expect_hooks_of(self, method: str) -> None:
+        """Those around a method; of somebody's own method that does not call torch's, they are not expected."""
+        if self.subject.explicit and not inherits(type(self.optimizer), method):
+            for kind in (f"{method}_pre", f"{method}_post"):
+                del self.calls[kind]
+        else:
+            self._expect_hooks(f"{method}_pre", f"{method}_post")
+
     def _miscounted(self) -> tuple[str, str]:
         kinds = [k for k in {**self.due, **self.calls} if self.due[k] != self.calls[k]]
         kind = kinds[0] if kinds else ""
@@ -853,7 +862,9 @@ class Player:
             return
         kept = [p.grad for p in self.parameters]
         for p in self.parameters:
-            p.grad = torch.zeros_like(p) if p.requires_grad else None
+            zeros = torch.zeros_like(p).detach()
+            sparse = self.subject.spec.sparse == "only"
+            p.grad = None if not p.requires_grad else zeros.to_sparse() if sparse else zeros
         for _ in range(resume.AGED_BY):
             self._call_step(lambda: 0.75) if self._closure.required else self.optimizer.step()
         for p, gradient in zip(self.parameters, kept, strict=True):
@@ -865,7 +876,7 @@ class Player:
     def _resumed(self, what: Reload) -> Any:
         """A new optimizer that has loaded the state_dict."""
         source = self.optimizer.state_dict()
-        self._expect_hooks("state_dict_pre", "state_dict_post")
+        self._expect_hooks_of("state_dict")
         playing = sibling(self.subject, what.into, self.trace)
         # Somebody's class is built as its user builds it; torch's own must find all options in the dictionary.
         given = [g.options if self.subject.explicit else {} for g in self.groups]
@@ -888,7 +899,7 @@ class Player:
         source = resume.carried(way, source)
         before = resume.outline(source)
         optimizer.load_state_dict(source)
-        self._expect_hooks("load_state_dict_pre", "load_state_dict_post")
+        self._expect_hooks_of("load_state_dict")
         self._unchanged("the state_dict given to load_state_dict()", before, resume.outline(source))
         if what.way == "memory":  # else nobody but the new optimizer has the dictionary
             self._note_sharing(source, optimizer)

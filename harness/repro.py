@@ -320,7 +320,7 @@ class _Writer:
         named: bool = False,
     ) -> list[str]:
         """The statements that construct the optimizer; ``named``, the groups get a name first."""
-        options = [subject.complete(o) for o in options]
+        options = subject.complete_all(options)
         common = keywords(options, form) | (subject.constructor_only & options[0].keys())
         shared = self._literals({k: v for k, v in options[0].items() if k in common})
         given = [
@@ -544,9 +544,10 @@ class _Writer:
                 f"for s in optimizer.state.values(): s.update({{k: s[k] + {resume.AGE} for k in {counts} if s.get(k)}})"
             ]
         step = f"optimizer.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "optimizer.step()"
+        sparse = ".to_sparse()" if self.subject.spec.sparse == "only" else ""
         return [
             "kept = [p.grad for p in params]",
-            "for p in params: p.grad = torch.zeros_like(p) if p.requires_grad else None",
+            f"for p in params: p.grad = torch.zeros_like(p).detach(){sparse} if p.requires_grad else None",
             f"for _ in range({resume.AGED_BY}): {step}",
             "for p, g in zip(params, kept): p.grad = g",
         ]

@@ -35,6 +35,7 @@ class Signature:
         open: those whose default is ``None``.
         constructor_only: those that are not found in a group: what a group says of them has no meaning.
         parameters_only: it takes ``torch.nn.Parameter`` and no other tensors.
+        one_group: it takes no more than one group of parameters.
         modes: it has ``train()`` and ``eval()``, and steps in the first.
     """
 
@@ -45,6 +46,7 @@ class Signature:
     open: frozenset[str] = frozenset()
     constructor_only: frozenset[str] = frozenset()
     parameters_only: bool = False
+    one_group: bool = False
     modes: bool = False
 
 
@@ -66,7 +68,7 @@ def read(make: Callable[..., Any], spec: Spec) -> Signature:
     unlike = {h.name: why for h in named if (why := _another_kind(names.get(h.name, _NO_DEFAULT), h))}
     named = [h for h in named if h.name not in unlike]
     parameter, optimizer, given = _first(make, named)
-    tried = {h.name: _not_taken(make, parameter, h, given, takes_any=takes_any and h.name not in names) for h in named}
+    tried = {h.name: _not_taken(make, parameter, h, given, swallowed=takes_any and h.name not in names) for h in named}
     unlike |= {name: why for name, why in tried.items() if why is not None}
     options = frozenset(h.name for h in named if h.name not in unlike)
     return Signature(
@@ -76,7 +78,8 @@ def read(make: Callable[..., Any], spec: Spec) -> Signature:
         defaults={k: v for k, v in names.items() if k in hypers and k not in unlike and _differs(v, hypers[k].default)},
         constructor_only=frozenset(name for name in options if name not in optimizer.param_groups[0]),
         open=frozenset(name for name, default in names.items() if default is None),
-        parameters_only=not _builds(make, torch.ones(2, 2, requires_grad=True), given),
+        parameters_only=not _builds(make, [torch.ones(2, 2, requires_grad=True)], given),
+        one_group=not _builds(make, [{"params": [torch.nn.Parameter(torch.ones(2, 2))]} for _ in range(2)], given),
         modes=callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)),
     )
 
@@ -167,27 +170,40 @@ def _first(make: Callable[..., Any], named: list[Hyper]) -> tuple[torch.Tensor, 
 
 
 def _not_taken(
-    make: Callable[..., Any], parameter: torch.Tensor, hyper: Hyper, given: Mapping[str, Any], *, takes_any: bool
+    make: Callable[..., Any], parameter: torch.Tensor, hyper: Hyper, given: Mapping[str, Any], *, swallowed: bool
 ) -> str | None:
     """Why an option is not taken as the reference's is, or ``None``; nothing where it is only swallowed with others."""
-    value = hyper.default if hyper.default is not None else _example(hyper)
+    value = hyper.default if hyper.default is not None else _another(hyper)
     try:
-        optimizer = built(make, [parameter], {**given, hyper.name: value})
-    except TypeError as error:
-        return f"TypeError: {error}"
-    except Exception:  # noqa: BLE001 - a value that it refuses, or a fault that lives will show
+        built(make, [parameter], {**given, hyper.name: value})
+    except Exception as error:  # noqa: BLE001 - a value that it refuses, or a fault that lives will show
+        if isinstance(error, TypeError):
+            return f"TypeError: {error}"
+    try:
+        optimizer = built(make, [parameter], {**given, hyper.name: _another(hyper)})
+    except REFUSALS as error:
+        return f"{type(error).__name__}: {error}" if hyper.is_flag else None
+    except Exception:  # noqa: BLE001 - a fault that lives will show
         return None
-    groups = getattr(optimizer, "param_groups", [])
-    return "" if takes_any and groups and hyper.name not in groups[0] else None
+    return "" if swallowed and optimizer.param_groups[0].get(hyper.name) != _another(hyper) else None
 
 
-def _example(hyper: Hyper) -> Any:
-    return hyper.choices[0] if hyper.choices else 1
+def _another(hyper: Hyper) -> Any:
+    """A value that is not the default."""
+    if hyper.is_flag:
+        return not hyper.default
+    if hyper.choices:
+        return next(c for c in hyper.choices if c != hyper.default)
+    if isinstance(hyper.default, tuple):
+        return hyper.examples[0] if hyper.examples else tuple(0.5 * (x or 1e-3) for x in hyper.default)
+    if hyper.integer:
+        return 3 if hyper.default != 3 else 2
+    return 0.5 * float(hyper.default or 1.0)
 
 
-def _builds(make: Callable[..., Any], parameter: torch.Tensor, given: Mapping[str, Any]) -> bool:
+def _builds(make: Callable[..., Any], parameters: Any, given: Mapping[str, Any]) -> bool:
     try:
-        built(make, [parameter], given)
+        built(make, parameters, given)
     except REFUSALS:
         return False
     except Exception:  # noqa: BLE001 - not for what it was given
@@ -220,6 +236,15 @@ def takes_keyword(method: Callable[..., Any], name: str) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def inherits(make: Callable[..., Any], method: str) -> bool:
+    """Whether a method is torch's own, or one that calls it by super()."""
+    own = getattr(make, method, None)
+    if not isinstance(make, type) or own is getattr(torch.optim.Optimizer, method):
+        return isinstance(make, type)
+    names = getattr(getattr(own, "__code__", None), "co_names", ())
+    return issubclass(make, torch.optim.Optimizer) and {"super", method} <= set(names)
 
 
 class Closure(NamedTuple):

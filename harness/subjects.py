@@ -9,7 +9,7 @@ import inspect
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -393,6 +393,19 @@ class Subject:
         open_ = self.takes.open if self.takes is not None else frozenset()
         default = {k: v for k, v in vars(self.spec.hyper_values()).items() if v is not None or k not in open_}
         return {k: v for k, v in {**default, **options}.items() if k in self.options}
+
+    def complete_all(self, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The same for several groups: what is left open in one of them only is said, or it would take what the first one has."""
+        given = [self.complete(options) for options in groups]
+        first, *others = given
+        for options in others if self.explicit else ():
+            options |= {k: None for k in first if k not in options}
+        return given
+
+    @property
+    def one_group(self) -> bool:
+        """Whether it takes no more than one group of parameters."""
+        return self.spec.closure or (self.takes is not None and self.takes.one_group)
 
     @property
     def constructor_only(self) -> frozenset[str]:
