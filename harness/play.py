@@ -323,7 +323,7 @@ class Player:
         # A scaler steps without a closure.
         scaled = (
             bool(step.scaling)
-            and not how.required
+            and self._has("scaling", not how.required)
             and any(g is not None for g in given[0])
             and self._is_torch("scaling")
         )
