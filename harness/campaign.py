@@ -859,7 +859,7 @@ def findings(
         effective: options that are known to have an effect.
         summary: what was told of it, where it was: some of it shows when the life is played for the second time.
     """
-    if trace.problem(subject.spec) is not None:
+    if trace.problem(subject.spec) is not None or subject.problem(trace):
         return
     if determinism.LEAKS in summary or determinism.CHANCE in summary:
         place = determinism.twice(subject, trace)

@@ -191,7 +191,7 @@ class Evidence:
             return 0, None  # it adds over all of them, in their order
         compared = 0
         for twin in twins.TWINS[check](self.trace) if self.recording.raised is None else ():
-            if twin.trace.problem(self.subject.spec) is not None:
+            if not self._has_meaning(twin.trace):
                 continue
             count, deviation = twins.compare(self.recording, twin, self._played(twin.trace))
             if deviation is not None:
@@ -211,7 +211,7 @@ class Evidence:
         effects = []
         wanted = (u for u in twins.unset(self.trace) if _cause(u) not in self.answered)
         for unset in itertools.islice(wanted, _MOST_EFFECTS):
-            if unset.option not in self.subject.options or unset.trace.problem(self.subject.spec) is not None:
+            if unset.option not in self.subject.options or not self._has_meaning(unset.trace):
                 continue
             shown = self._played(self.trace, torchs) if shown is None else shown
             apart = twins.visibly_apart(self.trace, shown, self._played(unset.trace, torchs))
@@ -228,6 +228,9 @@ class Evidence:
             return None
         subject = torch_subject(spec.name, "forloop")
         return subject if can_play(subject, self.trace) else None
+
+    def _has_meaning(self, trace: Trace) -> bool:
+        return trace.problem(self.subject.spec) is None and not self.subject.problem(trace)
 
     def _played(self, trace: Trace, subject: Subject | None = None) -> Recording:
         with self.clocks.running("play"):
@@ -254,7 +257,7 @@ class Evidence:
 
     def conforms_as(self, twin: Trace, subject: Subject | None = None) -> bool:
         """Whether the subject, or another, agrees with the reference in another life."""
-        if twin.problem(self.subject.spec) is not None:
+        if not self._has_meaning(twin):
             return False
         evidence = Evidence(subject or self.subject, twin, self.asked, clocks=self.clocks)
         return evidence.recording.raised is None and not evidence.judgement.deviations

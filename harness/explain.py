@@ -161,7 +161,7 @@ _WAYS = {
 }
 _DICTIONARIES = {
     "same": "", "older": ", as older versions saved it", "foreign": ", with other identifiers, order and entries",
-    "aged": ", of an optimizer that is thousands of steps older",
+    "aged": ", of an optimizer that is many steps older",
 }  # fmt: skip
 _FAILURES = {
     "closure": "a step whose closure raises", "hook": "a step with a pre-hook that raises",

@@ -78,9 +78,9 @@ def foreign(state_dict: StateDict) -> StateDict:
 
 #: Steps that a life has no time for: more than bfloat16 (256) or float16 (2048) count, and enough for a rule that changes with time.
 AGE = 10_000
-#: Steps that somebody's class is let take instead: what else it keeps of its age, and where, is not known. More than float16 counts, and no
-#: multiple of a period that a rule would have.
-AGED_BY = 2_053
+#: Steps that somebody's class is let take instead: what else it keeps of its age, and where, is not known. More than an int8 and bfloat16 count,
+#: and no multiple of a period that a rule would have.
+AGED_BY = 307
 
 
 def counts(spec: Spec) -> list[str]:

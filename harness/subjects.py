@@ -394,6 +394,18 @@ class Subject:
         default = {k: v for k, v in vars(self.spec.hyper_values()).items() if v is not None or k not in open_}
         return {k: v for k, v in {**default, **options}.items() if k in self.options}
 
+    def problem(self, trace: Trace) -> str:
+        """Why a life that has a meaning has none for somebody's class, or nothing."""
+        if not self.explicit or self.takes is None:
+            return ""
+        groups = [g.options for g in trace.all_groups]
+        if self.one_group and len(groups) > 1:
+            return "it takes one group"
+        apart = [k for k in self.constructor_only for o in groups if o.get(k) != groups[0].get(k)]
+        if apart:
+            return f"{apart[0]} is no option of a group"
+        return "" if all(map(self.accepts, groups)) else "the constructor refuses these options"
+
     def complete_all(self, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The same for several groups: what is left open in one of them only is said, or it would take what the first one has."""
         given = [self.complete(options) for options in groups]
