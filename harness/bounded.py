@@ -936,6 +936,7 @@ def _error(x: Any) -> Any:
 @dataclass
 class _Audit:
     muted: int | None = None
+    all_muted: bool = False
     roundings: list[str] = field(default_factory=list)
 
 
@@ -947,7 +948,7 @@ def _audited(name: str, local: Float) -> Float:
     if audit is None:
         return local
     audit.roundings.append(f"{name} in `{_source_line()}`")
-    return local * 0.0 if len(audit.roundings) - 1 == audit.muted else local
+    return local * 0.0 if audit.all_muted or len(audit.roundings) - 1 == audit.muted else local
 
 
 def _source_line() -> str:
@@ -973,6 +974,10 @@ def _auditing(audit: _Audit) -> Iterator[None]:
         _current_audit.reset(token)
 
 
+#: What is off before anything is computed.
+GIVEN = "options as the subject may hold them"
+
+
 def terms(evaluate: Callable[[], Bounded]) -> list[tuple[str, float]]:
     """The roundings that make up a budget, largest share first.
 
@@ -980,7 +985,8 @@ def terms(evaluate: Callable[[], Bounded]) -> list[tuple[str, float]]:
         evaluate: computes one bounded element from exact operands.
 
     Returns:
-        ``(operation and source line, share)``: by how much the budget shrinks when that rounding alone is left out.
+        ``(operation and source line, share)``: by how much the budget shrinks when that rounding alone is left out; and, under
+        :data:`GIVEN`, what is left of it without all of them.
     """
     whole = _Audit()
     with _auditing(whole):
@@ -992,4 +998,8 @@ def terms(evaluate: Callable[[], Bounded]) -> list[tuple[str, float]]:
         with _auditing(_Audit(muted=i)):
             without = float(np.max(evaluate().error))
         shares[name] = shares.get(name, 0.0) + (budget - without) / budget
+    with _auditing(_Audit(all_muted=True)):
+        given = float(np.max(evaluate().error)) / budget
+    if given:
+        shares[GIVEN] = given
     return sorted(shares.items(), key=lambda term: -term[1])

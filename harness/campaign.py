@@ -29,6 +29,7 @@ from stepcheck.harness.checks import (
     TWIN,
     Evidence,
     Finding,
+    place_of,
     steps_judged,
 )
 from stepcheck.harness.clocks import Clocks
@@ -504,8 +505,8 @@ class Campaign:
 
     @property
     def effective(self) -> frozenset[str]:
-        """Options that were seen to have an effect."""
-        return frozenset(cause.partition(" ")[0] for cause, idle in self.idle.items() if idle.effective)
+        """Causes of options that were seen to have an effect."""
+        return frozenset(cause for cause, idle in self.idle.items() if idle.effective)
 
     @property
     def answered(self) -> frozenset[str]:
@@ -515,15 +516,15 @@ class Campaign:
 
     def _sort_effective(self) -> None:
         """What was taken for an option without effect, that has one as later lives show, is a deviation."""
-        for key in [k for k in self.suspects if k[0] == "option-effect" and k[1] in self.effective - self.told_options]:
-            suspect = self.suspects.pop(key)
+        for key in [k for k in self.suspects if k[0] == "option-effect" and k not in self.shrunk]:
+            suspect = self.suspects[key]
+            d = suspect.finding.deviation
+            if d is None or place_of(suspect.trace, suspect.trace.group_of[d.parameter], key[1]) not in self.effective:
+                continue
+            del self.suspects[key]
             evidence = Evidence(self.subject, suspect.trace, self.settings.checks, effective=self.effective)
             if "agreement" in self.result.tallies:
                 self._sort("agreement", evidence, Life(0))
-
-    @property
-    def told_options(self) -> frozenset[str]:
-        return frozenset(cause for check, cause in self.shrunk if check == "option-effect")
 
     @property
     def ready(self) -> list[tuple[str, str]]:

@@ -100,6 +100,12 @@ def _cause(unset: Unset) -> str:
     return f"{unset.option} {unset.where}{NO_EFFECT}"
 
 
+def place_of(trace: Trace, group: int, option: str) -> str:
+    """The cause that an option of a group would have if it had no effect where a life sets it."""
+    later = any(isinstance(e, SetOption) and (e.group, e.option) == (group, option) for e in trace.events)
+    return f"{option} {twins.LATER if later else twins.FIRST if group == 0 else twins.OTHER}{NO_EFFECT}"
+
+
 class Evidence:
     """A trace played on a subject, and what the reference says of it (computed when a check first asks).
 
@@ -111,7 +117,7 @@ class Evidence:
             included.
         answered: where the reference cannot answer, the class itself is asked, by a second life that must come out like this one; but not
             for these checks, nor for the effect of options by these causes: enough lives have answered.
-        effective: options that were seen to have an effect, so that none explains a deviation by having none.
+        effective: causes of options that were seen to have an effect, so that none explains a deviation by having none.
     """
 
     def __init__(
@@ -215,7 +221,8 @@ class Evidence:
                 continue
             shown = self._played(self.trace, torchs) if shown is None else shown
             apart = twins.visibly_apart(self.trace, shown, self._played(unset.trace, torchs))
-            if apart:
+            # What is not a number is not changed by any option.
+            if apart and twins.is_finite(self.recording):
                 idle = twins.alike(self.recording, self._played(unset.trace))
                 effects.append(Effect(unset, apart, idle=idle))
         return effects
@@ -573,7 +580,7 @@ def _of_an_option(evidence: Evidence, d: Deviation) -> Finding | None:
     own = trace.group_of[d.parameter]
     later = {e.option for e in trace.events if isinstance(e, SetOption) and e.group == own}
     for name in (*trace.all_groups[own].options, *later):
-        if name in evidence.effective:
+        if place_of(trace, own, name) in evidence.effective:
             continue
         twin = _taking_no_notice(evidence, own, name)
         if not _same_buffers(evidence, twin, own):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 
+from stepcheck.harness.bounded import GIVEN
 from stepcheck.harness.checks import Evidence, Finding
 from stepcheck.harness.subjects import Subject, sibling
 from stepcheck.harness.trace import (
@@ -62,10 +63,10 @@ def shares(evidence: Evidence, finding: Finding) -> str:
         return ""
     of_line: dict[str, float] = {}
     for name, share in evidence.judge.terms(finding.deviation):
-        line = _expression(name.partition("`")[2].removesuffix("`"))
+        line = name if name == GIVEN else f"`{_expression(name.partition('`')[2].removesuffix('`'))}`"
         of_line[line] = of_line.get(line, 0.0) + share
     largest = sorted(((share, line) for line, share in of_line.items() if share >= 0.005), key=lambda x: -x[0])[:3]
-    told = ", ".join(f"of `{line}` {100 * share:.0f} %" for share, line in largest)
+    told = ", ".join(f"of {line} {100 * share:.0f} %" for share, line in largest)
     return f"Budget {finding.deviation.budget:.3g}: rounding {told}." if told else ""
 
 

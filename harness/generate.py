@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from stepcheck.harness.formats import FORMATS
 from stepcheck.harness.resume import counts
+from stepcheck.harness.signature import inherits
 from stepcheck.harness.subjects import Subject
 from stepcheck.harness.trace import (
     DICTIONARIES,
@@ -445,10 +446,7 @@ class _Decoder:
         descends = not subject.explicit or (
             inspect.isclass(subject.make) and issubclass(subject.make, torch.optim.Optimizer)
         )
-        saves_as_torch = not subject.explicit or all(
-            getattr(subject.make, name, None) is getattr(torch.optim.Optimizer, name)
-            for name in ("state_dict", "load_state_dict")
-        )
+        saves_as_torch = not subject.explicit or inherits(subject.make, "state_dict")
         self.forms: Sequence[str] = ("list",) * 4 + FORMS if descends and not self.costly else ("list",)
         ways = WAYS[:1] if subject.differentiable or self.costly else (*WAYS[:1], *WAYS)
         dictionaries: tuple[str, ...] = DICTIONARIES

@@ -223,6 +223,11 @@ def compare(recording: Recording, twin: Twin, other: Recording) -> tuple[int, De
     return compared, None
 
 
+def is_finite(recording: Recording) -> bool:
+    """Whether each step leads from ordinary numbers to ordinary numbers."""
+    return all(np.isfinite(reals(life.value_after)).all() for step in recording.steps for life in step.lives)
+
+
 def alike(recording: Recording, other: Recording) -> bool:
     """Whether two plays of one life came out the same."""
     if len(recording.steps) != len(other.steps) or recording.raised != other.raised:

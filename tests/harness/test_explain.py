@@ -35,8 +35,8 @@ def test_the_budget_names_the_line_of_the_reference_and_not_a_helper_s():
     (deviation, *_) = [d for d in evidence.judgement.deviations if d.field == "parameter"]
     told = explain.shares(evidence, Finding("agreement", "parameter", 0, "", 0, deviation=deviation))
     assert told.startswith("Budget ")
-    assert ": rounding of `" in told
-    assert "`addcdiv(decayed, m, denom, lr)` " in told
+    # Of a class of which nothing is known, beta2 may be held in float32: 1 - beta2 ** t shows nothing smaller.
+    assert ": rounding of options as the subject may hold them " in told
     assert "one_operation" not in told
 
 
@@ -74,4 +74,4 @@ def test_a_run_leaves_no_folder_but_its_own_and_git_does_not_see_that(tmp_path):
 def test_a_folder_that_was_there_is_left_as_it_is(tmp_path):
     found = Campaign(class_subject(adam.EpsInsideRoot, "Adam"), Settings(examples=5)).run().divergences[0]
     store.save(tmp_path, found)
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".py"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".json", ".py"]  # and what was recorded

@@ -449,6 +449,13 @@ def spy():
     return type("Spied", (Spy,), {"seen": [], "__init__": Spy.__init__})
 
 
+def spied(spy):
+    """A subject; what is seen of it from here on, without what was tried of its constructor."""
+    subject = class_subject(spy, "SGD")
+    spy.seen.clear()
+    return subject
+
+
 def noted(spy, kind):
     return [entry[1:] for entry in spy.seen if entry[0] == kind]
 
@@ -501,7 +508,7 @@ def test_gradients_are_scaled_by_2_to_the_16_and_by_twice_that_after_two_good_st
 def test_scaled_steps_step_along_the_unscaled_gradient_and_skip_infinity(spy, scaling):
     infinite = Gradient(Values("listed", listed=(1.0, math.inf)))
     events = (Step({0: ONES}, scaling=scaling), Step({0: infinite}, scaling=scaling), Step({0: TWO}, scaling=scaling))
-    player = lived(class_subject(spy, "SGD"), *events, lr=0.5)
+    player = lived(spied(spy), *events, lr=0.5)
     assert [s.event for s in player.recording.steps] == [0, 2]
     assert moved(player) == [-0.5, -1.0]
     assert len(noted(spy, "step")) == 2
@@ -609,9 +616,7 @@ def test_frozen_parameter_is_stepped_as_long_as_it_has_a_gradient():
 @pytest.mark.parametrize("number", [1, 2])
 def test_parameters_are_given_in_the_form_that_the_life_says(spy, form, number):
     groups = tuple(Group((n,), {"lr": 0.5 + n, "momentum": 0.5}) for n in range(number))
-    player = lived(
-        class_subject(spy, "SGD"), Step(dict.fromkeys(range(number), ONES)), groups=groups, parameters=number, form=form
-    )
+    player = lived(spied(spy), Step(dict.fromkeys(range(number), ONES)), groups=groups, parameters=number, form=form)
     ((kind, given),) = noted(spy, "params")
     assert kind == {"tuple": "tuple", "iterator": "list_iterator"}.get(form, "list")
     assert [g["lr"] for g in player.optimizer.param_groups] == [0.5, 1.5][:number]
@@ -758,7 +763,7 @@ def test_foreign_dictionary_has_other_identifiers_in_another_order(spy):
     groups = (Group((0, 1), {"lr": 0.5, "momentum": 0.5}), Group((2,), {"lr": 0.25, "momentum": 0.5}))
     gradients = {n: Gradient(Values("constant", high=float(n + 1))) for n in range(3)}
     events = (Step(gradients), Reload(dictionary="foreign"), Step(gradients))
-    player = lived(class_subject(spy, "SGD"), *events, groups=groups, parameters=3)
+    player = lived(spied(spy), *events, groups=groups, parameters=3)
     ((loaded,),) = noted(spy, "load")
     assert [g["params"] for g in loaded["param_groups"]] == [[1000, 993], [986]]
     assert list(loaded["state"]) == [986, 993, 1000]
@@ -769,7 +774,7 @@ def test_foreign_dictionary_has_other_identifiers_in_another_order(spy):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_reloaded_optimizer_is_built_in_the_form_that_the_round_trip_says(spy, form):
-    lived(class_subject(spy, "SGD"), Step({0: ONES}), Reload(form=form), Step({0: ONES}), lr=0.5)
+    lived(spied(spy), Step({0: ONES}), Reload(form=form), Step({0: ONES}), lr=0.5)
     first, second = noted(spy, "params")
     assert first[0] == "list"
     assert second[0] == {"tuple": "tuple", "iterator": "list_iterator"}.get(form, "list")

@@ -99,7 +99,7 @@ def test_a_life_that_shows_nothing_here_is_told_from_what_was_saved(played):
     assert mended.script == ""  # which number is wrong is not known any more
     raises = by_name["muon-divides-by-no-elements"]
     assert raises.life[-1].startswith("What went wrong: step() raises ZeroDivisionError")
-    assert "optimizer.step()  # ZeroDivisionError" in raises.script
+    assert "optimizer.step()  # step() raises ZeroDivisionError" in raises.script
 
 
 def test_the_json_has_what_its_schema_says(built):
