@@ -100,6 +100,9 @@ def without_reloads(trace: Trace) -> Iterator[Twin]:
     reloads = [n for n, e in enumerate(trace.events) if isinstance(e, Reload) and e.way != STAYS]
     if not reloads or any(e.into for e in trace.events if isinstance(e, Reload)):
         return
+    copies = any(trace.events[n].way in ("copied", "unpickled") for n in reloads)  # type: ignore[union-attr]
+    if copies and any(isinstance(e, Schedule) for e in trace.events):
+        return  # a copy leaves the schedule behind
     yield Twin(staying(trace), _same(trace), ("after a state_dict round trip", "without one"), reloads[0])
 
 
