@@ -204,8 +204,10 @@ class Evidence:
     @functools.cached_property
     def effects(self) -> list[Effect]:
         """Of each option that is set where torch's own optimizer shows that it matters: whether it changes anything in the class."""
-        torchs = self._torchs
-        if not self.needs_twins or torchs is None or self.recording.raised is not None:
+        if not self.needs_twins or self.recording.raised is not None:
+            return []
+        torchs = self._torchs  # to have it torch imports its compiler
+        if torchs is None:
             return []
         shown: Recording | None = None
         effects = []

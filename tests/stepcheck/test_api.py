@@ -45,6 +45,18 @@ def test_a_wrong_one_raises_with_life_replay_and_script(tmp_path):
     assert len(list(tmp_path.glob("*.py"))) == len(told) > len(report.divergences) >= 1
 
 
+def test_first_is_told_at_once(tmp_path):
+    report = check_optimizer(NoBiasCorrection, like="Adam", first=True, out=tmp_path)
+    assert len(report.divergences) == 1
+    assert report.result.traces < 40
+
+
+@pytest.mark.parametrize("patience", [0, -1.0, float("nan"), float("inf")])
+def test_patience_is_a_number_of_seconds(patience, tmp_path):
+    with pytest.raises(UsageError, match="patience"):
+        check_optimizer(without_foreach, like="SGD", patience=patience, out=tmp_path)
+
+
 def test_what_was_not_checked_is_not_green(tmp_path):
     report = check_optimizer(without_foreach, like="SGD", examples=1, only=("hooks-run-once",), out=tmp_path)
     with pytest.raises(Divergences, match="hooks-run-once"):
