@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, Phase, configuration
 from hypothesis.internal.conjecture import providers
 
 from stepcheck.harness import defaults, determinism, explain, ledger, repro, shrink, steer, validation
+from stepcheck.harness import settings as process
 from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, NO_EFFECT, STRIDED, TWIN, Evidence, Finding, steps_judged
 from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.consequences import ROOTS, Consequences
@@ -327,7 +328,8 @@ class Campaign:
         return facts | {"missing_options": list(subject.missing_options)} | profile
 
     def _run(self) -> None:
-        self.decode = decoder(self.subject, self.dtypes)
+        with process.kept():
+            self.decode = decoder(self.subject, self.dtypes)
         for _ in self.subject.prepare():
             self.progress(0, self.settings.examples or 0)  # a sign of life
         start = time.perf_counter()
@@ -337,7 +339,8 @@ class Campaign:
         try:
             # What has played nothing yet: before the first life.
             self.fresh = Fresh(self._tasks, wanted=self._looks_afresh, warm=not self.settings.at_once)
-            self._validate()
+            with process.kept():
+                self._validate()
             while not self._ended():
                 size = _BATCH if planned is None else min(_BATCH, planned - self.result.traces)
                 if size <= 0:
@@ -479,7 +482,8 @@ class Campaign:
         drawn = self._draw(batch, size)
         while not self._ended():
             start = time.perf_counter()
-            with self.clocks.running("draw"):
+            # To see which options it takes, it is constructed, and may change what it must not.
+            with self.clocks.running("draw"), process.kept():
                 candidates = next(drawn, None)
                 if candidates is None:
                     break

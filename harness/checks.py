@@ -756,6 +756,7 @@ _invariant(
 _invariant("dicts-unchanged", "Are the dictionaries that a caller gives left as they are?")
 _invariant("loaded-state-apart", "Does the state that is loaded share no memory with its source?")
 _invariant("random-state", "Is the state of the random number generators left alone?")
+_invariant("settings-kept", "Are the settings of the process, and the optimizer's own defaults, left as they were?")
 
 
 def _kind(trace: Trace, d: Deviation) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from stepcheck.fast import native
-from stepcheck.harness import signature
+from stepcheck.harness import settings, signature
 from stepcheck.harness.formats import (
     BFLOAT16,
     BINARY32,
@@ -698,6 +698,7 @@ def _refusal(cls: Any, keywords: Mapping[str, bool], *, tensor_lr: bool = False)
     return _refused(cls, tuple(sorted(keywords.items())), tensor_lr=tensor_lr)
 
 
+@settings.kept()  # to see how it is called it is constructed, and may change what it must not
 def class_subject(
     make: Callable[..., Any], like: str, name: str | None = None, profile: Profile = ANY_CLASS
 ) -> Subject:

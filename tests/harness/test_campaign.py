@@ -188,6 +188,18 @@ def test_at_once_nothing_less_is_asked_of_what_conforms():
     assert soon.traces == 60
 
 
+class AsksForDeterminism(torch.optim.SGD):
+    def __init__(self, params, lr=1e-3, momentum=0.0):
+        super().__init__(params, lr, momentum)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def test_what_a_constructor_sets_is_told_and_set_back():
+    found = campaign(class_subject(AsksForDeterminism, "SGD"), examples=10).divergences
+    assert [(d.check, d.cause) for d in found] == [("settings-kept", "deterministic algorithms")]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 #: As many bytes each as Hypothesis draws for a page of lives.
 KEYS = (b"as many bytes as a key of a page", b"these are just as many bytes too")
 
