@@ -53,6 +53,7 @@ from stepcheck.harness.recording import (
 from stepcheck.harness.schedules import as_given, as_option
 from stepcheck.harness.signature import Closure, closure_of
 from stepcheck.harness.subjects import Subject, UsageError, sibling
+from stepcheck.harness.text import named, said
 from stepcheck.harness.trace import (
     STAYS,
     Accumulate,
@@ -201,7 +202,7 @@ class Player:
             # Whatever somebody's optimizer raises is a result; what the player raises by itself is not.
             if _is_our_own(error):
                 raise
-            self.recording.raised = Raised(self.event, type(error).__name__, str(error).strip(), _frame(error))
+            self.recording.raised = Raised(self.event, type(error).__name__, said(error).strip(), _frame(error))
         self._check_settings()
         self.recording.played_by, self.recording.hyper = self.playing, tuple(self.hyper)
         self._note_random_state(drawn)
@@ -1034,10 +1035,16 @@ _REFUSED_CALL = re.compile(
 )
 
 
+#: What Python says of an object that cannot be pickled.
+_UNPICKLABLE = re.compile(r"(?i)\b(can't|cannot) pickle\b")
+
+
 def _is_our_own(error: Exception) -> bool:
     """Whether no frame of an exception lies outside the harness, and it is no call that an optimizer's signature refuses."""
-    if isinstance(error, TypeError) and _REFUSED_CALL.match(str(error)):
+    if isinstance(error, TypeError) and _REFUSED_CALL.match(said(error)):
         return False  # it was raised before a frame of the method was made
+    if _UNPICKLABLE.search(said(error)):
+        return False  # pickle, which is not written in Python, says so of what somebody's optimizer holds
     return not _frame(error)
 
 
@@ -1127,7 +1134,7 @@ def _is_result(returned: Any, expected: Any) -> bool:
 
 
 def _short(x: Any) -> str:
-    return f"{float(x):g}" if isinstance(x, torch.Tensor) and x.numel() == 1 else repr(x)[:40]
+    return f"{float(x):g}" if isinstance(x, torch.Tensor) and x.numel() == 1 else named(x)[:40]
 
 
 def _single(value: Any) -> float | None:
