@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from types import FrameType
@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, configuration
+from hypothesis.internal.conjecture import providers
 
 from stepcheck.harness import defaults, determinism, explain, ledger, repro, shrink, steer, validation
+from stepcheck.harness import settings as process
 from stepcheck.harness.checks import (
     AFTER,
     CHECKS,
@@ -53,10 +55,17 @@ _BATCH = 100
 _MOST_DIVERGENCES = 12
 #: Smaller lives that are tried for one divergence.
 _ATTEMPTS = 400
-#: A trace takes milliseconds; a subject that is still busy with one after this long hangs.
-TRACE_SECONDS = 20.0
+TRACE_SECONDS = defaults.PATIENCE
+#: How much longer the first life of a subject may take: a class that compiles in its first step is no hang.
+_FIRST_LIFE = 5
+#: Lives that hang, after which no more is played.
+_MOST_HANGS = 2
+#: Where the first divergence is told at once: lives after which torch's own optimizer is asked about options. To have it takes seconds.
+_LIVES_FIRST = 8
 #: How often the clock rings in that time.
 _RINGS = 20
+#: Where the first divergence is told at once: smaller lives that are tried for it, and CPU seconds for them.
+_ATTEMPTS_AT_ONCE, _SECONDS_AT_ONCE = 60, 1.0
 #: Lives with one deviation in which an invariant is looked for that explains it.
 _TRIED = 4
 #: Lives of a class that deviates from the reference in which it is asked by second lives, for each check.
@@ -68,6 +77,9 @@ _REFUSALS = {error.__name__ for error in REFUSALS}
 _COSTLY = 9
 #: The first lives of somebody's class, which are played twice.
 _PLAYED_TWICE = 3
+#: What asks torch's own optimizer about a class, and all checks that play second lives.
+_OPTIONS = "option-effect"
+_BY_SECOND_LIVES = (*TWINS, _OPTIONS)
 
 Progress = Callable[[int, int], None]
 
@@ -81,6 +93,8 @@ class Settings:
         seconds: time for each subject; ``None`` for no limit.
         only: names of the checks to ask; empty for all.
         first: stop after the first life with a divergence, and leave it as it was seen.
+        at_once: stop at the first divergence, and tell it: made smaller where that is soon done.
+        patience: seconds after which a subject hangs that is still busy with a life; what costs more is given more.
     """
 
     seed: int = 0
@@ -89,6 +103,13 @@ class Settings:
     dtypes: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     first: bool = False
+    at_once: bool = False
+    patience: float | None = None
+
+    @property
+    def stops(self) -> bool:
+        """Whether one divergence is enough."""
+        return self.first or self.at_once
 
     @property
     def checks(self) -> tuple[str, ...]:
@@ -119,24 +140,50 @@ def _time_limit(seconds: float) -> Iterator[None]:
             raise _Hang
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds / _RINGS, seconds / _RINGS)
+    start = time.monotonic()
+    theirs = signal.setitimer(signal.ITIMER_REAL, seconds / _RINGS, seconds / _RINGS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
+        _give_back(*theirs, time.monotonic() - start)
+
+
+def _give_back(left: float, interval: float, passed: float) -> None:
+    """Set the timer again that somebody had set, as a test suite's is; one that should have rung meanwhile rings now."""
+    if left > 0:
+        signal.setitimer(signal.ITIMER_REAL, max(left - passed, 1e-6), interval)
 
 
 @contextmanager
 def _nothing_kept() -> Iterator[None]:
     """Hypothesis writes what it knows of somebody's modules to a folder where they stand: here to one that goes away."""
     before = configuration.storage_directory(intent_to_write=False).home_directory
-    with tempfile.TemporaryDirectory(prefix="stepcheck-") as home:
+    with tempfile.TemporaryDirectory(prefix="stepcheck-") as home, _nothing_read():
         configuration.set_hypothesis_home_dir(home)
         try:
             yield
         finally:
             configuration.set_hypothesis_home_dir(before)
+
+
+@contextmanager
+def _nothing_read() -> Iterator[None]:
+    """Hypothesis reads constants in all of somebody's modules, to draw them: that takes a second, and is no key of a page.
+
+    One of just as many bytes would be drawn, and the same seed give other lives where it stands somewhere.
+    """
+    read: Any = getattr(providers, "_get_local_constants", None)
+    if read is None:  # in a version that has it elsewhere, it is read
+        yield
+        return
+    none = type(providers._local_constants)()  # noqa: SLF001
+    providers._get_local_constants = lambda: none  # noqa: SLF001
+    try:
+        yield
+    finally:
+        providers._get_local_constants = read  # noqa: SLF001
 
 
 @dataclass
@@ -253,11 +300,14 @@ class Campaign:
         self.consequences = Consequences(subject, self._play, self._shown)
         self.free: set[str] = set()
         self.refusals: list[str] = []
-        self.hung = False
+        self.hangs = 0
+        """Lives that were ended because the subject was still busy."""
         self.twinned: Counter[str] = Counter()
         """Lives in which the class was asked by second lives, for each check."""
         self.lacks: set[str] = set()
         """Abilities that the subject turned out not to have."""
+        self.enough = math.inf
+        """The CPU time from which on no smaller life is tried."""
         self.validated: list[str] = []
         """What became of everything invalid, in words."""
 
@@ -290,7 +340,8 @@ class Campaign:
         return facts | {"missing_options": list(subject.missing_options)} | profile
 
     def _run(self) -> None:
-        self.decode = decoder(self.subject, self.dtypes)
+        with process.kept():
+            self.decode = decoder(self.subject, self.dtypes)
         for _ in self.subject.prepare():
             self.progress(0, self.settings.examples or 0)  # a sign of life
         start = time.perf_counter()
@@ -299,8 +350,9 @@ class Campaign:
         batch = 0
         try:
             # What has played nothing yet: before the first life.
-            self.fresh = Fresh(self._tasks, wanted=self._looks_afresh)
-            self._validate()
+            self.fresh = Fresh(self._tasks, wanted=self._looks_afresh, warm=not self.settings.at_once)
+            with process.kept():
+                self._validate()
             while not self._ended():
                 size = _BATCH if planned is None else min(_BATCH, planned - self.result.traces)
                 if size <= 0:
@@ -341,22 +393,31 @@ class Campaign:
     def _in_fresh(self, task: str, *arguments: Any) -> Any:
         """The answer of a clean process; ``None`` where there is none."""
         self.progress(self.result.traces, self.settings.examples or 0)
-        return self.fresh.ask(task, *arguments, seconds=patience(self.subject))
+        return self.fresh.ask(task, *arguments, seconds=self.patience)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a life may take; the first is given more."""
+        return patience(self.subject, self.settings) * (1 if self.result.traces else _FIRST_LIFE)
 
     def _ended(self) -> bool:
-        return self.hung or time.perf_counter() > self.deadline or (self.settings.first and bool(self.ready))
+        return (
+            self.hangs >= _MOST_HANGS
+            or time.perf_counter() > self.deadline
+            or (self.settings.stops and bool(self.ready))
+        )
 
     def _validate(self) -> None:
         """Try everything invalid; what is accepted that should be refused is a life of its own."""
         if VALIDATION not in self.result.tallies or self.subject.cost > _COSTLY:
             return
-        if self.settings.first and VALIDATION in self.meaningless:
+        if self.settings.stops and VALIDATION in self.meaningless:
             return  # it would be told, not judged
         try:
-            with _time_limit(patience(self.subject)):
+            with _time_limit(self.patience):
                 matrix = validation.matrix(self.subject)
         except _Hang:
-            told = f"to try what is invalid takes the subject longer than {patience(self.subject):.0f} s"
+            told = f"to try what is invalid takes the subject longer than {self.patience:.0f} s"
             raise TimeoutError(f"{told}: a constructor that does not end") from None
         reported = self.subject.explicit or self.subject.mode == "forloop"
         if self.subject.explicit:
@@ -433,7 +494,8 @@ class Campaign:
         drawn = self._draw(batch, size)
         while not self._ended():
             start = time.perf_counter()
-            with self.clocks.running("draw"):
+            # To see which options it takes, it is constructed, and may change what it must not.
+            with self.clocks.running("draw"), process.kept():
                 candidates = next(drawn, None)
                 if candidates is None:
                     break
@@ -453,7 +515,7 @@ class Campaign:
     def _ask(self, trace: Trace, life: Life) -> None:
         result = self.result
         life.features = features(trace)
-        limit = patience(self.subject)
+        limit = self.patience
         self.about_to_play(trace)
         try:
             with _time_limit(limit):
@@ -463,7 +525,7 @@ class Campaign:
                     answered=self.answered, effective=self.effective,
                 )  # fmt: skip
         except _Hang:
-            self.hung = True
+            self.hangs += 1
             summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
             name = "completes" if "completes" in result.tallies else next(iter(result.tallies))
             life.end, life.looked = HANGS, {name: 1}
@@ -473,19 +535,39 @@ class Campaign:
         if self._refused(evidence):
             life.end = REFUSED
             return
+        self._look_at_all(evidence, life)
+        if "agreement" in result.tallies:
+            self._count(evidence, life)
+        if self.settings.at_once and self.ready:
+            return
+        if life.number <= _PLAYED_TWICE and self.subject.explicit and "completes" in result.tallies:
+            self._play_twice(trace, life)
+
+    def _look_at_all(self, evidence: Evidence, life: Life) -> None:
+        """Ask every check; where one divergence is enough, those first that play no second life."""
+        names = list(self.result.tallies)
+        if self.settings.at_once:
+            soon = [name for name in names if name not in _BY_SECOND_LIVES]
+            self._look(evidence, life, soon)
+            if self.ready:
+                return
+            names = [name for name in names if name in _BY_SECOND_LIVES]
         self.twinned.update(check for check in TWINS if evidence.needs_twins and evidence.twin(check)[0])
-        self._note_effects(evidence)
-        for name in result.tallies:
+        if self.settings.at_once and evidence.needs_twins and life.number <= _LIVES_FIRST:
+            names = [name for name in names if name != _OPTIONS]
+        else:
+            self._note_effects(evidence)
+        self._look(evidence, life, names)
+
+    def _look(self, evidence: Evidence, life: Life, checks: Iterable[str]) -> None:
+        """Ask some checks, and sort what they find."""
+        for name in checks:
             if name in self.meaningless or name == VALIDATION:
                 continue
             looked = CHECKS[name].looks_at(evidence)
             if looked:
                 life.looked[name] = looked
                 self._sort(name, evidence, life)
-        if "agreement" in result.tallies:
-            self._count(evidence, life)
-        if life.number <= _PLAYED_TWICE and self.subject.explicit and "completes" in result.tallies:
-            self._play_twice(trace, life)
 
     def _play_twice(self, trace: Trace, life: Life) -> None:
         """Look whether a life comes out the same when it is played again."""
@@ -626,7 +708,8 @@ class Campaign:
         start = time.perf_counter()
         self._sort_effective()
         new = sorted((key for key in self.ready if key not in self.shrunk), key=_rank)
-        for key in new[: _MOST_DIVERGENCES - len(self.shrunk)]:
+        most = 1 if self.settings.at_once else _MOST_DIVERGENCES
+        for key in new[: most - len(self.shrunk)]:
             self.shrunk.add(key)
             self._shrink(key)
         for key, seen in self.explained.items():
@@ -637,7 +720,8 @@ class Campaign:
     def _shrink(self, key: tuple[str, str]) -> None:
         suspect = self.suspects[key]
         trace, finding = suspect.trace, suspect.finding
-        attempts = max(_ATTEMPTS // self.subject.cost, 4)
+        attempts = max((_ATTEMPTS_AT_ONCE if self.settings.at_once else _ATTEMPTS) // self.subject.cost, 4)
+        self.enough = time.process_time() + _SECONDS_AT_ONCE if self.settings.at_once else math.inf
         if finding.cause in (determinism.LEAKS, determinism.CHANCE):
             trace, finding = shrink.cut(trace, finding, lambda t: self._twice(t, finding.cause), attempts // 4)
         elif finding.cause != HANGS:  # each look at a smaller one would cost the whole time limit
@@ -725,7 +809,7 @@ class Campaign:
             return None
         self.about_to_play(trace)
         try:
-            with _time_limit(patience(subject)):
+            with _time_limit(patience(subject, self.settings)):
                 return Evidence(subject, trace, self.settings.checks, ledger.explanation)
         except _Hang:
             return None
@@ -739,7 +823,9 @@ class Campaign:
         check, name = key
         seen = self.explained[key]
         entry = ledger.LEDGER[name]
-        trace, finding = reproduction(self.subject, entry, check) or self._smallest_known(seen, entry)
+        trace, finding = seen.trace, seen.finding
+        if not self.settings.at_once:
+            trace, finding = reproduction(self.subject, entry, check) or self._smallest_known(seen, entry)
         divergence = replace(tell(self.subject, trace, finding, seen.count), entry=name, owner=seen.owner)
         before = self.told.get(key)
         tally = self.result.tallies[check]
@@ -761,11 +847,17 @@ class Campaign:
 
     def recheck(self, trace: Trace, key: tuple[str, str]) -> Finding | None:
         """The finding of this check and cause in a trace, if it is there and the ledger does not explain it."""
+        if time.process_time() > self.enough or self.hangs > _MOST_HANGS:
+            return None
         self.about_to_play(trace)
         self.progress(self.result.traces, self.settings.examples or 0)
         check, cause = key
-        shown = unexplained(self.subject, trace, check, self.settings.checks, self.effective)
-        return next((f for f in shown if f.kind == cause), None)
+        limit = patience(self.subject, self.settings)
+        for finding in unexplained(self.subject, trace, check, self.settings.checks, self.effective, limit):
+            if finding.kind == cause:
+                return finding
+            self.hangs += finding.cause == HANGS
+        return None
 
     def _note(self) -> None:
         for divergence in self.result.divergences:
@@ -824,9 +916,15 @@ def tell(
     )
 
 
-def patience(subject: Subject) -> float:
+def patience(subject: Subject, settings: Settings | None = None) -> float:
     """Seconds after which a subject hangs that is still busy with a trace."""
-    return TRACE_SECONDS * min(subject.cost, 9)
+    asked = None if settings is None else settings.patience
+    return (TRACE_SECONDS if asked is None else asked) * min(subject.cost, 9)
+
+
+def first_patience(subject: Subject, settings: Settings) -> float:
+    """The same, for the first life of a campaign."""
+    return patience(subject, settings) * _FIRST_LIFE
 
 
 def within(seconds: float, do: Callable[[], _T]) -> _T | None:
@@ -839,10 +937,15 @@ def within(seconds: float, do: Callable[[], _T]) -> _T | None:
 
 
 def played(
-    subject: Subject, trace: Trace, asked: Collection[str] = (), effective: Collection[str] = ()
+    subject: Subject,
+    trace: Trace,
+    asked: Collection[str] = (),
+    effective: Collection[str] = (),
+    seconds: float | None = None,
 ) -> Evidence | None:
     """A trace played, to be asked about; ``None`` where the subject hangs."""
-    return within(patience(subject), lambda: Evidence(subject, trace, asked, ledger.explanation, effective=effective))
+    limit = patience(subject) if seconds is None else seconds
+    return within(limit, lambda: Evidence(subject, trace, asked, ledger.explanation, effective=effective))
 
 
 def findings(
@@ -852,6 +955,7 @@ def findings(
     asked: Collection[str] = (),
     effective: Collection[str] = (),
     summary: str = "",
+    seconds: float | None = None,
 ) -> Iterator[tuple[Finding, Entry | None]]:
     """Play a trace and ask one check: what it finds, and what the ledger says of it. A life that makes no sense has none.
 
@@ -859,6 +963,7 @@ def findings(
         asked: the checks that are asked otherwise; all by default.
         effective: options that are known to have an effect.
         summary: what was told of it, where it was: some of it shows when the life is played for the second time.
+        seconds: after which the subject hangs; as many as :func:`patience` says by default.
     """
     if trace.problem(subject.spec) is not None or subject.problem(trace):
         return
@@ -867,19 +972,26 @@ def findings(
         if place is not None and check == "completes":
             yield determinism.finding(place, leaks=determinism.LEAKS in summary), None
             return
-    evidence = played(subject, trace, asked, effective)
+    limit = patience(subject) if seconds is None else seconds
+    evidence = played(subject, trace, asked, effective, limit)
     if evidence is None:
-        yield Finding(check, HANGS, None, f"the subject is still busy after {patience(subject):.0f} s"), None
+        yield Finding(check, HANGS, None, f"the subject is still busy after {limit:.0f} s"), None
         return
     for finding in CHECKS[check].find(evidence):
         yield finding, ledger.knows(evidence, finding)
 
 
 def unexplained(
-    subject: Subject, trace: Trace, check: str, asked: Collection[str] = (), effective: Collection[str] = ()
+    subject: Subject,
+    trace: Trace,
+    check: str,
+    asked: Collection[str] = (),
+    effective: Collection[str] = (),
+    seconds: float | None = None,
 ) -> Iterator[Finding]:
     """What a check finds in a trace that the ledger does not explain."""
-    return (finding for finding, entry in findings(subject, trace, check, asked, effective) if entry is None)
+    found = findings(subject, trace, check, asked, effective, seconds=seconds)
+    return (finding for finding, entry in found if entry is None)
 
 
 def reproduction(subject: Subject, entry: Entry, check: str) -> tuple[Trace, Finding] | None:

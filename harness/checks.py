@@ -210,8 +210,10 @@ class Evidence:
     @functools.cached_property
     def effects(self) -> list[Effect]:
         """Of each option that is set where torch's own optimizer shows that it matters: whether it changes anything in the class."""
-        torchs = self._torchs
-        if not self.needs_twins or torchs is None or self.recording.raised is not None:
+        if not self.needs_twins or self.recording.raised is not None:
+            return []
+        torchs = self._torchs  # to have it torch imports its compiler
+        if torchs is None:
             return []
         shown: Recording | None = None
         effects = []
@@ -768,6 +770,7 @@ _invariant(
 _invariant("dicts-unchanged", "Are the dictionaries that a caller gives left as they are?")
 _invariant("loaded-state-apart", "Does the state that is loaded share no memory with its source?")
 _invariant("random-state", "Is the state of the random number generators left alone?")
+_invariant("settings-kept", "Are the settings of the process, and the optimizer's own defaults, left as they were?")
 
 
 def _kind(trace: Trace, d: Deviation) -> str:

@@ -8,3 +8,5 @@ from pathlib import Path
 EXAMPLES = 200
 #: The folder for the record of a run, and for traces and scripts of divergences.
 FOLDER = Path(".stepcheck")
+#: A life takes milliseconds; a subject that is still busy with one after so many seconds hangs.
+PATIENCE = 20.0

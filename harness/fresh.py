@@ -31,9 +31,10 @@ class Fresh:
     Args:
         tasks: what it can be asked, by name; arguments and answers are pickled.
         wanted: whether it is to be there at all. Where it is not, as on systems without fork, every answer is ``None``.
+        warm: many questions are to come.
     """
 
-    def __init__(self, tasks: Mapping[str, Callable[..., Any]], *, wanted: bool = True) -> None:
+    def __init__(self, tasks: Mapping[str, Callable[..., Any]], *, wanted: bool = True, warm: bool = True) -> None:
         self.pid = 0
         if not wanted or not forks():
             return
@@ -45,7 +46,7 @@ class Fresh:
         if not self.pid:
             self.pipe.close()
             try:
-                _serve(theirs, tasks)
+                _serve(theirs, tasks, warm=warm)
             finally:
                 os._exit(0)
         theirs.close()
@@ -69,15 +70,15 @@ class Fresh:
             self.pid = 0
 
 
-def _serve(pipe: Connection, tasks: Mapping[str, Callable[..., Any]]) -> None:
+def _serve(pipe: Connection, tasks: Mapping[str, Callable[..., Any]], *, warm: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and decides
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     sys.stdout = sys.stderr = io.StringIO()  # a test runner's need not be those two
     torch.set_num_threads(1)  # the parent's threads are not here
-    # The first step of any optimizer of torch imports a second's worth of modules: not once for each question.
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)]).step()
+    if warm:  # the first step of any optimizer of torch imports a second's worth of modules: not once for each question
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)]).step()
     gc.freeze()
     while True:
         try:

@@ -12,7 +12,7 @@ import re
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stepcheck.harness import objectives, resume, schedules, validation
+from stepcheck.harness import objectives, resume, schedules, settings, validation
 from stepcheck.harness.comparison import reals
 from stepcheck.harness.memory import (
     GUARD_ELEMENTS,
@@ -54,6 +54,7 @@ from stepcheck.harness.recording import (
 from stepcheck.harness.schedules import as_given, as_option
 from stepcheck.harness.signature import Closure, closure_of, inherits, takes_keyword
 from stepcheck.harness.subjects import Subject, UsageError, sibling
+from stepcheck.harness.text import named, said
 from stepcheck.harness.trace import (
     STAYS,
     Accumulate,
@@ -102,6 +103,8 @@ class Player:
 
     def __init__(self, subject: Subject, trace: Trace, *, watching: bool = False) -> None:
         _patch_steps()
+        self.settings = settings.read()
+        """Those of the process, as they were before."""
         self.watching = watching
         """Look at the random state after each event: it costs more than the rest, so only once it is known to change."""
         self.subject = subject
@@ -178,10 +181,12 @@ class Player:
         """
         kept = torch.get_rng_state()
         torch.default_generator.manual_seed(_SEED)
-        try:
-            self._play()
-        finally:
-            torch.set_rng_state(kept)
+        with _seeded():
+            try:
+                self._play()
+            finally:
+                torch.set_rng_state(kept)
+                settings.write(self.settings)
         return self.recording
 
     def _play(self) -> None:
@@ -200,10 +205,11 @@ class Player:
             if _is_our_own(error):
                 raise
             frame = _frame(error)
-            told = str(error).strip()
+            told = said(error).strip()
             self.recording.raised = Raised(
                 self.event, type(error).__name__, told, frame, constructing=self.constructing
             )
+        self._check_settings()
         self.recording.played_by, self.recording.hyper = self.playing, tuple(self.hyper)
         self._note_random_state(drawn)
 
@@ -235,8 +241,10 @@ class Player:
         self.optimizer = self._construct(self.subject, self.options, self.trace.form)
         self.recording.initial_state = [self._state(i) for i in range(len(self.parameters))]
         self._check_options()
+        self._check_settings()
         for event, what in enumerate(self.trace.events):
             self.event = event
+            own = self._own_defaults()
             if isinstance(what, Step):
                 self._step(event, what)
             elif isinstance(what, Reload):
@@ -248,6 +256,9 @@ class Player:
             else:
                 self._idle(event, what)
             self._check_options()
+            self._check_settings()
+            if isinstance(what, (Step, Fail, ZeroGrad)):
+                self._check_defaults(own)
             self._check_places()
             if self.watching and _random_state(self.subject.device) != drawn:
                 break
@@ -803,6 +814,29 @@ class Player:
         told = f"leaves group {group} with {name}={got!r} where {expected!r} was set"
         self._note("options-hold", got == expected, f"option {name}", told, option=(group, name, value))
 
+    # Settings
+
+    def _check_settings(self) -> None:
+        """That the settings of the process are as they were; what is not is set back, for what comes after."""
+        now = settings.read()
+        changed = [name for name, value in now.items() if value != self.settings[name]]
+        what = changed[0] if changed else ""
+        told = f"leaves {what} at {settings.told(now[what])}, from {settings.told(self.settings[what])}" if what else ""
+        self._note("settings-kept", not changed, what, told)
+        if changed:
+            settings.write(self.settings)
+
+    def _own_defaults(self) -> dict[str, Any]:
+        """The optimizer's own defaults, with what their tensors hold."""
+        own = getattr(self.optimizer, "defaults", None)
+        return {k: as_option(v) for k, v in own.items()} if isinstance(own, dict) else {}
+
+    def _check_defaults(self, before: dict[str, Any]) -> None:
+        now = self._own_defaults()
+        changed = [k for k in {**before, **now} if not _is_same(before.get(k, _MISSING), now.get(k, _MISSING))]
+        told = f"changes {changed[0]} of the optimizer's own defaults" if changed else ""
+        self._note("settings-kept", not changed, f"default {changed[0]}" if changed else "", told)
+
     # Hooks
 
     def _register(self, optimizer: Any, kind: str) -> None:
@@ -1035,10 +1069,16 @@ _REFUSED_CALL = re.compile(
 )
 
 
+#: What Python says of an object that cannot be pickled.
+_UNPICKLABLE = re.compile(r"(?i)\b(can't|cannot) pickle\b")
+
+
 def _is_our_own(error: Exception) -> bool:
     """Whether no frame of an exception lies outside the harness, and it is no call that an optimizer's signature refuses."""
-    if isinstance(error, TypeError) and _REFUSED_CALL.match(str(error)):
+    if isinstance(error, TypeError) and _REFUSED_CALL.match(said(error)):
         return False  # it was raised before a frame of the method was made
+    if _UNPICKLABLE.search(said(error)):
+        return False  # pickle, which is not written in Python, says so of what somebody's optimizer holds
     return not _frame(error)
 
 
@@ -1080,12 +1120,50 @@ def _place(p: torch.Tensor) -> tuple[Any, ...]:
 def _random_state(device: str) -> tuple[object, ...]:
     """The state of the generators that everybody shares."""
     generator: Any = np.random.mtrand.get_bit_generator()
-    # To have NumPy make a dictionary of its state costs more than a step: 624 words and a position.
+    # To have NumPy make a dictionary of its state costs more than a step.
     twister = isinstance(generator, np.random.MT19937)
-    state = ctypes.string_at(generator.ctypes.state_address, 625 * 4) if twister else repr(generator.state)
+    state = ctypes.string_at(generator.ctypes.state_address, _TWISTER_BYTES) if twister else repr(generator.state)
     # Of a device's too, which is read as it is told, without waiting for the device.
     there = torch.cuda.get_rng_state(device).numpy().tobytes() if device.startswith("cuda") else b""
     return torch.get_rng_state().numpy().tobytes(), there, random.getstate(), state
+
+
+#: What stands for a default that is not there.
+_MISSING = object()
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether two values of an option are the same one, or equal; what cannot be compared is not."""
+    if a is b:
+        return True
+    try:
+        return type(a) is type(b) and (bool(a == b) or repr(a) == repr(b))
+    except Exception:  # noqa: BLE001 - somebody's own type
+        return False
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """NumPy's and Python's generators meanwhile stand where nobody else sets them: who seeds them is noticed, whatever they were."""
+    python, generator = random.getstate(), np.random.mtrand.get_bit_generator()
+    random.setstate(_PYTHONS)
+    # To have NumPy make a dictionary of its state, or read one, costs more than a step. Another generator than the usual one stays.
+    place = generator.ctypes.state_address if isinstance(generator, np.random.MT19937) else None
+    numpys = None if place is None else ctypes.string_at(place, _TWISTER_BYTES)
+    if place is not None:
+        ctypes.memmove(place, _NUMPYS, _TWISTER_BYTES)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        if place is not None and numpys is not None:
+            ctypes.memmove(place, numpys, _TWISTER_BYTES)
+
+
+#: 624 words and a position.
+_TWISTER_BYTES = 625 * 4
+_PYTHONS = random.Random(_SEED).getstate()  # noqa: S311 - no secret
+_NUMPYS = ctypes.string_at(np.random.MT19937(_SEED).ctypes.state_address, _TWISTER_BYTES)
 
 
 def _is_result(returned: Any, expected: Any) -> bool:
@@ -1095,7 +1173,7 @@ def _is_result(returned: Any, expected: Any) -> bool:
 
 
 def _short(x: Any) -> str:
-    return f"{float(x):g}" if isinstance(x, torch.Tensor) and x.numel() == 1 else repr(x)[:40]
+    return f"{float(x):g}" if isinstance(x, torch.Tensor) and x.numel() == 1 else named(x)[:40]
 
 
 def _single(value: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
@@ -19,6 +21,8 @@ _REQUESTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHU
 #: Of ``prctl(2)``: the signal that the kernel sends to a child when its parent has ended.
 _PR_SET_PDEATHSIG = 1
 _WATCH_SECONDS = 1.0
+#: What a container is allowed of the processor, as Linux tells it inside: microseconds, or ``max``, in a period of so many.
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 #: Of two looks at the clock, what lies between them counts as no more than this: whoever was stopped meanwhile, or slept, did nothing.
 _LOOK_SECONDS = 2.0
 
@@ -29,6 +33,26 @@ def forks() -> bool:
     macOS can, but system libraries may crash in the child, and a subject would be blamed for it: CPython does not fork there by itself.
     """
     return sys.platform != "darwin" and "fork" in multiprocessing.get_all_start_methods()
+
+
+def cores() -> int:
+    """How many processes can run at a time here: a batch system or a container may allow fewer than there are cores."""
+    if hasattr(os, "process_cpu_count"):  # since Python 3.13
+        allowed = os.process_cpu_count() or 1
+    elif hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    return max(min(allowed, math.ceil(_quota(_CPU_MAX))), 1)
+
+
+def _quota(file: Path) -> float:
+    """The share of cores that a control group of Linux may use; infinite where none says so."""
+    try:
+        most, _, period = file.read_text(encoding="ascii").partition(" ")
+        return int(most) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no such file; "max"
+        return sys.maxsize
 
 
 def end_of(exitcode: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcheck.harness import formula, resume, schedules, twins
+from stepcheck.harness import formula, resume, schedules, settings, twins
 from stepcheck.harness.checks import NO_EFFECT, TWIN, Finding
 from stepcheck.harness.comparison import PARAMETER, Array
 from stepcheck.harness.evaluations import EVALUATION
@@ -183,6 +183,8 @@ class _Writer:
         )
         if changed:
             body.insert(-1, "before = str(groups)")
+        if finding.cause in settings.EXPRESSIONS:
+            body.insert(0, f"before = {settings.EXPRESSIONS[finding.cause]}")
         if finding.check == "hooks-run-once" and self.subject.explicit:
             # The first instance of torch's own class patches its step.
             body.insert(0, f"torch.optim.{self.subject.spec.name}([torch.zeros(1, 1, requires_grad=True)])")
@@ -621,6 +623,8 @@ class _Writer:
             return [f"before = {_PLACE.format(i)}"]
         if check == "random-state":
             return [f"import random; before = {_RANDOM}"]
+        if check == "settings-kept" and self.finding.cause not in settings.EXPRESSIONS:
+            return ["before = str(optimizer.defaults)"]
         if check == "hooks-run-once":
             return ["calls.clear()"]
         if check == "dicts-unchanged" and self.finding.event is not None:
@@ -703,6 +707,9 @@ class _Writer:
             return [f"assert before == {_PLACE.format(i)}, (before, {_PLACE.format(i)})"]
         if check == "random-state":
             return [f"assert before == {_RANDOM}"]
+        if check == "settings-kept":
+            now = settings.EXPRESSIONS.get(self.finding.cause, "str(optimizer.defaults)")
+            return [f"assert before == {now}, (before, {now})"]
         if check == "closure":
             event = self.trace.events[self.finding.event or 0]
             if isinstance(event, Step) and event.objective is not None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from stepcheck.harness.text import in_one_line
+from stepcheck.harness.text import in_one_line, said
 from stepcheck.reference.spec import Hyper, Spec
 
 #: What a constructor raises for an option that it does not support.
@@ -157,7 +157,7 @@ def _first(make: Callable[..., Any], named: list[Hyper]) -> tuple[torch.Tensor, 
         try:
             optimizer = built(make, [parameter], given)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises is told
-            raised = raised or in_one_line(": ".join(filter(None, (type(error).__name__, str(error)))))[:200]
+            raised = raised or in_one_line(": ".join(filter(None, (type(error).__name__, said(error)))))[:200]
             continue
         lacking = [name for name in _NEEDED if not hasattr(optimizer, name)]
         if lacking:

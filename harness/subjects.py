@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from stepcheck.fast import native
-from stepcheck.harness import signature
+from stepcheck.harness import settings, signature
 from stepcheck.harness.formats import (
     BFLOAT16,
     BINARY32,
@@ -30,6 +29,7 @@ from stepcheck.harness.formats import (
     Format,
 )
 from stepcheck.harness.signature import Closure, Signature
+from stepcheck.harness.text import named
 from stepcheck.harness.trace import Scalar, Trace
 from stepcheck.reference import SPECS, Spec
 from stepcheck.reference.arithmetic import ORDERS
@@ -597,6 +597,8 @@ def fast_subject(name: str, mode: str = "") -> Subject:
     Args:
         mode: ``triton``: its kernels for CUDA, which Triton's interpreter runs on CPU tensors; ``cuda``: on a GPU, compiled.
     """
+    from stepcheck.fast import native  # whose classes nobody needs for one of their own
+
     module = importlib.import_module(f"stepcheck.fast{'.interpreted' if mode == 'triton' else ''}")
     spec, cls = SPECS[name], getattr(module, name, None)
     if cls is None:
@@ -730,6 +732,7 @@ def _refusal(cls: Any, keywords: Mapping[str, bool], *, tensor_lr: bool = False)
     return _refused(cls, tuple(sorted(keywords.items())), tensor_lr=tensor_lr)
 
 
+@settings.kept()  # to see how it is called it is constructed, and may change what it must not
 def class_subject(
     make: Callable[..., Any], like: str, name: str | None = None, profile: Profile = ANY_CLASS
 ) -> Subject:
@@ -740,8 +743,8 @@ def class_subject(
     """
     spec = _spec(like)
     if not callable(make):
-        raise UsageError(f"{name or make!r} is not callable; name a class or a function that returns an optimizer")
-    takes = _read(make, spec, name or repr(make))
+        raise UsageError(f"{name or named(make)} is not callable; name a class or a function that returns an optimizer")
+    takes = _read(make, spec, name or named(make))
     module, attribute = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "optimizer")
     return Subject(
         name=name or f"{module}:{attribute}",

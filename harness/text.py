@@ -16,3 +16,19 @@ def shown(text: str) -> str:
 def in_one_line(text: str) -> str:
     """The same, with any white space as a blank."""
     return shown(" ".join(text.split()))
+
+
+def said(x: object) -> str:
+    """What an object says of itself; only what it is, where that raises."""
+    try:
+        return str(x)
+    except Exception:  # noqa: BLE001 - somebody's own code
+        return f"({type(x).__name__} that cannot be shown)"
+
+
+def named(x: object) -> str:
+    """An object's ``repr``; only what it is, where that raises."""
+    try:
+        return repr(x)
+    except Exception:  # noqa: BLE001 - somebody's own code
+        return f"({type(x).__name__} that cannot be shown)"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from stepcheck.harness.subjects import Subject
+from stepcheck.harness.text import said
 from stepcheck.harness.trace import PLACES, Group, Option, Parameter, Refuse, Trace, option_to_json
 from stepcheck.reference.spec import Domain, Hyper, Spec
 
@@ -285,13 +286,13 @@ def _run(subject: Subject, cell: Cell) -> tuple[Outcome, list[str]]:
             optimizer, call = _prepare(subject, cell)
             before = _groups(optimizer)
         except Exception as error:  # noqa: BLE001 - whatever somebody's optimizer raises is a result
-            return Outcome(control_failed=f"{type(error).__name__}: {str(error).strip()}"), []
+            return Outcome(control_failed=f"{type(error).__name__}: {said(error).strip()}"), []
         caught.clear()
         outcome = Outcome()
         try:
             call()
         except Exception as error:  # noqa: BLE001 - whatever it raises is its refusal
-            outcome = Outcome(True, type(error).__name__, str(error).strip(), _changes(optimizer, before))
+            outcome = Outcome(True, type(error).__name__, said(error).strip(), _changes(optimizer, before))
         return outcome, [str(w.message) for w in caught]
 
 

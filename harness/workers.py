@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import torch
 
 from stepcheck.harness import evidence, ledger
-from stepcheck.harness.campaign import Campaign, Settings, patience, tell
+from stepcheck.harness.campaign import Campaign, Settings, first_patience, patience, tell
 from stepcheck.harness.checks import Finding
 from stepcheck.harness.ledger import Entry
-from stepcheck.harness.processes import Silence, begin_child, end, end_of, forks, quiet
+from stepcheck.harness.processes import Silence, begin_child, cores, end, end_of, forks, quiet
 from stepcheck.harness.stream import Recorder, Stream
 from stepcheck.harness.subjects import Subject, UsageError, resolve
 from stepcheck.harness.trace import Trace, loads
@@ -58,6 +58,8 @@ class _Job:
     diary: Path | None
     recorder: Recorder
     silence: Silence = field(default_factory=Silence)
+    begun: bool = False
+    """Whether its first life, which may take longer, is over."""
     found: list[Divergence] = field(default_factory=list)
     seen: dict[tuple[str, str], Divergence] = field(default_factory=dict)
     """What was seen and is not shrunk yet, by check and cause."""
@@ -81,7 +83,10 @@ def run(
     Raises:
         UsageError: a subject turns out to be no optimizer.
     """
-    warm_up()
+    if settings.at_once and all(s.explicit for s in subjects):
+        torch.set_num_threads(1)  # a class may need nothing of what warming up imports
+    else:
+        warm_up()
     gc.freeze()  # workers need not look through all that was imported for garbage
     try:
         if not forks():
@@ -93,7 +98,7 @@ def run(
 
 def slots() -> int:
     """How many workers run at a time."""
-    return (os.cpu_count() or 1) if forks() else 1
+    return cores() if forks() else 1
 
 
 def warm_up() -> None:
@@ -197,7 +202,8 @@ class _Pool:
             if not self._hear(n, job):
                 self._died(n, job)
         for n, job in list(self.jobs.items()):
-            if job.silence.look(job.process) > patience(job.subject) + _SILENCE_SECONDS:
+            limit = (patience if job.begun else first_patience)(job.subject, self.settings)
+            if job.silence.look(job.process) > limit + _SILENCE_SECONDS:
                 job.process.kill()
                 self._died(n, job, hangs=True)
 
@@ -212,6 +218,7 @@ class _Pool:
         except (EOFError, OSError):
             return False
         if kind == "progress":
+            job.begun |= payload[0] > 0
             self.listener.progress(job.subject, *payload)
         elif kind == "found":
             job.found.append(payload)
@@ -299,14 +306,17 @@ def replay(subjects: Sequence[Subject], settings: Settings, stream: Stream | Non
     """
     checked = {s.spec.name for s in subjects if s.name.startswith("torch:")}
     names = {s.name for s in subjects}
-    played = []
-    warm_up()
+    played: list[Replayed] = []
+    if not checked:
+        return played  # even to know whom an entry is about, torch imports its compiler
     for entry in ledger.LEDGER.values():
         subject = entry.subject
         # A costly subject is played only where it was asked for.
         wanted = subject.name in names if subject.cost > _CHEAP else subject.spec.name in checked
         if not wanted or subject.unsupported or entry.saved.check not in settings.checks or entry.seen_here is False:
             continue
+        if not played:
+            warm_up()
         played.append(_replay(entry, subject))
         if stream is not None:
             stream.write("ledger", played[-1].to_json())
@@ -405,10 +415,10 @@ def _work(
     begin_child(parent)
     gc.set_threshold(50_000)  # traces leave little garbage that is not freed at once
     told = time.monotonic()
-    lives, sent = 0, set[tuple[str, str]]()
+    lives, begun, sent = 0, False, set[tuple[str, str]]()
 
     def progress(done: int, planned: int) -> None:
-        nonlocal told, lives
+        nonlocal told, lives, begun
         # Shrinking may take minutes, and begins when a hundred lives were played: what was seen by then is not lost with this process.
         for key in [*campaign.suspects][:_MOST_SEEN]:
             if key not in sent:
@@ -417,7 +427,8 @@ def _work(
         if done > lives and campaign.shrunk:
             pipe.send(("settled", set(campaign.shrunk)))
         lives = done
-        if time.monotonic() - told > _HEARTBEAT_SECONDS:
+        if time.monotonic() - told > _HEARTBEAT_SECONDS or (done and not begun):
+            begun = done > 0
             told = time.monotonic()
             pipe.send(("progress", (done, planned)))
 

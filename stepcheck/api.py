@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stepcheck.harness import store
+from stepcheck.harness import dynamo, store
 from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
 from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.defaults import PATIENCE
 from stepcheck.harness.report import describe
 from stepcheck.harness.subjects import ANY_CLASS, Profile, Subject, UsageError, class_subject
 from stepcheck.harness.trace import DTYPES
@@ -70,6 +72,8 @@ def check_optimizer(
     dtypes: Sequence[str] = (),
     only: Sequence[str] = (),
     profile: Profile = ANY_CLASS,
+    first: bool = False,
+    patience: float | None = None,
     out: str | Path = store.DEFAULT_FOLDER,
 ) -> Report:
     """Check an optimizer class, or a factory, against the reference named ``like``.
@@ -82,16 +86,19 @@ def check_optimizer(
         dtypes: parameter dtypes, such as ``("bfloat16",)``; float32 and float64 by default.
         only: names of the checks to ask; all by default.
         profile: what is known of its arithmetic; by default any order of operations in the parameter's dtype.
+        first: stop at the first divergence, and tell it at once.
+        patience: seconds after which a life hangs; 20 by default. The first may take five times as long.
         out: folder for the traces and scripts of divergences.
 
     Raises:
         UsageError: ``like``, a dtype or a check does not exist, or ``optimizer`` is no optimizer.
     """
-    return _check(
-        class_subject(optimizer, like, profile=profile),
-        Settings(seed, examples, None, tuple(dtypes), tuple(only)),
-        Path(out),
-    )
+    if patience is not None and not 0 < patience < math.inf:
+        raise UsageError(f"patience={patience!r} is no number of seconds; give one above 0, or None for {PATIENCE:.0f}")
+    if first:
+        dynamo.late()
+    settings = Settings(seed, examples, None, tuple(dtypes), tuple(only), at_once=first, patience=patience)
+    return _check(class_subject(optimizer, like, profile=profile), settings, Path(out))
 
 
 def _check(subject: Subject, settings: Settings, folder: Path) -> Report:

@@ -314,6 +314,9 @@ def _forget(files: Iterable[Path]) -> None:
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same traces."
 )
 @click.option("--seconds", type=_Seconds(0, min_open=True), help="Time for the whole run, instead of --examples.")
+@click.option("--first", is_flag=True, help="Of each subject, tell the first divergence at once, and look for no more.")
+@click.option("--patience", type=_Seconds(0, min_open=True),
+              help=f"A life that takes longer hangs (default {defaults.PATIENCE:.0f} s; the first may take five times as long).")  # fmt: skip
 @click.option("--dtype", "dtypes", type=_Names("DTYPE", _dtypes), multiple=True, help="Parameters of this dtype alone.")
 @click.option("--only", type=_Names("CHECK", _checks), multiple=True, help="Ask this check alone.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
@@ -332,6 +335,8 @@ def check(
     examples: int | None,
     seed: int,
     seconds: float | None,
+    first: bool,
+    patience: float | None,
     dtypes: tuple[str, ...],
     only: tuple[str, ...],
     json_file: Path | None,
@@ -346,6 +351,10 @@ def check(
     """
     from stepcheck.harness.campaign import Settings
 
+    if first:
+        from stepcheck.harness import dynamo
+
+        dynamo.late()
     with _fresh({"--json": json_file, "--junit": junit_file, "--markdown": markdown_file}):
         chosen = _chosen(subjects, like, dtypes)
         each = None
@@ -358,7 +367,8 @@ def check(
         summary_file = Path(os.environ["GITHUB_STEP_SUMMARY"]) if os.environ.get("GITHUB_STEP_SUMMARY") else None
         _writable(summary_file, "GITHUB_STEP_SUMMARY", mode="a")
         files = (json_file, junit_file, markdown_file, summary_file)
-        return _checked(list(chosen.values()), Settings(seed, examples, each, dtypes, only), out, *files)
+        settings = Settings(seed, examples, each, dtypes, only, at_once=first, patience=patience)
+        return _checked(list(chosen.values()), settings, out, *files)
 
 
 def _chosen(subjects: Sequence[str], like: str | None, dtypes: Sequence[str]) -> dict[str, Subject]:

@@ -38,7 +38,7 @@ SCHEMA = 1
 #: What a check asserts that knows no numbers of a witness: the event alone is enough.
 _WITHOUT_WITNESS = (
     "completes", "refuses-invalid", "hooks-run-once", "failed-step", "skipped-step", "dicts-unchanged", "loaded-state-apart",
-    "random-state",
+    "random-state", "settings-kept",
 )  # fmt: skip
 
 

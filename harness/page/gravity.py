@@ -51,6 +51,7 @@ OF_CHECK = {
     "dicts-unchanged": "lax",
     "loaded-state-apart": "lax",
     "random-state": "wrong",
+    "settings-kept": "wrong",
 }
 
 

@@ -632,6 +632,63 @@ class Reseeds:
         super().walk()
 
 
+class SeedsPython:
+    """Seeds Python's generator, to be reproducible."""
+
+    def walk(self):
+        random.seed(0)
+        super().walk()
+
+
+class SeedsNumPy:
+    """Seeds NumPy's generator, to be reproducible."""
+
+    def walk(self):
+        np.random.seed(0)  # noqa: NPY002 - the generator of everybody
+        super().walk()
+
+
+class SetsDefaultDtype:
+    """Computes in double precision, and lets everybody."""
+
+    def walk(self):
+        torch.set_default_dtype(torch.float64)
+        super().walk()
+
+
+class TurnsGradientsOff:
+    """Turns gradients off, and not on again."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        torch.set_grad_enabled(False)
+        return loss
+
+
+class AsksForDeterminism:
+    """Asks for deterministic algorithms, of everybody."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+class TakesThreads:
+    """Sets the number of threads, of everybody."""
+
+    def walk(self):
+        torch.set_num_threads(3)
+        super().walk()
+
+
+class WritesDefaults:
+    """Decays the learning rate of its own defaults: groups that are added later begin with it."""
+
+    def walk(self):
+        super().walk()
+        self.defaults["lr"] *= 0.5
+
+
 class DrawsFromPython:
     """Draws from Python's generator."""
 
@@ -742,6 +799,10 @@ FAULTS = {
         MarksDictionary: ("dicts-unchanged",),
         Reseeds: ("random-state",),
         DrawsFromPython: ("random-state",),
+        SeedsPython: ("random-state",),
+        SetsDefaultDtype: ("settings-kept",),
+        AsksForDeterminism: ("settings-kept",),
+        WritesDefaults: ("settings-kept",),
         FillsInZeros: ("between-steps",),
         CountsNamed: ("completes",),
     },
@@ -770,6 +831,9 @@ FAULTS = {
         PicklesWithoutCount: ("save-load-continue",),
         RoundsStochastically: ("random-state",),
         DrawsFromNumPy: ("random-state",),
+        SeedsNumPy: ("random-state",),
+        TurnsGradientsOff: ("settings-kept",),
+        TakesThreads: ("settings-kept",),
         ClearsFirstGroup: ("between-steps",),
         SingleState: _AGREEMENT,
     },

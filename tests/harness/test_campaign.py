@@ -1,10 +1,12 @@
 """Campaigns: the seed decides everything, counts are honest, what fails is made small."""
 
+import signal
 import time
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis.internal.conjecture import providers
 
 from stepcheck.harness import campaign as campaigns
 from stepcheck.harness import workers
@@ -116,10 +118,101 @@ def test_a_failing_life_is_shrunk_to_what_it_needs():
 
 
 def test_a_subject_that_hangs_is_judged(monkeypatch):
-    monkeypatch.setattr(campaigns, "TRACE_SECONDS", 2.0)
-    result = campaign(class_subject(Hangs, "SGD"), examples=None, seconds=2.0)
+    monkeypatch.setattr(campaigns, "TRACE_SECONDS", 0.3)
+    result = campaign(class_subject(Hangs, "SGD"), examples=200)
     assert result.verdict == "fail"
-    assert [(d.check, d.cause) for d in result.divergences] == [("completes", "hangs")]
+    # One hang is no end of the campaign; a second one is.
+    assert [(d.check, d.cause, d.found_in) for d in result.divergences] == [("completes", "hangs", 2)]
+    assert result.tallies["agreement"].ran > 0
+
+
+class SlowAtFirst(torch.optim.SGD):
+    """Compiles in its first step."""
+
+    compiled = False
+
+    def step(self, closure=None):
+        if not SlowAtFirst.compiled:
+            time.sleep(1.0)
+            SlowAtFirst.compiled = True
+        return super().step(closure)
+
+
+def test_the_first_life_may_take_longer(monkeypatch):
+    subject = class_subject(SlowAtFirst, "SGD")
+    for patience, hangs in ((0.5, False), (0.1, True)):
+        monkeypatch.setattr(SlowAtFirst, "compiled", False)
+        found = campaign(subject, examples=3, patience=patience, first=True).tallies["completes"]
+        assert found.looked
+        looking = Campaign(subject, Settings(examples=3, patience=patience, first=True))
+        monkeypatch.setattr(SlowAtFirst, "compiled", False)
+        looking.run()
+        assert (("completes", "hangs") in looking.suspects) == hangs
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer")
+def test_a_timer_that_somebody_set_is_given_back_with_what_is_left_of_it():
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(time.monotonic()))
+    start = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 100.0, 7.0)
+    try:
+        campaign(SGD, examples=3)
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+        assert 0 < left < 100.0
+        assert left == pytest.approx(100.0 - (time.monotonic() - start), abs=0.5)
+        assert interval == 7.0
+        # One that should have rung while a life was played rings after it.
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with campaigns._time_limit(5.0):
+            time.sleep(0.1)
+            assert not rung
+        time.sleep(0.05)
+        assert len(rung) == 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_at_once_the_first_divergence_is_told_short():
+    result = campaign(class_subject(IgnoresMaximize, "SGD"), examples=200, at_once=True)
+    (divergence,) = result.divergences
+    assert result.traces < 40
+    assert divergence.found_in == 1
+    assert len(divergence.script.splitlines()) <= 60
+
+
+def test_at_once_nothing_less_is_asked_of_what_conforms():
+    every, soon = (campaign(SGD, examples=60, at_once=at_once) for at_once in (False, True))
+    assert {t.check for t in every.tallies.values() if t.ran} == {t.check for t in soon.tallies.values() if t.ran}
+    assert soon.traces == 60
+
+
+class AsksForDeterminism(torch.optim.SGD):
+    def __init__(self, params, lr=1e-3, momentum=0.0):
+        super().__init__(params, lr, momentum)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def test_what_a_constructor_sets_is_told_and_set_back():
+    found = campaign(class_subject(AsksForDeterminism, "SGD"), examples=10).divergences
+    assert [(d.check, d.cause) for d in found] == [("settings-kept", "deterministic algorithms")]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+#: As many bytes each as Hypothesis draws for a page of lives.
+KEYS = (b"as many bytes as a key of a page", b"these are just as many bytes too")
+
+
+def test_constants_in_somebodys_modules_are_no_part_of_the_seed(monkeypatch):
+    # Hypothesis takes the modules where somebody stands for theirs, and so this one.
+    monkeypatch.setattr(providers, "_get_local_constants", lambda: providers.Constants(bytes=KEYS))
+    drawing = Campaign(SGD, Settings())
+    drawing.decode = lambda data, essential: data
+    with_constants = list(drawing._draw(0, 100))
+    monkeypatch.setattr(providers, "_get_local_constants", providers.Constants)
+    monkeypatch.setattr(providers, "CONSTANTS_CACHE", type(providers.CONSTANTS_CACHE)(1024))
+    assert list(drawing._draw(0, 100)) == with_constants
 
 
 def test_a_subject_that_returns_nan_is_judged():
@@ -128,7 +221,7 @@ def test_a_subject_that_returns_nan_is_judged():
     assert {"agreement", "no-gradient", "closure"} >= {d.check for d in result.divergences} >= {"agreement"}
 
 
-@pytest.mark.skipif(not hasattr(signal := __import__("signal"), "SIGKILL"), reason="workers fork on POSIX alone")
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="workers fork on POSIX alone")
 def test_a_subject_that_kills_its_process_takes_nobody_with_it():
     crashes, fine = workers.run([class_subject(Crashes, "SGD"), SGD], Settings(examples=60), workers.Listener())
     assert fine.verdict == "known"

@@ -1,16 +1,17 @@
 """The player records what happened, in memory laid out as the trace says."""
 
 import math
+import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness import schedules
+from stepcheck.harness import schedules, settings
 from stepcheck.harness.campaign import findings
 from stepcheck.harness.memory import GUARD, GUARD_ELEMENTS, room, strides
-from stepcheck.harness.play import Player
+from stepcheck.harness.play import Player, _random_state
 from stepcheck.harness.subjects import UsageError, class_subject, resolve
 from stepcheck.harness.trace import (
     CLOSURES,
@@ -922,6 +923,83 @@ def test_reseeding_is_noticed_whatever_the_state_was():
     torch.manual_seed(0)
     recording = Player(class_subject(Reseeds, "SGD"), life(Step({0: ONES}))).play()
     assert [b.check for b in recording.breaches] == ["random-state"]
+
+
+@pytest.mark.parametrize("generator", [random, np.random, torch])
+def test_seeding_is_noticed_where_the_generator_was_just_seeded_the_same(generator):
+    seed = generator.manual_seed if generator is torch else generator.seed
+
+    class Reseeds(torch.optim.SGD):
+        def step(self, closure=None):
+            seed(0)
+            return super().step(closure)
+
+    seed(0)
+    before = _random_state("cpu")
+    recording = Player(class_subject(Reseeds, "SGD"), life(Step({0: ONES}))).play()
+    assert [b.check for b in recording.breaches] == ["random-state"]
+    assert _random_state("cpu") == before
+
+
+SETS = {
+    "default dtype": lambda: torch.set_default_dtype(torch.float64),
+    "default device": lambda: torch.set_default_device("meta"),
+    "deterministic algorithms": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+    "number of threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "grad mode": lambda: torch.set_grad_enabled(False),
+    "autocast": lambda: torch.set_autocast_enabled("cpu", True),
+    "autocast on CUDA": lambda: torch.set_autocast_enabled("cuda", True),
+}
+
+
+@pytest.mark.parametrize("where", ["constructor", "step"])
+@pytest.mark.parametrize("name", SETS)
+def test_a_setting_of_the_process_that_is_left_changed_is_noticed_and_set_back(name, where):
+    class Sets(torch.optim.SGD):
+        def __init__(self, params, lr=1e-3):
+            super().__init__(params, lr)
+            if where == "constructor":
+                SETS[name]()
+
+        def step(self, closure=None):
+            loss = super().step(closure)
+            if where == "step":
+                SETS[name]()
+            return loss
+
+    before = settings.read()
+    subject = class_subject(Sets, "SGD")
+    recording = Player(subject, life(Step({0: ONES}), ZeroGrad(), Step({0: ONES}))).play()
+    events = [None] if where == "constructor" else [0, 2]
+    assert [(b.check, b.cause, b.event) for b in recording.breaches] == [("settings-kept", name, e) for e in events]
+    assert settings.read() == before
+    assert recording.looked["settings-kept"] > 3
+
+
+def test_inference_mode_that_is_left_on_is_set_back():
+    guard = torch.inference_mode()
+    before = settings.read()
+    guard.__enter__()
+    assert settings.read()["inference mode"]
+    settings.write(before)
+    assert settings.read() == before
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_defaults_of_the_optimizer_that_a_step_writes_are_noticed(tensor):
+    class Decays(torch.optim.SGD):
+        def __init__(self, params, lr=1e-3):
+            super().__init__(params, lr)
+            if tensor:
+                self.defaults["lr"] = torch.tensor(lr)
+
+        def step(self, closure=None):
+            self.defaults["lr"] *= 0.5
+            return super().step(closure)
+
+    recording = Player(class_subject(Decays, "SGD"), life(Step({0: ONES}))).play()
+    assert [(b.check, b.cause) for b in recording.breaches] == [("settings-kept", "default lr")]
 
 
 def test_option_that_was_not_given_holds_as_well():

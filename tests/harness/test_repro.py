@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepcheck.harness import repro
+from stepcheck.harness import repro, settings
 from stepcheck.harness.campaign import Campaign, Settings, findings
 from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, Evidence, Finding
 from stepcheck.harness.judge import Deviation, Judge
@@ -335,6 +335,12 @@ TOLD = {
     "chance in between": (wrong.RoundsStochastically, "random-state", (GO, ZeroGrad()), {}),
     "Python's chance": (wrong.DrawsFromPython, "random-state", (GO,), {}),
     "NumPy's chance": (wrong.DrawsFromNumPy, "random-state", (GO,), {}),
+    "Python's seed": (wrong.SeedsPython, "random-state", (GO,), {}),
+    "default dtype": (wrong.SetsDefaultDtype, "settings-kept", (GO,), {}),
+    "gradients off": (wrong.TurnsGradientsOff, "settings-kept", (GO,), {}),
+    "determinism": (wrong.AsksForDeterminism, "settings-kept", (GO,), {}),
+    "threads": (wrong.TakesThreads, "settings-kept", (GO,), {}),
+    "own defaults": (wrong.WritesDefaults, "settings-kept", (GO,), {}),
     "the last group's options": (wrong.LastOptionsForAll, "groups-independent", (ADDED, Step({0: ONE, 1: ONE})), {}),
     "decay of an added group": (wrong.IgnoresAddedDecay, "groups-independent", (ADDED, Step({1: ONE})), {}),
     "small workspace": (wrong.SmallWorkspace, "order-of-parameters", (Step({0: ONE, 1: ONE}),), {"lr": 0.5}),
@@ -381,10 +387,9 @@ def test_script_of_each_finding_of_a_life_fails_for_the_wrong_and_not_for_the_ri
     assert imported(script) - set(sys.stdlib_module_names) <= {"torch", finding_class(script)}
     assert finding.summary in script
     torch.seed()
-    wrong_one, right_one = (
-        run_here(script),
-        run_here(script.replace(".zoo.life", ".zoo.sgd").replace(finding_class(script), "RightSGD")),
-    )
+    with settings.kept():
+        wrong_one = run_here(script)
+    right_one = run_here(script.replace(".zoo.life", ".zoo.sgd").replace(finding_class(script), "RightSGD"))
     assert wrong_one.startswith("AssertionError"), script
     assert bool(right_one) == (kind in OF_TORCH), right_one
 

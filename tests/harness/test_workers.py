@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from stepcheck.harness import campaign, workers
-from stepcheck.harness.processes import Silence
+from stepcheck.harness import campaign, processes, workers
+from stepcheck.harness.processes import Silence, cores
 
 SLOW = """
 import threading
@@ -161,3 +161,27 @@ def test_a_pause_of_the_parent_counts_little(monkeypatch):
         now[0] += jump
         seconds = silence.look(type("Process", (), {"pid": os.getpid()}))
     assert seconds == 4.0
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", 6), ("200000 100000", 2), ("150000 100000", 2), ("5000 100000", 1), ("", 6)]
+)
+def test_as_many_workers_as_this_process_may_use_cores(monkeypatch, tmp_path, quota, expected):
+    told = tmp_path / "cpu.max"
+    told.write_text(f"{quota}\n")
+    monkeypatch.setattr(processes, "_CPU_MAX", told)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    if hasattr(os, "process_cpu_count"):
+        monkeypatch.setattr(os, "process_cpu_count", lambda: 6)
+    assert cores() == workers.slots() == expected
+
+
+def test_without_a_control_group_affinity_decides(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "_CPU_MAX", tmp_path / "none")
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert workers.slots() == 1
+    finally:
+        os.sched_setaffinity(0, before)

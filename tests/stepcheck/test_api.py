@@ -1,5 +1,6 @@
 """The Python door."""
 
+import functools
 import subprocess
 import sys
 
@@ -43,6 +44,78 @@ def test_a_wrong_one_raises_with_life_replay_and_script(tmp_path):
     assert "stepcheck replay" in message
     told = [*report.divergences, *report.result.known]
     assert len(list(tmp_path.rglob("*.py"))) == len(told) > len(report.divergences) >= 1
+
+
+def test_first_is_told_at_once(tmp_path):
+    report = check_optimizer(NoBiasCorrection, like="Adam", first=True, out=tmp_path)
+    assert len(report.divergences) == 1
+    assert report.result.traces < 40
+
+
+@pytest.mark.parametrize("patience", [0, -1.0, float("nan"), float("inf")])
+def test_patience_is_a_number_of_seconds(patience, tmp_path):
+    with pytest.raises(UsageError, match="patience"):
+        check_optimizer(without_foreach, like="SGD", patience=patience, out=tmp_path)
+
+
+class Unsayable(type):
+    def __repr__(cls):
+        raise RuntimeError("it has no repr")
+
+
+class UnsayableError(Exception):
+    def __str__(self):
+        raise RuntimeError("it has no str")
+
+    __repr__ = __str__
+
+
+class Raises(torch.optim.SGD, metaclass=Unsayable):
+    def __repr__(self):
+        raise RuntimeError("it has no repr")
+
+    def step(self, closure=None):
+        raise UnsayableError
+
+
+class ReturnsUnsayable(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        return UnsayableError()
+
+
+class HoldsWhatCannotBePickled(torch.optim.SGD):
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, lr)
+        self.defaults["schedule"] = lambda: lr
+
+
+class StrangelyCalled(torch.optim.SGD):
+    def step(self, closure=None):
+        raise KeyError("always")
+
+
+StrangelyCalled.__qualname__ = 'two\nlines, "quoted"'
+StrangelyCalled.__module__ = None
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "told"),
+    [
+        (Raises, "raises UnsayableError"),
+        (functools.partial(Raises, lr=0.1), "raises UnsayableError"),
+        (ReturnsUnsayable, "returns (UnsayableError that cannot be shown)"),
+        (HoldsWhatCannotBePickled, "pickling the optimizer raises"),
+        (StrangelyCalled, "raises KeyError"),
+    ],
+)
+def test_what_cannot_be_named_shown_or_pickled_is_told_all_the_same(optimizer, told, tmp_path):
+    report = check_optimizer(optimizer, like="SGD", first=True, out=tmp_path)
+    assert report.verdict == "fail"
+    assert not report.result.error
+    with pytest.raises(Divergences) as raised:
+        report.raise_on_divergence()
+    assert told in str(raised.value)
 
 
 def test_what_was_not_checked_is_not_green(tmp_path):

@@ -144,6 +144,45 @@ def test_a_divergence_is_told_with_replay_and_script(divergence):
     assert "budgets" in found["summary"]
 
 
+def test_first_tells_one_divergence_at_once_and_torch_imports_no_compiler(folder):
+    (folder / "own.py").write_text(OWN)
+    told = run(folder, "check", "own:Wrong", "--like", "SGD", "--first", "--json", "first.json", "--out", "first")
+    assert told.returncode == 1, told.stderr
+    assert re.search(r"^own:Wrong fails agreement \[\w+\], in 1 life$", told.stdout, re.MULTILINE)
+    (row,) = json.loads((folder / "first.json").read_text())["subjects"]
+    (one,) = [d for c in row["checks"] for d in c["divergences"] if not d["known"]]
+    assert len(Path(folder, one["repro"]).read_text().splitlines()) < 40
+    assert (folder / "compiler").read_text() == "False"
+
+
+OWN = """
+import sys
+
+import torch
+
+
+class Wrong(torch.optim.Optimizer):
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.add_(p.grad, alpha=-1.01 * group["lr"])
+        with open("compiler", "w") as told:
+            told.write(str("torch._dynamo" in sys.modules))
+        return loss
+"""
+
+
+def test_patience_is_a_number_of_seconds(refuse):
+    for seconds in ("0", "-1", "nan", "inf"):
+        assert "--patience" in refuse("check", "torch:SGD", "--patience", seconds)
+
+
 def test_the_script_fails_by_itself_and_imports_torch_and_the_subject_alone(folder, divergence):
     text = (folder / divergence[0]["repro"]).read_text()
     assert len(text.splitlines()) <= 30
