@@ -894,6 +894,8 @@ class Player:
         if not self.subject.explicit:
             resume.age(self.optimizer, self.subject.spec)
             return
+        if not resume.ages(self.trace):
+            return
         kept = [p.grad for p in self.parameters]
         for p in self.parameters:
             zeros = torch.zeros_like(p).detach()

@@ -545,6 +545,8 @@ class _Writer:
             return [
                 f"for s in optimizer.state.values(): s.update({{k: s[k] + {resume.AGE} for k in {counts} if s.get(k)}})"
             ]
+        if not resume.ages(self.trace):
+            return []
         step = f"optimizer.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "optimizer.step()"
         sparse = ".to_sparse()" if self.subject.spec.sparse == "only" else ""
         return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from stepcheck.harness.trace import Trace
 from stepcheck.reference.spec import Spec
 
 #: Entries of a group that select an implementation, and say nothing of what it computes.
@@ -81,6 +83,13 @@ AGE = 10_000
 #: Steps that somebody's class is let take instead: what else it keeps of its age, and where, is not known. More than an int8 and bfloat16 count,
 #: and no multiple of a period that a rule would have.
 AGED_BY = 307
+#: Elements of all parameters, beyond which that takes too long: there are classes that go through them one by one.
+_AGED_ELEMENTS = 128
+
+
+def ages(trace: Trace) -> bool:
+    """Whether somebody's class is let grow older in a life."""
+    return sum(math.prod(p.shape) for p in trace.parameters) <= _AGED_ELEMENTS
 
 
 def counts(spec: Spec) -> list[str]:
