@@ -63,7 +63,8 @@ def without_others(trace: Trace) -> Iterator[Twin]:
     groups = trace.all_groups
     # What one group does to all, by a scaler, a schedule or a failing step, is right.
     shared = any(isinstance(e, (Schedule, Fail)) or (isinstance(e, Step) and e.scaling) for e in trace.events)
-    if len(groups) < 2 or shared:
+    aged = any(isinstance(e, Reload) and e.dictionary == "aged" for e in trace.events)  # large lives do not grow old
+    if len(groups) < 2 or shared or aged:
         return
     for n, group in enumerate(groups):
         number = {i: k for k, i in enumerate(sorted(group.parameters))}
