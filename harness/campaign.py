@@ -341,9 +341,8 @@ class Campaign:
 
     def _run(self) -> None:
         with process.kept():
-            self.decode = decoder(self.subject, self.dtypes)
-        for _ in self.subject.prepare():
-            self.progress(0, self.settings.examples or 0)  # a sign of life
+            for _ in self.subject.prepare():
+                self.progress(0, self.settings.examples or 0)  # a sign of life
         start = time.perf_counter()
         self.deadline = math.inf if self.settings.seconds is None else start + self.settings.seconds
         planned = self.planned
@@ -351,7 +350,10 @@ class Campaign:
         try:
             # What has played nothing yet: before the first life.
             self.fresh = Fresh(self._tasks, wanted=self._looks_afresh, warm=not self.settings.at_once)
+            # Which options the constructor refuses is tried in a clean process as well, so that this one has seen no optimizer yet.
+            self.subject.refusals.update(self._in_fresh("refusals") or {})
             with process.kept():
+                self.decode = decoder(self.subject, self.dtypes)
                 self._validate()
             while not self._ended():
                 size = _BATCH if planned is None else min(_BATCH, planned - self.result.traces)
@@ -388,6 +390,7 @@ class Campaign:
             "twice": lambda trace: determinism.twice(self.subject, trace),
             "digest": lambda trace: determinism.digest(self.subject, trace),
             "script": repro.run,
+            "refusals": lambda: (decoder(self.subject, self.dtypes), self.subject.refusals)[1],
         }
 
     def _in_fresh(self, task: str, *arguments: Any) -> Any:

@@ -5,22 +5,43 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import multiprocessing
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from stepcheck.harness.processes import forks
 from stepcheck.harness.text import in_one_line, said
 from stepcheck.reference.spec import Hyper, Spec
 
 #: What a constructor raises for an option that it does not support.
 REFUSALS = (ValueError, AssertionError, NotImplementedError, TypeError)
+#: How long it may take to build some of them.
+_TRIED_SECONDS = 30.0
 _NEEDED = ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups")
 _NO_DEFAULT = inspect.Parameter.empty
+
+
+class Closure(NamedTuple):
+    """How a step takes a closure.
+
+    Attributes:
+        taken: it takes one.
+        keyword: by its name alone.
+        required: it takes no step without one.
+    """
+
+    taken: bool
+    keyword: bool = False
+    required: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,7 @@ class Signature:
         constructor_only: those that are not found in a group: what a group says of them has no meaning.
         parameters_only: it takes ``torch.nn.Parameter`` and no other tensors.
         one_group: it takes no more than one group of parameters.
+        closure: how its step takes a closure.
         modes: it has ``train()`` and ``eval()``, and steps in the first.
     """
 
@@ -47,6 +69,7 @@ class Signature:
     constructor_only: frozenset[str] = frozenset()
     parameters_only: bool = False
     one_group: bool = False
+    closure: Closure = field(default_factory=lambda: Closure(taken=True))
     modes: bool = False
 
 
@@ -56,6 +79,54 @@ class UnbuildableError(Exception):
 
 def read(make: Callable[..., Any], spec: Spec) -> Signature:
     """What a class or a factory takes.
+
+    It is tried in a process of its own: a class may keep count of its instances, and then no life in this one would be like the first. Where
+    that process ends early, or does not end, the signature says all that is known; a life will show the rest.
+
+    Raises:
+        UnbuildableError: it does not return an optimizer from a call with one parameter, neither with its own defaults nor with the reference's.
+        TypeError, ValueError: its signature cannot be read.
+    """
+    if not forks() or multiprocessing.current_process().daemon:
+        return tried(make, spec)
+    names, takes_any = keywords(make)
+    named = frozenset(h.name for h in spec.hyper if h.name in names or (takes_any and not h.since))
+    receive, send = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=lambda: send.send(_outcome(make, spec)))
+    with warnings.catch_warnings():  # of threads, of which the child needs none
+        warnings.simplefilter("ignore")
+        process.start()
+    send.close()
+    try:
+        outcome: Signature | str | None = receive.recv() if receive.poll(_TRIED_SECONDS) else Signature(named)
+    except EOFError:
+        outcome = Signature(named)
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(outcome, str):
+        raise UnbuildableError(outcome)
+    return outcome if outcome is not None else Signature(named)
+
+
+def _outcome(make: Callable[..., Any], spec: Spec) -> Signature | str | None:
+    """In the child. Nothing where trying it fails in a way that nobody thought of."""
+    warnings.simplefilter("ignore")
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nobody,
+        contextlib.redirect_stdout(nobody),
+        contextlib.redirect_stderr(nobody),
+    ):
+        try:
+            return tried(make, spec)
+        except UnbuildableError as error:
+            return str(error)
+        except Exception:  # noqa: BLE001
+            return None
+
+
+def tried(make: Callable[..., Any], spec: Spec) -> Signature:
+    """What a class or a factory takes, found out by building some in this process.
 
     Raises:
         UnbuildableError: it does not return from a call with one parameter, neither with its own defaults nor with the reference's.
@@ -68,8 +139,13 @@ def read(make: Callable[..., Any], spec: Spec) -> Signature:
     unlike = {h.name: why for h in named if (why := _another_kind(names.get(h.name, _NO_DEFAULT), h))}
     named = [h for h in named if h.name not in unlike]
     parameter, optimizer, given = _first(make, named)
-    tried = {h.name: _not_taken(make, parameter, h, given, swallowed=takes_any and h.name not in names) for h in named}
-    unlike |= {name: why for name, why in tried.items() if why is not None}
+    refusals = {
+        h.name: _not_taken(
+            make, parameter, h, given, swallowed=takes_any and h.name not in names, conflicts=_conflicts(spec, h)
+        )
+        for h in named
+    }
+    unlike |= {name: why for name, why in refusals.items() if why is not None}
     options = frozenset(h.name for h in named if h.name not in unlike)
     return Signature(
         options=options,
@@ -80,6 +156,7 @@ def read(make: Callable[..., Any], spec: Spec) -> Signature:
         open=frozenset(name for name, default in names.items() if default is None),
         parameters_only=not _builds(make, [torch.ones(2, 2, requires_grad=True)], given),
         one_group=not _builds(make, [{"params": [torch.nn.Parameter(torch.ones(2, 2))]} for _ in range(2)], given),
+        closure=closure_of(optimizer),
         modes=callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)),
     )
 
@@ -170,7 +247,13 @@ def _first(make: Callable[..., Any], named: list[Hyper]) -> tuple[torch.Tensor, 
 
 
 def _not_taken(
-    make: Callable[..., Any], parameter: torch.Tensor, hyper: Hyper, given: Mapping[str, Any], *, swallowed: bool
+    make: Callable[..., Any],
+    parameter: torch.Tensor,
+    hyper: Hyper,
+    given: Mapping[str, Any],
+    *,
+    swallowed: bool,
+    conflicts: bool,
 ) -> str | None:
     """Why an option is not taken as the reference's is, or ``None``; nothing where it is only swallowed with others."""
     value = hyper.default if hyper.default is not None else _another(hyper)
@@ -182,10 +265,15 @@ def _not_taken(
     try:
         optimizer = built(make, [parameter], {**given, hyper.name: _another(hyper)})
     except REFUSALS as error:
-        return f"{type(error).__name__}: {error}" if hyper.is_flag else None
+        return f"{type(error).__name__}: {error}" if hyper.is_flag and not conflicts else None
     except Exception:  # noqa: BLE001 - a fault that lives will show
         return None
     return "" if swallowed and optimizer.param_groups[0].get(hyper.name) != _another(hyper) else None
+
+
+def _conflicts(spec: Spec, hyper: Hyper) -> bool:
+    """Whether another value of an option is refused beside the defaults of the others."""
+    return spec.problem(SimpleNamespace(**{**vars(spec.hyper_values()), hyper.name: _another(hyper)})) is not None
 
 
 def _another(hyper: Hyper) -> Any:
@@ -245,20 +333,6 @@ def inherits(make: Callable[..., Any], method: str) -> bool:
         return isinstance(make, type)
     names = getattr(getattr(own, "__code__", None), "co_names", ())
     return issubclass(make, torch.optim.Optimizer) and {"super", method} <= set(names)
-
-
-class Closure(NamedTuple):
-    """How a step takes a closure.
-
-    Attributes:
-        taken: it takes one.
-        keyword: by its name alone.
-        required: it takes no step without one.
-    """
-
-    taken: bool
-    keyword: bool = False
-    required: bool = False
 
 
 def closure_of(optimizer: Any) -> Closure:

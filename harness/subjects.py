@@ -404,7 +404,9 @@ class Subject:
         apart = [k for k in self.constructor_only for o in groups if o.get(k) != groups[0].get(k)]
         if apart:
             return f"{apart[0]} is no option of a group"
-        return "" if all(map(self.accepts, groups)) else "the constructor refuses these options"
+        # What was not tried so far is not tried here: a life must be the first thing that a class sees.
+        known = (self.refusals.get(self._key(o), "") for o in groups)
+        return next((f"the constructor refuses these options: {why}" for why in known if why), "")
 
     def complete_all(self, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The same for several groups: what is left open in one of them only is said, or it would take what the first one has."""
@@ -428,11 +430,16 @@ class Subject:
         """Whether somebody's constructor takes these options, which are right for the reference; what it takes is no fault of it."""
         if not self.explicit or self.takes is None:
             return True
-        given = {k: (v.value if isinstance(v, Scalar) else v) for k, v in self.complete(options).items()}
-        key = repr(sorted(given.items()))
+        key = self._key(options)
         if key not in self.refusals:
-            self.refusals[key] = self._refusal_of(given)
+            self.refusals[key] = self._refusal_of(self._given(options))
         return not self.refusals[key]
+
+    def _given(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: (v.value if isinstance(v, Scalar) else v) for k, v in self.complete(options).items()}
+
+    def _key(self, options: Mapping[str, Any]) -> str:
+        return repr(sorted(self._given(options).items()))
 
     def _refusal_of(self, given: Mapping[str, Any]) -> str:
         try:
@@ -443,16 +450,10 @@ class Subject:
             return ""
         return ""
 
-    @functools.cached_property
+    @property
     def closure(self) -> Closure:
         """How its step takes a closure."""
-        if not self.explicit:
-            return Closure(taken=True)
-        try:
-            optimizer = signature.built(self.make, [torch.nn.Parameter(torch.ones(2, 2))], self.complete({}))
-        except Exception:  # noqa: BLE001 - a life will show it
-            return Closure(taken=True)
-        return signature.closure_of(optimizer)
+        return Closure(taken=True) if self.takes is None else self.takes.closure
 
     def refuses(self, name: str, value: object) -> bool:
         """Whether a value is a choice of the Spec that its constructor does not know."""

@@ -278,7 +278,8 @@ def test_somebody_s_class_is_given_every_option_everywhere():
 
 def test_a_subject_without_groups_to_add():
     def make(params, lr):
-        return SimpleNamespace(param_groups=[{"params": params, "lr": lr}], state_dict=dict)
+        nothing = dict.fromkeys(("step", "zero_grad", "load_state_dict"))
+        return SimpleNamespace(param_groups=[{"params": params, "lr": lr}], state_dict=dict, **nothing)
 
     found = matrix(subject_of(make, "Adam"))
     assert "AttributeError" in {o.control_failed.split(":")[0] for o in found.values()}
