@@ -95,10 +95,9 @@ def test_the_script_of_state_that_leaks_plays_the_life_twice():
 
 def test_state_that_leaks_is_there_when_its_life_is_replayed():
     (divergence,) = told(LeaksAcrossOptimizers)
-    LeaksAcrossOptimizers.seen = 0  # it is replayed in a process of its own
     LeaksAcrossOptimizers.seen = 0
     subject = class_subject(LeaksAcrossOptimizers, "SGD")
-    shown = [f.summary for f, _ in findings(subject, divergence.trace, divergence.check, (), divergence.summary)]
+    shown = [f.summary for f, _ in findings(subject, divergence.trace, divergence.check, summary=divergence.summary)]
     assert shown == [divergence.summary]
 
 
