@@ -723,7 +723,8 @@ class Player:
     def _zero_grad(self, what: ZeroGrad) -> list[int]:
         """Parameters whose gradient is left."""
         had = [p.grad is not None for p in self.parameters]
-        if not takes_keyword(self.optimizer.zero_grad, "set_to_none"):
+        inherits_it = isinstance(self.optimizer, torch.optim.Optimizer)  # whoever calls one of those may name it
+        if not inherits_it and not takes_keyword(self.optimizer.zero_grad, "set_to_none"):
             self.optimizer.zero_grad()
             return [i for i, p in enumerate(self.parameters) if self._knows(i) and _any(p.grad)]
         self.optimizer.zero_grad(set_to_none=what.set_to_none)

@@ -35,7 +35,7 @@ def life(name, *, events=2, dtype="float64"):
 
 
 #: Of two steps, how many have no formula: eta and mu_product are stored as float32, and a product of 0 may have either sign.
-NOT_ARGUED = {"ASGD": 1, "NAdam": 2, "Rprop": 1}
+NOT_ARGUED = {"ASGD": 1, "NAdam": 2}
 
 
 @pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.elementwise])
