@@ -184,7 +184,7 @@ def test_divergence_is_told_by_a_script_and_a_replay(tmp_path):
     assert "AssertionError" in script.stderr
 
     trace = str(tmp_path / f"{divergence.id}.json")
-    fails = run("-m", "stepcheck", "replay", trace)
+    fails = run("-m", "stepcheck", "replay", trace, "--out", str(tmp_path))
     assert (fails.returncode, fails.stdout.split()[0]) == (1, "FAILS")
     fixed = run("-m", "stepcheck", "replay", trace, "--subject", "stepcheck.harness.zoo.adam:RightAdam")
     assert (fixed.returncode, fixed.stdout.split()[0]) == (0, "FIXED")
