@@ -586,7 +586,7 @@ class Judge:
         value = _slots(item.life.value, item.slots)
         if not self.subject.explicit or not item.numel:
             return value, 0.0
-        unit = FORMATS[item.dtype].unit_roundoff
+        unit, tiny = FORMATS[item.dtype].unit_roundoff, FORMATS[item.dtype].underflow
         error: Array | float = 0.0
         for name, kept in item.life.state.items():
             if name in self.by_name or np.shape(kept) != np.shape(item.life.value) or not np.size(kept):
@@ -594,7 +594,7 @@ class Judge:
             tensor = reals(kept)
             ordinary = np.isfinite(value) & np.isfinite(tensor)
             with np.errstate(all="ignore"):
-                apart, size = np.where(ordinary, np.abs(tensor - value), 0.0), unit * np.abs(value)
+                apart, size = np.where(ordinary, np.abs(tensor - value), 0.0), unit * np.abs(value) + tiny
                 if apart.any() and np.all(apart[ordinary] <= size[ordinary]):
                     return np.where(ordinary, tensor, value), 0.0
                 carry = np.where(ordinary, np.abs(tensor), 0.0)
