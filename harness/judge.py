@@ -580,7 +580,7 @@ class Judge:
     def _precise(self, item: _Item) -> tuple[Array, Array | float]:
         """The parameter before a step, and how far off it may be: somebody's class may keep more of it than its dtype holds.
 
-        A tensor in its state that the parameter is a rounding of is the parameter (master weights); one that is no larger than
+        A tensor in its state that the parameter is a rounding of may be the parameter (master weights); one that is no larger than
         what rounding the parameter loses is what was lost (Kahan's carry), of either sign.
         """
         value = _slots(item.life.value, item.slots)
@@ -596,7 +596,7 @@ class Judge:
             with np.errstate(all="ignore"):
                 apart, size = np.where(ordinary, np.abs(tensor - value), 0.0), unit * np.abs(value) + tiny
                 if apart.any() and np.all(apart[ordinary] <= size[ordinary]):
-                    return np.where(ordinary, tensor, value), 0.0
+                    error = np.maximum(error, apart)  # or the class has begun anew with the rounding
                 carry = np.where(ordinary, np.abs(tensor), 0.0)
                 if carry.any() and np.all(carry[ordinary] <= _CARRIED * size[ordinary]):
                     error = np.maximum(error, carry)
