@@ -777,7 +777,7 @@ def _read(make: Callable[..., Any], spec: Spec, name: str) -> Signature:
     except TypeError as error:
         raise UsageError(
             f"{name} cannot be called with (params, {', '.join(options) or 'no options'}): {error}; "
-            "name a factory function that fills in the rest"
+            "it is no optimizer, or name a factory function that fills in the rest"
         ) from None
     try:
         return signature.read(make, spec)
