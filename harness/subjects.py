@@ -39,6 +39,10 @@ class UsageError(Exception):
     """What the caller asked for does not exist or makes no sense; the message is one line and says how to mend it."""
 
 
+class UnbuiltError(UsageError):
+    """A constructor does not build an optimizer of one parameter."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """The facts about a subject's arithmetic that are its own choice and not an error.
@@ -782,7 +786,7 @@ def _read(make: Callable[..., Any], spec: Spec, name: str) -> Signature:
     try:
         return signature.read(make, spec)
     except signature.UnbuildableError as error:
-        raise UsageError(
+        raise UnbuiltError(
             f"{name}([torch.ones(2, 2, requires_grad=True)]) {error}; expected is an optimizer: a class or factory that is called with "
             "parameters and options; name a factory that fills in the rest"
         ) from None

@@ -547,10 +547,18 @@ def replay(name: str, subject: str | None, out: Path) -> int:
     """
     from stepcheck.harness import replay as again
     from stepcheck.harness import store
+    from stepcheck.harness.subjects import UnbuiltError
 
     path = store.find(name, out)
     saved = store.load(path)
-    who = _player(path, saved, subject, out)
+    try:
+        who = _player(path, saved, subject, out)
+    except UnbuiltError as error:  # its life cannot be lived: that is no use of the command that could be mended
+        about = saved.check or "all checks"
+        _console.print(
+            shown(f"ERROR {subject or saved.subject} {about}: unknown: the constructor: {error}"), markup=False
+        )
+        return UNKNOWN
     outcome = again.replay(who, saved)
     for line in outcome.lines:
         _console.print(shown(f"{outcome.word} {who.name} {line}"), markup=False)
