@@ -44,7 +44,7 @@ from stepcheck.harness.signature import REFUSALS
 from stepcheck.harness.stream import Recorder
 from stepcheck.harness.subjects import Profile, Subject, UsageError
 from stepcheck.harness.trace import AddGroup, Trace
-from stepcheck.harness.twins import FIRST, OTHER, TWINS
+from stepcheck.harness.twins import ADDED, FIRST, OTHER, TWINS
 from stepcheck.harness.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, Life, Result, Tally
 
 _T = TypeVar("_T")
@@ -638,7 +638,7 @@ class Campaign:
         option, _, where = cause.removesuffix(NO_EFFECT).partition(" ")
         if option == "maximize" and ("maximize-mirrors", TWIN) in self.suspects:
             return True
-        if where == OTHER and ("groups-independent", TWIN) in self.suspects:
+        if where in (OTHER, ADDED) and ("groups-independent", TWIN) in self.suspects:
             return True
         first = self.idle.get(f"{option} {FIRST}{NO_EFFECT}")
         return where != FIRST and first is not None and first.shown

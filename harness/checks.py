@@ -103,7 +103,7 @@ def _cause(unset: Unset) -> str:
 def place_of(trace: Trace, group: int, option: str) -> str:
     """The cause that an option of a group would have if it had no effect where a life sets it."""
     later = any(isinstance(e, SetOption) and (e.group, e.option) == (group, option) for e in trace.events)
-    return f"{option} {twins.LATER if later else twins.FIRST if group == 0 else twins.OTHER}{NO_EFFECT}"
+    return f"{option} {twins.place(group, later=later, at_first=len(trace.groups))}{NO_EFFECT}"
 
 
 class Evidence:

@@ -38,7 +38,7 @@ _SHARE = 2.0**-10
 #: And by fewer roundings of the parameter than this.
 _ROUNDINGS = 16
 #: Where an option was set.
-FIRST, OTHER, LATER = "of the first group", "of another group", "set later"
+FIRST, OTHER, ADDED, LATER = "of the first group", "of another group", "of an added group", "set later"
 
 
 @dataclass(frozen=True)
@@ -148,17 +148,24 @@ class Unset:
         group: of which group.
         later: it was set in the course of the life, and is left as it was at first.
         trace: the life.
+        at_first: how many groups it begins with.
     """
 
     option: str
     group: int
     later: bool
     trace: Trace
+    at_first: int = 1
 
     @property
     def where(self) -> str:
         """The place where it was set, which tells one cause from another."""
-        return LATER if self.later else FIRST if self.group == 0 else OTHER
+        return place(self.group, later=self.later, at_first=self.at_first)
+
+
+def place(group: int, *, later: bool, at_first: int) -> str:
+    """Where an option was set."""
+    return LATER if later else FIRST if group == 0 else OTHER if group < at_first else ADDED
 
 
 def unset(trace: Trace) -> Iterator[Unset]:
@@ -169,9 +176,9 @@ def unset(trace: Trace) -> Iterator[Unset]:
             events = tuple(
                 e for e in trace.events if not (isinstance(e, SetOption) and (e.group, e.option) == (n, name))
             )
-            yield Unset(name, n, later=True, trace=replace(trace, events=events))
+            yield Unset(name, n, later=True, trace=replace(trace, events=events), at_first=len(trace.groups))
         for name in sorted(group.options.keys() - changed):
-            yield Unset(name, n, later=False, trace=_without_option(trace, n, name))
+            yield Unset(name, n, later=False, trace=_without_option(trace, n, name), at_first=len(trace.groups))
 
 
 def _without_option(trace: Trace, group: int, name: str) -> Trace:
