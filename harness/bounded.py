@@ -975,7 +975,7 @@ def _auditing(audit: _Audit) -> Iterator[None]:
 
 
 #: What is off before anything is computed.
-GIVEN = "options as the subject may hold them"
+GIVEN = "the options to float32"
 
 
 def terms(evaluate: Callable[[], Bounded]) -> list[tuple[str, float]]:

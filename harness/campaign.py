@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from types import FrameType
@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, configuration
 from hypothesis.internal.conjecture import providers
 
 from stepcheck.harness import defaults, determinism, explain, ledger, repro, shrink, steer, validation
-from stepcheck.harness import settings as process
+from stepcheck.harness import settings as process_settings
 from stepcheck.harness.checks import (
     AFTER,
     CHECKS,
@@ -73,6 +73,8 @@ _TWINNED = 20
 #: Before an option is said to have no effect: lives in which it should, and elements that it should change there.
 _IDLE_LIVES, _IDLE_ELEMENTS = 6, 100
 _REFUSALS = {error.__name__ for error in REFUSALS}
+#: Of these, what says by itself that something is not supported.
+_DECLARED = {"ValueError", "NotImplementedError"}
 #: Subjects that cost more than this are given few lives, of the plainest kinds.
 _COSTLY = 9
 #: The first lives of somebody's class, which are played twice.
@@ -340,7 +342,7 @@ class Campaign:
         return facts | {"missing_options": list(subject.missing_options)} | profile
 
     def _run(self) -> None:
-        with process.kept():
+        with process_settings.kept():
             for _ in self.subject.prepare():
                 self.progress(0, self.settings.examples or 0)  # a sign of life
         start = time.perf_counter()
@@ -352,7 +354,7 @@ class Campaign:
             self.fresh = Fresh(self._tasks, wanted=self._looks_afresh, warm=not self.settings.at_once)
             # Which options the constructor refuses is tried in a clean process as well, so that this one has seen no optimizer yet.
             self.subject.refusals.update(self._in_fresh("refusals") or {})
-            with process.kept():
+            with process_settings.kept():
                 self.decode = decoder(self.subject, self.dtypes)
                 self._validate()
             while not self._ended():
@@ -498,7 +500,7 @@ class Campaign:
         while not self._ended():
             start = time.perf_counter()
             # To see which options it takes, it is constructed, and may change what it must not.
-            with self.clocks.running("draw"), process.kept():
+            with self.clocks.running("draw"), process_settings.kept():
                 candidates = next(drawn, None)
                 if candidates is None:
                     break
@@ -694,8 +696,15 @@ class Campaign:
             listed = Evidence(self.subject, replace(evidence.trace, form="list")).recording.raised
             if listed is None or listed.event is not None:
                 return False  # it refuses the form that the groups are given in, which it must take
+        if raised.kind not in _DECLARED and raised.event is None and self._fails_by_default(evidence.trace):
+            return False  # it does not take these parameters, whatever the options
         self.refusals.append(raised.message)
         return True
+
+    def _fails_by_default(self, trace: Trace) -> bool:
+        """Whether the constructor raises for the same parameters without options as well."""
+        plain = replace(trace, groups=tuple(replace(g, options={}) for g in trace.groups), events=())
+        return Evidence(self.subject, plain).recording.raised is not None
 
     def _count(self, evidence: Evidence, life: Life) -> None:
         judgement = evidence.judgement
@@ -874,6 +883,7 @@ class Campaign:
             told = [f"{name}: {n - u:,} of {n:,}" for name, (n, u) in self.result.fields.items() if "products" in name]
             notes.append(f"where rounding in the matrix products leaves them determined: {'; '.join(told)}")
         notes += [f"unsupported: {check}: {why}" for check, why in self.meaningless.items()]
+        notes += self._of_signature()
         if self.refusals:
             notes.append(
                 f"unsupported: it refuses the options or groups of {len(self.refusals)} lives of {self.result.traces}"
@@ -887,6 +897,31 @@ class Campaign:
         notes += self.validated
         if len(self.ready) > len(self.shrunk):
             notes.append(f"{len(self.ready) - len(self.shrunk)} more kinds of divergence were seen and not shrunk")
+
+    def _of_signature(self) -> list[str]:
+        """What somebody's constructor takes otherwise than the reference, and what it refused when it was tried."""
+        takes, notes = self.subject.takes, []
+        if takes is None:
+            return []
+        if takes.unlike:
+            notes.append(f"options of the reference's name that are not given: {_listed(takes.unlike)}")
+        if takes.others:
+            notes.append(f"options that the reference does not have, left as they are: {', '.join(takes.others)}")
+        if takes.defaults:
+            default = vars(self.subject.spec.hyper_values())
+            told = ", ".join(f"{k}={default[k]!r} (its own: {v!r})" for k, v in sorted(takes.defaults.items()))
+            notes.append(f"its defaults differ from the reference's, which are passed instead: {told}")
+        refused = [why for why in self.subject.refusals.values() if why]
+        if refused:
+            why = "; ".join(sorted(set(refused))[:3])
+            notes.append(
+                f"unsupported: the constructor refuses {len(refused)} of {len(self.subject.refusals)} sets of options ({why})"
+            )
+        return notes
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} ({value})" for name, value in sorted(values.items()))
 
 
 def tell(

@@ -21,7 +21,6 @@ from stepcheck.harness.trace import (
     AddGroup,
     Event,
     Fail,
-    Group,
     Reload,
     Schedule,
     ScheduleStep,
@@ -29,6 +28,7 @@ from stepcheck.harness.trace import (
     Step,
     Trace,
 )
+from stepcheck.harness.twins import without
 from stepcheck.harness.verdict import Divergence
 
 #: Plays a life on a subject; ``None`` where it makes no sense or hangs.
@@ -107,10 +107,7 @@ def _ending(trace: Trace) -> tuple[type[Event] | None, str, bool]:
 
 def _without_option(trace: Trace, option: str) -> Trace:
     """The life in which an option is neither given nor changed."""
-
-    def rest(group: Group) -> Group:
-        return replace(group, options={k: v for k, v in group.options.items() if k != option})
-
+    rest = functools.partial(without, option)
     events: list[Event] = []
     for event in trace.events:
         if isinstance(event, SetOption) and event.option == option:

@@ -182,14 +182,19 @@ def unset(trace: Trace) -> Iterator[Unset]:
 
 
 def _without_option(trace: Trace, group: int, name: str) -> Trace:
-    def left_out(g: Group) -> Group:
-        return replace(g, options={k: v for k, v in g.options.items() if k != name})
-
     if group < len(trace.groups):
-        return replace(trace, groups=tuple(left_out(g) if n == group else g for n, g in enumerate(trace.groups)))
+        groups = (without(name, g) if n == group else g for n, g in enumerate(trace.groups))
+        return replace(trace, groups=tuple(groups))
     added = trace.all_groups[group]
-    events = (AddGroup(left_out(e.group)) if isinstance(e, AddGroup) and e.group is added else e for e in trace.events)
+    events = (
+        AddGroup(without(name, e.group)) if isinstance(e, AddGroup) and e.group is added else e for e in trace.events
+    )
     return replace(trace, events=tuple(events))
+
+
+def without(option: str, group: Group) -> Group:
+    """A group in which an option is not given."""
+    return replace(group, options={k: v for k, v in group.options.items() if k != option})
 
 
 def visibly_apart(trace: Trace, mine: Recording, theirs: Recording) -> int:
@@ -260,19 +265,21 @@ def _compare_step(
     life = mine.lives[index]
     before, got = reals(life.value), reals(life.value_after)
     expected = reals(theirs.lives[there].value_after)
-    same = np.array_equal(got, expected, equal_nan=True)
-    if same:
-        return int(((got != before) & np.isfinite(got)).sum()), None, True  # what did not move shows nothing
     allowed = _rounding(before, got, expected, trace.parameters[index].dtype)
+    with np.errstate(all="ignore"):
+        # An element that moves by less than that could not have been told apart, whatever became of it.
+        telling = int((np.isfinite(got) & (np.abs(got - before) > allowed)).sum())
+    if np.array_equal(got, expected, equal_nan=True):
+        return telling, None, True
     with np.errstate(all="ignore"):
         apart = np.where(np.isfinite(got) & np.isfinite(expected), np.abs(got - expected) / allowed, 0.0)
     at = int(apart.argmax())
     if not apart[at] > 1:
-        return got.size, None, False
+        return telling, None, False
     shape = in_reals(trace.parameters[index].shape, trace.parameters[index].dtype)
     where = tuple(int(n) for n in np.unravel_index(at, shape)) if shape else ()
     numbers = float(got[at]), float(expected[at]), float(allowed[at]), float(apart[at])
-    return got.size, Deviation(mine.event, index, PARAMETER, where, *numbers), False
+    return telling + 1, Deviation(mine.event, index, PARAMETER, where, *numbers), False
 
 
 def _rounding(before: Array, got: Array, expected: Array, dtype: str) -> Array:

@@ -94,8 +94,9 @@ class Undecayed(Signum):
 class Drawing(Signum):
     """Not deterministic: no two lives are alike, so that no two can be compared."""
 
-    def rate(self, group, n, k):
-        return group["lr"] * (1 + random.SystemRandom().random())
+    def update(self, p, group, n, k):
+        super().update(p, group, n, k)
+        p.mul_(1 + random.SystemRandom().random())
 
 
 def failing(make, like="SGD", examples=60):
@@ -131,7 +132,7 @@ def test_a_broken_invariant_is_seen_where_the_formula_is_another(make, check):
 def test_what_no_two_lives_can_show_is_unknown():
     _, result = failing(Drawing)
     verdicts = {name: result.tallies[name].verdict for name in ("groups-independent", "order-of-parameters")}
-    assert set(verdicts.values()) <= {"unknown", "pass"}  # a step below the last bit is the same, whatever was drawn
+    assert set(verdicts.values()) == {"unknown"}
 
 
 def skewed(make):
@@ -150,13 +151,20 @@ def skewed(make):
     return type(f"Skewed{make.__name__}", (make,), {"step": step})
 
 
+#: Parameters do not show it: it keeps the momentum of the turned gradient, which a formula of one's own may do.
+UNSEEN = ("TurnsUpdateSGD",)
 NAMED = [
-    f for f in FAULTS if set(f.checks) <= INVARIANTS and f.checks and f.like not in ("LBFGS", "Muon", "SparseAdam")
+    f
+    for f in FAULTS
+    if f.checks
+    and set(f.checks) <= INVARIANTS
+    and f.like not in ("LBFGS", "Muon", "SparseAdam")
+    and f.make.__name__ not in UNSEEN
 ]
 
 
-#: What shows where two rare things come together: an option of a group that is added, or ``maximize`` beside a weight decay.
-RARE = [f for f in NAMED if f.make.__name__.startswith(("IgnoresAdded", "TurnsUpdate"))]
+#: What shows where two rare things come together: an option, and a group that is added.
+RARE = [f for f in NAMED if f.make.__name__.startswith("IgnoresAdded")]
 
 
 @pytest.mark.parametrize("fault", [pytest.param(f, id=f.name) for f in NAMED if f not in RARE])
