@@ -96,7 +96,7 @@ class Drawing(Signum):
 
     def update(self, p, group, n, k):
         super().update(p, group, n, k)
-        p.mul_(1 + random.SystemRandom().random())
+        p.add_(random.SystemRandom().random())
 
 
 def failing(make, like="SGD", examples=60):
