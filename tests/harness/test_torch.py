@@ -74,7 +74,7 @@ def test_every_entry_is_shown_by_a_script_without_stepcheck(entry):
     said = workers.in_child(lambda: _said(text), 120)
     # What is raised by torch is named in a comment of the script; what is wrong is an assertion.
     kind = said.partition(":")[0]
-    assert kind == "AssertionError" or (entry.saved.check == "completes" and f"# {kind} in " in text), said
+    assert kind == "AssertionError" or (entry.saved.check == "completes" and f" raises {kind}: " in text), said
 
 
 def _said(text):
