@@ -770,6 +770,24 @@ def class_subject(
     )
 
 
+def asked_for(subject: Subject, *, sparse: bool, tensor_lr: bool) -> Subject:
+    """Somebody's class with what it is not given unasked: whether it takes that is its author's to say.
+
+    Args:
+        sparse: sparse gradients.
+        tensor_lr: learning rates that are tensors.
+
+    Raises:
+        UsageError: its reference gives sparse gradients no meaning; or it has no option ``lr``.
+    """
+    if sparse and not subject.spec.sparse:
+        known = ", ".join(name for name, spec in SPECS.items() if spec.sparse)
+        raise UsageError(f"{subject.name}: {subject.spec.name} gives sparse gradients no meaning; {known} do")
+    if tensor_lr and "lr" not in subject.options:
+        raise UsageError(f"{subject.name}: it has no option lr that could be a tensor")
+    return replace(subject, sparse=sparse or subject.sparse, tensor_lr=tensor_lr or subject.tensor_lr)
+
+
 def _read(make: Callable[..., Any], spec: Spec, name: str) -> Signature:
     try:
         names, _ = signature.keywords(make)

@@ -14,7 +14,7 @@ from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
 from stepcheck.harness.checks import CHECKS
 from stepcheck.harness.defaults import PATIENCE
 from stepcheck.harness.report import describe
-from stepcheck.harness.subjects import ANY_CLASS, Profile, Subject, UsageError, class_subject
+from stepcheck.harness.subjects import ANY_CLASS, Profile, Subject, UsageError, asked_for, class_subject
 from stepcheck.harness.trace import DTYPES
 from stepcheck.harness.verdict import Divergence, Result
 
@@ -74,6 +74,8 @@ def check_optimizer(
     profile: Profile = ANY_CLASS,
     first: bool = False,
     patience: float | None = None,
+    sparse: bool = False,
+    tensor_lr: bool = False,
     out: str | Path = store.DEFAULT_FOLDER,
 ) -> Report:
     """Check an optimizer class, or a factory, against the reference named ``like``.
@@ -88,17 +90,20 @@ def check_optimizer(
         profile: what is known of its arithmetic; by default any order of operations in the parameter's dtype.
         first: stop at the first divergence, and tell it at once.
         patience: seconds after which a life hangs; 20 by default. The first may take five times as long.
+        sparse: give it sparse gradients as well, where its reference gives them a meaning.
+        tensor_lr: give it learning rates that are tensors as well.
         out: folder for the traces and scripts of divergences.
 
     Raises:
-        UsageError: ``like``, a dtype or a check does not exist, or ``optimizer`` is no optimizer.
+        UsageError: ``like``, a dtype or a check does not exist, ``optimizer`` is no optimizer, or its reference gives no meaning to what is asked for.
     """
     if patience is not None and not 0 < patience < math.inf:
         raise UsageError(f"patience={patience!r} is no number of seconds; give one above 0, or None for {PATIENCE:.0f}")
     if first:
         dynamo.late()
     settings = Settings(seed, examples, None, tuple(dtypes), tuple(only), at_once=first, patience=patience)
-    return _check(class_subject(optimizer, like, profile=profile), settings, Path(out))
+    subject = asked_for(class_subject(optimizer, like, profile=profile), sparse=sparse, tensor_lr=tensor_lr)
+    return _check(subject, settings, Path(out))
 
 
 def _check(subject: Subject, settings: Settings, folder: Path) -> Report:

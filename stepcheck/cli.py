@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import groupby
@@ -318,6 +318,8 @@ def _forget(files: Iterable[Path]) -> None:
 @click.option("--patience", type=_Seconds(0, min_open=True),
               help=f"A life that takes longer hangs (default {defaults.PATIENCE:.0f} s; the first may take five times as long).")  # fmt: skip
 @click.option("--dtype", "dtypes", type=_Names("DTYPE", _dtypes), multiple=True, help="Parameters of this dtype alone.")
+@click.option("--sparse", is_flag=True, help="Give somebody's class sparse gradients as well.")
+@click.option("--tensor-lr", is_flag=True, help="Give somebody's class learning rates that are tensors as well.")
 @click.option("--only", type=_Names("CHECK", _checks), multiple=True, help="Ask this check alone.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @click.option("--junit", "junit_file", type=click.Path(dir_okay=False, path_type=Path), help="Write them as JUnit XML.")
@@ -338,6 +340,8 @@ def check(
     first: bool,
     patience: float | None,
     dtypes: tuple[str, ...],
+    sparse: bool,
+    tensor_lr: bool,
     only: tuple[str, ...],
     json_file: Path | None,
     junit_file: Path | None,
@@ -357,6 +361,8 @@ def check(
         dynamo.late()
     with _fresh({"--json": json_file, "--junit": junit_file, "--markdown": markdown_file}):
         chosen = _chosen(subjects, like, dtypes)
+        if sparse or tensor_lr:
+            chosen = _asked_for(chosen, sparse=sparse, tensor_lr=tensor_lr)
         each = None
         if seconds is not None:
             from stepcheck.harness.workers import slots
@@ -381,6 +387,17 @@ def _chosen(subjects: Sequence[str], like: str | None, dtypes: Sequence[str]) ->
     if dtypes and not any(set(dtypes) & set(s.dtypes) for s in chosen.values()):
         raise UsageError(f"--dtype {dtypes[0]}: {_named(chosen)} not take it; stepcheck list says what each takes")
     return chosen
+
+
+def _asked_for(chosen: Mapping[str, Subject], **asked: bool) -> dict[str, Subject]:
+    """Somebody's classes with what they are not given unasked."""
+    from stepcheck.harness.subjects import UsageError, asked_for
+
+    if not any(s.explicit for s in chosen.values()):
+        raise UsageError(
+            "--sparse and --tensor-lr are for somebody's class; torch and fast are given both where they take them"
+        )
+    return {name: asked_for(s, **asked) if s.explicit else s for name, s in chosen.items()}
 
 
 def _checked(
