@@ -36,6 +36,7 @@ from stepcheck.harness.checks import (
 )
 from stepcheck.harness.clocks import Clocks
 from stepcheck.harness.consequences import ROOTS, Consequences
+from stepcheck.harness.dialects import Dialects
 from stepcheck.harness.features import features
 from stepcheck.harness.fresh import Fresh
 from stepcheck.harness.generate import ESSENTIALS, PAGE, PAGES, decoder
@@ -306,6 +307,9 @@ class Campaign:
         """Lives that were ended because the subject was still busy."""
         self.twinned: Counter[str] = Counter()
         """Lives in which the class was asked by second lives, for each check."""
+        self.varied: set[str] = set()
+        """Options that had another value than the default."""
+        self.dialects = Dialects(subject, lambda: self.progress(self.result.traces, settings.examples or 0))
         self.lacks: set[str] = set()
         """Abilities that the subject turned out not to have."""
         self.enough = math.inf
@@ -378,6 +382,9 @@ class Campaign:
             self.result.error = f"{type(error).__name__}: {error}"
         finally:
             self.fresh.close()
+        if self.subject.explicit:
+            self.result.varied = sorted(self.varied & self.subject.options)
+            self._tell_dialect()
         self._note()
 
     @property
@@ -540,7 +547,11 @@ class Campaign:
         if self._refused(evidence):
             life.end = REFUSED
             return
+        self.varied.update(name for options in trace.given_options for name in options)
         self._look_at_all(evidence, life)
+        deviates = any(life.number in s.lives for (check, _), s in self.suspects.items() if check == "agreement")
+        if deviates or not evidence.judgement.deviations:
+            self.dialects.keep(evidence.recording, evidence.judgement, deviates=deviates)
         if "agreement" in result.tallies:
             self._count(evidence, life)
         if self.settings.at_once and self.ready:
@@ -830,6 +841,15 @@ class Campaign:
         self.found(divergence)
         self.recorder.divergence(divergence, replaces)
 
+    def _tell_dialect(self) -> None:
+        """Tell with the first deviation whether another convention accounts for all of them."""
+        tally = self.result.tallies.get("agreement")
+        if tally is not None and tally.divergences:
+            told = self.dialects.told(thoroughly=not self.settings.stops)
+            tally.divergences[0].life += told
+            if told:
+                self._tell(tally.divergences[0])
+
     def _tell_known(self, key: tuple[str, str]) -> None:
         """What the ledger explains is told by the ledger's own life if it shows it here as well, else by the one seen."""
         check, name = key
@@ -906,7 +926,9 @@ class Campaign:
         if takes.unlike:
             notes.append(f"options of the reference's name that are not given: {_listed(takes.unlike)}")
         if takes.others:
-            notes.append(f"options that the reference does not have, left as they are: {', '.join(takes.others)}")
+            notes.append(
+                f"options that the reference does not have, left as they are: {', '.join(sorted(takes.others))}"
+            )
         if takes.defaults:
             default = vars(self.subject.spec.hyper_values())
             told = ", ".join(f"{k}={default[k]!r} (its own: {v!r})" for k, v in sorted(takes.defaults.items()))

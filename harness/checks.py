@@ -671,11 +671,17 @@ def maximize_mirrors(evidence: Evidence) -> Iterator[Finding]:
     yield from _answered(evidence, "maximize-mirrors")
 
 
+def _without_options(subject: Subject) -> str:
+    # Whoever has options of other names has some, and nothing is known of them.
+    own = subject.takes is not None and subject.takes.others
+    return "" if subject.options or own else "it has no options"
+
+
 @_register(
     "option-effect",
     "Does an option that is set, in a group or later, have its effect?",
     lambda e: 0 if not e.recording.steps else len(e.effects) if e.needs_twins else sum(map(len, e.trace.given_options)),
-    lambda subject: "" if subject.options else "it has no options",
+    _without_options,
 )
 def option_effect(evidence: Evidence) -> Iterator[Finding]:
     yield from _explained(evidence, "option-effect")

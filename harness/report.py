@@ -14,6 +14,7 @@ import torch
 
 from stepcheck.harness import ledger, store
 from stepcheck.harness.verdict import VALIDATION, Divergence, Result
+from stepcheck.reference import SPECS
 
 
 def describe(divergence: Divergence, folder: Path) -> list[str]:
@@ -114,6 +115,11 @@ def unsupported(result: Result, check: str) -> str:
 def asked(r: Result) -> str:
     """How many checks had something to look at, of how many."""
     return f"{sum(t.ran > 0 for t in r.tallies.values())}/{len(r.tallies)}"
+
+
+def varied(r: Result) -> str:
+    """How many of the reference's options had several values, of how many; nothing where all have, as in torch's own modes."""
+    return "" if r.varied is None else f"{len(r.varied)}/{len(SPECS[r.like].hyper)}"
 
 
 def ratio(r: Result) -> str:

@@ -51,7 +51,7 @@ class Signature:
     Attributes:
         options: names of the reference's options that it takes.
         unlike: options that have the name of one of the reference's and are something else, and why.
-        others: options that the reference does not have.
+        others: options that the reference does not have, with their defaults, in its order.
         defaults: its own defaults, where they differ from the reference's.
         open: those whose default is ``None``.
         constructor_only: those that are not found in a group: what a group says of them has no meaning.
@@ -63,7 +63,7 @@ class Signature:
 
     options: frozenset[str]
     unlike: Mapping[str, str] = field(default_factory=dict)
-    others: tuple[str, ...] = ()
+    others: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     open: frozenset[str] = frozenset()
     constructor_only: frozenset[str] = frozenset()
@@ -150,7 +150,7 @@ def tried(make: Callable[..., Any], spec: Spec) -> Signature:
     return Signature(
         options=options,
         unlike={name: why for name, why in unlike.items() if why},
-        others=tuple(sorted(names.keys() - hypers.keys() - {_first_name(make)})),
+        others={k: v for k, v in names.items() if k not in hypers and k != _first_name(make)},
         defaults={k: v for k, v in names.items() if k in hypers and k not in unlike and _differs(v, hypers[k].default)},
         constructor_only=frozenset(name for name in options if name not in optimizer.param_groups[0]),
         open=frozenset(name for name, default in names.items() if default is None),

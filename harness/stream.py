@@ -302,6 +302,7 @@ def _result_out(result: Result) -> dict[str, Any]:
         "planned": {t.check: t.planned for t in result.tallies.values()},
         "unsupported": {t.check: t.unsupported for t in result.tallies.values()},
         "notes": result.notes,
+        "varied": result.varied,
         "found_in": [[d.id, d.entry, d.found_in] for d in (*result.divergences, *result.known)],
         "seconds": result.seconds,
         "shrink_seconds": result.shrink_seconds,
@@ -615,6 +616,7 @@ class _Fold:
             if traces != result.traces:
                 self._problem(f"{result.subject}: of {traces} lives, {traces - result.traces} are missing at the end")
             result.notes, result.seconds, result.shrink_seconds = notes, seconds, shrink_seconds
+            result.varied = None if d.value.get("varied") is None else d.texts("varied")
             subject.ended = True
         result.error = d.text("error", "")
 

@@ -165,6 +165,8 @@ class Result:
     meaningless: dict[str, str] = field(default_factory=dict)
     """Why some checks cannot be asked of this subject."""
     notes: list[str] = field(default_factory=list)
+    varied: list[str] | None = None
+    """Of somebody's class, the reference's options that had another value than the default in some life."""
     error: str = ""
     """Why the verdict is unknown, where the harness itself failed."""
     traces: int = 0

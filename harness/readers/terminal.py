@@ -50,9 +50,10 @@ def show(run: Run, folder: Path, console: Console) -> None:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """One row a subject: verdict, how many checks ran, how much was compared, the worst ratio and where."""
+    """One row a subject: verdict, how many checks ran, of somebody's class how many options, how much was compared, the worst ratio and where."""
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for title, justify in (("subject", "left"), ("verdict", "left"), ("checks", "right"), ("traces", "right"),
+    options = [("options", "right")] if any(r.varied is not None for r in results) else []
+    for title, justify in (("subject", "left"), ("verdict", "left"), ("checks", "right"), *options, ("traces", "right"),
                            ("elements", "right"), ("undetermined", "right"), ("worst r", "right"), ("where", "left")):  # fmt: skip
         made.add_column(title, justify=justify, no_wrap=title != "where")  # type: ignore[arg-type]
     for r in results:
@@ -62,6 +63,7 @@ def table(results: Sequence[Result]) -> Table:
             escape(shown(r.subject)),
             f"[{colour}]{r.verdict}[/]",
             report.asked(r),
+            *([report.varied(r)] if options else []),
             str(r.traces),
             f"{r.elements:,}",
             share,

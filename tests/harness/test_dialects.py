@@ -1,0 +1,181 @@
+"""Of a class that follows another convention, the report says which; of a wrong one it says none."""
+
+import math
+
+import pytest
+import torch
+
+from stepcheck.harness import campaign
+from stepcheck.harness.campaign import Campaign, Settings
+from stepcheck.harness.subjects import class_subject
+
+
+@pytest.fixture(autouse=True)
+def _as_seen(monkeypatch):
+    """What lives are made of is of no interest here: they are left as they were drawn."""
+    monkeypatch.setattr(campaign, "_ATTEMPTS", 1)
+
+
+class _Written(torch.optim.Optimizer):
+    """An optimizer that is one function of a parameter, its gradient, its state and its group."""
+
+    def __init__(self, params, defaults, rule):
+        self.rule = rule
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.rule(p, p.grad, self.state[p], group)
+        return loss
+
+
+def adam(divisor=None, decay="added", first="plain", corrects=True, wrong=False):
+    """A class of Adam. Divisor of the average of squares, its correction and eps."""
+
+    def rule(p, g, state, group):
+        if not state:
+            state["step"] = 0
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        state["step"] += 1
+        t, (beta1, beta2), lr = state["step"], group["betas"], group["lr"]
+        if decay == "added":
+            g = g + group["weight_decay"] * p
+        elif decay == "decoupled":
+            p.mul_(1 - lr * group["weight_decay"])
+        else:
+            p.mul_(1 - group["weight_decay"])
+        correction1, correction2 = 1 - beta1**t, 1 - beta2**t
+        if first == "debiased":
+            state["exp_avg"].mul_(1 - beta1 ** (t - 1))
+        state["exp_avg"].mul_(beta1).add_(g, alpha=1 - beta1)
+        if first == "debiased":
+            state["exp_avg"].div_(correction1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        if not corrects:
+            correction1 = correction2 = 1.0
+        m = state["exp_avg"] if first == "debiased" else state["exp_avg"] / correction1
+        v = state["exp_avg_sq"]
+        below = (v / correction2).sqrt() + group["eps"] if divisor is None else divisor(v, correction2, group["eps"])
+        p.sub_(lr * m / below * (1.5 if wrong else 1))
+
+    class Adam(_Written):
+        def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+            super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, rule)
+
+    return Adam
+
+
+def rmsprop(params, lr=1e-2, alpha=0.99, eps=1e-8, momentum=0.0):
+    """RMSprop as TensorFlow has it."""
+
+    def rule(p, g, state, group):
+        if not state:
+            state["square_avg"], state["momentum_buffer"] = torch.ones_like(p), torch.zeros_like(p)
+        state["square_avg"].mul_(group["alpha"]).addcmul_(g, g, value=1 - group["alpha"])
+        update = group["lr"] * g / (state["square_avg"] + group["eps"]).sqrt()
+        p.sub_(state["momentum_buffer"].mul_(group["momentum"]).add_(update))
+
+    return _Written(params, {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum}, rule)
+
+
+def sgd(start):
+    """SGD with the learning rate in its momentum, or a momentum that starts at zero."""
+
+    def rule(p, g, state, group):
+        scale = group["lr"] if start == "lr" else 1.0
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        state["momentum_buffer"].mul_(group["momentum"]).add_(g, alpha=(1 - group["dampening"]) * scale)
+        p.sub_(state["momentum_buffer"] * (group["lr"] / scale if scale else 0.0))
+
+    def make(params, lr=1e-3, momentum=0.9, dampening=0.0):
+        return _Written(params, {"lr": lr, "momentum": momentum, "dampening": dampening}, rule)
+
+    def undamped(params, lr=1e-3, momentum=0.9):
+        return _Written(params, {"lr": lr, "momentum": momentum, "dampening": 0.0}, rule)
+
+    return undamped if start == "lr" else make
+
+
+def _counting(p, g, state, group):
+    if not state:
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+    t, (beta1, beta2) = group.get("taken", 0) + 1, group["betas"]
+    state["exp_avg"].mul_(beta1).add_(g, alpha=1 - beta1)
+    state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    below = (state["exp_avg_sq"] / (1 - beta2**t)).sqrt() + group["eps"]
+    p.sub_(group["lr"] / (1 - beta1**t) * state["exp_avg"] / below)
+
+
+class OfTheGroup(_Written):
+    """Adam whose count is the group's."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps}, _counting)
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for group in self.param_groups:
+            group["taken"] = group.get("taken", 0) + 1
+        return loss
+
+
+def other_names(params, learning_rate=0.01, beta1=0.8, beta2=0.99, epsilon=1e-6):
+    return adam()(params, learning_rate, (beta1, beta2), epsilon)
+
+
+@pytest.mark.parametrize(
+    ("make", "like", "words"),
+    [
+        (adam(lambda v, c, eps: (v.sqrt() + eps) / math.sqrt(c)), "Adam", "eps beside the root of the average before"),
+        (adam(lambda v, c, eps: (v / c + eps).sqrt()), "Adam", "eps inside the root, beside the corrected average"),
+        (adam(lambda v, c, eps: (v + eps).sqrt() / math.sqrt(c)), "Adam", "eps inside the root, beside the average before"),
+        (adam(decay="decoupled"), "Adam", "weight decay decoupled"),
+        (adam(decay="unscaled"), "Adam", "not scaled by lr"),
+        (adam(), "AdamW", "weight decay added to the gradient"),
+        (adam(first="debiased"), "Adam", "an exp_avg that is kept debiased"),
+        (adam(corrects=False), "Adam", "no bias correction"),
+        (adam(lambda v, c, eps: (v / c + eps).sqrt(), decay="decoupled"), "Adam", "decoupled from the gradient, p - lr * weight_decay * p, and eps inside"),
+        (rmsprop, "RMSprop", "eps inside the root, and averages of squares that start at 1, and lr inside the momentum"),
+        (sgd("lr"), "SGD", "lr inside the momentum"),
+        (sgd("zero"), "SGD", "a momentum that starts at 0"),
+        (OfTheGroup, "Adam", "a step that is counted for the whole group"),
+        (other_names, "Adam", "lr=0.01 (learning_rate?), betas=(0.8, 0.99) (beta1, beta2?), eps=1e-06 (epsilon?)"),
+    ],
+)  # fmt: skip
+def test_the_convention_is_told_in_one_line(make, like, words):
+    told = _told(make, like)
+    assert told.startswith("another convention? Judged once more, "), told
+    assert words in told
+
+
+@pytest.mark.parametrize("make", [adam(wrong=True), adam(lambda v, c, eps: (v / c).sqrt() + 2 * eps)])
+def test_of_a_wrong_class_none_is_told(make):
+    assert "another convention" not in _told(make, "Adam")
+
+
+def test_what_may_be_called_otherwise_is_asked():
+    def wrong(params, learning_rate=0.01):
+        return adam(wrong=True)(params, learning_rate)
+
+    told = _told(wrong, "Adam")
+    assert told.startswith("judged with lr=0.001, betas=(0.9, 0.999), eps=1e-08")
+    assert told.endswith("is it called something else there as learning_rate?")
+
+
+def test_a_right_class_is_told_nothing():
+    result = Campaign(class_subject(adam(), "Adam", "tests:Adam"), Settings(examples=20, only=("agreement",))).run()
+    assert result.verdict == "pass"
+
+
+def _told(make, like):
+    result = Campaign(class_subject(make, like, "tests:Class"), Settings(examples=30, only=("agreement",))).run()
+    assert result.verdict == "fail"
+    return result.divergences[0].life[-1]
