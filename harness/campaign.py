@@ -395,7 +395,10 @@ class Campaign:
     @property
     def _tasks(self) -> dict[str, Callable[..., Any]]:
         return {
-            "shown": lambda trace, check, times: [self._shown(trace, check) for _ in range(times)][-1],
+            # What the lives before have shown of options is the question's, not the clean process's, which has seen none.
+            "shown": lambda trace, check, times, effective: [
+                self._shown(trace, check, effective) for _ in range(times)
+            ][-1],
             "twice": lambda trace: determinism.twice(self.subject, trace),
             "digest": lambda trace: determinism.digest(self.subject, trace),
             "script": repro.run,
@@ -682,6 +685,7 @@ class Campaign:
             self.settings.checks,
             ledger.explanation,
             clocks=self.clocks,
+            effective=self.effective,
         )
         if plain.trace == evidence.trace or not plain.judgement.deviations:
             return False
@@ -755,7 +759,7 @@ class Campaign:
             return
         twice = finding.cause in (determinism.LEAKS, determinism.CHANCE)
         if not alone:
-            twice = finding.kind in (self._in_fresh("shown", trace, finding.check, 2) or ())
+            twice = finding.kind in (self._shown_afresh(trace, finding.check, 2) or ())
             summary = f"{determinism.LEAKS} of this class: in a process of its own, this life shows nothing; here, {finding.summary}"
             finding = replace(finding, summary=summary)
         divergence = tell(self.subject, trace, finding, suspect.count, twice=twice)
@@ -772,8 +776,13 @@ class Campaign:
         """Whether a life shows a finding where nothing was played before; if that cannot be asked, it does."""
         if finding.cause in (HANGS, determinism.LEAKS, determinism.CHANCE):
             return True
-        shown = self._in_fresh("shown", trace, finding.check, 1)
+        shown = self._shown_afresh(trace, finding.check, 1)
         return shown is None or finding.kind in shown
+
+    def _shown_afresh(self, trace: Trace, check: str, times: int) -> set[str] | None:
+        """What a check finds in a life that a clean process plays so many times, the last time."""
+        shown: set[str] | None = self._in_fresh("shown", trace, check, times, self.effective)
+        return shown
 
     def _twice(self, trace: Trace, cause: str) -> Finding | None:
         place = self._in_fresh("twice", trace)
@@ -822,9 +831,10 @@ class Campaign:
         seen, also = self.suspects[root.check, root.cause], self.suspects[effect.check, effect.cause]
         seen.lives |= also.lives
 
-    def _shown(self, trace: Trace, check: str) -> set[str]:
+    def _shown(self, trace: Trace, check: str, effective: Collection[str] | None = None) -> set[str]:
         """The kinds of what a check finds in a life that the ledger does not explain."""
-        return {f.kind for f in unexplained(self.subject, trace, check, self.settings.checks)}
+        known = self.effective if effective is None else effective
+        return {f.kind for f in unexplained(self.subject, trace, check, self.settings.checks, known)}
 
     def _play(self, subject: Subject, trace: Trace) -> Evidence | None:
         """The evidence of a life; ``None`` where it makes no sense or hangs."""
@@ -833,7 +843,7 @@ class Campaign:
         self.about_to_play(trace)
         try:
             with _time_limit(patience(subject, self.settings)):
-                return Evidence(subject, trace, self.settings.checks, ledger.explanation)
+                return Evidence(subject, trace, self.settings.checks, ledger.explanation, effective=self.effective)
         except _Hang:
             return None
 

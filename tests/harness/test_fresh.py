@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from stepcheck.harness import repro
-from stepcheck.harness.campaign import Campaign, Settings, findings
+from stepcheck.harness.campaign import Campaign, Settings, _Idle, findings
+from stepcheck.harness.checks import place_of
 from stepcheck.harness.fresh import Fresh
 from stepcheck.harness.processes import forks
 from stepcheck.harness.subjects import class_subject
+from stepcheck.harness.trace import Gradient, Group, Parameter, Step, Trace, Values
 from stepcheck.harness.zoo import life, sgd
 
 pytestmark = pytest.mark.skipif(not forks(), reason="there is no clean process where none is forked")
@@ -99,6 +101,25 @@ def test_state_that_leaks_is_there_when_its_life_is_replayed():
     subject = class_subject(LeaksAcrossOptimizers, "SGD")
     shown = [f.summary for f, _ in findings(subject, divergence.trace, divergence.check, summary=divergence.summary)]
     assert shown == [divergence.summary]
+
+
+def decoupled(params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+    """Decays the parameter itself, where the reference adds to the gradient."""
+    return torch.optim.RAdam(params, lr, betas, eps, weight_decay, decoupled_weight_decay=True)
+
+
+def test_a_clean_process_knows_which_options_have_an_effect():
+    """Or what this one tells as a deviation, that one takes for an option without effect, and state would seem to leak."""
+    options = {"weight_decay": 1 / 3, "betas": (0.0009, 1 - 2.0**-20)}
+    parameters = (Parameter((1,), "float32", "contiguous", Values("listed", listed=(1.0,))),)
+    trace = Trace("RAdam", parameters, (Group((0,), options),), (Step({0: Gradient(Values("constant"))}),))
+    campaign = Campaign(class_subject(decoupled, "RAdam"), Settings(examples=1))
+    campaign.fresh = Fresh(campaign._tasks)
+    campaign.idle[place_of(trace, 0, "weight_decay")] = _Idle(effective=True)
+    finding = campaign.recheck(trace, ("agreement", "exp_avg"))
+    assert finding is not None
+    assert campaign._shows_alone(trace, finding)
+    campaign.fresh.close()
 
 
 def test_a_class_that_is_not_deterministic_is_told_so_first():
