@@ -105,11 +105,11 @@ def _other_life(trace: Trace, finding: Finding) -> tuple[Trace, int] | None:
 
 def _two_lives(subject: Subject, trace: Trace, finding: Finding, other: Trace, number: int) -> list[str]:
     """Both lives, and what must be alike in them, or must not."""
-    steps = [n for n, e in enumerate(trace.events) if isinstance(e, Step)].index(finding.event or 0)
-    there = [n for n, e in enumerate(other.events) if isinstance(e, Step)][steps]
+    here, there = ([n for n, e in enumerate(t.events) if isinstance(e, Step)] for t in (trace, other))
+    at = there[here.index(finding.event or 0) - len(here)]  # counted from the end: the other one may begin later
     plain = replace(finding, check="agreement", deviation=None)
     header, one = _Writer(subject, trace, plain).parts(compact=True, argued=False)
-    _, two = _Writer(subject, other, replace(plain, event=there)).parts(compact=True, argued=False)
+    _, two = _Writer(subject, other, replace(plain, event=at)).parts(compact=True, argued=False)
     d = finding.deviation
     if d is None:
         all_of_it = "str([params, [optimizer.state.get(p) for p in params]])"

@@ -30,6 +30,7 @@ from stepcheck.harness.trace import (
     SetOption,
     Step,
     Trace,
+    ZeroGrad,
     in_reals,
 )
 
@@ -50,12 +51,14 @@ class Twin:
         parameters: of parameters of the first life, those of the other that they must be like.
         told: in which life, as the beginning of a sentence, and in which other one.
         first: the first step that can show a difference.
+        begins: the event of the first life with which the other one begins; its steps before have none like them there.
     """
 
     trace: Trace
     parameters: Mapping[int, int]
     told: tuple[str, str]
     first: int = 0
+    begins: int = 0
 
 
 def without_others(trace: Trace) -> Iterator[Twin]:
@@ -68,7 +71,8 @@ def without_others(trace: Trace) -> Iterator[Twin]:
         return
     for n, group in enumerate(groups):
         number = {i: k for k, i in enumerate(sorted(group.parameters))}
-        yield Twin(alone(trace, n), number, ("beside another group", f"alone, in group {n}"))
+        told = ("beside another group", f"alone, in group {n}")
+        yield Twin(alone(trace, n), number, told, begins=_begins(trace, n))
 
 
 def alone(trace: Trace, group: int) -> Trace:
@@ -76,9 +80,19 @@ def alone(trace: Trace, group: int) -> Trace:
     kept = trace.keeping(trace.all_groups[group].parameters)
     if kept.groups:
         return kept
-    added = next(e for e in kept.events if isinstance(e, AddGroup))
-    # It was added later: then it is what the life begins with.
-    return replace(kept, groups=(added.group,), events=tuple(e for e in kept.events if e is not added))
+    at = next(n for n, e in enumerate(kept.events) if isinstance(e, AddGroup))
+    added = kept.events[at]
+    assert isinstance(added, AddGroup)
+    # It was added later: then it is what the life begins with. What the others did before it was there it does not see: who counts the
+    # steps of a group would count those as well.
+    before = (e for e in kept.events[:at] if not isinstance(e, (Step, Fail, ZeroGrad)))
+    return replace(kept, groups=(added.group,), events=(*before, *kept.events[at + 1 :]))
+
+
+def _begins(trace: Trace, group: int) -> int:
+    """The event with which there is a group."""
+    later = (n for n, e in enumerate(trace.events) if isinstance(e, AddGroup) and e.group is trace.all_groups[group])
+    return next(later, 0)
 
 
 def in_reverse(trace: Trace) -> Iterator[Twin]:
@@ -223,11 +237,12 @@ TWINS: dict[str, Callable[[Trace], Iterator[Twin]]] = {
 
 def compare(recording: Recording, twin: Twin, other: Recording) -> tuple[int, Deviation | None]:
     """How many elements of two lives were compared, and the first that differs by more than rounding."""
-    if other.raised is not None or len(other.steps) != len(recording.steps):
+    steps = [step for step in recording.steps if step.event >= twin.begins]
+    if other.raised is not None or len(other.steps) != len(steps):
         return 0, None
     compared = 0
     alike = set(twin.parameters)  # to the bit so far
-    for mine, theirs in zip(recording.steps, other.steps, strict=True):
+    for mine, theirs in zip(steps, other.steps, strict=True):
         for i in sorted(alike):
             count, deviation, same = _compare_step(recording.trace, i, mine, theirs, twin.parameters[i])
             if mine.event >= twin.first:

@@ -8,8 +8,9 @@ import torch
 from stepcheck import check_optimizer
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.checks import CHECKS, Evidence
+from stepcheck.harness.repro import script
 from stepcheck.harness.subjects import class_subject
-from stepcheck.harness.trace import Gradient, Group, Parameter, Reload, Step, Trace, Values
+from stepcheck.harness.trace import AddGroup, Gradient, Group, Parameter, Reload, Step, Trace, Values
 from stepcheck.harness.twins import TWINS
 from stepcheck.harness.zoo.catalogue import FAULTS
 
@@ -77,6 +78,19 @@ class Forgetful(Signum):
         return group["lr"] / self.steps**0.5
 
 
+class OfGroupsAge(Signum):
+    """Right as well: its rate decays with the steps of the group, which the group keeps, whoever has a gradient."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for group in self.param_groups:
+            group["steps"] = group.get("steps", 0) + 1
+        return loss
+
+    def rate(self, group, n, k):
+        return group["lr"] / (1 + group.get("steps", 0)) ** 0.5
+
+
 class Minimizer(Signum):
     """Takes no notice of ``maximize``."""
 
@@ -107,9 +121,10 @@ def failing(make, like="SGD", examples=60):
     return {check for check, _ in campaign.ready}, result
 
 
-def test_a_right_class_with_a_formula_of_its_own_breaks_no_invariant():
+@pytest.mark.parametrize("make", [Signum, OfGroupsAge])
+def test_a_right_class_with_a_formula_of_its_own_breaks_no_invariant(make):
     """And each of them was asked: two lives were compared in each."""
-    failed, result = failing(Signum, examples=120)
+    failed, result = failing(make, examples=120)
     assert failed == {"agreement"}
     assert all(result.tallies[name].looked > 0 for name in INVARIANTS)
 
@@ -127,6 +142,36 @@ def test_a_right_class_with_a_formula_of_its_own_breaks_no_invariant():
 def test_a_broken_invariant_is_seen_where_the_formula_is_another(make, check):
     failed, _ = failing(make, examples=120)
     assert failed == {"agreement", check}
+
+
+class OfTheGroupAdded(Signum):
+    """A group that is added steps with the learning rate of group 0."""
+
+    def rate(self, group, n, k):
+        return self.param_groups[0]["lr"] if n else group["lr"]
+
+
+def added_later():
+    """The life of an added group, which begins after a step of the other one."""
+    p = Parameter((1,), "float32", "contiguous", Values("constant", high=1.0))
+    gradient = Gradient(Values("constant", high=0.5))
+    events = (Step({0: gradient}), AddGroup(Group((1,), {"lr": 0.5})), Step({0: gradient, 1: gradient}))
+    return Trace("SGD", (p, p), (Group((0,), {}),), events)
+
+
+def test_a_group_that_is_added_does_not_see_the_steps_before():
+    evidence = Evidence(class_subject(OfGroupsAge, "SGD"), added_later())
+    assert CHECKS["groups-independent"].looks_at(evidence) > 0
+    assert not list(CHECKS["groups-independent"].find(evidence))
+
+
+def test_the_script_of_a_group_that_is_added_begins_with_it():
+    subject = class_subject(OfTheGroupAdded, "SGD")
+    (finding,) = CHECKS["groups-independent"].find(Evidence(subject, added_later()))
+    text = script(subject, added_later(), finding)
+    assert text.count("optimizer.step()") == 3
+    with pytest.raises(AssertionError, match=r"0\.999\d* is not 0\.5 "):
+        exec(compile(text, "script", "exec"), {})
 
 
 @pytest.mark.parametrize("check", ["groups-independent", "order-of-parameters"])
