@@ -897,9 +897,16 @@ class Campaign:
         limit = patience(self.subject, self.settings)
         for finding in unexplained(self.subject, trace, check, self.settings.checks, self.effective, limit):
             if finding.kind == cause:
-                return finding
+                return None if self._shows_in_row_major(trace, key) else finding
             self.hangs += finding.cause == HANGS
         return None
+
+    def _shows_in_row_major(self, trace: Trace, key: tuple[str, str]) -> bool:
+        """Whether what is told of strides is no fault of strides in this life, which is smaller than that in which it was one."""
+        if key[0] != "agreement" or not key[1].startswith(STRIDED):
+            return False
+        plain = self._play(self.subject, trace.row_major())
+        return plain is not None and bool(plain.judgement.deviations)
 
     def _note(self) -> None:
         for divergence in self.result.divergences:

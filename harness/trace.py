@@ -653,8 +653,16 @@ class Trace:
         )
 
     def row_major(self) -> Trace:
-        """The same life with every parameter and gradient contiguous."""
-        plain = self.with_gradients(lambda i, g: replace(g, layout="contiguous"))
+        """The same life, of the same numbers, with every parameter and gradient contiguous."""
+
+        def contiguous(i: int, g: Gradient) -> Gradient:
+            shape = in_reals(self.parameters[i].shape, self.parameters[i].dtype)
+            if g.layout != "expanded" or not self.parameters[i].shape:
+                return replace(g, layout="contiguous")
+            repeated = np.broadcast_to(g.values.realise(shape)[:1], shape)
+            return replace(g, layout="contiguous", values=Values("listed", listed=tuple(repeated.ravel().tolist())))
+
+        plain = self.with_gradients(contiguous)
         parameters = tuple(replace(p, layout="contiguous", within=None) for p in self.parameters)
         return replace(plain, parameters=parameters)
 

@@ -14,8 +14,9 @@ from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.checks import CHECKS
 from stepcheck.harness.readers.terminal import throughput
 from stepcheck.harness.subjects import class_subject, resolve
-from stepcheck.harness.trace import Step
+from stepcheck.harness.trace import Gradient, Group, Parameter, Step, Trace, Values
 from stepcheck.harness.verdict import Result
+from stepcheck.harness.zoo import adam
 from stepcheck.reference import SPECS
 
 SGD = resolve("torch:SGD[forloop]")[0]
@@ -115,6 +116,17 @@ def test_a_failing_life_is_shrunk_to_what_it_needs():
     assert trace.groups[0].options == {"maximize": True}
     assert isinstance(trace.events[0], Step)
     assert trace.parameters[0].numel == 1
+
+
+@pytest.mark.parametrize(("make", "strides"), [(adam.EpsInsideRoot, False), (adam.WritesToCopyAdamW, True)])
+def test_a_life_that_is_wrong_in_row_major_memory_as_well_shows_no_fault_of_strides(make, strides):
+    """Made smaller, a fault of strides must not become another one that the class has as well."""
+    tiny = Values("listed", listed=(1e-9,) * 4)
+    parameters = (Parameter((2, 2), "float32", "transposed", Values("constant", high=1.0)),)
+    trace = Trace("Adam", parameters, (Group((0,), {}),), (Step({0: Gradient(tiny)}),))
+    campaign = Campaign(class_subject(make, "Adam"), Settings(examples=1))
+    assert campaign._shown(trace, "agreement") == {"strided parameter"}
+    assert (campaign.recheck(trace, ("agreement", "strided parameter")) is not None) == strides
 
 
 def test_a_subject_that_hangs_is_judged(monkeypatch):

@@ -164,6 +164,21 @@ def test_every_drawn_life_is_one_that_the_reference_accepts(trace):
     assert trace.problem(ADAM.spec) is None
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_a_life_in_row_major_memory_is_of_the_same_numbers(dtype):
+    values = Values("quarters", 1, 0.5, 2.0)
+    parameters = (Parameter((3, 2), dtype, "transposed", values), Parameter((), dtype, "contiguous", values))
+    step = Step({n: Gradient(values, "expanded") for n in range(2)})
+    trace = Trace("SGD", parameters, (Group((0, 1), {}),), (step,))
+    plain = trace.row_major()
+    assert {x.layout for x in (*plain.parameters, *(g for _, g in plain.assigned))} == {"contiguous"}
+    (subject,) = resolve("torch:SGD[forloop]")
+    (strided,), (contiguous,) = (Player(subject, t).play().steps for t in (trace, plain))
+    for a, b in zip(strided.lives, contiguous.lives, strict=True):
+        assert np.array_equal(a.gradient, b.gradient)
+        assert np.array_equal(a.value_after, b.value_after)
+
+
 def test_splitmix64_gives_the_published_sequence():
     # The first outputs for seed 0 of the reference implementation, https://prng.di.unimi.it/splitmix64.c
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
