@@ -67,7 +67,7 @@ def without_others(trace: Trace) -> Iterator[Twin]:
     # What one group does to all, by a scaler, a schedule or a failing step, is right.
     shared = any(isinstance(e, (Schedule, Fail)) or (isinstance(e, Step) and e.scaling) for e in trace.events)
     aged = any(isinstance(e, Reload) and e.dictionary == "aged" for e in trace.events)  # large lives do not grow old
-    if len(groups) < 2 or shared or aged:
+    if len(groups) < 2 or shared or aged or trace.form == "mixed":  # which options are keywords depends on all groups
         return
     for n, group in enumerate(groups):
         number = {i: k for k, i in enumerate(sorted(group.parameters))}
@@ -78,6 +78,9 @@ def without_others(trace: Trace) -> Iterator[Twin]:
 def alone(trace: Trace, group: int) -> Trace:
     """The life of one group."""
     kept = trace.keeping(trace.all_groups[group].parameters)
+    if (len(trace.groups) > 1 or not kept.groups) and trace.form != "named":
+        # One group's options would be keywords, and these were in a dictionary; but no dictionary alone gives names.
+        kept = replace(kept, form="dicts")
     if kept.groups:
         return kept
     at = next(n for n, e in enumerate(kept.events) if isinstance(e, AddGroup))

@@ -151,6 +151,25 @@ class OfTheGroupAdded(Signum):
         return self.param_groups[0]["lr"] if n else group["lr"]
 
 
+class HalvesItsKeyword(Signum):
+    """What it is given as a keyword is half of what a group says."""
+
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, lr / 2)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_group_alone_is_given_its_options_as_beside_the_others(added):
+    p = Parameter((1,), "float32", "contiguous", Values("constant", high=1.0))
+    gradient = Gradient(Values("constant", high=0.5))
+    groups = tuple(Group((n,), {"lr": 0.5}) for n in range(3))
+    events = (*(AddGroup(g) for g in groups[2:] if added), Step(dict.fromkeys(range(3 if added else 2), gradient)))
+    trace = Trace("SGD", (p,) * (3 if added else 2), groups[:2], events)
+    evidence = Evidence(class_subject(HalvesItsKeyword, "SGD"), trace)
+    assert not list(CHECKS["groups-independent"].find(evidence))
+    assert CHECKS["groups-independent"].looks_at(evidence) > 0
+
+
 def added_later():
     """The life of an added group, which begins after a step of the other one."""
     p = Parameter((1,), "float32", "contiguous", Values("constant", high=1.0))
