@@ -950,6 +950,9 @@ class Campaign:
             default = vars(self.subject.spec.hyper_values())
             told = ", ".join(f"{k}={default[k]!r} (its own: {v!r})" for k, v in sorted(takes.defaults.items()))
             notes.append(f"its defaults differ from the reference's, which are passed instead: {told}")
+        if takes.constructor_only:
+            told = ", ".join(sorted(takes.constructor_only))
+            notes.append(f"options that its groups do not keep, so they were varied for all groups alike: {told}")
         refused = [why for why in self.subject.refusals.values() if why]
         if refused:
             why = "; ".join(sorted(set(refused))[:3])

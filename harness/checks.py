@@ -200,6 +200,8 @@ class Evidence:
             if not self._has_meaning(twin.trace):
                 continue
             count, deviation = twins.compare(self.recording, twin, self._played(twin.trace))
+            if deviation is not None and twin.otherwise is not None and self._has_meaning(twin.otherwise.trace):
+                count, deviation = twins.compare(self.recording, twin.otherwise, self._played(twin.otherwise.trace))
             if deviation is not None:
                 if not twins.alike(self.recording, self._played(self.trace)):
                     return 0, None  # it does not do the same twice

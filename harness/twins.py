@@ -52,6 +52,7 @@ class Twin:
         told: in which life, as the beginning of a sentence, and in which other one.
         first: the first step that can show a difference.
         begins: the event of the first life with which the other one begins; its steps before have none like them there.
+        otherwise: another life that it may be like as well: it must be unlike both.
     """
 
     trace: Trace
@@ -59,6 +60,7 @@ class Twin:
     told: tuple[str, str]
     first: int = 0
     begins: int = 0
+    otherwise: Twin | None = None
 
 
 def without_others(trace: Trace) -> Iterator[Twin]:
@@ -72,11 +74,18 @@ def without_others(trace: Trace) -> Iterator[Twin]:
     for n, group in enumerate(groups):
         number = {i: k for k, i in enumerate(sorted(group.parameters))}
         told = ("beside another group", f"alone, in group {n}")
-        yield Twin(alone(trace, n), number, told, begins=_begins(trace, n))
+        begins = _begins(trace, n)
+        # Who counts the steps of all groups together has counted those as well that were taken before there was this one.
+        counted = Twin(alone(trace, n, counting=True), number, told) if begins else None
+        yield Twin(alone(trace, n), number, told, begins=begins, otherwise=counted)
 
 
-def alone(trace: Trace, group: int) -> Trace:
-    """The life of one group."""
+def alone(trace: Trace, group: int, *, counting: bool = False) -> Trace:
+    """The life of one group.
+
+    Args:
+        counting: one that was added later takes the steps that were taken before as well, without a gradient.
+    """
     kept = trace.keeping(trace.all_groups[group].parameters)
     if (len(trace.groups) > 1 or not kept.groups) and trace.form != "named":
         # One group's options would be keywords, and these were in a dictionary; but no dictionary alone gives names.
@@ -86,9 +95,8 @@ def alone(trace: Trace, group: int) -> Trace:
     at = next(n for n, e in enumerate(kept.events) if isinstance(e, AddGroup))
     added = kept.events[at]
     assert isinstance(added, AddGroup)
-    # It was added later: then it is what the life begins with. What the others did before it was there it does not see: who counts the
-    # steps of a group would count those as well.
-    before = (e for e in kept.events[:at] if not isinstance(e, (Step, Fail, ZeroGrad)))
+    # It was added later: then it is what the life begins with. What the others did before it was there it does not see.
+    before = (e for e in kept.events[:at] if counting or not isinstance(e, (Step, Fail, ZeroGrad)))
     return replace(kept, groups=(added.group,), events=(*before, *kept.events[at + 1 :]))
 
 

@@ -121,6 +121,20 @@ def failing(make, like="SGD", examples=60):
     return {check for check, _ in campaign.ready}, result
 
 
+class OfItsAge(Signum):
+    """Right as well: its rate decays with its own steps, whatever groups there were."""
+
+    taken = 0
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        self.taken += 1
+        return loss
+
+    def rate(self, group, n, k):
+        return group["lr"] / (1 + self.taken) ** 0.5
+
+
 @pytest.mark.parametrize("make", [Signum, OfGroupsAge])
 def test_a_right_class_with_a_formula_of_its_own_breaks_no_invariant(make):
     """And each of them was asked: two lives were compared in each."""
@@ -178,8 +192,9 @@ def added_later():
     return Trace("SGD", (p, p), (Group((0,), {}),), events)
 
 
-def test_a_group_that_is_added_does_not_see_the_steps_before():
-    evidence = Evidence(class_subject(OfGroupsAge, "SGD"), added_later())
+@pytest.mark.parametrize("make", [OfGroupsAge, OfItsAge])
+def test_a_group_that_is_added_may_see_the_steps_before_or_not(make):
+    evidence = Evidence(class_subject(make, "SGD"), added_later())
     assert CHECKS["groups-independent"].looks_at(evidence) > 0
     assert not list(CHECKS["groups-independent"].find(evidence))
 
