@@ -946,6 +946,11 @@ class Campaign:
             notes.append(
                 f"options that the reference does not have, left as they are: {', '.join(sorted(takes.others))}"
             )
+        if not self.subject.options and self.subject.own_numbers:
+            names = ", ".join(self.subject.own_numbers)
+            notes.append(
+                f"unknown: no option was varied, for none is called as the reference's is ({names}): write a factory that names them so"
+            )
         if takes.defaults:
             default = vars(self.subject.spec.hyper_values())
             told = ", ".join(f"{k}={default[k]!r} (its own: {v!r})" for k, v in sorted(takes.defaults.items()))

@@ -22,6 +22,7 @@ from stepcheck.harness.judge import Deviation, Judge, Judgement
 from stepcheck.harness.memory import Raw, identical
 from stepcheck.harness.play import Player
 from stepcheck.harness.recording import CALLERS_GROUPS, Recording, StepRecord
+from stepcheck.harness.resume import AGED_BY
 from stepcheck.harness.subjects import Subject, can_play, no_such_class, torch_subject
 from stepcheck.harness.trace import (
     Accumulate,
@@ -184,7 +185,9 @@ class Evidence:
         if not self.subject.explicit:
             return False
         open_ = 2 * self.judgement.undetermined > self.judgement.elements
-        return open_ or (bool(self.judgement.deviations) and not self.reported)
+        deviates = bool(self.judgement.deviations) and not self.reported
+        # What a class inherits from torch's, whose fault is known, deviates for that reason in a second life too.
+        return open_ or (deviates and not any(self.known(self, finding) for finding in _deviating(self)))
 
     def twin(self, check: str) -> tuple[int, Finding | None]:
         """How many elements of this life and its twins were compared for a check, and what tells them apart."""
@@ -355,7 +358,8 @@ def _idle(evidence: Evidence) -> int:
 def completes(evidence: Evidence) -> Iterator[Finding]:
     raised = evidence.recording.raised
     if raised is not None:
-        where = "the constructor" if raised.event is None else _event_name(evidence.trace, raised.event)
+        event = "the constructor" if raised.event is None else _event_name(evidence.trace, raised.event)
+        where = f"step(), one of {AGED_BY} with gradients of zeros," if raised.ageing else event
         yield Finding(
             "completes",
             # Not the message: what it quotes, such as a tensor, differs from life to life.
@@ -674,9 +678,7 @@ def maximize_mirrors(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _without_options(subject: Subject) -> str:
-    # Whoever has options of other names has some, and nothing is known of them.
-    own = subject.takes is not None and subject.takes.others
-    return "" if subject.options or own else "it has no options"
+    return "" if subject.options or subject.own_numbers else "it has no options"
 
 
 @_register(

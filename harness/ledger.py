@@ -294,7 +294,12 @@ class Entry:
         if subject.spec.name not in self.optimizers and self.optimizers != _EVERY:
             return False
         if subject.explicit:  # somebody's class: its own faults are its own
-            return bool(self.inherited) and inherits(built or subject.make, self.inherited)
+            of = built or subject.make
+            return (
+                inherits(of, self.inherited)
+                if self.inherited
+                else self.library == "torch" and _steps_as_torch(of, subject.spec.name)
+            )
         return subject.name.partition(":")[0] == self.library
 
     def claims(self, seen: Seen) -> bool:
@@ -312,7 +317,15 @@ class Entry:
 
     def owner(self, evidence: Evidence, finding: Finding) -> str:
         """Whose fault it is, where it is not the subject's own: a mode that a round trip led into, or torch's base class."""
-        return "torch.optim.Optimizer" if evidence.subject.explicit else finding.owner
+        if not evidence.subject.explicit:
+            return finding.owner
+        return "torch.optim.Optimizer" if self.inherited else f"torch.optim.{evidence.subject.spec.name}"
+
+
+def _steps_as_torch(make: Callable[..., Any], name: str) -> bool:
+    """Whether a class derives from torch's of this name, and leaves to it how it is built and steps."""
+    theirs = getattr(torch.optim, name, None)
+    return isinstance(theirs, type) and all(inherits(make, method, theirs) for method in ("__init__", "step"))
 
 
 LEDGER: dict[str, Entry] = {}
@@ -724,7 +737,9 @@ def _(seen: Seen) -> bool:
 
 
 def _steps_without_elements(seen: Seen) -> bool:
-    return any(seen.trace.parameters[i].numel == 0 for i in seen.had_gradient)
+    raised = seen.evidence.recording.raised
+    stepped = range(len(seen.trace.parameters)) if raised is not None and raised.ageing else seen.had_gradient
+    return any(seen.trace.parameters[i].numel == 0 for i in stepped)
 
 
 @_enter(

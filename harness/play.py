@@ -135,6 +135,7 @@ class Player:
         """The event that is being played; none while the optimizer is constructed."""
         self.playing = subject
         self.constructing = False
+        self.ageing = False
         self.keywords: frozenset[str] = frozenset()
         """Options that the constructor was given for all groups."""
         self._closure_of: tuple[type | None, Closure] = None, Closure(taken=False)
@@ -207,7 +208,7 @@ class Player:
             frame = _frame(error)
             told = said(error).strip()
             self.recording.raised = Raised(
-                self.event, type(error).__name__, told, frame, constructing=self.constructing
+                self.event, type(error).__name__, told, frame, constructing=self.constructing, ageing=self.ageing
             )
         self._check_settings()
         self.recording.played_by, self.recording.hyper = self.playing, tuple(self.hyper)
@@ -297,8 +298,7 @@ class Player:
         self.recording.built = type(optimizer)
         inner = (type(v) for v in getattr(optimizer, "__dict__", {}).values() if isinstance(v, torch.optim.Optimizer))
         self.recording.wrapped = next(inner, None)
-        if self.subject.takes is not None and self.subject.takes.modes:
-            optimizer.train()
+        self._train(optimizer)
         for needed in ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups"):
             if not hasattr(optimizer, needed):
                 raise UsageError(
@@ -859,6 +859,11 @@ class Player:
         else:
             self._expect_hooks(f"{method}_pre", f"{method}_post")
 
+    def _train(self, optimizer: Any) -> None:
+        """Put a new optimizer, or a copy of one, into the mode in which it steps, where there are modes."""
+        if self.subject.takes is not None and self.subject.takes.modes:
+            optimizer.train()
+
     def _miscounted(self) -> tuple[str, str]:
         kinds = [k for k in {**self.due, **self.calls} if self.due[k] != self.calls[k]]
         kind = kinds[0] if kinds else ""
@@ -875,6 +880,7 @@ class Player:
             way = what.way if what.way == "copied" or self._has("pickling", self._pickles()) else "copied"
             duplicate = resume.copied if way == "copied" else resume.unpickled
             self.optimizer = duplicate(self.optimizer, self.parameters)
+            self._train(self.optimizer)
             self.hooks.clear()  # whether a copy has them is its own affair
             self.schedule = None
         elif what.way != STAYS:
@@ -902,8 +908,10 @@ class Player:
             zeros = torch.zeros_like(p).detach()
             sparse = self.subject.spec.sparse == "only"
             p.grad = None if not p.requires_grad else zeros.to_sparse() if sparse else zeros
+        self.ageing = True
         for _ in range(resume.AGED_BY):
             self._call_step(lambda: 0.75) if self._closure.required else self.optimizer.step()
+        self.ageing = False
         for p, gradient in zip(self.parameters, kept, strict=True):
             p.grad = gradient
         self.calls.clear()

@@ -103,6 +103,7 @@ class Raised:
         event: index of the event; ``None`` for the construction.
         frame: ``file:function`` of the frame that raised it; empty where a signature refused the call.
         constructing: the constructor was called; at an event, for an optimizer that loads what another saved.
+        ageing: one of the steps was taken that are not recorded, with gradients of zeros.
     """
 
     event: int | None
@@ -110,6 +111,7 @@ class Raised:
     message: str
     frame: str = ""
     constructing: bool = False
+    ageing: bool = False
 
     def __post_init__(self) -> None:
         # It goes into tables, scripts and files, and its author may have thought of none of them.

@@ -496,10 +496,11 @@ class _Writer:
     def _reload(self, event: Reload) -> list[str]:
         if event.way in ("copied", "unpickled"):
             self.hooks = []
+        modes = [self.subject.after] if self.subject.takes is not None and self.subject.takes.modes else []
         if event.way == "copied":
-            return ["import copy", "optimizer = copy.deepcopy(optimizer, {id(p): p for p in params})"]
+            return ["import copy", "optimizer = copy.deepcopy(optimizer, {id(p): p for p in params})", *modes]
         if event.way == "unpickled":
-            return ["import pickle", "params, optimizer = pickle.loads(pickle.dumps((params, optimizer)))"]
+            return ["import pickle", "params, optimizer = pickle.loads(pickle.dumps((params, optimizer)))", *modes]
         aged = self._aged() if event.dictionary == "aged" else []
         if event.way == STAYS:
             return aged

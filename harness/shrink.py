@@ -7,6 +7,7 @@ as one just drawn, and each attempt is a life that makes sense.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -26,6 +27,7 @@ from stepcheck.harness.trace import (
     Step,
     Trace,
     Values,
+    in_reals,
     is_complex,
     plain,
 )
@@ -272,6 +274,7 @@ def _with_parameter(trace: Trace, index: int, parameter: Parameter) -> Trace:
         host = None if p.within is None else parameters[p.within]
         if host is not None and (host.shape, host.dtype, host.layout) != (p.shape, p.dtype, "sliced"):
             parameters[n] = replace(p, within=None)
+    parameters[index] = parameter = replace(parameters[index], values=_as_many(parameter.values, parameter))
     changed = replace(trace, parameters=tuple(parameters))
     return _with_gradients(changed, index, lambda g: _fitted(g, parameter))
 
@@ -283,8 +286,17 @@ def _fitted(gradient: Gradient, parameter: Parameter) -> Gradient:
         layout == "conjugated" and not is_complex(parameter.dtype)
     ):
         layout = "sliced"
-    sparse = None if gradient.sparse is None else gradient.sparse.within(parameter.shape)
-    return replace(gradient, layout=layout, sparse=sparse)
+    if gradient.sparse is not None:
+        return replace(gradient, layout=layout, sparse=gradient.sparse.within(parameter.shape))
+    return replace(gradient, layout=layout, values=_as_many(gradient.values, parameter))
+
+
+def _as_many(values: Values, parameter: Parameter) -> Values:
+    """As many of the values that are written out as a parameter has elements."""
+    count = math.prod(in_reals(parameter.shape, parameter.dtype))
+    if values.recipe != "listed" or len(values.listed) == count:
+        return values
+    return replace(values, listed=tuple(itertools.islice(itertools.cycle(values.listed or (0.0,)), count)))
 
 
 def _with_gradients(trace: Trace, index: int, change: Callable[[Gradient], Gradient]) -> Trace:

@@ -133,6 +133,7 @@ def tried(make: Callable[..., Any], spec: Spec) -> Signature:
         TypeError, ValueError: its signature cannot be read.
     """
     names, takes_any = keywords(make)
+    own = _named(inspect.signature(make))  # what is handed on may get lost on the way
     hypers = {h.name: h for h in spec.hyper}
     # Whoever takes any keyword need not know those that came after it was written.
     named = [h for h in spec.hyper if h.name in names or (takes_any and not h.since)]
@@ -140,9 +141,7 @@ def tried(make: Callable[..., Any], spec: Spec) -> Signature:
     named = [h for h in named if h.name not in unlike]
     parameter, optimizer, given = _first(make, named)
     refusals = {
-        h.name: _not_taken(
-            make, parameter, h, given, swallowed=takes_any and h.name not in names, conflicts=_conflicts(spec, h)
-        )
+        h.name: _not_taken(make, parameter, h, given, swallowed=h.name not in own, conflicts=_conflicts(spec, h))
         for h in named
     }
     unlike |= {name: why for name, why in refusals.items() if why is not None}
@@ -326,13 +325,15 @@ def takes_keyword(method: Callable[..., Any], name: str) -> bool:
     return True
 
 
-def inherits(make: Callable[..., Any], method: str) -> bool:
-    """Whether a method is torch's own, or one that calls it by super()."""
-    own = getattr(make, method, None)
-    if not isinstance(make, type) or own is getattr(torch.optim.Optimizer, method):
-        return isinstance(make, type)
+def inherits(make: Callable[..., Any], method: str, theirs: type = torch.optim.Optimizer) -> bool:
+    """Whether a method is that of torch's base class, or of another class of torch, or one that calls it by super()."""
+    if not isinstance(make, type) or not issubclass(make, theirs):
+        return False
+    own = inspect.unwrap(getattr(make, method))  # torch wraps the step of a class once it is built
+    if own is inspect.unwrap(getattr(theirs, method)):
+        return True
     names = getattr(getattr(own, "__code__", None), "co_names", ())
-    return issubclass(make, torch.optim.Optimizer) and {"super", method} <= set(names)
+    return {"super", method} <= set(names)
 
 
 def closure_of(optimizer: Any) -> Closure:

@@ -430,6 +430,12 @@ class Subject:
         """Options that a group has no use for."""
         return self.takes.constructor_only if self.takes is not None else frozenset()
 
+    @property
+    def own_numbers(self) -> tuple[str, ...]:
+        """Numbers that are options of somebody's class and not, by that name, of the reference."""
+        others = {} if self.takes is None else self.takes.others
+        return tuple(k for k, v in others.items() if isinstance(v, int | float | tuple) and not isinstance(v, bool))
+
     def accepts(self, options: Mapping[str, Any]) -> bool:
         """Whether somebody's constructor takes these options, which are right for the reference; what it takes is no fault of it."""
         if not self.explicit or self.takes is None:

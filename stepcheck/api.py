@@ -59,7 +59,8 @@ class Report:
         if self.result.error:
             told.append(f"unknown: {self.result.error}")
         if unasked:
-            told.append(f"unknown: nothing was there for {', '.join(unasked)} to look at; allow more examples")
+            why = [note for note in self.result.notes if note.startswith("unknown: ")] or ["allow more examples"]
+            told.append(f"unknown: nothing was there for {', '.join(unasked)} to look at; {'; '.join(why)}")
         raise Divergences(f"{self.result.subject} (like {self.result.like}): {self.verdict}\n" + "\n\n".join(told))
 
 

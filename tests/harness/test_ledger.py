@@ -179,6 +179,20 @@ class LoadsBySuper(torch.optim.Adam):
         super().load_state_dict(state_dict)
 
 
+class Steps(torch.optim.Adam):
+    def step(self, closure=None):
+        return None
+
+
+class StepsBySuper(torch.optim.Adam):
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, lr)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        return super().step(closure)
+
+
 def factory(params, lr):
     return torch.optim.Adam(params, lr)
 
@@ -186,7 +200,10 @@ def factory(params, lr):
 def test_somebody_s_class_is_excused_by_what_it_inherits_alone():
     own = Entry("x", "", ("Adam",), ("agreement",), lambda seen: True)
     inherited = replace(own, inherited="load_state_dict")
-    assert not own.concerns(class_subject(torch.optim.Adam, "Adam"))
+    assert own.concerns(class_subject(torch.optim.Adam, "Adam"))
+    assert own.concerns(class_subject(StepsBySuper, "Adam"))
+    assert not own.concerns(class_subject(Steps, "Adam"))
+    assert not own.concerns(class_subject(factory, "Adam"))
     assert inherited.concerns(class_subject(torch.optim.Adam, "Adam"))
     assert not inherited.concerns(class_subject(Loads, "Adam"))
     assert inherited.concerns(class_subject(LoadsBySuper, "Adam"))
@@ -194,6 +211,16 @@ def test_somebody_s_class_is_excused_by_what_it_inherits_alone():
     ours = replace(torch_subject("Adam", "forloop"), name="fast:Adam")
     assert not own.concerns(ours)
     assert not inherited.concerns(ours)
+
+
+def test_a_class_that_steps_as_torchs_is_not_charged_with_what_is_known_of_that():
+    class Derived(torch.optim.Adagrad):
+        pass
+
+    settings = Settings(examples=60, only=("agreement", "groups-independent"))
+    result = Campaign(class_subject(Derived, "Adagrad"), settings).run()
+    assert result.verdict == "pass"
+    assert {d.owner for d in result.known} == {"torch.optim.Adagrad"}
 
 
 def test_known_divergences_pass_and_are_told_by_the_ledger_s_life(tmp_path):

@@ -10,23 +10,24 @@ import torch
 
 @dataclass(frozen=True)
 class Shape:
-    """An optimizer, the one of torch that it computes, and how it is to be asked."""
+    """An optimizer, the one of torch that it computes, how it is to be asked, and whether its options have names that say what they are."""
 
     make: Callable
     like: str
     name: str
     dtypes: tuple = ()
     costly: bool = False
+    named: bool = True
 
 
 SHAPES = []
 
 
-def right(like, *, name=None, dtypes=(), costly=False):
+def right(like, *, name=None, dtypes=(), costly=False, named=True):
     """Keep a class or factory as one that computes what ``torch.optim``'s ``like`` does."""
 
     def keep(make):
-        SHAPES.append(Shape(make, like, name or make.__name__, dtypes, costly))
+        SHAPES.append(Shape(make, like, name or make.__name__, dtypes, costly, named))
         return make
 
     return keep

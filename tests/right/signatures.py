@@ -277,7 +277,7 @@ def lbfgs_short(params, lr=1, max_iter=20, history_size=100):
     )
 
 
-@right("Adam")
+@right("Adam", named=False)
 class Renamed(Base):
     """Names of another framework in its signature, torch's in its groups, and torch's defaults."""
 
@@ -288,7 +288,7 @@ class Renamed(Base):
         adam(p, g, state, group["lr"], group["betas"], group["eps"])
 
 
-@right("AdamW")
+@right("AdamW", named=False)
 class RenamedThroughout(Base):
     """Names of another framework in signature and groups: no torch schedule finds its rate."""
 

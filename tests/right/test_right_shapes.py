@@ -17,8 +17,10 @@ def checked(shape, examples, folder):
         report = check_optimizer(shape.make, shape.like, examples=examples, dtypes=shape.dtypes, out=folder)
     finally:
         logging.disable(logging.NOTSET)
-    report.raise_on_divergence()
-    return report
+    if shape.named or report.divergences:
+        report.raise_on_divergence()
+    # Of options with other names nothing is learned, and that is said.
+    assert report.verdict == ("pass" if shape.named else "unknown"), report.result.notes
 
 
 def test_each_has_a_name_of_its_own():
@@ -28,12 +30,11 @@ def test_each_has_a_name_of_its_own():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_right_shapes_pass(shape, tmp_path):
-    report = checked(shape, 10 if shape.costly else 20, tmp_path)
-    assert report.verdict == "pass", report.result.notes
+    checked(shape, 10 if shape.costly else 20, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_right_shapes_pass_long(shape, tmp_path):
-    assert checked(shape, 200, tmp_path).verdict == "pass"
+    checked(shape, 200, tmp_path)
