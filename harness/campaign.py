@@ -41,6 +41,7 @@ from stepcheck.harness.features import features
 from stepcheck.harness.fresh import Fresh
 from stepcheck.harness.generate import ESSENTIALS, PAGE, PAGES, decoder
 from stepcheck.harness.ledger import Entry
+from stepcheck.harness.processes import queued
 from stepcheck.harness.signature import REFUSALS
 from stepcheck.harness.stream import Recorder
 from stepcheck.harness.subjects import Profile, Subject, UsageError
@@ -127,24 +128,27 @@ class _Hang(BaseException):
 def _time_limit(seconds: float) -> Iterator[None]:
     """Interrupt Python code that runs longer. Code that never returns to the interpreter is beyond it.
 
-    Who is stopped meanwhile, or whose machine sleeps, is rung once for that, however long it takes: a pause is no hang.
+    Who is stopped meanwhile, or whose machine sleeps, is rung once for that, however long it takes: a pause is no hang. Nor is a wait for a
+    processor that others have.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
-    rings = 0
+    each = seconds / _RINGS
+    passed, waited = 0.0, queued()
 
     def ring(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal rings
-        rings += 1
-        if rings >= _RINGS:
+        nonlocal passed, waited
+        before, waited = waited, queued()
+        passed += max(each - (waited - before), 0.0)
+        if passed > seconds - each / 2:
             signal.setitimer(signal.ITIMER_REAL, seconds)  # once more, should it be swallowed
             raise _Hang
 
     before = signal.signal(signal.SIGALRM, ring)
     start = time.monotonic()
-    theirs = signal.setitimer(signal.ITIMER_REAL, seconds / _RINGS, seconds / _RINGS)
+    theirs = signal.setitimer(signal.ITIMER_REAL, each, each)
     try:
         yield
     finally:

@@ -357,7 +357,7 @@ class _Decoder:
         self.eps_unit = units.get("eps", "")
         self.dtypes = tuple(dtypes)
         available = [h for h in spec.hyper if h.name in subject.options]
-        self.accepts = subject.accepts
+        self.accepts, self.leaves_open = subject.accepts, subject.leaves_open
         self.reals = {h.name: self._values_of(subject, h) for h in available}
         if spec.closure:
             self.reals |= {name: (c[0], *_TOLERANCES[name]) for name, c in self.reals.items() if name in _TOLERANCES}
@@ -676,6 +676,8 @@ class _Decoding:
         if problem is not None or self._without_buffers(group, changed) or not self.of.accepts(vars(changed)):
             return None
         if self.spec.sparse_conflict(changed) is not None and self.tables is self.of.tables["sparse"]:
+            return None
+        if name == "max_iter" and self.of.leaves_open(self.groups[group].options):
             return None
         if name in ("max_eval", "max_iter") and (
             _is_derived(changed) or (name == "max_eval" and value in self._derived(group))

@@ -160,12 +160,22 @@ def is_stopped(process: Any) -> bool:
         return False
 
 
+def queued(process_id: int | None = None) -> float:
+    """Seconds in which a process, by default this one, could have run and no processor was free; 0 where the system does not say."""
+    try:
+        waited = Path(f"/proc/{process_id or 'self'}/schedstat").read_text(encoding="ascii").split()[1]
+        return int(waited) * 1e-9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 class Silence:
-    """Seconds since something was heard of a child, without those in which it, or this process, was stopped or asleep."""
+    """Seconds since something was heard of a child, without those in which it, or this process, was stopped, asleep or waited for a processor."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._looked = time.monotonic()
+        self._queued = 0.0
 
     def heard(self) -> None:
         """It is there."""
@@ -173,10 +183,10 @@ class Silence:
 
     def look(self, process: Any) -> float:
         """Nothing was heard: the seconds so far. To be asked for more often than every two seconds."""
-        now = time.monotonic()
+        now, waited = time.monotonic(), queued(process.pid)
         if not is_stopped(process):
-            self.seconds += min(now - self._looked, _LOOK_SECONDS)
-        self._looked = now
+            self.seconds += max(min(now - self._looked, _LOOK_SECONDS) - (waited - self._queued), 0.0)
+        self._looked, self._queued = now, waited
         return self.seconds
 
 

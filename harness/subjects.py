@@ -30,7 +30,7 @@ from stepcheck.harness.formats import (
 )
 from stepcheck.harness.signature import Closure, Signature
 from stepcheck.harness.text import named
-from stepcheck.harness.trace import Scalar, Trace
+from stepcheck.harness.trace import Scalar, SetOption, Trace
 from stepcheck.reference import SPECS, Spec
 from stepcheck.reference.arithmetic import ORDERS
 
@@ -395,8 +395,8 @@ class Subject:
         if not self.explicit:
             return dict(options)
         open_ = self.takes.open if self.takes is not None else frozenset()
-        default = {k: v for k, v in vars(self.spec.hyper_values()).items() if v is not None or k not in open_}
-        return {k: v for k, v in {**default, **options}.items() if k in self.options}
+        given = {**vars(self.spec.hyper_values()), **options}
+        return {k: v for k, v in given.items() if k in self.options and (v is not None or k not in open_)}
 
     def problem(self, trace: Trace) -> str:
         """Why a life that has a meaning has none for somebody's class, or nothing."""
@@ -405,12 +405,19 @@ class Subject:
         groups = [g.options for g in trace.all_groups]
         if self.one_group and len(groups) > 1:
             return "it takes one group"
+        set_later = [groups[e.group] for e in trace.events if isinstance(e, SetOption) and e.option == "max_iter"]
+        if any(map(self.leaves_open, set_later)):
+            return "whether max_eval follows a max_iter that is set later is its own affair"
         apart = [k for k in self.constructor_only for o in groups if o.get(k) != groups[0].get(k)]
         if apart:
             return f"{apart[0]} is no option of a group"
         # What was not tried so far is not tried here: a life must be the first thing that a class sees.
         known = (self.refusals.get(self._key(o), "") for o in groups)
         return next((f"the constructor refuses these options: {why}" for why in known if why), "")
+
+    def leaves_open(self, options: Mapping[str, Any]) -> bool:
+        """Whether somebody's class is left to say what max_eval is; torch's own derives it from max_iter."""
+        return self.explicit and self.spec.closure and options.get("max_eval") is None
 
     def complete_all(self, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The same for several groups: what is left open in one of them only is said, or it would take what the first one has."""

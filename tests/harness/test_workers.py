@@ -156,11 +156,28 @@ def test_who_is_busy_or_waits_hangs():
 def test_a_pause_of_the_parent_counts_little(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(processes, "queued", lambda pid: 0.0)
     silence = Silence()
     for jump in (1.0, 3600.0, 1.0):
         now[0] += jump
         seconds = silence.look(type("Process", (), {"pid": os.getpid()}))
     assert seconds == 4.0
+
+
+def test_who_waits_for_a_processor_does_not_hang(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(processes, "queued", lambda pid: 0.75 * now[0])
+    silence = Silence()
+    for _ in range(8):
+        now[0] += 1.0
+        seconds = silence.look(type("Process", (), {"pid": os.getpid()}))
+    assert seconds == 2.0
+
+
+def test_a_life_that_waits_for_a_processor_is_waited_for(monkeypatch):
+    monkeypatch.setattr(campaign, "queued", time.monotonic)
+    assert campaign.within(0.1, lambda: (time.sleep(0.4), "done")[1]) == "done"
 
 
 @pytest.mark.parametrize(
