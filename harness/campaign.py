@@ -380,6 +380,8 @@ class Campaign:
                     if name in self.meaningless:
                         tally.unsupported = tally.planned
             self._declare_unasked()
+            if self.subject.explicit:
+                self._tell_dialect()
         except UsageError:
             raise
         except Exception as error:  # noqa: BLE001 - a fault of the harness: the verdict is unknown, never green
@@ -388,7 +390,6 @@ class Campaign:
             self.fresh.close()
         if self.subject.explicit:
             self.result.varied = sorted(self.varied & self.subject.options)
-            self._tell_dialect()
         self._note()
 
     @property
