@@ -153,6 +153,7 @@ def sample(kind):
     return [of_kind[n * len(of_kind) // _EACH] for n in range(_EACH)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", CAUGHT_WITHIN_FEW)
 def test_no_class_of_fault_is_caught_less_often(kind):
     kills = [first_kill(f.make, f.like, 1000 + n, examples=FEW) for n, f in enumerate(sample(kind))]

@@ -252,6 +252,7 @@ NAMED = [
 RARE = [f for f in NAMED if f.make.__name__.startswith("IgnoresAdded")]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", [pytest.param(f, id=f.name) for f in NAMED if f not in RARE])
 def test_the_invariants_kill_their_faults_without_a_reference(fault):
     """The formula deviates in every step, so no agreement with the reference can tell."""

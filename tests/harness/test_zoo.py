@@ -46,6 +46,7 @@ def test_right_passes(optimizer, like, tmp_path):
     assert report.verdict == "pass"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("optimizer", "like", "check"),
     [_named(cls, like, check) for like, zoo in WRONG.items() for cls, check in zoo.items()],
