@@ -395,8 +395,10 @@ class Subject:
         if not self.explicit:
             return dict(options)
         open_ = self.takes.open if self.takes is not None else frozenset()
-        given = {**vars(self.spec.hyper_values()), **options}
-        return {k: v for k, v in given.items() if k in self.options and (v is not None or k not in open_)}
+        default = {k: v for k, v in vars(self.spec.hyper_values()).items() if v is not None or k not in open_}
+        given = {k: v for k, v in {**default, **options}.items() if k in self.options}
+        # Of several groups, one that is left open must say so, or it takes what the first has.
+        return {k: v for k, v in given.items() if v is not None or k not in open_} if self.one_group else given
 
     def problem(self, trace: Trace) -> str:
         """Why a life that has a meaning has none for somebody's class, or nothing."""

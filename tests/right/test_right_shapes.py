@@ -30,7 +30,7 @@ def test_each_has_a_name_of_its_own():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_right_shapes_pass(shape, tmp_path):
-    checked(shape, 8 if shape.costly else 12, tmp_path)
+    checked(shape, 10 if shape.costly else 20, tmp_path)
 
 
 @pytest.mark.slow
