@@ -102,7 +102,7 @@ def test_a_request_to_end_is_followed_and_loses_nothing(start, tmp_path, request
     await_(lambda: lives(tmp_path) >= 3)  # no batch has ended, and nothing is shrunk
     there = children(process.pid)
     process.send_signal(request_)
-    printed, told = process.communicate(timeout=60)
+    printed, told = process.communicate(timeout=240)
     assert (process.returncode, told) == (1, "")
     assert "interrupted" in printed
     (subject,) = json.loads((tmp_path / "out.json").read_text())["subjects"]
