@@ -140,8 +140,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
     def ring(_signal: int, _frame: FrameType | None) -> None:
         nonlocal passed, waited
-        before, waited = waited, queued()
-        passed += max(each - (waited - before), 0.0)
+        now = queued()
+        passed, waited = passed + max(each - (now - waited), 0.0), now
         if passed > seconds - each / 2:
             signal.setitimer(signal.ITIMER_REAL, seconds)  # once more, should it be swallowed
             raise _Hang

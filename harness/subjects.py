@@ -797,9 +797,11 @@ def asked_for(subject: Subject, *, sparse: bool, tensor_lr: bool) -> Subject:
     """
     if sparse and not subject.spec.sparse:
         known = ", ".join(name for name, spec in SPECS.items() if spec.sparse)
-        raise UsageError(f"{subject.name}: {subject.spec.name} gives sparse gradients no meaning; {known} do")
+        raise UsageError(
+            f"{subject.name}: {subject.spec.name} gives sparse gradients no meaning, {known} do: ask for none"
+        )
     if tensor_lr and "lr" not in subject.options:
-        raise UsageError(f"{subject.name}: it has no option lr that could be a tensor")
+        raise UsageError(f"{subject.name}: it has no option lr that could be a tensor: name a factory that has one")
     return replace(subject, sparse=sparse or subject.sparse, tensor_lr=tensor_lr or subject.tensor_lr)
 
 

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from stepcheck.reference.spec import HyperValues, Number, Spec, State, Update
+from stepcheck.reference.spec import HyperValues, Number, Spec, State
+
+#: One step of one parameter, as :attr:`Spec.update` is.
+Step = Callable[[Number, Number, State, HyperValues], tuple[Number, State]]
 
 #: Averages of squares that eps stands beside, by their names.
 _SQUARES = ("max_exp_avg_sq", "exp_avg_sq", "square_avg", "sum")
@@ -35,7 +38,7 @@ class Dialect:
     kind: str
     words: str
     of: Callable[[Spec], bool]
-    wrap: Callable[[Update], Update] = lambda update: update
+    wrap: Callable[[Step], Step] = lambda update: update
     initial: Callable[[Spec], dict[str, float]] = lambda _: {}
 
     def applied(self, spec: Spec) -> Spec:
@@ -58,7 +61,7 @@ def dialects(spec: Spec) -> Iterator[Dialect]:
 def with_options(kind: str, words: str, **values: Any) -> Dialect:
     """Other values of options than those that the reference is given."""
 
-    def wrap(update: Update) -> Update:
+    def wrap(update: Step) -> Step:
         return lambda p, g, state, hyper: update(p, g, state, _but(hyper, **values))
 
     return Dialect(kind, words, lambda _: True, wrap)
@@ -81,68 +84,65 @@ def _ascended(g: Number, hyper: HyperValues) -> Number:
     return -g if getattr(hyper, "maximize", False) else g
 
 
-def _decoupled(scaled: bool) -> Callable[[Update], Update]:
+def _decoupled(scaled: bool) -> Callable[[Step], Step]:
     """The parameter shrinks by lr * weight_decay, or by weight_decay itself, and the gradient stays as it is."""
 
-    def wrap(update: Update) -> Update:
+    def wrap(update: Step) -> Step:
         def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
             if hyper.weight_decay != 0:
                 p = p - (hyper.lr * hyper.weight_decay if scaled else hyper.weight_decay) * p
-            return update(p, g, state, _but(hyper, weight_decay=0.0))  # type: ignore[no-any-return]
+            return update(p, g, state, _but(hyper, weight_decay=0.0))
 
         return step
 
     return wrap
 
 
-def _coupled(update: Update) -> Update:
+def _coupled(update: Step) -> Step:
     """The decay is a part of the gradient."""
 
     def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
         g = _ascended(g, hyper) + hyper.weight_decay * p
-        return update(p, g, state, _but(hyper, weight_decay=0.0, maximize=False))  # type: ignore[no-any-return]
+        return update(p, g, state, _but(hyper, weight_decay=0.0, maximize=False))
 
     return step
 
 
-def _eps(of_square: Callable[[Number, Number], Number]) -> Callable[[Update], Update]:
+def _eps(placed: Callable[[Number, Number, Number], Number]) -> Callable[[Step], Step]:
     """Another number beside the root: of eps, the average of squares, and its bias correction."""
 
-    def wrap(update: Update) -> Update:
+    def wrap(update: Step) -> Step:
         def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
             _, after = update(p, g, state, hyper)
             square = next(after[name] for name in _SQUARES if name in after)
             corrected = 1 - hyper.betas[1] ** after["step"] if hasattr(hyper, "betas") else 1.0
-            return update(p, g, state, _but(hyper, eps=of_square(hyper.eps, (square, corrected))))  # type: ignore[no-any-return]
+            return update(p, g, state, _but(hyper, eps=placed(hyper.eps, square, corrected)))
 
         return step
 
     return wrap
 
 
-def _inside_corrected(eps: Number, of: tuple[Number, Number]) -> Number:
-    square, corrected = of
+def _inside_corrected(eps: Number, square: Number, corrected: Number) -> Number:
     return eps / (np.sqrt(square / corrected + eps) + np.sqrt(square / corrected))
 
 
-def _inside_uncorrected(eps: Number, of: tuple[Number, Number]) -> Number:
-    square, corrected = of
+def _inside_uncorrected(eps: Number, square: Number, corrected: Number) -> Number:
     return eps / (np.sqrt(square + eps) + np.sqrt(square)) / np.sqrt(corrected)
 
 
-def _inside(eps: Number, of: tuple[Number, Number]) -> Number:
-    square, _ = of
+def _inside(eps: Number, square: Number, corrected: Number) -> Number:  # noqa: ARG001 - nothing is corrected
     return eps / (np.sqrt(square + eps) + np.sqrt(square))
 
 
-def _beside_uncorrected(eps: Number, of: tuple[Number, Number]) -> Number:
-    return eps / np.sqrt(of[1])
+def _beside_uncorrected(eps: Number, square: Number, corrected: Number) -> Number:  # noqa: ARG001 - whatever the square
+    return eps / np.sqrt(corrected)
 
 
-def _debiased(*averages: str) -> Callable[[Update], Update]:
+def _debiased(*averages: str) -> Callable[[Step], Step]:
     """Averages are kept without their bias; the first value of each is what it is the average of."""
 
-    def wrap(update: Update) -> Update:
+    def wrap(update: Step) -> Step:
         def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
             t = state["step"]
             weights = {name: hyper.betas[name != "exp_avg"] for name in averages}
@@ -155,7 +155,7 @@ def _debiased(*averages: str) -> Callable[[Update], Update]:
     return wrap
 
 
-def _uncorrected(update: Update) -> Update:
+def _uncorrected(update: Step) -> Step:
     """No bias is corrected."""
 
     def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
@@ -165,7 +165,7 @@ def _uncorrected(update: Update) -> Update:
     return step
 
 
-def _lr_inside(update: Update) -> Update:
+def _lr_inside(update: Step) -> Step:
     """The momentum is that of steps, lr included."""
 
     def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
@@ -174,9 +174,9 @@ def _lr_inside(update: Update) -> Update:
             g = g + hyper.weight_decay * p
         bare = _but(hyper, weight_decay=0.0, maximize=False)
         if hyper.momentum == 0:
-            return update(p, g, state, bare)  # type: ignore[no-any-return]
+            return update(p, g, state, bare)
         if "square_avg" not in state:
-            return update(p, hyper.lr * g, state, _but(bare, lr=1.0))  # type: ignore[no-any-return]
+            return update(p, hyper.lr * g, state, _but(bare, lr=1.0))
         taken, after = update(0.0 * p, g, state, _but(bare, momentum=0.0))
         buf = hyper.momentum * state["momentum_buffer"] - taken
         return p - buf, {**after, "momentum_buffer": buf}

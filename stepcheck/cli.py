@@ -395,7 +395,7 @@ def _asked_for(chosen: Mapping[str, Subject], **asked: bool) -> dict[str, Subjec
 
     if not any(s.explicit for s in chosen.values()):
         raise UsageError(
-            "--sparse and --tensor-lr are for somebody's class; torch and fast are given both where they take them"
+            "--sparse and --tensor-lr are for somebody's class: leave them out; torch and fast are given both where they take them"
         )
     return {name: asked_for(s, **asked) if s.explicit else s for name, s in chosen.items()}
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from right.base import Base
 
 from stepcheck.harness import campaign
 from stepcheck.harness.campaign import Campaign, Settings
@@ -16,24 +17,12 @@ def _as_seen(monkeypatch):
     monkeypatch.setattr(campaign, "_ATTEMPTS", 1)
 
 
-class _Written(torch.optim.Optimizer):
+class _Written(Base):
     """An optimizer that is one function of a parameter, its gradient, its state and its group."""
 
     def __init__(self, params, defaults, rule):
-        self.rule = rule
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self.rule(p, p.grad, self.state[p], group)
-        return loss
+        self.update = rule
+        super().__init__(params, **defaults)
 
 
 def adam(divisor=None, decay="added", first="plain", corrects=True, wrong=False):
