@@ -21,7 +21,7 @@ from stepcheck.harness.formats import BINARY32, FORMATS
 from stepcheck.harness.judge import Deviation, Judge, Judgement
 from stepcheck.harness.memory import Raw, identical
 from stepcheck.harness.play import Player
-from stepcheck.harness.recording import CALLERS_GROUPS, Recording, StepRecord
+from stepcheck.harness.recording import CALLERS_GROUPS, Recording
 from stepcheck.harness.resume import AGED_BY
 from stepcheck.harness.subjects import Subject, can_play, no_such_class, torch_subject
 from stepcheck.harness.trace import (
@@ -419,7 +419,7 @@ def no_gradient(evidence: Evidence) -> Iterator[Finding]:
                 yield Finding("no-gradient", "value", step.event, "step() changes a parameter that has no gradient", i)
                 return
             for name, before in life.state.items():
-                if _is_shared_count(evidence, step, i, name, before):
+                if _is_shared_count(evidence, i, name, before):
                     continue
                 if name not in life.state_after or not identical(life.state_after[name], before):
                     summary = f"step() changes {name} of a parameter that has no gradient"
@@ -828,11 +828,9 @@ def budgets(ratio: float) -> str:
     return f"{ratio:.3g} budgets"
 
 
-def _is_shared_count(evidence: Evidence, step: StepRecord, index: int, name: str, value: Raw | float) -> bool:
-    """Whether it may be a number that somebody's class keeps for all parameters, another of which was stepped, in the state of a group's first."""
+def _is_shared_count(evidence: Evidence, index: int, name: str, value: Raw | float) -> bool:
+    """Whether it may be a number that somebody's class keeps for all parameters, in the state of a group's first: it may count the calls."""
     subject = evidence.subject
-    if all(life.gradient is None for life in step.lives):
-        return False
     known = {b.name for b in subject.spec.buffers}
     first = any(index == g.parameters[0] for g in evidence.trace.all_groups if g.parameters)
     return subject.explicit and first and name not in known and np.size(value) == 1

@@ -487,17 +487,23 @@ class Judge:
                 self._confront(batch, name, actual[name], *best[name])
 
     def _forgiven(self, batch: list[_Item], r: Array, actual: Array, predicted: Bounded) -> Array:
-        """NaN is right where a class may have multiplied an infinity by an option that is zero, or taken one from another."""
-        nan = np.isnan(actual) & (r > 1)
-        if not nan.any():
+        """NaN is right where a class may have multiplied an infinity by an option that is zero, or taken one from another; and where it
+        need not have done what makes a NaN of an infinity in the reference, any value is.
+        """
+        apart = (np.isnan(actual) | np.isnan(predicted.value)) & (r > 1)
+        if not apart.any():
             return r
-        ordinary = np.isfinite(predicted.value)
+        infinite, unknown = np.isinf(predicted.value), np.zeros(np.shape(r), bool)
         if self.spec.elementwise:
             for of_items in zip(*(self._inputs(item) for item in batch), strict=True):
-                ordinary = ordinary & np.isfinite(np.concatenate(of_items))
+                given = np.concatenate(of_items)
+                infinite, unknown = infinite | np.isinf(given), unknown | np.isnan(given)
         else:
-            ordinary = ordinary & all(np.isfinite(x).all() for item in batch for x in self._inputs(item))
-        return np.where(nan & ~ordinary, 0.0, r)
+            inputs = [x for item in batch for x in self._inputs(item)]
+            infinite = infinite | any(np.isinf(x).any() for x in inputs)
+            unknown = unknown | any(np.isnan(x).any() for x in inputs)
+        # Of a NaN that goes in, a number may not come out.
+        return np.where(apart & np.where(np.isnan(actual), infinite | unknown, infinite & ~unknown), 0.0, r)
 
     def _inputs(self, item: _Item) -> list[Array]:
         """What an element of an item is computed from, one value for each slot."""

@@ -136,7 +136,7 @@ class Profile:
 
 @functools.cache
 def _regrouping(arithmetic: Arithmetic, regroups: bool) -> Arithmetic:
-    return replace(arithmetic, regroups=True) if regroups else arithmetic
+    return replace(arithmetic, regroups=True, overflow=False) if regroups else arithmetic
 
 
 @functools.cache
