@@ -52,3 +52,12 @@ def test_what_one_element_does_not_show_keeps_its_elements():
     trace = Trace("SGD", (Parameter((33,)),), (Group((0,)),), (Step({0: Gradient(Values("log", 1, 0.1, 1.0))}),))
     smaller, _ = shrink.cut(trace, found(subject, trace), lambda t: found(subject, t), 200)
     assert smaller.parameters[0].shape == (2,)
+
+
+def test_values_that_are_written_out_are_as_many_as_a_smaller_parameter_has():
+    subject = class_subject(WrongInABand, "SGD")
+    step = Step({0: Gradient(Values("listed", listed=(2e-7,) * 4))})
+    trace = Trace("SGD", (Parameter((2, 2), values=Values("listed", listed=(1.0,) * 4)),), (Group((0,)),), (step,))
+    smaller, finding = shrink.cut(trace, found(subject, trace), lambda t: found(subject, t), 100)
+    assert smaller.parameters[0].shape == (1,)
+    assert finding.ratio > 1

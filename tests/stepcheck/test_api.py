@@ -138,3 +138,18 @@ def test_parametrize_makes_a_test_of_each_check():
 def test_importing_the_package_or_the_references_does_not_import_torch():
     code = "import sys, stepcheck, stepcheck.reference; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_sparse_gradients_and_tensor_rates_are_given_to_who_asks(tmp_path):
+    def features(**asked):
+        report = check_optimizer(torch.optim.SGD, "SGD", examples=40, only=["agreement"], out=tmp_path, **asked)
+        assert report.verdict == "pass"
+        return {"sparse", "tensor_option"} & report.result.features.keys()
+
+    assert features() == set()
+    assert features(sparse=True) == {"sparse"}
+    assert features(tensor_lr=True) == {"tensor_option"}
+    with pytest.raises(UsageError, match="Adam gives sparse gradients no meaning, .*: ask for none"):
+        check_optimizer(torch.optim.Adam, "Adam", sparse=True)
+    with pytest.raises(UsageError, match="no option lr that could be a tensor: name a factory"):
+        check_optimizer(lambda params: torch.optim.SGD(params), "SGD", tensor_lr=True)
