@@ -543,3 +543,52 @@ class ManyBetas(Base):
 def by_recipe(model_parameters, lr: float = 1e-3, weight_decay: float = 0.01, **_):
     """A recipe's factory: swallows what other recipes take, and names what it uses itself."""
     return torch.optim.AdamW(model_parameters, lr=lr, weight_decay=weight_decay)
+
+
+@right("Adam")
+class DropsKeywords(Base):
+    """It takes any keyword, and knows what to do with two; a decay of zero is in its groups."""
+
+    def __init__(self, params, lr=1e-3, **kwargs):
+        known = {"betas": kwargs.get("betas", (0.9, 0.999)), "eps": kwargs.get("eps", 1e-8)}
+        super().__init__(params, lr=lr, weight_decay=0.0, **known)
+
+    def update(self, p, g, state, group):
+        adam(p, g, state, group["lr"], group["betas"], group["eps"])
+
+
+@right("Adam")
+class ForgetsItsMode(Base):
+    """It steps in training mode alone, which a copy has lost, as torch copies no attribute."""
+
+    training = False
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+        super().__init__(params, lr=lr, betas=betas, eps=eps)
+
+    def train(self):
+        self.training = True
+
+    def eval(self):
+        self.training = False
+
+    def step(self, closure=None):
+        if not self.training:
+            raise RuntimeError("call train() first")
+        return super().step(closure)
+
+    def update(self, p, g, state, group):
+        adam(p, g, state, group["lr"], group["betas"], group["eps"])
+
+
+@right("Adafactor")
+class StepsAsTorch(torch.optim.Adafactor):
+    """What torch's class does wrong is torch's."""
+
+
+@right("Adagrad")
+class BuiltAsTorch(torch.optim.Adagrad):
+    """The same, and the constructor is handed keywords."""
+
+    def __init__(self, params, **kwargs):
+        super().__init__(params, **kwargs)
