@@ -173,6 +173,7 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # a console of another encoding shows what it can
             stream.reconfigure(errors="replace")
     before = sys.stdout, sys.stderr
+    theirs = set(threading.enumerate())
     out = take_over()
     _console.file = sys.stdout  # not what may stand in its place while a subject plays
     _hear_requests()
@@ -181,7 +182,7 @@ def main() -> NoReturn:
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = before
-    _leave(status)
+    _leave(status, theirs)
 
 
 def _run(out: Output) -> int:
@@ -225,10 +226,15 @@ def _hear_requests() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
-def _leave(status: int) -> NoReturn:
-    """Exit, though somebody's module has started a thread that runs on, for which the interpreter would wait for ever."""
-    others = (t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon)
-    if threading.current_thread() is threading.main_thread() and any(others):
+def _leave(status: int, theirs: set[threading.Thread]) -> NoReturn:
+    """Exit, though somebody's module has started a thread that runs on, for which the interpreter would wait for ever.
+
+    Args:
+        status: of the exit.
+        theirs: threads of whoever called the command in a process of their own, which goes on: it is not ended for these.
+    """
+    started = any(not t.daemon for t in threading.enumerate() if t not in theirs)
+    if started and threading.current_thread() is threading.main_thread():
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()

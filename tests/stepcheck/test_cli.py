@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def refuse(folder, monkeypatch, capsys):
         return printed.err
 
     return run_here
+
+
+def test_a_process_that_calls_the_command_and_has_threads_of_its_own_goes_on(refuse):
+    done = threading.Event()
+    theirs = threading.Thread(target=done.wait)
+    theirs.start()
+    try:
+        assert "no such option" in refuse("check", "--nonsense").lower()
+    finally:
+        done.set()
+        theirs.join()
 
 
 def test_list_names_optimizers_subjects_and_checks(folder):
