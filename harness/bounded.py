@@ -289,8 +289,17 @@ def _value(x: Any) -> Any:
 
 def _terms(x: Bounded) -> Terms:
     if x.terms is None:
-        x.terms = regrouping.tensor(x.value) if x.arithmetic.level == ELEMENTS else Terms(np.abs(x.value))
+        x.terms = (regrouping.tensor if x.arithmetic.level == ELEMENTS else regrouping.scalar)(x.value)
     return x.terms
+
+
+def _regrouped(result: Bounded, terms: Terms | None) -> Bounded:
+    """A result with its terms: undetermined where a product of some of their factors leaves the format."""
+    result.terms = terms
+    largest = result.arithmetic.format.largest
+    if terms is not None and result.arithmetic.level == ELEMENTS and not _top(terms.partial) <= largest:
+        result.error = np.where(np.isfinite(result.value) & ~(terms.partial <= largest), np.inf, result.error)
+    return result
 
 
 def _in_terms(result: Bounded, *operands: Bounded) -> Bounded:
@@ -326,7 +335,7 @@ def _operand(x: Any, arithmetic: Arithmetic, *, element: bool = False) -> Bounde
         value, error = np.asarray(x, np.float64), _EXACT
     operand = Bounded(value, error, arithmetic)
     if arithmetic.regroups:
-        operand.terms = Terms(np.abs(value), factors=x.terms.factors if isinstance(x, Bounded) and x.terms else 0)
+        operand.terms = regrouping.scalar(value, x.terms if isinstance(x, Bounded) else None)
         if arithmetic.level == ELEMENTS:
             operand = _applied_one_by_one(operand)
     entry = arithmetic if element else arithmetic.entering
@@ -351,7 +360,7 @@ def _applied_one_by_one(scalar: Bounded) -> Bounded:
     if terms.factors:
         further = regrouping.entering(terms, scalar.value, scalar.arithmetic.unit)
         scalar.error = scalar.error + _audited("factors one by one", further)
-        scalar.terms = Terms(terms.size)
+        scalar.terms = Terms(terms.size, terms.partial)
     return scalar
 
 
@@ -551,14 +560,15 @@ def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) ->
         sign = 1.0 if name == "add" else -1.0
         exact = ((z - a.value) * sign == b.value) & (z - sign * b.value == a.value)
         if exact.all() and arithmetic.format.represents(np.asarray(z)).all():
-            return Bounded(z, _EXACT, arithmetic)
+            counted = Bounded(z, _EXACT, arithmetic)
+            if arithmetic.regroups:
+                counted.terms = Terms(np.abs(z), _terms(a).partial + _terms(b).partial)
+            return counted
     if arithmetic.inner is not None:
         a, b = _as_addend(a), _as_addend(b)
     p = a.error + b.error
     terms, cost = regrouping.added(_terms(a), _terms(b), z) if arithmetic.regroups else (None, None)
-    result = _round(name, z, p, 1.0, arithmetic, _settled_sum(a, b, z), cost)
-    result.terms = terms
-    return result
+    return _regrouped(_round(name, z, p, 1.0, arithmetic, _settled_sum(a, b, z), cost), terms)
 
 
 def _as_addend(x: Bounded) -> Bounded:
@@ -579,8 +589,7 @@ def _multiply(a: Any, b: Any) -> Bounded:
         p = _size(a) * b.error
     if type(a.error) is not float:
         p = p + a.error * (_size(b) if type(b.error) is float else _size(b) + b.error)
-    result = _round("multiply", a.value * b.value, p, 1.0, arithmetic, _settled_product(a, b), cost)
-    result.terms = terms
+    result = _regrouped(_round("multiply", a.value * b.value, p, 1.0, arithmetic, _settled_product(a, b), cost), terms)
     if arithmetic.inner is not None and scalar is not None:
         result.addend = _as_factor(np.abs(_value(scalar)), a, b, result)
     return result
@@ -629,9 +638,7 @@ def _divide(a: Any, b: Any) -> Bounded:
         p = p / np.abs(b.value)
     if arithmetic.division > 1:
         p = p + _reciprocal_error(a, b, arithmetic)
-    result = _round("divide", z, p, arithmetic.division, arithmetic, _settled_quotient(a, b), cost)
-    result.terms = terms
-    return result
+    return _regrouped(_round("divide", z, p, arithmetic.division, arithmetic, _settled_quotient(a, b), cost), terms)
 
 
 def _reciprocal_error(a: Bounded, b: Bounded, arithmetic: Arithmetic) -> Float:

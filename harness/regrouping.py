@@ -20,6 +20,9 @@ scalar c enters       abs(c), 1                                                 
    enters, and multiplied.
 .. [3] And 3 abs(c) for each product or quotient of scalars that c is made of: applied one by one, each enters and is rounded once or twice.
 
+The parts of a term may be multiplied in any order as well: ``lr (wd p)`` leaves a format that ``(lr wd) p`` stays in. So each number carries
+the largest product of some of the factors of its terms, and where that leaves the format, the result is undetermined.
+
 All other operations make a single term of their result. What cannot be had by grouping alone, such as ``a + w (x - a)`` for ``(1 - w) a + w x``,
 where a term is added and taken away again, is in the list of orders (``stepcheck.reference.arithmetic``).
 
@@ -46,12 +49,14 @@ class Terms:
 
     Attributes:
         size: the sum of the absolute values of its terms, elementwise.
-        count: how many they are.
+        partial: no product of some of the factors of a term, and no sum of such, is larger, elementwise.
+        count: how many terms they are.
         tensors: numbers of the tensors that they are made of.
         factors: of a scalar, the products and quotients that it is made of.
     """
 
     size: Float
+    partial: Float
     count: int = 1
     tensors: frozenset[int] = frozenset()
     factors: int = 0
@@ -59,12 +64,19 @@ class Terms:
 
 def tensor(value: Float) -> Terms:
     """A number that was there before."""
-    return Terms(np.abs(value), tensors=frozenset((next(_NUMBERS),)))
+    size = np.abs(value)
+    return Terms(size, size, tensors=frozenset((next(_NUMBERS),)))
+
+
+def scalar(value: Float, made: Terms | None = None) -> Terms:
+    """A number that is the same for all elements, by itself or as what it is made of."""
+    size = np.abs(value)
+    return Terms(size, size) if made is None else Terms(size, made.partial, factors=made.factors)
 
 
 def added(a: Terms, b: Terms, z: Float) -> tuple[Terms, Float]:
     """The terms of a sum or difference ``z``, and what it costs."""
-    terms = Terms(a.size + b.size, a.count + b.count, a.tensors | b.tensors)
+    terms = Terms(a.size + b.size, a.partial + b.partial, a.count + b.count, a.tensors | b.tensors)
     if not a.tensors.isdisjoint(b.tensors):
         return terms, _BY_ITSELF * (a.size * b.count + b.size * a.count)
     return terms, np.abs(z) if terms.count == 2 else a.size * b.count + b.size * a.count
@@ -73,23 +85,24 @@ def added(a: Terms, b: Terms, z: Float) -> tuple[Terms, Float]:
 def multiplied(a: Terms, b: Terms) -> tuple[Terms, Float]:
     """The terms of a product, and what it costs."""
     size = a.size * b.size
-    terms = Terms(size, a.count * b.count, a.tensors | b.tensors, a.factors + b.factors + 1)
+    partial = np.maximum(np.maximum(a.partial, b.partial), a.partial * b.partial)
+    terms = Terms(size, partial, a.count * b.count, a.tensors | b.tensors, a.factors + b.factors + 1)
     return terms, size * (1 + (a.count - 1) * (b.count - 1))
 
 
 def divided(a: Terms, b: Terms, divisor: Float) -> tuple[Terms, Float]:
     """The terms of a quotient, and what it costs, in roundings of a division."""
-    size = a.size / divisor
-    return Terms(size, a.count, a.tensors | b.tensors, a.factors + b.factors + 1), size
+    size, partial = a.size / divisor, np.maximum(a.partial, a.partial / divisor)
+    return Terms(size, partial, a.count, a.tensors | b.tensors, a.factors + b.factors + 1), size
 
 
 def either(*several: Terms) -> Terms:
     """The terms of a number that is one of several."""
-    size = several[0].size
+    size, partial = several[0].size, several[0].partial
     for terms in several[1:]:
-        size = np.maximum(size, terms.size)
+        size, partial = np.maximum(size, terms.size), np.maximum(partial, terms.partial)
     tensors = frozenset().union(*(terms.tensors for terms in several))
-    return Terms(size, max(t.count for t in several), tensors, max(t.factors for t in several))
+    return Terms(size, partial, max(t.count for t in several), tensors, max(t.factors for t in several))
 
 
 def entering(scalar: Terms | None, value: Float, unit: float) -> Float:
