@@ -37,6 +37,7 @@ from stepcheck.fast.engine import (
     Served,
     Standing,
     State,
+    StateOf,
     counter,
     engine_of,
     exotic,
@@ -46,6 +47,7 @@ from stepcheck.fast.engine import (
     walk,
 )
 from stepcheck.fast.kernels import COMPUTED
+from stepcheck.fast.memory import broken, counted, is_read
 from stepcheck.fast.native import Kernel, kernel
 from stepcheck.fast.optimizer import Planned, Steps
 from stepcheck.fast.shards import GATHERED, any_sharded, is_sharded, step_whole
@@ -843,7 +845,7 @@ class _Plan:
 
     captured = False
 
-    def __init__(self, groups: list[Group], state: dict[torch.Tensor, State], device: torch.device) -> None:
+    def __init__(self, groups: list[Group], state: StateOf, device: torch.device) -> None:
         self._groups, self._state = groups, state
         idle = [p for group in groups for p in group["params"] if p.grad is None and p.device == device]
         self._active: list[torch.Tensor] = []
@@ -877,8 +879,8 @@ class _Plan:
             state["variance"] = full_like(p, 0.0)
         if not isinstance(state.get("step"), torch.Tensor):
             state["step"] = counter(state.get("step", 0.0))
-        elif state["step"].device != p.device:
-            state["step"] = state["step"].to(p.device)
+        elif not is_read(state["step"], p):
+            state["step"] = counted(state["step"], p.device)
         self._lasting &= not gradient.is_neg()
         return _Member(p, gradient.resolve_neg(), [state[name] for name in _buffers(p)], state["step"], group)
 
@@ -890,9 +892,9 @@ class _Plan:
         """Whether it is made for gradients that are scaled, or not, as these."""
         return scaling.grad_scale is None
 
-    def holds(self, groups: list[Group]) -> bool:
+    def holds(self, groups: list[Group], state: StateOf) -> bool:
         """Whether all that the tables depend on is as it was. Takes note of options and gradients on the way."""
-        gradients = self._standing.gradients(groups) if self._lasting else None
+        gradients = self._standing.gradients(groups, state) if self._lasting else None
         if gradients is None:
             return False
         self._gradient_addresses.read(gradients)
@@ -937,6 +939,8 @@ def _foreign(p: torch.Tensor, state: State) -> str:
             return f"{name} in the state is {tuple(buffer.shape)} of {buffer.dtype}, expected {shape} of {p.dtype}"
         if overlaps(buffer):
             return f"elements of {name} in the state share memory"
+        if buffer.is_neg():
+            return f"{name} in the state is a lazy negative of another tensor"
     return ""
 
 
@@ -976,6 +980,9 @@ class Adafactor(Planned, torch.optim.Adafactor):
                 return Served("torch", reason)
         engine = engine_of({p.device for p in group["params"]}, interpreted=self._interpreted)
         return Served(engine, GATHERED if any_sharded([group]) else "")
+
+    def _broken(self, p: torch.Tensor, state: State) -> str:
+        return broken(state, ("step",), _buffers(p))
 
     def _check_gradients(self, scaling: Scaling) -> None:
         if any(p.grad is not None and p.is_complex() for group in self.param_groups for p in group["params"]):

@@ -19,6 +19,7 @@ import torch
 
 from stepcheck.fast import kernels, native, shards
 from stepcheck.fast.kernels import Layout
+from stepcheck.fast.memory import broken, counted, is_read, misnamed, unfit
 from stepcheck.fast.rules import ENTRIES, Rule, option
 from stepcheck.fast.shards import alike, is_sharded, local
 from stepcheck.fast.tensors import Addresses, Looks, Watch, Words
@@ -42,6 +43,7 @@ REAL: dict[torch.dtype, str] = {
 SIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 Group = dict[str, Any]
 State = dict[str, Any]
+StateOf = dict[torch.Tensor, State]
 Floats = npt.NDArray[np.float64]
 
 
@@ -122,11 +124,11 @@ def foreign(numbers: Iterable[str], buffers: Iterable[str], p: torch.Tensor, sta
             return f"{name} in the state is {tuple(buffer.shape)} of {buffer.dtype}, its parameter {tuple(own.shape)} of {p.dtype}"
         if overlaps(buffer):
             return f"elements of {name} in the state share memory"
+        if buffer.is_conj() or buffer.is_neg():
+            return f"{name} in the state is a lazy conjugate or negative of another tensor"
     return ""
 
 
-#: What kernels read a number of the state as.
-_COUNTED = (torch.float32, torch.float64)
 _GRADIENT_LAYOUTS = (torch.strided, torch.sparse_coo)
 
 
@@ -363,15 +365,17 @@ class Standing:
     def __init__(
         self,
         groups: list[Group],
-        state: dict[torch.Tensor, State],
+        state: StateOf,
         active: list[torch.Tensor],
         idle: list[torch.Tensor],
         entries: Iterable[tuple[State, str]],
     ) -> None:
         self._groups, self._state, self._active, self._idle = groups, state, active, idle
-        self._parameters = [local(p) for p in active]
-        self._looks = Looks([*(local(p.grad) for p in active if p.grad is not None), *self._parameters])
         found = [(of_parameter, key, of_parameter[key]) for of_parameter, key in entries]
+        # A number of no dimension cannot be turned or cut; whatever else is done to it moves it. Not a list: it would be copied at each call.
+        self._beside = (*map(local, active), *(t for t in (local(tensor) for *_, tensor in found) if t.dim()))
+        self._gradient_looks = Looks([local(p.grad) for p in active if p.grad is not None])
+        self._looks = Looks(self._beside)
         held = [*active, *(tensor for *_, tensor in found)]
         self._sharded = [tensor for tensor in held if is_sharded(tensor)]
         self._watch = Watch(self._lists(groups), found, [local(tensor) for tensor in held])
@@ -383,8 +387,10 @@ class Standing:
             lists.append(shards.parts(self._sharded))
         return lists
 
-    def gradients(self, groups: list[Group]) -> list[Any] | None:
+    def gradients(self, groups: list[Group], state: StateOf) -> list[Any] | None:
         """The gradients of the active parameters, of DTensors what is on this rank, if nothing has changed but where they are."""
+        if state is not self._state:
+            return None
         if len(groups) != len(self._groups) or not all(map(operator.is_, groups, self._groups)):
             return None
         if not self._watch.same(*self._lists(groups)):
@@ -396,7 +402,7 @@ class Standing:
             if not all(map(alike, self._active, gradients)):
                 return None
             gradients = list(map(local, gradients))
-        return gradients if self._looks.same([*gradients, *self._parameters]) else None
+        return gradients if self._gradient_looks.same(gradients) and self._looks.same(self._beside) else None
 
 
 class Plan:
@@ -410,9 +416,7 @@ class Plan:
         unscale: whether gradients are to be multiplied by a number first, and left so.
     """
 
-    def __init__(
-        self, rule: Rule, groups: list[Group], state: dict[torch.Tensor, State], device: torch.device, *, unscale: bool
-    ) -> None:
+    def __init__(self, rule: Rule, groups: list[Group], state: StateOf, device: torch.device, *, unscale: bool) -> None:
         self.unscale = unscale
         #: Whether a CUDA graph has recorded a step, and reads the tables whenever it is replayed.
         self.captured = False
@@ -492,13 +496,13 @@ class Plan:
         """Whether it is made for gradients that are scaled, or not, as these."""
         return self.unscale is (scaling.grad_scale is not None)
 
-    def holds(self, groups: list[Group]) -> bool:
+    def holds(self, groups: list[Group], state: StateOf) -> bool:
         """Whether all that the tables depend on is as it was. Takes note of options and gradients on the way."""
-        gradients = self._standing.gradients(groups)
+        gradients = self._standing.gradients(groups, state)
         if gradients is None:
             return False
-        if self._odd and any(
-            p.grad is None or not _as_odd(p, was) for (p, _), was in zip(self._odd, self._oddities, strict=True)
+        if self._odd and not all(
+            self._stays_odd(*odd, *was) for odd, was in zip(self._odd, self._oddities, strict=True)
         ):
             return False
         if not self._read_options():
@@ -506,6 +510,16 @@ class Plan:
         if gradients:
             self._look(gradients)
         return True
+
+    def _stays_odd(self, p: torch.Tensor, n: int, layout: torch.layout, dtype: torch.dtype) -> bool:
+        """Whether a parameter whose gradient is made something else first can be stepped as it was in the step before."""
+        if p.grad is None or exotic(p, sharded=True) or not _is_odd(p) or unfit(p, p.grad):
+            return False
+        gradient = local(p.grad)
+        if (gradient.layout, gradient.dtype) != (layout, dtype) or (gradient.is_sparse and misnamed(gradient)):
+            return False
+        state, numbers, buffers = self._state[p], tuple(self._rule.counters), self._present[n]
+        return not broken(state, numbers, buffers) and not foreign(numbers, buffers, p, state)
 
     def _read_options(self) -> bool:
         """Fill the table of options; whether they still ask for the same kernels."""
@@ -537,8 +551,8 @@ class Plan:
             there = state.get(name)
             if not isinstance(there, torch.Tensor):
                 state[name] = self._counter(state.get(name, initial(group)))
-            elif there.device != p.device or there.dtype not in _COUNTED:
-                state[name] = there.to(p.device, there.dtype if there.dtype in _COUNTED else torch.float32)
+            elif not is_read(there, p):
+                state[name] = counted(there, p.device)
         tensors = [local(t) for t in (p, gradient, *(state[name] for name in layout.buffers))]
         counters = [state[name] for name in self._rule.counters]
         return Member(p, tensors, counters, n, fresh=fresh)
@@ -631,11 +645,6 @@ def unscale(p: torch.Tensor, factor: float | torch.Tensor) -> None:
 def _is_odd(p: torch.Tensor) -> bool:
     gradient = local(p.grad)
     return gradient.is_sparse or gradient.is_conj() or gradient.is_neg() or not alike(p, p.grad)
-
-
-def _as_odd(p: torch.Tensor, was: tuple[torch.layout, torch.dtype]) -> bool:
-    gradient = local(p.grad)
-    return _is_odd(p) and (gradient.layout, gradient.dtype) == was
 
 
 def _reader(rule: Rule, group: Group) -> Any:

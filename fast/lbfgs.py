@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stepcheck.fast import native
 from stepcheck.fast.engine import Floats, Group, Served, exotic
+from stepcheck.fast.memory import is_cut, no_number, unfit
 from stepcheck.fast.native import Kernel
 from stepcheck.fast.optimizer import Fast
 from stepcheck.fast.shards import GATHERED, agreed, any_sharded, is_sharded, local, part_of, plain, whole
@@ -167,7 +168,8 @@ class LBFGS(Fast, torch.optim.LBFGS):
             What the closure returned first.
 
         Raises:
-            RuntimeError: parameters are DTensors, and the closure returns another loss on each rank.
+            RuntimeError: parameters are DTensors, and the closure returns another loss on each rank; a gradient is not of its parameter's
+                shape and dtype; or the state is incomplete, or not of the length of all parameters together.
             Exception: whatever the closure raises. Parameters and state are then as they were before.
         """
         if len(self.param_groups) != 1:
@@ -206,6 +208,9 @@ class LBFGS(Fast, torch.optim.LBFGS):
         returned, spent = point.evaluate(), 1
         if point.largest <= least:
             return returned, {"n_iter": n_iter, "func_evals": evaluations + spent}
+        wrong = _broken(state, point.gradient)
+        if wrong:
+            raise RuntimeError(f"LBFGS: {wrong}")
         now, work = _Iterate.of(state, point.gradient), self._worker(point.gradient)
         for iteration in range(1, most + 1):
             n_iter += 1
@@ -352,8 +357,47 @@ def _together(numbers: Sequence[Tensor]) -> list[float]:
     return found
 
 
+def _broken(state: Mapping[str, Any], like: Tensor) -> str:
+    """Why no iteration can go on from this state, or nothing.
+
+    Args:
+        like: the gradient of all parameters as one vector.
+    """
+    if not state.get("n_iter"):
+        return ""
+    vectors = {name: state.get(name) for name in ("d", "prev_flat_grad")}
+    numbers = {name: state.get(name) for name in ("t", "H_diag")}
+    lengths = []
+    for name, into in (("old_dirs", vectors), ("old_stps", vectors), ("ro", numbers)):
+        history = state.get(name)
+        if not isinstance(history, list):
+            return f"{name} in the state is a {type(history).__name__}, not a list"
+        into |= {f"{name}[{i}]": x for i, x in enumerate(history)}
+        lengths.append(len(history))
+    if len(set(lengths)) > 1:
+        return f"old_dirs, old_stps and ro in the state have {', '.join(map(str, lengths))} entries, and are to have as many each"
+    for name, x in vectors.items():
+        if not isinstance(x, Tensor):
+            return f"{name} in the state is a {type(x).__name__}, not a tensor"
+        if tuple(x.shape) != tuple(like.shape):
+            return f"{name} in the state is {tuple(x.shape)}, all parameters together are {tuple(like.shape)}"
+        if not x.dtype.is_floating_point or x.layout is not torch.strided or x.device.type == "meta":
+            return f"{name} in the state is of {x.dtype} and layout {x.layout} on {x.device}, and is to be a vector of {like.dtype}"
+        if is_cut(local(x)):
+            return f"the storage of {name} in the state ends before its elements do: it was freed or resized"
+    for name, x in numbers.items():
+        wrong = no_number(x)
+        if wrong:
+            return f"{name} in the state {wrong}"
+    return ""
+
+
 def _flat_gradient(p: Tensor) -> Tensor:
     g = p.grad
+    if g is not None:
+        wrong = unfit(p, g)
+        if wrong:
+            raise RuntimeError(f"LBFGS: {wrong}")
     if g is None:
         g = torch.zeros(p.shape, dtype=p.dtype, device=p.device)
     elif is_sharded(g):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from stepcheck.fast.engine import Group, Scaling, Served, exotic, foreign
+from stepcheck.fast.engine import Group, Scaling, Served, State, exotic, foreign
+from stepcheck.fast.memory import broken
 from stepcheck.fast.optimizer import Fast
 from stepcheck.fast.shards import GATHERED, alike, any_sharded, gathered, is_sharded, local, part_of, placed_as
 
@@ -110,6 +111,9 @@ class Muon(Fast, torch.optim.Muon):
         """Whether kernels for CUDA step it."""
         return (self._interpreted or p.device.type != "cpu") and not is_sharded(p)
 
+    def _broken(self, p: Tensor, state: State) -> str:  # noqa: ARG002 - whatever the parameter is
+        return broken(state, (), (), (BUFFER,))
+
     def _check_gradients(self, scaling: Scaling) -> None:
         super()._check_gradients(scaling)
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
@@ -124,7 +128,7 @@ class Muon(Fast, torch.optim.Muon):
     @torch.no_grad()
     def _update(self, scaling: Scaling) -> None:
         plans = self._plans
-        if plans and all(plan.holds(self.param_groups, scaling) for plan in plans):
+        if plans and all(plan.holds(self.param_groups, self.state, scaling) for plan in plans):
             for plan in plans:
                 plan.step(scaling)
             return

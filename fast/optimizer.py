@@ -13,11 +13,25 @@ from torch._compile import _disable_dynamo
 from torch.autograd import profiler
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from stepcheck.fast.engine import Group, HostPlan, Plan, Scaling, Served, engine_of, overlaps, refusal, unscale
+from stepcheck.fast.engine import (
+    Group,
+    HostPlan,
+    Plan,
+    Scaling,
+    Served,
+    State,
+    StateOf,
+    engine_of,
+    overlaps,
+    refusal,
+    unscale,
+)
 from stepcheck.fast.kernels import kernels_of
 from stepcheck.fast.limits import problem, problem_of_one
+from stepcheck.fast.memory import broken, is_cut, misnamed, unfit
 from stepcheck.fast.native import Kernel
 from stepcheck.fast.rules import Rule
+from stepcheck.fast.rules import always as always_present
 from stepcheck.fast.shards import local
 from stepcheck.fast.shards import refusal as shard_refusal
 
@@ -129,7 +143,8 @@ class Fast(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse where none is taken, dense where only sparse ones are, or not of its parameter's
-                dtype; or of gradient, parameter and state some are DTensors and some are not, a gradient is on another mesh than its
+                shape and dtype; its storage, the parameter's or that of a tensor in the state was freed or is too small; what the
+                state has is incomplete, or not the numbers and tensors that it should be; or of gradient, parameter and state some are DTensors and some are not, a gradient is on another mesh than its
                 parameter, or a parameter is a sum yet to be taken. Nothing is changed then.
         """
         loss = None
@@ -161,6 +176,7 @@ class Fast(Optimizer):
             wrong = shard_refusal(p, self.state.get(p, {}), self._numbers, whole=self._whole)
             if wrong:
                 raise RuntimeError(f"{name}: {wrong}")
+            assert p.grad is not None
             g = local(p.grad)
             if scaling.grad_scale is not None and g.layout is torch.strided and overlaps(g):
                 raise RuntimeError(
@@ -170,8 +186,13 @@ class Fast(Optimizer):
                 raise RuntimeError(f"{name} does not support sparse gradients")
             if not g.is_sparse and self._sparse == "only":
                 raise RuntimeError(f"{name} does not support dense gradients, please consider Adam instead")
-            if g.dtype != p.dtype:
-                raise RuntimeError(f"{name}: a gradient of {g.dtype} for a parameter of {p.dtype}")
+            wrong = unfit(p, p.grad) or (misnamed(g) if g.is_sparse else "") or self._broken(p, self.state.get(p, {}))
+            if wrong:
+                raise RuntimeError(f"{name}: {wrong}")
+
+    def _broken(self, p: torch.Tensor, state: State) -> str:
+        """Why this parameter cannot be stepped with this state, or nothing."""
+        raise NotImplementedError
 
     def _step_by_torch(self, groups: list[Group], scaling: Scaling) -> None:
         """Step these groups by torch's own code, which finds the gradients unscaled."""
@@ -271,6 +292,8 @@ def _shielded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any
 
     def own(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
+            if is_cut(local(value)):
+                raise RuntimeError("the storage of a tensor to be loaded ends before its elements do")
             return value.clone()
         return type(value)(map(own, value)) if isinstance(value, list | tuple) else value
 
@@ -292,7 +315,7 @@ class Steps(Protocol):
     def suits(self, scaling: Scaling) -> bool:
         """Whether it is made for gradients that are scaled, or not, as these."""
 
-    def holds(self, groups: list[Group]) -> bool:
+    def holds(self, groups: list[Group], state: StateOf) -> bool:
         """Whether all that the tables depend on is as it was. Takes note of options and gradients on the way."""
 
     def step(self, scaling: Scaling) -> None:
@@ -309,7 +332,7 @@ class Planned(Fast):
 
     def _update(self, scaling: Scaling) -> None:
         plans = self._plans
-        if plans and all(plan.suits(scaling) and plan.holds(self.param_groups) for plan in plans):
+        if plans and all(plan.suits(scaling) and plan.holds(self.param_groups, self.state) for plan in plans):
             for plan in plans:
                 plan.step(scaling)
         else:
@@ -356,6 +379,10 @@ class ByRule(Planned):
         reason = refusal(self.rule, group, self.state, interpreted=self._interpreted)
         devices = {p.device for p in group["params"]}
         return Served("torch", reason) if reason else Served(engine_of(devices, interpreted=self._interpreted), "")
+
+    def _broken(self, p: torch.Tensor, state: State) -> str:  # noqa: ARG002 - whatever the parameter is
+        always = [name for name, buffer in self.rule.buffers.items() if buffer.present is always_present]
+        return broken(state, tuple(self.rule.counters), always, [n for n in self.rule.buffers if n not in always])
 
     def _check_gradients(self, scaling: Scaling) -> None:
         super()._check_gradients(scaling)

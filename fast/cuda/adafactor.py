@@ -32,6 +32,7 @@ from stepcheck.fast.cuda.kernels import ALIGNMENT, SIZE, THREADS, TRITON
 from stepcheck.fast.cuda.runtime import Source
 from stepcheck.fast.engine import REAL, Group, Member, walk
 from stepcheck.fast.kernels import COMPUTED, Layout
+from stepcheck.fast.memory import counted, is_read
 from stepcheck.fast.rules import Rule, absolute, minimum, sqrt
 from stepcheck.fast.tensors import Words
 
@@ -1021,8 +1022,8 @@ class AdafactorPlan(DevicePlan):
         step = state.get("step")
         if not isinstance(step, torch.Tensor):
             state["step"] = self._counter(step or 0.0)
-        elif step.device != p.device:
-            state["step"] = step.to(p.device)
+        elif not is_read(step, p):
+            state["step"] = counted(step, p.device)
         return Member(p, (p, gradient, *(state[name] for name in layout.buffers)), [state["step"]], n)
 
     def _scattered(self, layout: Layout, member: Member) -> bool:  # noqa: ARG002 - strides of all kinds are in one launch

@@ -23,6 +23,7 @@ from stepcheck.fast.engine import (
     Member,
     Plan,
     Scaling,
+    StateOf,
     byte_strides,
     merged,
     real_shape,
@@ -283,13 +284,13 @@ class DevicePlan(Plan):
         wide = torch.get_default_dtype() is torch.float64
         return torch.full((), value, dtype=torch.float64 if wide else torch.float32, device=self._device)
 
-    def holds(self, groups: list[Group]) -> bool:
+    def holds(self, groups: list[Group], state: StateOf) -> bool:
         """Whether all that the tables depend on is as it was; those that a graph copies from are no others' to change."""
         captures = runtime.capturing(self._device)
         if self.captured and not captures:
             return False
         self.captured |= captures
-        return super().holds(groups)
+        return super().holds(groups, state)
 
     def step(self, scaling: Scaling) -> None:
         if self._odd and runtime.capturing(self._device):

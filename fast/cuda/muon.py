@@ -29,7 +29,7 @@ from stepcheck.fast.cuda import kernels, runtime
 from stepcheck.fast.cuda.engine import NOT_CAPTURED, Table, option_words, unscaling
 from stepcheck.fast.cuda.kernels import ALIGNMENT, THREADS, TRITON, indented, narrowed, statements, widened
 from stepcheck.fast.cuda.runtime import Source
-from stepcheck.fast.engine import REAL, SIZE, Group, Scaling, Standing, State, unscale
+from stepcheck.fast.engine import REAL, SIZE, Group, Scaling, Standing, StateOf, unscale
 from stepcheck.fast.kernels import COMPUTED
 from stepcheck.fast.muon import BUFFER, adjustment, momentum_buffer
 from stepcheck.fast.rules import Rule, maximum
@@ -478,7 +478,7 @@ class DevicePlan:
         unscale: whether gradients are to be multiplied by a number first, and left so.
     """
 
-    def __init__(self, groups: list[Group], state: dict[Tensor, State], device: torch.device, scaling: Scaling) -> None:
+    def __init__(self, groups: list[Group], state: StateOf, device: torch.device, scaling: Scaling) -> None:
         if runtime.capturing(device):
             raise RuntimeError(NOT_CAPTURED)
         #: Whether a CUDA graph has recorded a step, and reads the tables whenever it is replayed.
@@ -540,14 +540,14 @@ class DevicePlan:
         )
         return grad_scale, found_inf
 
-    def holds(self, groups: list[Group], scaling: Scaling) -> bool:
+    def holds(self, groups: list[Group], state: StateOf, scaling: Scaling) -> bool:
         """Whether all that the tables depend on is as it was. Takes note of options and gradients on the way."""
         captures = runtime.capturing(self._device)
         # What a graph copies from is no others' to change.
         if self._odd or self._unscale is not (scaling.grad_scale is not None) or (self.captured and not captures):
             return False
         self.captured |= captures
-        gradients = self._standing.gradients(groups)
+        gradients = self._standing.gradients(groups, state)
         if gradients is None or [_form(group) for group in groups] != self._forms:
             return False
         self._scalars.look(groups)
