@@ -86,7 +86,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
 
     _numbers: ClassVar[tuple[str, ...]] = ("t", "H_diag", "prev_loss", "ro")
     _sparse: ClassVar[str] = "dense"
-    _step_supports_amp_scaling = False  # GradScaler takes no closures
+    _unscales = False  # GradScaler takes no closures
     #: What ``max_eval`` is where it was left open: as long as nobody sets another, it follows ``max_iter``.
     _open_max_eval: int | None = None
     _work: _Work

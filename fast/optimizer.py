@@ -56,8 +56,9 @@ class Fast(Optimizer):
     #: On CPU tensors, the kernels for CUDA are run by Triton's interpreter: to check them where there is no GPU.
     _interpreted: ClassVar[bool] = False
     _stepping = False
-    #: ``GradScaler`` then leaves it to the step to undo the scaling.
-    _step_supports_amp_scaling = True
+    #: Whether the step can undo the scaling of a ``GradScaler``. It is left to do so where ``_step_supports_amp_scaling`` is set on the optimizer,
+    #: which torch's constructors do for ``fused=True``: whoever clips gradients, or counts skipped steps, looks for it.
+    _unscales = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -477,7 +477,9 @@ class _Decoder:
         }
         self.tensor_lr = subject.tensor_lr
         # GradScaler refuses to unscale float16 itself, and leaves it to a step that says that it does.
-        self.scales_narrow = subject.mode == "fused" or getattr(subject.make, "_step_supports_amp_scaling", False)
+        self.scales_narrow = subject.mode == "fused" or any(
+            getattr(subject.make, name, False) for name in ("_step_supports_amp_scaling", "_unscales")
+        )
         self.manners: Sequence[tuple[str, str]] = _MANNERS if not (self.costly or spec.closure) else (("", ""),)
 
     @staticmethod

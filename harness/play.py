@@ -453,6 +453,8 @@ class Player:
 
     def _scaled_step(self, step: Step) -> None:
         assert self.scaler is not None
+        if getattr(self.subject.make, "_unscales", False):
+            self.optimizer._step_supports_amp_scaling = self.subject.unscales(self.trace, step)  # noqa: SLF001
         if step.scaling == "unscale" and not getattr(self.optimizer, "_step_supports_amp_scaling", False):
             self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)

@@ -454,7 +454,7 @@ class _Writer:
             *lines,
             *first,
             "for p in params: p.grad = p.grad if p.grad is None else p.grad * scaler.get_scale()",
-            *(["scaler.unscale_(optimizer)"] if event.scaling == "unscale" else []),
+            *self._unscaling(event),
             "scaler.step(optimizer); scaler.update()",
         ]
 
@@ -556,6 +556,12 @@ class _Writer:
             f"for _ in range({resume.AGED_BY}): {step}",
             "for p, g in zip(params, kept): p.grad = g",
         ]
+
+    def _unscaling(self, event: Step) -> list[str]:
+        """Who undoes the scaling, if not the scaler within its step."""
+        if self.subject.unscales(self.trace, event):
+            return ["optimizer._step_supports_amp_scaling = True  # as torch.optim sets it for fused=True"]
+        return ["scaler.unscale_(optimizer)"] if event.scaling == "unscale" else []
 
     def _objective(self, objective: Objective) -> list[str]:
         centres = []

@@ -30,7 +30,7 @@ from stepcheck.harness.formats import (
 )
 from stepcheck.harness.signature import Closure, Signature
 from stepcheck.harness.text import named
-from stepcheck.harness.trace import Scalar, SetOption, Trace
+from stepcheck.harness.trace import Scalar, SetOption, Step, Trace
 from stepcheck.reference import SPECS, Spec
 from stepcheck.reference.arithmetic import ORDERS
 
@@ -399,6 +399,11 @@ class Subject:
         given = {k: v for k, v in {**default, **options}.items() if k in self.options}
         # Of several groups, one that is left open must say so, or it takes what the first has.
         return {k: v for k, v in given.items() if v is not None or k not in open_} if self.one_group else given
+
+    def unscales(self, trace: Trace, step: Step) -> bool:
+        """Whether it is to undo the scaling of a ``GradScaler`` in its own step here, which it does on demand; float16 no scaler undoes."""
+        narrow = any(p.dtype == "float16" for p in trace.parameters)
+        return getattr(self.make, "_unscales", False) and (step.scaling == "step" or (narrow and bool(step.scaling)))
 
     def problem(self, trace: Trace) -> str:
         """Why a life that has a meaning has none for somebody's class, or nothing."""

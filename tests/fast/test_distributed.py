@@ -413,6 +413,8 @@ def gradient_scaling_skips_on_all_ranks_and_unscales_shards(folder):
     for name, options in {**ELEMENTWISE, **WHOLE}.items():
         values = [(torch.ones(4, 3), [Shard(0)]), (torch.ones(5, 2), [Shard(1)])]
         sharded, plain, ours, other = pair(values, name, options)
+        for optimizer in (ours, other):
+            optimizer._step_supports_amp_scaling = True  # as fused=True sets it, where a class has that
         scalers = [torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1) for _ in range(2)]
         for worst in (1.0, float("inf"), -3.0):
             for params, optimizer, scaler in zip((sharded, plain), (ours, other), scalers, strict=True):

@@ -1,5 +1,6 @@
 """With one word changed, a program does what it did."""
 
+import contextlib
 import copy
 import inspect
 import pickle
@@ -322,6 +323,7 @@ def test_gradient_scaling_is_undone_inside_the_step(name, dtype):
     def live(scaled):
         p = torch.linspace(-1, 1, 64).to(dtype).requires_grad_()
         optimizer = getattr(fast, name)([p], lr=0.125)
+        optimizer._step_supports_amp_scaling = True  # as fused=True sets it, where a class has that
         scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=scaled)
         for step in range(3):
             loss = (p * torch.linspace(1, 2, 64).to(dtype) * (step + 1)).sum()
@@ -337,9 +339,36 @@ def test_gradient_scaling_is_undone_inside_the_step(name, dtype):
     assert torch.equal(gradient, expected)  # and p.grad is left unscaled, as torch leaves it
 
 
-def test_a_step_with_infinite_gradients_is_skipped():
+@pytest.mark.parametrize("name", sorted(set(fast.__all__) - {"Served"}))
+def test_scaling_is_undone_by_whom_torch_leaves_it_to(name):
+    """Who clips gradients, counts skipped steps or hooks in after a step looks for this attribute."""
+    for options in ({}, {"fused": True}):
+        made = []
+        for family in (fast, torch.optim):
+            with contextlib.suppress(TypeError):  # no such option
+                made.append(getattr(family, name)([torch.ones(2, 2, requires_grad=True)], **options))
+        assert len(made) in (0, 2)
+        assert len({getattr(o, "_step_supports_amp_scaling", False) for o in made}) <= 1
+
+
+def test_a_skipped_step_calls_no_hooks_and_says_so_to_a_schedule():
+    """As accelerate and schedulers find out: whether ``step`` was called."""
+    p = torch.ones(2, requires_grad=True)
+    optimizer, scaler, called = fast.AdamW([p], lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0), []
+    optimizer.register_step_post_hook(lambda *_: called.append("hook"))
+    scaler.scale((p * float("inf")).sum()).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_([p], 1.0)
+    scaler.step(optimizer)
+    assert not called
+    assert p.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_step_with_infinite_gradients_is_skipped(inside):
     p = torch.ones(3, requires_grad=True)
-    optimizer, scaler = fast.SGD([p], lr=0.1, momentum=0.9), torch.amp.GradScaler("cpu", init_scale=2.0)
+    optimizer = fast.SGD([p], lr=0.1, momentum=0.9, fused=inside)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     scaler.scale((p * torch.tensor([1.0, float("inf"), 1.0])).sum()).backward()
     scaler.step(optimizer)
     scaler.update()
@@ -348,9 +377,11 @@ def test_a_step_with_infinite_gradients_is_skipped():
     assert scaler.get_scale() == 1.0
 
 
-def test_what_torch_steps_is_unscaled_too():
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_torch_steps_is_unscaled_too(inside):
     p, q = torch.ones(2).as_subclass(Tagged).requires_grad_(), torch.ones(2, requires_grad=True)
     optimizer, scaler = fast.SGD([p, q], lr=0.5), torch.amp.GradScaler("cpu", init_scale=256.0)
+    optimizer._step_supports_amp_scaling = inside
     for _ in range(2):
         scaler.scale(p.as_subclass(torch.Tensor).sum() + q.sum()).backward()
         scaler.step(optimizer)
