@@ -42,6 +42,7 @@ from stepcheck.fast.engine import (
     engine_of,
     exotic,
     full_like,
+    is_fixed,
     overlaps,
     unscale,
     walk,
@@ -874,7 +875,7 @@ class _Plan:
             shapes = {"row_var": (*p.shape[:-1], 1), "col_var": (*p.shape[:-2], 1, p.shape[-1])}
             for name, shape in shapes.items():
                 if state.get(name) is None:
-                    state[name] = full_like(torch.empty(shape, dtype=p.dtype), 0.0)
+                    state[name] = full_like(torch.empty(shape, dtype=p.dtype, device=p.device), 0.0)
         elif state.get("variance") is None:
             state["variance"] = full_like(p, 0.0)
         if not isinstance(state.get("step"), torch.Tensor):
@@ -906,8 +907,7 @@ class _Plan:
             values = lr, beta2_decay, (eps1, eps2), d, weight_decay, maximize = _READ(group)
             # By identity: a number may equal a tensor of float32 that is another number.
             if self._values[n] is None or not all(map(operator.is_, values, self._values[n])):
-                # What is inside a tensor can change without the tensor.
-                self._values[n] = None if isinstance(lr, torch.Tensor) else values
+                self._values[n] = values if all(map(is_fixed, values)) else None
                 for launch, _ in self._launches:
                     own = launch.machine_epsilon if eps1 is None else float(eps1)
                     launch.options[n] = [float(lr), beta2_decay, own, eps2, d, weight_decay, maximize]

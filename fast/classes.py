@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from stepcheck.fast import rules
-from stepcheck.fast.engine import full_like
+from stepcheck.fast.engine import counter, full_like
 from stepcheck.fast.optimizer import ByRule
 
 
@@ -50,6 +50,8 @@ class Adagrad(ByRule, torch.optim.Adagrad):
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p]["sum"] = full_like(p, rules.option(group, "initial_accumulator_value"))
+                if self.state[p]["step"].device.type == "meta":  # the default device has no memory
+                    self.state[p]["step"] = counter(0.0)
 
 
 class Adam(ByRule, torch.optim.Adam):

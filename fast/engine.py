@@ -532,8 +532,7 @@ class Plan:
                 if self._odd and self._rule.dense_alone(group):
                     return False  # sparse gradients, perhaps, which these options refuse
                 self._set_options(n, group)
-                # What is inside a tensor can change without the tensor.
-                self._values[n] = None if any(isinstance(v, torch.Tensor) for v in values) else values
+                self._values[n] = values if all(map(is_fixed, values)) else None
         return True
 
     # Making it
@@ -647,6 +646,15 @@ def _is_odd(p: torch.Tensor) -> bool:
     return gradient.is_sparse or gradient.is_conj() or gradient.is_neg() or not alike(p, p.grad)
 
 
+def is_fixed(value: Any) -> bool:
+    """Whether an option is the same for as long as it is the same object: what is inside a tensor or a list can change without it."""
+    return (
+        all(map(is_fixed, value))
+        if isinstance(value, tuple)
+        else not isinstance(value, torch.Tensor | np.ndarray | list)
+    )
+
+
 def _reader(rule: Rule, group: Group) -> Any:
     """A function of the group: the values of all options that the tables depend on."""
     read = {ENTRIES.get(name, (name, 0))[0] for name in rule.options}
@@ -669,7 +677,7 @@ def full_like(p: torch.Tensor, value: float) -> torch.Tensor:
     # Not by torch: it would wait for ever for its threads in a process that was forked after they were started.
     real = getattr(torch, REAL[p.dtype])
     word = np.dtype(f"u{real.itemsize}")
-    pattern = torch.tensor(value, dtype=real).view(getattr(torch, word.name)).item()
+    pattern = torch.tensor(value, dtype=real, device="cpu").view(getattr(torch, word.name)).item()
     if made.numel():
         memory = (ctypes.c_byte * (made.numel() * made.element_size())).from_address(made.data_ptr())
         np.frombuffer(memoryview(memory).cast("B"), word).fill(pattern)
@@ -679,7 +687,7 @@ def full_like(p: torch.Tensor, value: float) -> torch.Tensor:
 def counter(value: float) -> torch.Tensor:
     """A number of the state, as torch keeps it: float32, or float64 where that is torch's default dtype."""
     wide = torch.get_default_dtype() is torch.float64
-    return torch.tensor(float(value), dtype=torch.float64 if wide else torch.float32)
+    return torch.tensor(float(value), dtype=torch.float64 if wide else torch.float32, device="cpu")
 
 
 def _named(member: Member, gradient: torch.Tensor) -> _Walk | _Entries:

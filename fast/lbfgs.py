@@ -249,7 +249,7 @@ class _Point:
 
     def __init__(self, params: Sequence[Tensor], closure: Callable[[], Any], *, turned: bool = False) -> None:
         self.params, self.closure, self.turned = params, closure, turned
-        self.seen = _Seen(math.nan, torch.empty(0))
+        self.seen = _Seen(math.nan, torch.empty(0, device="cpu"))
         self.before: list[Tensor] | None = None
 
     @property
@@ -432,7 +432,7 @@ def _slope_and_size(g: Tensor, d: Tensor) -> tuple[float, float | None]:
 
 def _in_dtype(x: float, like: Tensor) -> Tensor:
     """A number rounded to the dtype of a tensor; on the CPU, where it is decided upon."""
-    return torch.tensor(x, dtype=like.dtype)
+    return torch.tensor(x, dtype=like.dtype, device="cpu")
 
 
 def _beside(x: Any, like: Tensor) -> Any:
@@ -662,7 +662,7 @@ class _Work:
         most = _BLOCK if block != _REDUCED else min(_BLOCK, max(64, _CACHED // (padded * g.element_size()) & -16))
         threads = min(torch.get_num_threads(), pieces) if n * k >= _WORTH_THREADS else 1
         # Rows of zeros fill up the last few that are taken at once.
-        zeros, table = torch.zeros(_BLOCK, dtype=g.dtype), np.zeros((padded, 2), np.int64)
+        zeros, table = torch.zeros(_BLOCK, dtype=g.dtype, device="cpu"), np.zeros((padded, 2), np.int64)
         table[:, 0], table[:k, 1] = zeros.data_ptr(), g.element_size()
         table[:k, 0] = [row.data_ptr() for row in rows]
         sums = np.zeros((pieces, padded, 2))

@@ -7,10 +7,12 @@ never looked at. The limits themselves are those that its documentation and its 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 INF = math.inf
@@ -20,7 +22,7 @@ INF = math.inf
 class Limit:
     """Finite numbers from ``low`` to ``high``, whose ends belong to it or not; or one of ``names``.
 
-    A number may be a tensor of one element.
+    A number may be a tensor or an array of one element, a truth value, or any other that Python's :mod:`numbers` knows.
     """
 
     low: float = 0.0
@@ -36,12 +38,16 @@ class Limit:
             return self.optional
         if self.names:
             return value in self.names
-        if isinstance(value, torch.Tensor):
-            value = value.item() if value.numel() == 1 else None
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+        if isinstance(value, torch.Tensor | np.ndarray):
+            value = value.item() if math.prod(value.shape) == 1 else None
+        if not isinstance(value, numbers.Integral if self.whole else numbers.Real):
             return False
-        above = self.low < value or (self.low_included and value == self.low)
-        return math.isfinite(value) and above and (value < self.high or (self.high_included and value == self.high))
+        try:
+            x = float(value)
+        except OverflowError:  # a whole number beyond all floats
+            return False
+        above = self.low < x or (self.low_included and x == self.low)
+        return math.isfinite(x) and above and (x < self.high or (self.high_included and x == self.high))
 
     def __str__(self) -> str:
         if self.names:

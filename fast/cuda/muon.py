@@ -29,7 +29,7 @@ from stepcheck.fast.cuda import kernels, runtime
 from stepcheck.fast.cuda.engine import NOT_CAPTURED, Table, option_words, unscaling
 from stepcheck.fast.cuda.kernels import ALIGNMENT, THREADS, TRITON, indented, narrowed, statements, widened
 from stepcheck.fast.cuda.runtime import Source
-from stepcheck.fast.engine import REAL, SIZE, Group, Scaling, Standing, StateOf, unscale
+from stepcheck.fast.engine import REAL, SIZE, Group, Scaling, Standing, StateOf, is_fixed, unscale
 from stepcheck.fast.kernels import COMPUTED
 from stepcheck.fast.muon import BUFFER, adjustment, momentum_buffer
 from stepcheck.fast.rules import Rule, maximum
@@ -600,8 +600,7 @@ class _Scalars:
         # By identity: a number may equal a tensor of float32 that is another number.
         if self._values is not None and all(map(operator.is_, values, self._values)):
             return
-        # What is inside a tensor can change without the tensor.
-        self._values = None if any(isinstance(x, Tensor) for x in values) else values
+        self._values = values if all(map(is_fixed, values)) else None
         words = np.zeros_like(self._options.words)
         self._tensors: list[Tensor] = []  # as long as the table has their addresses
         for (n, shape, dtype), row in self._rows.items():

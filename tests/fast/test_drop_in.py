@@ -6,7 +6,10 @@ import inspect
 import pickle
 import threading
 import warnings
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -599,3 +602,66 @@ def test_an_option_that_a_group_lacks_is_noticed_once_it_is_given(name):
             optimizer.step()
         values.append(p.detach().clone())
     assert torch.equal(*values)
+
+
+# --- Options of other types, and what a program sets for all tensors
+
+
+def stepped(make, steps=3, change=lambda group, n: None, **options):
+    torch.manual_seed(0)
+    p = torch.randn(4, 3, device="cpu", dtype=torch.float32).requires_grad_()
+    optimizer = make([p], **options)
+    for n in range(steps):
+        change(optimizer.param_groups[0], n)
+        g = torch.linspace(-1, 1, 12, device="cpu", dtype=torch.float32).reshape(4, 3) * (-1) ** n
+        p.grad = g.to_sparse(1) if make.__name__ == "SparseAdam" else g
+        optimizer.step(*[(p.detach() ** 2).sum] * (make.__name__ == "LBFGS"))
+    return p.detach()
+
+
+NAMES = sorted(set(fast.__all__) - {"Served"})
+
+
+@pytest.mark.parametrize(
+    "number", [np.float32(0.25), np.float64(0.25), np.array(0.25), Fraction(1, 4), np.int64(1), True], ids=repr
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_number_may_be_any_that_is_one(name, number):
+    ours = stepped(getattr(fast, name), lr=number)
+    assert torch.equal(ours, stepped(getattr(fast, name), lr=float(number)))
+
+
+@pytest.mark.parametrize("number", ["0.25", 1j, np.array([0.25, 0.5]), np.float32("nan"), Decimal("0.25")], ids=repr)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_number_is_refused(name, number):
+    with pytest.raises(ValueError, match="lr must be a finite number"):
+        stepped(getattr(fast, name), lr=number)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "weight_decay" in inspect.signature(getattr(fast, n)).parameters])
+def test_false_is_no_weight_decay(name):
+    assert torch.equal(stepped(getattr(fast, name), weight_decay=False), stepped(getattr(fast, name), weight_decay=0.0))
+
+
+@pytest.mark.parametrize(
+    "name, key, at, factor",
+    [("Adam", "betas", 1, 0.5), ("NAdam", "betas", 0, 0.5), ("Rprop", "etas", 0, 0.5), ("Adafactor", "eps", 1, 5e3)],
+)
+def test_what_is_changed_inside_a_list_of_options_is_seen(name, key, at, factor):
+    def change(group, n):
+        if n == 0:
+            group[key] = list(group[key])
+        if n == 2:
+            group[key][at] *= factor
+
+    ours, theirs = (stepped(getattr(family, name), 5, change) for family in (fast, torch.optim))
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.equal(ours, stepped(getattr(fast, name), 5))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_default_device_is_not_the_device_of_state(name):
+    """``torch.device("meta")`` around a step has no memory: a counter made there would be read where nothing is."""
+    expected = stepped(getattr(fast, name))
+    with torch.device("meta"):
+        assert torch.equal(stepped(getattr(fast, name)), expected)
