@@ -48,7 +48,7 @@ from stepcheck.fast.engine import (
     walk,
 )
 from stepcheck.fast.kernels import COMPUTED
-from stepcheck.fast.memory import broken, counted, is_read
+from stepcheck.fast.memory import broken, counted, is_read, refuse_freed
 from stepcheck.fast.native import Kernel, kernel
 from stepcheck.fast.optimizer import Planned, Steps
 from stepcheck.fast.shards import GATHERED, any_sharded, is_sharded, step_whole
@@ -898,7 +898,7 @@ class _Plan:
         gradients = self._standing.gradients(groups, state) if self._lasting else None
         if gradients is None:
             return False
-        self._gradient_addresses.read(gradients)
+        refuse_freed(self._gradient_addresses.read(gradients), gradients)
         self._read_options()
         return True
 
@@ -989,7 +989,7 @@ class Adafactor(Planned, torch.optim.Adafactor):
             raise RuntimeError("Adafactor does not support complex parameters")
         super()._check_gradients(scaling)
 
-    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling) -> Steps:
+    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling, former: Sequence[Steps]) -> Steps:  # noqa: ARG002
         unscales = scaling.grad_scale is not None
         if self._interpreted or device.type != "cpu":
             from stepcheck.fast.cuda.adafactor import RULE, AdafactorPlan  # where nothing is on a GPU, nobody needs it

@@ -8,10 +8,12 @@ launch for each :class:`.kernels.Layout`.
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,7 @@ import torch
 
 from stepcheck.fast import kernels, native, shards
 from stepcheck.fast.kernels import Layout
-from stepcheck.fast.memory import broken, counted, is_read, misnamed, unfit
+from stepcheck.fast.memory import broken, counted, is_read, misnamed, refuse_freed, unfit
 from stepcheck.fast.rules import ENTRIES, Rule, option
 from stepcheck.fast.shards import alike, is_sharded, local
 from stepcheck.fast.tensors import Addresses, Looks, Watch, Words
@@ -327,7 +329,7 @@ class Launch:
             [m.named for m in members],
             [t for m in members for t in (m.tensors[0], *m.tensors[2:], *m.counters)],
         )
-        self.gradients = self.rows[:, layout.address(1)]
+        self.gradients, self.idle = self.rows[:, layout.address(1)], self.rows[:, Layout.IDLE]
 
     def run(self) -> None:
         """One step of all its parameters."""
@@ -357,9 +359,10 @@ class Standing:
     Args:
         groups: whose parameters are stepped.
         state: the optimizer's.
-        active: the parameters that have gradients which the tables are made for.
+        active: the parameters that have gradients which the tables are made for, or spares in their place.
         idle: those that have none.
         entries: dictionaries of the state and the keys of the tensors in them that the tables point to.
+        gradients: of the active ones, where some may have none from step to step; ``None``: all of them have theirs.
     """
 
     def __init__(
@@ -369,12 +372,17 @@ class Standing:
         active: list[torch.Tensor],
         idle: list[torch.Tensor],
         entries: Iterable[tuple[State, str]],
+        gradients: Sequence[torch.Tensor] | None = None,
     ) -> None:
         self._groups, self._state, self._active, self._idle = groups, state, active, idle
         found = [(of_parameter, key, of_parameter[key]) for of_parameter, key in entries]
         # A number of no dimension cannot be turned or cut; whatever else is done to it moves it. Not a list: it would be copied at each call.
         self._beside = (*map(local, active), *(t for t in (local(tensor) for *_, tensor in found) if t.dim()))
-        self._gradient_looks = Looks([local(p.grad) for p in active if p.grad is not None])
+        known = gradients or [local(p.grad) for p in active if p.grad is not None]
+        self._gradient_looks = Looks(known)
+        self._forms = [(g.shape, g.stride(), g.dtype, g.device) for g in known] if gradients is not None else []
+        #: Whether each active parameter has no gradient now; ``None``: all of them have.
+        self.absent: npt.NDArray[np.bool_] | None = None
         self._looks = Looks(self._beside)
         held = [*active, *(tensor for *_, tensor in found)]
         self._sharded = [tensor for tensor in held if is_sharded(tensor)]
@@ -402,7 +410,37 @@ class Standing:
             if not all(map(alike, self._active, gradients)):
                 return None
             gradients = list(map(local, gradients))
-        return gradients if self._gradient_looks.same(gradients) and self._looks.same(self._beside) else None
+        self.absent = None
+        if not self._looks.same(self._beside):
+            return None
+        if self._gradient_looks.same(gradients):
+            return gradients
+        absent = np.fromiter(map(operator.is_, gradients, itertools.repeat(None)), np.bool_, len(gradients))
+        if not self._forms or not absent.any():
+            return None
+        self.absent = absent
+        gradients = [spare if g is None else g for g, spare in zip(gradients, self._spares, strict=True)]
+        return gradients if self._gradient_looks.same(gradients) else None
+
+    @functools.cached_property
+    def _places(self) -> dict[int, int]:
+        return {id(p): i for i, p in enumerate(self._active)} if self._forms else {}
+
+    def spare(self, p: torch.Tensor) -> torch.Tensor | None:
+        """A tensor that looks as the gradient of a parameter last did, and has no memory; ``None`` if that never had one, or is another."""
+        i = self._places.get(id(p))
+        if i is None:
+            return None
+        spare = self._spares[i]
+        return spare if (spare.shape, spare.dtype, spare.device) == (p.shape, p.dtype, p.device) else None
+
+    @functools.cached_property
+    def _spares(self) -> list[torch.Tensor]:
+        spares = []
+        for shape, strides, dtype, device in self._forms:
+            spares.append(torch.empty_strided(shape, strides, dtype=dtype, device=device))
+            spares[-1].untyped_storage().resize_(0)
+        return spares
 
 
 class Plan:
@@ -414,9 +452,22 @@ class Plan:
         state: the optimizer's; what a parameter with a gradient lacks in it is made here.
         device: of the parameters that this is about.
         unscale: whether gradients are to be multiplied by a number first, and left so.
+        former: the plan before this one. Parameters that it has, and that have no gradient now, may have one again: they keep their place.
     """
 
-    def __init__(self, rule: Rule, groups: list[Group], state: StateOf, device: torch.device, *, unscale: bool) -> None:
+    #: Whether steps may leave out parameters that the tables have.
+    _leaves_out: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        rule: Rule,
+        groups: list[Group],
+        state: StateOf,
+        device: torch.device,
+        *,
+        unscale: bool,
+        former: Plan | None = None,
+    ) -> None:
         self.unscale = unscale
         #: Whether a CUDA graph has recorded a step, and reads the tables whenever it is replayed.
         self.captured = False
@@ -431,13 +482,18 @@ class Plan:
 
         self._idle: list[torch.Tensor] = []
         plain: dict[Layout, list[tuple[torch.Tensor, int]]] = {}
+        spares: dict[torch.Tensor, torch.Tensor] = {}
         for n, group in enumerate(groups):
             for p in group["params"]:
                 if p.device != device:
                     continue
                 if p.grad is None:
-                    self._idle.append(p)
-                elif _is_odd(p):
+                    spare = former.spare(p) if former is not None and self._has_state(p, n) else None
+                    if spare is None:
+                        self._idle.append(p)
+                        continue
+                    spares[p] = spare
+                if p.grad is not None and _is_odd(p):
                     self._odd.append((p, n))
                 else:
                     plain.setdefault(self._layout(p, n), []).append((p, n))
@@ -445,14 +501,29 @@ class Plan:
             # To compile takes long and may be interrupted: before there is state, which would not be fresh the next time.
             self._ready(layout)
         members = {
-            layout: [self._member(layout, p, n, p.grad) for p, n in parameters] for layout, parameters in plain.items()
+            layout: [self._member(layout, p, n, spares.get(p, p.grad)) for p, n in parameters]
+            for layout, parameters in plain.items()
         }
         self._oddities = [(p.grad.layout, p.dtype) for p, _ in self._odd if p.grad is not None]
         #: In the order in which :meth:`_look` wants their gradients.
         self._active: list[torch.Tensor] = []
         self._arrange(members)
         self._gradient_addresses = Addresses(len(self._active))
-        self._standing = Standing(groups, state, self._active, self._idle, self._entries(members))
+        gradients = [local(spares.get(p, p.grad)) for p in self._active] if self._leaves_out else None
+        entries = self._entries(members)
+        self._standing = Standing(groups, state, self._active, self._idle, entries, gradients)
+        if spares:
+            self._standing.absent = np.array([p in spares for p in self._active])
+            self._look(gradients or [])
+
+    def spare(self, p: torch.Tensor) -> torch.Tensor | None:
+        """What stands for the gradient of a parameter of this plan that has none."""
+        return self._standing.spare(p)
+
+    def _has_state(self, p: torch.Tensor, n: int) -> bool:
+        """Whether a parameter has all the state that a step needs."""
+        state = self._state.get(p, {})
+        return all(state.get(name) is not None for name in (*self._rule.counters, *self._present[n]))
 
     def _entries(self, members: Mapping[Layout, Sequence[Member]]) -> Iterator[tuple[State, str]]:
         """Where in the state the tensors are that the tables point to."""
@@ -572,6 +643,8 @@ class Plan:
 class HostPlan(Plan):
     """A plan of parameters on the CPU, whose kernels numba has compiled."""
 
+    _leaves_out = True
+
     def _start_options(self) -> None:
         self._options = np.zeros((len(self._groups), len(self._option_names) + self.unscale), np.float64)
 
@@ -584,15 +657,21 @@ class HostPlan(Plan):
 
     def _arrange(self, members: Mapping[Layout, Sequence[Member]]) -> None:
         self._launches: list[tuple[Launch, slice]] = []
+        self._left_out, self._stepped = False, self._active
         for layout, of_layout in members.items():
             part = slice(len(self._active), len(self._active) + len(of_layout))
             self._active += [m.parameter for m in of_layout]
             self._launches.append((Launch(layout, of_layout, self._options), part))
 
     def _look(self, gradients: list[Any]) -> None:
-        addresses = self._gradient_addresses.read(gradients)
+        addresses, absent = self._gradient_addresses.read(gradients), self._standing.absent
+        refuse_freed(addresses, gradients, absent)
         for launch, part in self._launches:
             launch.gradients[:] = addresses[part]
+            if absent is not None or self._left_out:
+                launch.idle[:] = 0 if absent is None else absent[part]
+        self._left_out = absent is not None
+        self._stepped = self._active if absent is None else list(itertools.compress(self._active, ~absent))
 
     def _counter(self, value: float) -> torch.Tensor:
         return counter(value)
@@ -605,7 +684,7 @@ class HostPlan(Plan):
         for launch, _ in self._launches:
             launch.run()
         torch.autograd.graph.increment_version(
-            self._active
+            self._stepped
         )  # as an operation of torch would: it invalidates older graphs
         if self._odd:
             self._step_odd(scaling)
@@ -675,13 +754,19 @@ def full_like(p: torch.Tensor, value: float) -> torch.Tensor:
         (torch.view_as_real(made) if p.is_complex() else made).fill_(value)
         return result
     # Not by torch: it would wait for ever for its threads in a process that was forked after they were started.
-    real = getattr(torch, REAL[p.dtype])
-    word = np.dtype(f"u{real.itemsize}")
-    pattern = torch.tensor(value, dtype=real, device="cpu").view(getattr(torch, word.name)).item()
     if made.numel():
         memory = (ctypes.c_byte * (made.numel() * made.element_size())).from_address(made.data_ptr())
-        np.frombuffer(memoryview(memory).cast("B"), word).fill(pattern)
+        pattern = _pattern(value, REAL[p.dtype])
+        np.frombuffer(memoryview(memory).cast("B"), pattern.dtype).fill(pattern)
     return result
+
+
+@functools.lru_cache(maxsize=64)
+def _pattern(value: float, real: str) -> Any:
+    """The bits of a number in a real format, as a whole number of NumPy that is as wide."""
+    bits = torch.tensor(value, dtype=getattr(torch, real), device="cpu")
+    word = np.dtype(f"u{bits.element_size()}")
+    return word.type(bits.view(getattr(torch, word.name)).item())
 
 
 def counter(value: float) -> torch.Tensor:

@@ -62,9 +62,9 @@ class Layout:
     def scalars(self) -> tuple[str, ...]:
         return (*(("unscale",) if self.unscales else ()), *self.rule.scalars)
 
-    # Columns of a row: is it strided, its group, is it fresh, then addresses and distances of streams, addresses of counters and
-    # whether they are wide.
-    STRIDED, GROUP, FRESH, FIRST = range(4)
+    # Columns of a row: is it strided, its group, is it fresh, is it idle for now, then addresses and distances of streams, addresses of
+    # counters and whether they are wide.
+    STRIDED, GROUP, FRESH, IDLE, FIRST = range(5)
 
     def address(self, stream: int) -> int:
         return self.FIRST + stream
@@ -162,7 +162,8 @@ def step_source(layout: Layout) -> str:
     names = ", ".join(("n", *(f"a_{s}" for s in streams), *scalars))
     distances = ", ".join(f"d_{s}" for s in streams)
     bases = [f"load_int64(row, {layout.address(i)})" for i in range(len(streams))]
-    chunk = ["row = rows + load_int64(chunk, 0) * ROW", f"scalar = scalars + load_int64(chunk, 0) * {8 * len(scalars)}"]
+    chunk = ["row = rows + load_int64(chunk, 0) * ROW", f"if load_int64(row, {layout.IDLE}) != 0:", "    continue"]
+    chunk += [f"scalar = scalars + load_int64(chunk, 0) * {8 * len(scalars)}"]
     chunk += [f"{name} = real(load_float64(scalar, {i}))" for i, name in enumerate(scalars)]
     strided = [f"d_{s} = load_int64(row, {layout.distance(i)})" for i, s in enumerate(streams)]
     run = [
@@ -252,6 +253,8 @@ def kernel(launch):
 {_lines(start, 1)}
     for r in range(load_int64(launch, {ROWS})):
         row = rows + r * {8 * layout.row_words}
+        if load_int64(row, {layout.IDLE}) != 0:
+            continue
         scalar = scalars + r * {8 * len(layout.scalars)}
         group, fresh = load_int64(row, {layout.GROUP}), load_int64(row, {layout.FRESH})
 {_lines(read, 2)}

@@ -22,7 +22,7 @@ INF = math.inf
 class Limit:
     """Finite numbers from ``low`` to ``high``, whose ends belong to it or not; or one of ``names``.
 
-    A number may be a tensor or an array of one element, a truth value, or any other that Python's :mod:`numbers` knows.
+    A number may be a tensor or an array of one element, or any that Python's :mod:`numbers` knows; a truth value is one, and is no count.
     """
 
     low: float = 0.0
@@ -40,7 +40,7 @@ class Limit:
             return value in self.names
         if isinstance(value, torch.Tensor | np.ndarray):
             value = value.item() if math.prod(value.shape) == 1 else None
-        if not isinstance(value, numbers.Integral if self.whole else numbers.Real):
+        if not isinstance(value, numbers.Integral if self.whole else numbers.Real) or (self.whole and isinstance(value, bool)):
             return False
         try:
             x = float(value)

@@ -6,9 +6,11 @@ Where torch's own operations would raise, the step does so before it changes any
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from stepcheck.fast.shards import is_sharded, local
@@ -35,6 +37,24 @@ def unfit(p: torch.Tensor, g: torch.Tensor) -> str:
         if is_cut(tensor):
             return f"the storage of a {what} ends before its elements do: it was freed or resized"
     return ""
+
+
+def refuse_freed(
+    addresses: npt.NDArray[np.int64], gradients: Sequence[torch.Tensor], absent: npt.NDArray[np.bool_] | None = None
+) -> None:
+    """Refuse gradients whose memory is gone since they were last looked at.
+
+    Args:
+        absent: those that are not there, and will not be read.
+
+    Raises:
+        RuntimeError: one has elements and no memory.
+    """
+    if addresses.all():
+        return
+    for i in np.flatnonzero(addresses == 0).tolist():
+        if gradients[i].numel() and not (absent is not None and absent[i]):
+            raise RuntimeError("the storage of a gradient ends before its elements do: it was freed or resized")
 
 
 def misnamed(g: torch.Tensor) -> str:

@@ -346,9 +346,9 @@ class Planned(Fast):
         served = [(group, self._served(group).engine) for group in self.param_groups]
         own = [group for group, engine in served if engine != "torch"]
         left = [group for group, engine in served if engine == "torch"]
-        self._recorded += tuple(plan for plan in self._plans or () if plan.captured)
-        self._plans = None
-        plans = [self._plan(own, device, scaling) for device in _devices(own)]
+        former, self._plans = self._plans or (), None
+        self._recorded += tuple(plan for plan in former if plan.captured)
+        plans = [self._plan(own, device, scaling, former) for device in _devices(own)]
         for plan in plans:
             plan.step(scaling)
         if left:
@@ -356,8 +356,12 @@ class Planned(Fast):
         else:
             self._plans = plans
 
-    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling) -> Steps:
-        """What a step of the parameters of these groups on one device consists of; it makes what state they lack."""
+    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling, former: Sequence[Steps]) -> Steps:
+        """What a step of the parameters of these groups on one device consists of; it makes what state they lack.
+
+        Args:
+            former: the plans of the step before.
+        """
         raise NotImplementedError
 
 
@@ -392,13 +396,14 @@ class ByRule(Planned):
             if reason and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
                 raise RuntimeError(f"{self._torch().__name__} takes no sparse gradients with these options: {reason}")
 
-    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling) -> Plan:
+    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling, former: Sequence[Steps]) -> Plan:
         make: type[Plan] = HostPlan
         if self._interpreted or device.type != "cpu":
             from stepcheck.fast.cuda.engine import DevicePlan  # where nothing is on a GPU, nobody needs it
 
             make = DevicePlan
-        return make(self.rule, groups, self.state, device, unscale=scaling.grad_scale is not None)
+        last = next((plan for plan in former if isinstance(plan, HostPlan) and make is HostPlan), None)
+        return make(self.rule, groups, self.state, device, unscale=scaling.grad_scale is not None, former=last)
 
 
 def _devices(groups: list[Group]) -> list[torch.device]:

@@ -397,6 +397,7 @@ def with_gradient(make: Callable[..., Any], setting: Setting, how: str) -> list[
             # The setter holds shapes against each other, of which its own can change before.
             p.grad.data = SPARSE[how](p.grad)
         else:
+            p.grad.data = p.grad.clone()  # of memory that can be freed
             IN_PLACE[how](p.grad)
         program.step()
     return program.parameters

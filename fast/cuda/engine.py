@@ -30,6 +30,7 @@ from stepcheck.fast.engine import (
     unscale,
 )
 from stepcheck.fast.kernels import Layout
+from stepcheck.fast.memory import refuse_freed
 from stepcheck.fast.rules import ENTRIES, Rule, option
 from stepcheck.fast.tensors import Words
 
@@ -277,6 +278,7 @@ class DevicePlan(Plan):
 
     def _look(self, gradients: list[Any]) -> None:
         addresses = self._gradient_addresses.read(gradients)
+        refuse_freed(addresses, gradients)
         for launch, part in self._prepared.launches:
             launch.look(addresses[part])
 

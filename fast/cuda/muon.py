@@ -31,6 +31,7 @@ from stepcheck.fast.cuda.kernels import ALIGNMENT, THREADS, TRITON, indented, na
 from stepcheck.fast.cuda.runtime import Source
 from stepcheck.fast.engine import REAL, SIZE, Group, Scaling, Standing, StateOf, is_fixed, unscale
 from stepcheck.fast.kernels import COMPUTED
+from stepcheck.fast.memory import refuse_freed
 from stepcheck.fast.muon import BUFFER, adjustment, momentum_buffer
 from stepcheck.fast.rules import Rule, maximum
 from stepcheck.fast.shards import is_sharded
@@ -553,6 +554,7 @@ class DevicePlan:
         self._scalars.look(groups)
         if gradients:
             addresses = self._gradient_addresses.read(gradients)
+            refuse_freed(addresses, gradients)
             for portion, at in self._portions:
                 portion.look(addresses[at])
         return True

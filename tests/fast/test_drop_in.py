@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from stepcheck import fast
+from stepcheck.fast import engine
 from stepcheck.fast.optimizer import ByRule
 
 BY_RULE = [
@@ -665,3 +666,65 @@ def test_a_default_device_is_not_the_device_of_state(name):
     expected = stepped(getattr(fast, name))
     with torch.device("meta"):
         assert torch.equal(stepped(getattr(fast, name)), expected)
+
+
+# --- Gradients that come and go
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("LBFGS", "SparseAdam")])
+def test_each_step_may_have_other_gradients(name):
+    """As experts and stochastic depth have it: a parameter without a gradient, its state and its count stay as they are."""
+    draw = np.random.default_rng(3)
+    present = draw.random((14, 7)) < 0.6
+    present[0], present[9] = True, False
+    present[0, 5] = present[1, 5] = present[2, 5] = False  # begins later
+    ended = []
+    for family in (fast, torch.optim):
+        torch.manual_seed(1)
+        shapes = [
+            (4, 3),
+            (2, 2),
+            (5, 1),
+            (3, 4),
+            (1, 1),
+            (2, 3),
+            (1, 3) if name == "Adafactor" else (0, 3),
+        ]  # torch's divides by the number of elements
+        params = [torch.randn(s).requires_grad_() for s in shapes]
+        optimizer = getattr(family, name)(params, lr=0.01)
+        versions = []
+        for n, chosen in enumerate(present):
+            for p, there in zip(params, chosen, strict=True):
+                p.grad = torch.full_like(p, 0.1 * (n + 1)) if there else None
+            if n == 5:
+                optimizer.state.pop(params[0], None)
+                if name == "Adagrad":
+                    optimizer.state[params[0]] = {"step": torch.tensor(0.0), "sum": torch.zeros(4, 3)}
+            if n == 7:
+                params[1].data = torch.randn(2, 2, generator=torch.Generator().manual_seed(n)).T
+            before = [p._version for p in params]
+            optimizer.step()
+            versions.append([p._version > v for p, v in zip(params, before, strict=True)])
+        ended.append((params, [optimizer.state[p] for p in params], versions))
+    (ours, our_state, our_versions), (theirs, their_state, _) = ended
+    tolerance = {"rtol": 5e-2, "atol": 1e-3} if name == "Muon" else {"rtol": 1e-5, "atol": 1e-6}
+    for p, q, s, t in zip(ours, theirs, our_state, their_state, strict=True):
+        torch.testing.assert_close(p, q, **tolerance)
+        assert s.keys() == t.keys()
+        for key, value in t.items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(s[key], value, **tolerance, check_dtype=False)
+    assert our_versions == present.tolist() or name == "Muon"
+
+
+def test_a_plan_is_kept_where_gradients_come_and_go(monkeypatch):
+    params = [torch.randn(3).requires_grad_() for _ in range(8)]
+    optimizer = fast.AdamW(params)
+    made = []
+    whole = engine.HostPlan.__init__
+    monkeypatch.setattr(engine.HostPlan, "__init__", lambda self, *a, **k: made.append(self) or whole(self, *a, **k))
+    for n in range(20):
+        for i, p in enumerate(params):
+            p.grad = torch.ones(3) if (n * 5 + i * 3) % 7 < 4 or n == 0 else None
+        optimizer.step()
+    assert len(made) == 1
