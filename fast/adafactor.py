@@ -20,6 +20,7 @@ last-level cache together.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -83,12 +84,12 @@ SPREAD = 1 << 17
     SCRATCH_WORDS,
     WORDS,
 ) = range(15)
-# Words of a row, which is a parameter. Distances are in bytes; outer and inner dimension are rows and columns, or columns and rows if
+# Words of a row, which is a parameter; it is IDLE while it has no gradient. Distances are in bytes; outer and inner dimension are rows and columns, or columns and rows if
 # SWAPPED. R is the state of the outer dimension, C that of the inner one.
 (
     KIND, GROUP, STEP, WIDE, P, G, R, C, OUTER, INNER, SWAPPED, DENSE, P_OUTER, P_INNER, G_OUTER, G_INNER, R_OUTER, C_INNER,
-    P_NEXT, G_NEXT, R_NEXT, C_NEXT, ELEMENTS, FIRST_PART, END_PART, FIRST_BLOCK, END_BLOCK, ROW_WORDS,
-) = range(28)  # fmt: skip
+    P_NEXT, G_NEXT, R_NEXT, C_NEXT, ELEMENTS, FIRST_PART, END_PART, FIRST_BLOCK, END_BLOCK, IDLE, ROW_WORDS,
+) = range(29)  # fmt: skip
 #: What a parameter is made of: elements, matrices, or matrices of one element.
 VECTOR, MATRIX, POINT = range(3)
 # Words of a block: matrices (or elements) in a run, and where the run begins in each stream.
@@ -131,6 +132,8 @@ def kernel(launch):
     last_step, last_group, forget, rho = 0.0, -1, 0.0, 0.0
     for r in range(load_int64(launch, {COUNT})):
         row, scalar = rows + r * {8 * ROW_WORDS}, scalars + r * {8 * SCALAR_WORDS}
+        if load_int64(row, {IDLE}) != 0:
+            continue
         group, at = load_int64(row, {GROUP}), load_int64(row, {STEP})
         options = load_int64(launch, {OPTIONS}) + group * {8 * OPTION_WORDS}
         if load_int64(row, {WIDE}) != 0:
@@ -491,6 +494,15 @@ def one_matrix(m, rows, scalars):
     store_int64(m, {M_MODE}, mode)
     keep_state(row, r, c, new_r, new_c)
 
+@njit(**OPTIONS)
+def row_of(work, k, blocks, matrices, tiles):
+    if work == {WHOLE}:
+        return k
+    if work == {BLOCK_SUMS} or work == {BLOCK_MOVE}:
+        return load_int64(blocks + k * {8 * BLOCK_WORDS}, {B_ROW})
+    m = k if work == {FACTORS} else load_int64(tiles + k * {8 * TILE_WORDS}, {T_MATRIX})
+    return load_int64(matrices + m * {8 * MATRIX_WORDS}, {M_ROW})
+
 def kernel(launch):
     tasks, end = load_int64(launch, {TASKS}), load_int64(launch, {END})
     rows, scalars = load_int64(launch, {ROWS}), load_int64(launch, {SCALARS})
@@ -505,6 +517,8 @@ def kernel(launch):
         task = tasks + number * {8 * TASK_WORDS}
         work = load_int64(task, {WORK})
         for k in range(load_int64(task, {FIRST}), load_int64(task, {LAST})):
+            if load_int64(rows + row_of(work, k, blocks, matrices, tiles) * {8 * ROW_WORDS}, {IDLE}) != 0:
+                continue
             if work == {WHOLE}:
                 whole(blocks, rows + k * {8 * ROW_WORDS}, scalars + k * {8 * SCALAR_WORDS}, scratch)
             elif work == {BLOCK_SUMS} or work == {BLOCK_MOVE}:
@@ -793,7 +807,7 @@ class _Launch:
         self._phases, self._slot_words = tables.phases, tables.slot
         self.options = np.zeros((groups, OPTION_WORDS), np.float64)
         self._rows = _table(tables.rows, ROW_WORDS)
-        self.gradients = self._rows[:, G]
+        self.gradients, self.idle = self._rows[:, G], self._rows[:, IDLE]
         self._matrices = _table(tables.matrices, MATRIX_WORDS)
         self._shared = np.empty(tables.shared, np.float64)
         # The sums are of float64, the factors fit into as many words.
@@ -846,18 +860,21 @@ class _Plan:
 
     captured = False
 
-    def __init__(self, groups: list[Group], state: StateOf, device: torch.device) -> None:
+    def __init__(self, groups: list[Group], state: StateOf, device: torch.device, former: _Plan | None = None) -> None:
         self._groups, self._state = groups, state
-        idle = [p for group in groups for p in group["params"] if p.grad is None and p.device == device]
+        idle: list[torch.Tensor] = []
         self._active: list[torch.Tensor] = []
         self._launches: list[tuple[_Launch, slice]] = []
         self._values: list[Any] = [None] * len(groups)
         by_dtype: dict[torch.dtype, list[_Member]] = {}
         self._lasting = True
         for n, group in enumerate(groups):
-            for p in group["params"]:
-                if p.grad is not None and p.device == device:
-                    by_dtype.setdefault(p.dtype, []).append(self._member(p, p.grad, n))
+            for p in (p for p in group["params"] if p.device == device):
+                gradient = p.grad if p.grad is not None or former is None else former.spare(p)
+                if gradient is None:
+                    idle.append(p)
+                else:
+                    by_dtype.setdefault(p.dtype, []).append(self._member(p, gradient, n))
         for dtype, members in by_dtype.items():
             part = slice(len(self._active), len(self._active) + len(members))
             self._active += [m.p for m in members]
@@ -865,9 +882,28 @@ class _Plan:
         self._read_options()
         gradients = [m.g for members in by_dtype.values() for m in members]
         self._gradient_addresses = Addresses(len(gradients))
-        self._gradient_addresses.read(gradients)
         self._resolved = gradients if not self._lasting else []
-        self._standing = Standing(groups, state, self._active, idle, self._entries())
+        self._standing = Standing(groups, state, self._active, idle, self._entries(), gradients)
+        if any(p.grad is None for p in self._active):
+            self._standing.absent = np.array([p.grad is None for p in self._active])
+        self._left_out = False
+        self._look(gradients)
+
+    def spare(self, p: torch.Tensor) -> torch.Tensor | None:
+        """What stands for the gradient of a parameter of this plan that has none now."""
+        begun = all(self._state.get(p, {}).get(key) is not None for key in ("step", *_buffers(p)))
+        return self._standing.spare(p) if begun else None
+
+    def _look(self, gradients: list[Any]) -> None:
+        """Where the gradients are now."""
+        addresses, absent = self._gradient_addresses.read(gradients), self._standing.absent
+        refuse_freed(addresses, gradients, absent)
+        for launch, part in self._launches:
+            launch.gradients[:] = addresses[part]
+            if absent is not None or self._left_out:
+                launch.idle[:] = 0 if absent is None else absent[part]
+        self._left_out = absent is not None
+        self._stepped = self._active if absent is None else list(itertools.compress(self._active, ~absent))
 
     def _member(self, p: torch.Tensor, gradient: torch.Tensor, group: int) -> _Member:
         state = self._state[p]
@@ -898,7 +934,7 @@ class _Plan:
         gradients = self._standing.gradients(groups, state) if self._lasting else None
         if gradients is None:
             return False
-        refuse_freed(self._gradient_addresses.read(gradients), gradients)
+        self._look(gradients)
         self._read_options()
         return True
 
@@ -916,10 +952,9 @@ class _Plan:
         """Step all parameters that have gradients."""
         if scaling.skips:
             return
-        for launch, part in self._launches:
-            launch.gradients[:] = self._gradient_addresses.values[part]
+        for launch, _ in self._launches:
             launch.run()
-        torch.autograd.graph.increment_version(self._active)
+        torch.autograd.graph.increment_version(self._stepped)
 
 
 def _buffers(p: torch.Tensor) -> tuple[str, ...]:
@@ -989,7 +1024,7 @@ class Adafactor(Planned, torch.optim.Adafactor):
             raise RuntimeError("Adafactor does not support complex parameters")
         super()._check_gradients(scaling)
 
-    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling, former: Sequence[Steps]) -> Steps:  # noqa: ARG002
+    def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling, former: Sequence[Steps]) -> Steps:
         unscales = scaling.grad_scale is not None
         if self._interpreted or device.type != "cpu":
             from stepcheck.fast.cuda.adafactor import RULE, AdafactorPlan  # where nothing is on a GPU, nobody needs it
@@ -998,7 +1033,7 @@ class Adafactor(Planned, torch.optim.Adafactor):
         if unscales and not scaling.skips:
             for p in (p for group in groups for p in group["params"] if p.grad is not None and p.device == device):
                 unscale(p, scaling.factor)
-        return _Plan(groups, self.state, device)
+        return _Plan(groups, self.state, device, next((plan for plan in former if isinstance(plan, _Plan)), None))
 
     @torch.no_grad()
     def _step_anew(self, scaling: Scaling) -> None:

@@ -40,7 +40,9 @@ class Limit:
             return value in self.names
         if isinstance(value, torch.Tensor | np.ndarray):
             value = value.item() if math.prod(value.shape) == 1 else None
-        if not isinstance(value, numbers.Integral if self.whole else numbers.Real) or (self.whole and isinstance(value, bool)):
+        if not isinstance(value, numbers.Integral if self.whole else numbers.Real) or (
+            self.whole and isinstance(value, bool)
+        ):
             return False
         try:
             x = float(value)
