@@ -40,9 +40,8 @@ class Limit:
             return value in self.names
         if isinstance(value, torch.Tensor | np.ndarray):
             value = value.item() if math.prod(value.shape) == 1 else None
-        if not isinstance(value, numbers.Integral if self.whole else numbers.Real) or (
-            self.whole and isinstance(value, bool)
-        ):
+        flag = isinstance(value, bool)
+        if not isinstance(value, numbers.Integral if self.whole else numbers.Real) or (flag and self.whole):
             return False
         try:
             x = float(value)

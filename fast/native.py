@@ -16,13 +16,14 @@ import importlib.util
 import os
 import re
 import sys
-import tempfile
 import threading
-from collections.abc import Callable
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -35,6 +36,9 @@ REASSOCIATING: dict[str, Any] = {**OPTIONS, "fastmath": dict.fromkeys(("contract
 
 #: What kernels may call: functions of the C library, which is in every process.
 LIBRARY = frozenset({"pow", "memset", "memcpy"})
+
+#: Seconds that a process waits for another one to compile what it needs, and how often it looks.
+_PATIENCE, _LOOK_SECONDS = 30.0, 0.02
 
 _lock = threading.RLock()
 
@@ -126,8 +130,11 @@ def _load(source: str, options: dict[str, Any]) -> Kernel:
     path = cache_folder() / f"{digest}.o"
     machine_code = _kept(path)
     if machine_code is None:
-        machine_code = _compile(source, f"{SYMBOL}_{digest}", options)
-        _keep(path, machine_code)
+        with _alone(path):
+            machine_code = _kept(path)  # by whoever was here before
+            if machine_code is None:
+                machine_code = _compile(source, f"{SYMBOL}_{digest}", options)
+                _keep(path, machine_code)
     # The symbol of each is its own, so that all can live in one engine.
     engine = _engine()
     engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
@@ -199,15 +206,54 @@ def _kept(path: Path) -> bytes | None:
     return machine_code if hashlib.sha256(machine_code).digest() == digest else None
 
 
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Meanwhile, other processes that want to make this file wait: those of a job start side by side, and one of them compiles."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):  # Windows; a folder, or a file system, that does not take it
+            import fcntl
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # It is not removed: whoever waits for it holds this very file.
+            file = stack.enter_context((path.parent / "lock").open("a"))
+            # A process that was forked meanwhile has it as well, for as long as it lives: nobody waits for ever.
+            deadline = time.monotonic() + _PATIENCE
+            while time.monotonic() < deadline and not path.exists() and not _locked(fcntl, file):
+                time.sleep(_LOOK_SECONDS)
+        yield
+
+
+def _locked(fcntl: Any, file: IO[str]) -> bool:
+    """Whether this process has the lock now; it ends with the process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _keep(path: Path, machine_code: bytes) -> None:
-    """Keep it on disk, whole or not at all; where that cannot be, the next process compiles anew."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
+    """Keep it on disk, whole or not at all; where that cannot be, the next process compiles anew, and this one says so once."""
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            undo.callback(Path(file.name).unlink, missing_ok=True)
-            file.write(hashlib.sha256(machine_code).digest() + machine_code)
-        # Windows refuses where another process has the old one open.
-        Path(file.name).replace(path)
+        try:
+            # Not by tempfile, which keeps what others may not read: an image is built by one user, and used by another.
+            part.write_bytes(hashlib.sha256(machine_code).digest() + machine_code)
+            # Windows refuses where another process has the old one open.
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        _say_unkept(str(path.parent), str(error))
+
+
+@functools.cache
+def _say_unkept(folder: str, why: str) -> None:
+    warnings.warn(
+        f"stepcheck.fast cannot keep compiled kernels in {folder} ({why}); each process compiles them anew. STEPCHECK_CACHE_DIR names another folder.",
+        stacklevel=2,
+    )
 
 
 # --- Threads

@@ -50,7 +50,49 @@ print(p.tolist(), "numba" in sys.modules)
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STEPCHECK_CACHE_DIR", str(tmp_path / "file" / "folder"))
-    assert native.kernel(SOURCE.format(1234)).address
+    with pytest.warns(UserWarning, match=r"cannot keep compiled kernels in .*folder"):
+        assert native.kernel(SOURCE.format(1234)).address
+    assert native.kernel(SOURCE.format(1235)).address  # once is enough
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no umask here")
+def test_what_is_kept_may_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        native._keep(tmp_path / "kernel.o", b"machine code")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "kernel.o").stat().st_mode & 0o777 == 0o644
+    assert native._kept(tmp_path / "kernel.o") == b"machine code"
+
+
+def test_processes_that_start_side_by_side_compile_each_kernel_once(tmp_path):
+    code = """
+import torch
+from stepcheck.fast import SGD, native
+made, compile_ = [], native._compile
+native._compile = lambda *a: made.append(1) or compile_(*a)
+p = torch.ones(3, requires_grad=True); p.grad = torch.ones(3)
+SGD([p], lr=0.5).step()
+print(p.tolist(), len(made))
+"""
+    environment = {**os.environ, "STEPCHECK_CACHE_DIR": str(tmp_path)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(3)
+    ]
+    told = [process.communicate(timeout=120)[0].split() for process in started]
+    assert {tuple(words[:3]) for words in told} == {("[0.5,", "0.5,", "0.5]")}
+    assert sum(int(words[3]) for words in told) == 2 + 2
+
+
+def test_nobody_waits_for_ever_for_a_lock_that_a_fork_has_taken_along(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(native, "_PATIENCE", 0.1)
+    with (tmp_path / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with native._alone(tmp_path / "kernel.o"):
+            pass
 
 
 def test_a_cache_with_a_broken_file_is_mended(tmp_path, monkeypatch):
@@ -143,7 +185,8 @@ def test_where_a_kernel_cannot_be_kept_nothing_is_left_over(tmp_path, monkeypatc
         raise PermissionError("as Windows does, of a file that another process has open")
 
     monkeypatch.setattr(native.Path, "replace", refuse)
-    native._keep(tmp_path / "kernel.o", b"machine code")
+    with pytest.warns(UserWarning, match="as Windows does"):
+        native._keep(tmp_path / "kernel.o", b"machine code")
     assert not list(tmp_path.iterdir())
 
 
