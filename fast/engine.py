@@ -24,6 +24,7 @@ from stepcheck.fast.kernels import Layout
 from stepcheck.fast.memory import broken, counted, is_read, misnamed, refuse_freed, unfit
 from stepcheck.fast.rules import ENTRIES, Rule, option
 from stepcheck.fast.shards import alike, is_sharded, local
+from stepcheck.fast.sparse import Named, SparseSteps
 from stepcheck.fast.tensors import Addresses, Looks, Watch, Words
 
 #: Elements of a chunk at most: a few streams of as many fit into a second-level cache.
@@ -271,10 +272,9 @@ def _pieces(row: int, way: _Walk, streams: int) -> Words:
     return table
 
 
-def _portions(row: int, entries: _Entries) -> Words:
-    """The chunks of entries, as many each as make a batch."""
-    count = len(entries.indices)
-    first = np.arange(0, count, max(1, BATCH // max(1, entries.length)), dtype=np.int64)
+def _portions(row: int, count: int, length: int) -> Words:
+    """The chunks of so many entries of this length, as many each as make a batch."""
+    first = np.arange(0, count, max(1, BATCH // max(1, length)), dtype=np.int64)
     ends = np.append(first[1:], count)[: len(first)]
     return np.stack([np.full(len(first), row, np.int64), first, ends], axis=1)
 
@@ -305,38 +305,69 @@ class Launch:
             for n, counter in enumerate(member.counters):
                 row[layout.counter(n)] = counter.data_ptr()
                 row[layout.counter(n) + 1] = counter.dtype is torch.float64
-            chunks.append(_portions(r, way) if isinstance(way, _Entries) else _pieces(r, way, streams))
-        self._chunks = np.ascontiguousarray(np.concatenate(chunks)) if chunks else np.zeros((0, 0), np.int64)
-        counts = self._chunks[:, Layout.COUNT] if len(self._chunks) else np.zeros(0, np.int64)
-        if layout.indexed and len(counts):
-            counts = (self._chunks[:, Layout.OFFSETS] - counts) * self.rows[
-                self._chunks[:, Layout.ROW], layout.indices + 1
-            ]
-        self.elements = int(counts.sum())
-        self._batches = _batches(counts)
+            chunks.append(
+                _portions(r, len(way.indices), way.length) if isinstance(way, _Entries) else _pieces(r, way, streams)
+            )
         self._words: Words = np.zeros(kernels.WORDS, np.int64)
-        self._words[kernels.BATCHES] = len(self._batches) - 1
-        self._words[kernels.BATCH_TABLE] = self._batches.ctypes.data
-        self._words[kernels.CHUNK_TABLE] = self._chunks.ctypes.data
+        #: As many as are to share the work; 0: as many as are worth it.
+        self.threads = 0
+        self._cut(chunks)
         self._words[kernels.ROW_TABLE] = self.rows.ctypes.data
         self._words[kernels.SCALAR_TABLE] = self.scalars.ctypes.data
         self._words[kernels.ROWS] = len(members)
         self._words[kernels.OPTION_TABLE] = options.ctypes.data
         self._at = self._words.ctypes.data
         self._kept = (
-            self._batches,
             options,
             [m.named for m in members],
             [t for m in members for t in (m.tensors[0], *m.tensors[2:], *m.counters)],
         )
         self.gradients, self.idle = self.rows[:, layout.address(1)], self.rows[:, Layout.IDLE]
 
+    def _cut(self, chunks: Sequence[Words]) -> None:
+        """Set the tables of chunks and batches."""
+        self._chunks = np.ascontiguousarray(np.concatenate(chunks)) if chunks else np.zeros((0, 0), np.int64)
+        counts = self._chunks[:, Layout.COUNT] if len(self._chunks) else np.zeros(0, np.int64)
+        if self.layout.indexed and len(counts):
+            lengths = self.rows[self._chunks[:, Layout.ROW], self.layout.indices + 1]
+            counts = (self._chunks[:, Layout.OFFSETS] - counts) * lengths
+        self.elements = int(counts.sum())
+        self._batches = _batches(counts)
+        self._words[kernels.BATCHES] = len(self._batches) - 1
+        self._words[kernels.BATCH_TABLE] = self._batches.ctypes.data
+        self._words[kernels.CHUNK_TABLE] = self._chunks.ctypes.data
+
+    def name(self, entries: Sequence[tuple[torch.Tensor, torch.Tensor]], *, in_order: bool) -> None:
+        """Step other entries: of each row its indices and its values, as many as those.
+
+        Args:
+            entries: (1, n) of int64, and (n, ...) like the values before; they must live until the next run is over.
+            in_order: one thread does all of them.
+        """
+        rows, column, gradients, counts, elements = self.rows, self.layout.indices, self.gradients, [], 0
+        for r, (indices, values) in enumerate(entries):
+            rows[r, column], gradients[r] = indices.data_ptr(), values.data_ptr()
+            counts.append(indices.shape[1])
+            elements += counts[r] * rows.item(r, column + 1)
+        # Where one thread does it, all is one batch: to cut it takes longer than to step a few thousand elements.
+        self.threads = 1 if in_order or elements < 4 * SPREAD else 0
+        if not self.threads:
+            self._cut([_portions(r, n, rows.item(r, column + 1)) for r, n in enumerate(counts)])
+            return
+        if len(self._chunks) != len(counts) or len(self._batches) != 2:
+            self._cut([np.array([[r, 0, 0]], np.int64) for r in range(len(counts))])
+            self._batches = np.array([0, len(counts)], np.int64)
+            self._words[kernels.BATCHES], self._words[kernels.BATCH_TABLE] = 1, self._batches.ctypes.data
+        self.elements = elements
+        for r, n in enumerate(counts):
+            self._chunks[r, Layout.COUNT], self._chunks[r, Layout.OFFSETS] = 0, n
+
     def run(self) -> None:
         """One step of all its parameters."""
         self._words[kernels.NEXT] = 0
         self._prepare.run(self._at)
-        threads = min(torch.get_num_threads(), len(self._batches) - 1) if self.elements >= SPREAD else 1
-        native.run(self._step, self._at, threads)
+        most = min(torch.get_num_threads(), len(self._batches) - 1) if self.elements >= SPREAD else 1
+        native.run(self._step, self._at, self.threads or most)
 
 
 def _batches(counts: Words) -> Words:
@@ -405,12 +436,14 @@ class Standing:
             return None
         if self._idle and any(p.grad is not None for p in self._idle):
             return None
+        self.absent = None
+        if not self._active:
+            return []
         gradients: list[Any] = [p.grad for p in self._active]
         if self._sharded:
             if not all(map(alike, self._active, gradients)):
                 return None
             gradients = list(map(local, gradients))
-        self.absent = None
         if not self._looks.same(self._beside):
             return None
         if self._gradient_looks.same(gradients):
@@ -495,6 +528,7 @@ class Plan:
                     spares[p] = spare
                 if p.grad is not None and _is_odd(p):
                     self._odd.append((p, n))
+                    state[p]  # there from now on, or its coming would be a change
                 else:
                     plain.setdefault(self._layout(p, n), []).append((p, n))
         for layout in plain:
@@ -572,15 +606,17 @@ class Plan:
         gradients = self._standing.gradients(groups, state)
         if gradients is None:
             return False
-        if self._odd and not all(
-            self._stays_odd(*odd, *was) for odd, was in zip(self._odd, self._oddities, strict=True)
-        ):
+        if self._odd and not self._odd_stay():
             return False
         if not self._read_options():
             return False
         if gradients:
             self._look(gradients)
         return True
+
+    def _odd_stay(self) -> bool:
+        """Whether those whose gradients are made something else first can be stepped as they were in the step before."""
+        return all(self._stays_odd(*odd, *was) for odd, was in zip(self._odd, self._oddities, strict=True))
 
     def _stays_odd(self, p: torch.Tensor, n: int, layout: torch.layout, dtype: torch.dtype) -> bool:
         """Whether a parameter whose gradient is made something else first can be stepped as it was in the step before."""
@@ -658,6 +694,7 @@ class HostPlan(Plan):
     def _arrange(self, members: Mapping[Layout, Sequence[Member]]) -> None:
         self._launches: list[tuple[Launch, slice]] = []
         self._left_out, self._stepped = False, self._active
+        self._sparse: SparseSteps | None = None
         for layout, of_layout in members.items():
             part = slice(len(self._active), len(self._active) + len(of_layout))
             self._active += [m.parameter for m in of_layout]
@@ -691,22 +728,49 @@ class HostPlan(Plan):
 
     def _step_odd(self, scaling: Scaling) -> None:
         """The gradients that have to be made something else first: sparse, lazily conjugate or negative, placed elsewhere."""
-        launches: dict[Layout, list[Member]] = {}
-        options = np.ascontiguousarray(self._options[:, : len(self._option_names)])
         if self.unscale:
             for p, _ in self._odd:
                 unscale(p, scaling.factor)
+        if self._sparse is not None:
+            self._sparse.step(self._options[:, : len(self._option_names)])
+            torch.autograd.graph.increment_version([p for p, _ in self._odd])
+            return
+        launches: dict[Layout, list[Member]] = {}
+        options = np.ascontiguousarray(self._options[:, : len(self._option_names)])
         for p, n in self._odd:
             layout, member, sparse = self._odd_member(p, n)
             if sparse is not None:
                 member.named = _named(member, sparse)
                 layout = replace(layout, indexed=isinstance(member.named, _Entries))
             launches.setdefault(layout, []).append(member)
-        for layout, members in launches.items():
-            Launch(layout, members, options).run()
+        made = [(Launch(layout, members, options), members) for layout, members in launches.items()]
+        for launch, _ in made:
+            launch.run()
         if self._rule.whole:
             self._count_in_whole_numbers()
         torch.autograd.graph.increment_version([p for p, _ in self._odd])
+        # The strides of nothing are anything.
+        values = [member.tensors[1] for _, members in made for member in members]
+        rows = all(v.numel() and v.is_contiguous() for v in values)
+        if rows and all(launch.layout.indexed and SIZE[launch.layout.dtype] >= SIZE["float32"] for launch, _ in made):
+            kept = [(launch, [self._named(launch.layout, member) for member in members]) for launch, members in made]
+            self._sparse = SparseSteps(kept, options, adds=self._rule.adds)
+
+    def _named(self, layout: Layout, member: Member) -> Named:
+        state, counters = self._state[member.parameter], dict(zip(self._rule.counters, member.counters, strict=True))
+        tensors = {name: state[name] for name in layout.buffers}
+        return Named(
+            member.parameter,
+            state,
+            tensors if self._rule.whole else {**tensors, **counters},
+            counters if self._rule.whole else {},
+        )
+
+    def _odd_stay(self) -> bool:
+        if self._sparse is not None and self._sparse.holds():
+            return True
+        self._sparse = None
+        return super()._odd_stay()
 
     def _count_in_whole_numbers(self) -> None:
         """Put the counters back as the numbers that they are in the state of this rule."""

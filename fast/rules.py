@@ -89,6 +89,8 @@ class Rule:
         sparse: what a sparse gradient means: ``"lazy"``, the elements that it names are stepped; ``"only"``, and no other gradient
             is taken; empty, it is refused.
         dense_alone: why these options refuse sparse gradients, or nothing.
+        adds: where sparse gradients are taken, entries of one element may be applied one after the other: what their sum does is the sum of
+            what they do.
         whole: the counters are Python's whole numbers in the state, as those of ``torch.optim.SparseAdam``; tensors otherwise.
     """
 
@@ -99,6 +101,7 @@ class Rule:
     buffers: Mapping[str, Buffer] = field(default_factory=dict)
     sparse: str = ""
     dense_alone: Callable[[Options], str] = lambda _: ""
+    adds: bool = False
     whole: bool = False
 
     @cached_property
@@ -148,6 +151,7 @@ SGD = Rule(
     buffers={"momentum_buffer": Buffer(present=lambda group: group["momentum"] != 0)},
     sparse="lazy",
     dense_alone=_sgd_dense_alone,
+    adds=True,
 )
 
 

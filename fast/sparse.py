@@ -1,0 +1,135 @@
+"""Sparse gradients on the CPU, from step to step: parameters and state stay where they are, and what the gradients name is other each time.
+
+To look at everything anew costs more than to step the few rows that a small batch names. So the launches are kept, with what they depend
+on, and a step fills in where indices and values are, and how many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from stepcheck.fast.native import kernel
+from stepcheck.fast.tensors import Looks, Watch, Words
+
+if TYPE_CHECKING:
+    from stepcheck.fast.engine import Floats, Launch, State
+
+#: Whether all of ``count`` indices are from 0 to below ``limit``.
+_WITHIN = """
+def kernel(launch):
+    indices, count, limit = load_int64(launch, 0), load_int64(launch, 1), load_int64(launch, 2)
+    within = 1
+    for i in range(count):
+        index = load_int64(indices, i)
+        if index < 0 or index >= limit:
+            within = 0
+    store_int64(launch, 3, within)
+"""
+
+
+@dataclass
+class Named:
+    """A parameter that is a table of rows, and what of it is kept.
+
+    Attributes:
+        state: its own.
+        tensors: those of the state, by key, that the launch points to.
+        counters: those of them that the state has as Python's whole numbers.
+    """
+
+    p: torch.Tensor
+    state: State
+    tensors: dict[str, torch.Tensor]
+    counters: dict[str, torch.Tensor]
+
+
+class _Seen(NamedTuple):
+    """A gradient, its indices and its values."""
+
+    gradient: torch.Tensor
+    indices: torch.Tensor
+    values: torch.Tensor
+
+
+class SparseSteps:
+    """The launches of all parameters with sparse gradients, as long as those are rows of values, one after the other.
+
+    Args:
+        launches: each with the parameters of its rows.
+        options: the table that the launches read.
+        adds: what a sum of entries does is what they do one after the other, so that they need not be summed first.
+    """
+
+    def __init__(self, launches: Sequence[tuple[Launch, Sequence[Named]]], options: Floats, *, adds: bool) -> None:
+        self._launches, self._options, self._adds = launches, options, adds
+        self._named = [one for _, named in launches for one in named]
+        entries = [(one.state, key, tensor) for one in self._named for key, tensor in one.tensors.items()]
+        self._beside = (*(one.p for one in self._named), *(tensor for *_, tensor in entries))
+        self._looks, self._watch = Looks(self._beside), Watch([], entries, self._beside)
+        self._range: Words = np.zeros(4, np.int64)
+        self._range_at = self._range.ctypes.data
+        self._within = kernel(_WITHIN)
+        self._tails = [tuple(one.p.shape[1:]) for one in self._named]
+        self._seen: list[_Seen] = []
+
+    def holds(self) -> bool:
+        """Whether parameters and state are where they were, and the gradients name rows that are there; they are kept for the step."""
+        self._seen = []
+        if not self._watch.same() or not self._looks.same(self._beside):
+            return False
+        for one, tail in zip(self._named, self._tails, strict=True):
+            seen = self._look(one, tail)
+            if seen is None:
+                return False
+            self._seen.append(seen)
+        return True
+
+    def _look(self, one: Named, tail: tuple[int, ...]) -> _Seen | None:
+        """The gradient of a parameter, if it is what this is made for."""
+        p, g = one.p, one.p.grad
+        if g is None or not g.is_sparse or g.dtype is not p.dtype or g.shape != p.shape or g.sparse_dim() != 1:
+            return None
+        for name in one.counters:
+            if type(one.state.get(name)) is not int:
+                return None
+        indices, values = g._indices(), g._values()  # noqa: SLF001 - with no autograd to go through
+        count = indices.shape[1]
+        if values.shape != (count, *tail) or not values.is_contiguous() or not indices.is_contiguous():
+            return None
+        at = indices.data_ptr()
+        if count and not (at and (values.data_ptr() or not values.numel())):
+            return None
+        words = self._range
+        words[0], words[1], words[2] = at, count, p.shape[0]
+        self._within.run_held(self._range_at)
+        return _Seen(g, indices, values) if words[3] else None
+
+    def step(self, options: Floats) -> None:
+        """Step the rows that the gradients name, by these options."""
+        self._options[:] = options
+        seen = iter(self._seen)
+        for launch, named in self._launches:
+            entries, one_by_one = [], False
+            for one, (g, indices, values) in zip(named, seen, strict=False):
+                if g.is_coalesced():
+                    entries.append((indices, values))
+                elif self._adds:
+                    one_by_one = True
+                    entries.append((indices, values))
+                else:
+                    summed = g.coalesce()
+                    entries.append((summed._indices(), summed._values()))  # noqa: SLF001 - with no autograd to go through
+                for name, counter in one.counters.items():
+                    counter.fill_(one.state[name])
+            # Of two threads both might step an element at a time.
+            launch.name(entries, in_order=one_by_one)
+            launch.run()
+            for one in named:
+                for name, counter in one.counters.items():
+                    one.state[name] = int(counter)
+        self._seen = []  # gradients belong to the caller
