@@ -720,9 +720,8 @@ class HostPlan(Plan):
             self._options[:, -1] = scaling.factor
         for launch, _ in self._launches:
             launch.run()
-        torch.autograd.graph.increment_version(
-            self._stepped
-        )  # as an operation of torch would: it invalidates older graphs
+        if self._stepped:  # as an operation of torch would: it invalidates older graphs
+            torch.autograd.graph.increment_version(self._stepped)
         if self._odd:
             self._step_odd(scaling)
 

@@ -36,6 +36,7 @@ from stepcheck.fast.shards import local
 from stepcheck.fast.shards import refusal as shard_refusal
 
 Closure = Callable[[], Any]
+_UNSCALED = Scaling()
 
 
 class Fast(Optimizer):
@@ -152,7 +153,9 @@ class Fast(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scaling = Scaling(self.__dict__.get("grad_scale"), self.__dict__.get("found_inf"))
+        own = self.__dict__
+        scaled = "grad_scale" in own or "found_inf" in own
+        scaling = Scaling(own.get("grad_scale"), own.get("found_inf")) if scaled else _UNSCALED
         # Where to ask whether gradients are infinite means to wait for a device, the kernels ask.
         if (
             self._interpreted
@@ -265,17 +268,21 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
 
 def _with_hooks(step: Callable[..., Any], self: Fast, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     given = (self, *args)
-    for hook in chain(_global_optimizer_pre_hooks.values(), self._optimizer_step_pre_hooks.values()):
-        result = hook(self, given, kwargs)
-        if result is None:
-            continue
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise RuntimeError(f"a hook before step() must return None or (args, kwargs), got {result!r}")
-        given, kwargs = result
+    # Usually there are none, and to find that out by a loop takes as long as to step a parameter.
+    before, after = self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks
+    if before or _global_optimizer_pre_hooks:
+        for hook in chain(_global_optimizer_pre_hooks.values(), before.values()):
+            result = hook(self, given, kwargs)
+            if result is None:
+                continue
+            if not (isinstance(result, tuple) and len(result) == 2):
+                raise RuntimeError(f"a hook before step() must return None or (args, kwargs), got {result!r}")
+            given, kwargs = result
     out = step(*given, **kwargs)
     self._optimizer_step_code()
-    for hook in chain(self._optimizer_step_post_hooks.values(), _global_optimizer_post_hooks.values()):
-        hook(self, given, kwargs)
+    if after or _global_optimizer_post_hooks:
+        for hook in chain(after.values(), _global_optimizer_post_hooks.values()):
+            hook(self, given, kwargs)
     return out
 
 
@@ -333,11 +340,16 @@ class Planned(Fast):
 
     def _update(self, scaling: Scaling) -> None:
         plans = self._plans
-        if plans and all(plan.suits(scaling) and plan.holds(self.param_groups, self.state) for plan in plans):
-            for plan in plans:
-                plan.step(scaling)
-        else:
+        if not plans:
             self._step_anew(scaling)
+            return
+        groups, state = self.param_groups, self.state
+        for plan in plans:
+            if not (plan.suits(scaling) and plan.holds(groups, state)):
+                self._step_anew(scaling)
+                return
+        for plan in plans:
+            plan.step(scaling)
 
     @torch.no_grad()
     def _step_anew(self, scaling: Scaling) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -47,13 +47,13 @@ class Named:
     tensors: dict[str, torch.Tensor]
     counters: dict[str, torch.Tensor]
 
+    def __post_init__(self) -> None:
+        self.shape, self.dtype = self.p.shape, self.p.dtype
+        self.rows, self.width = self.shape[0], self.shape[1:].numel()
 
-class _Seen(NamedTuple):
-    """A gradient, its indices and its values."""
 
-    gradient: torch.Tensor
-    indices: torch.Tensor
-    values: torch.Tensor
+#: A gradient, its indices and its values.
+_Seen = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class SparseSteps:
@@ -74,7 +74,6 @@ class SparseSteps:
         self._range: Words = np.zeros(4, np.int64)
         self._range_at = self._range.ctypes.data
         self._within = kernel(_WITHIN)
-        self._tails = [tuple(one.p.shape[1:]) for one in self._named]
         self._seen: list[_Seen] = []
 
     def holds(self) -> bool:
@@ -82,32 +81,31 @@ class SparseSteps:
         self._seen = []
         if not self._watch.same() or not self._looks.same(self._beside):
             return False
-        for one, tail in zip(self._named, self._tails, strict=True):
-            seen = self._look(one, tail)
+        for one in self._named:
+            seen = self._look(one)
             if seen is None:
                 return False
             self._seen.append(seen)
         return True
 
-    def _look(self, one: Named, tail: tuple[int, ...]) -> _Seen | None:
+    def _look(self, one: Named) -> _Seen | None:
         """The gradient of a parameter, if it is what this is made for."""
-        p, g = one.p, one.p.grad
-        if g is None or not g.is_sparse or g.dtype is not p.dtype or g.shape != p.shape or g.sparse_dim() != 1:
+        g = one.p.grad
+        if g is None or not g.is_sparse or g.dtype is not one.dtype or g.shape != one.shape or g.sparse_dim() != 1:
             return None
         for name in one.counters:
             if type(one.state.get(name)) is not int:
                 return None
         indices, values = g._indices(), g._values()  # noqa: SLF001 - with no autograd to go through
-        count = indices.shape[1]
-        if values.shape != (count, *tail) or not values.is_contiguous() or not indices.is_contiguous():
+        count, at = indices.numel(), indices.data_ptr()
+        if values.numel() != count * one.width or not values.is_contiguous() or not indices.is_contiguous():
             return None
-        at = indices.data_ptr()
-        if count and not (at and (values.data_ptr() or not values.numel())):
+        if count and not (at and (values.data_ptr() or not one.width)):
             return None
         words = self._range
-        words[0], words[1], words[2] = at, count, p.shape[0]
+        words[0], words[1], words[2] = at, count, one.rows
         self._within.run_held(self._range_at)
-        return _Seen(g, indices, values) if words[3] else None
+        return (g, indices, values) if words[3] else None
 
     def step(self, options: Floats) -> None:
         """Step the rows that the gradients name, by these options."""
