@@ -182,6 +182,7 @@ def main() -> NoReturn:
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = before
+        _console.file = None  # type: ignore[assignment]  # whatever is standard output from now on
     _leave(status, theirs)
 
 

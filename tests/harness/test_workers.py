@@ -62,9 +62,12 @@ def start(tmp_path):
             "options-hold",
         ]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+        # What these tests are run under may have them ignored, as nohup does, and so would who is started.
+        requests = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        heard = [signal.signal(request, signal.default_int_handler) for request in requests]
         process = subprocess.Popen([*command, *words], cwd=tmp_path, **pipes)
-        signal.signal(signal.SIGINT, heard)
+        for request, by in zip(requests, heard, strict=True):
+            signal.signal(request, by)
         running.append(process)
         return process
 
