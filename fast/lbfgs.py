@@ -10,7 +10,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -195,6 +195,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
         state.update(changed)
         # What torch keeps for use within a step is as long as the history was when it was made, and too short for a longer one.
         state.pop("al", None)
+        self._worker(point.params[0]).left.take(state)
         return returned
 
     def _iterate(self, group: Group, point: _Point) -> tuple[Any, dict[str, Any]]:
@@ -208,10 +209,11 @@ class LBFGS(Fast, torch.optim.LBFGS):
         returned, spent = point.evaluate(), 1
         if point.largest <= least:
             return returned, {"n_iter": n_iter, "func_evals": evaluations + spent}
-        wrong = _broken(state, point.gradient)
+        work = self._worker(point.gradient)
+        wrong = "" if work.left.stands(state) else _broken(state, point.gradient)
         if wrong:
             raise RuntimeError(f"LBFGS: {wrong}")
-        now, work = _Iterate.of(state, point.gradient), self._worker(point.gradient)
+        now = _Iterate.of(state, point.gradient)
         for iteration in range(1, most + 1):
             n_iter += 1
             g, loss, last = point.gradient, point.loss, iteration == most
@@ -390,6 +392,49 @@ def _broken(state: Mapping[str, Any], like: Tensor) -> str:
         if wrong:
             return f"{name} in the state {wrong}"
     return ""
+
+
+class _Left:
+    """What the last step left in the state: as long as it is still there, it need not be looked through again."""
+
+    def __init__(self) -> None:
+        self._vectors: list[Tensor] = []
+        self._numbers: list[Any] = []
+        self._memory: list[tuple[int, int]] = []
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Remember it."""
+        self._vectors, self._numbers = self._of(state)
+        self._memory = _memory(self._vectors)
+
+    def stands(self, state: Mapping[str, Any]) -> bool:
+        """Whether the state has these very objects, where they were and as long."""
+        if not self._vectors or not state.get("n_iter"):
+            return False
+        vectors, numbers = self._of(state)
+        same = len(vectors) == len(self._vectors) and len(numbers) == len(self._numbers)
+        return (
+            same
+            and all(map(operator.is_, vectors, self._vectors))
+            and all(map(operator.is_, numbers, self._numbers))
+            and _memory(vectors) == self._memory
+        )
+
+    @staticmethod
+    def _of(state: Mapping[str, Any]) -> tuple[list[Tensor], list[Any]]:
+        """The vectors and the numbers of a state, both empty where it is not as a step leaves it."""
+        dirs, steps, ro = (state.get(name) for name in ("old_dirs", "old_stps", "ro"))
+        if not isinstance(dirs, list) or not isinstance(steps, list) or not isinstance(ro, list):
+            return [], []
+        vectors = [state.get("d"), state.get("prev_flat_grad"), *dirs, *steps]
+        if len(dirs) != len(steps) or len(steps) != len(ro) or any(type(x) is not Tensor for x in vectors):
+            return [], []
+        return cast("list[Tensor]", vectors), [state.get("t"), state.get("H_diag"), *ro]
+
+
+def _memory(vectors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Where they are, and how long."""
+    return [(x.data_ptr(), x.numel()) for x in vectors]
 
 
 def _flat_gradient(p: Tensor) -> Tensor:
@@ -577,6 +622,7 @@ class _Work:
 
     def __init__(self) -> None:
         self.known: _Products | None = None
+        self.left = _Left()
         self.q: Floats = np.empty(0)
         #: The largest element of the last direction, where it was read with the slope.
         self.size: float | None = None
