@@ -739,9 +739,15 @@ def _sign(a: Bounded) -> Any:
     open_ = (error > 0) & (np.abs(a.value) <= error) | np.isnan(sign)
     if not open_.any():
         return sign
-    # Of three outcomes, two beside its own: zero and the opposite, or both signs.
-    chosen = _choose(3)
-    other = (np.where(sign == 0, 1.0, 0.0), np.where(sign == 0, -1.0, -sign))
+    # Of three outcomes, two beside its own: zero and the opposite, or both signs. What is NaN by the values alone, as an infinity times a
+    # number that may be zero or not, may have any sign.
+    unknown = np.isnan(sign) & (error > 0)
+    chosen = _choose(4 if unknown.any() else 3)
+    other = (
+        np.where(sign == 0, 1.0, 0.0),
+        np.where((sign == 0) | unknown, -1.0, -sign),
+        np.where(unknown, 1.0, sign),
+    )
     return sign if chosen == 0 else np.where(open_, other[chosen - 1], sign)
 
 

@@ -82,6 +82,16 @@ def test_sign_in_doubt_has_three_outcomes():
     assert {s[3] for s in signs} == {1.0}
 
 
+def test_a_nan_that_is_not_settled_has_any_sign():
+    """Of minus infinity times a number that is 0 or a tiny one, for instance."""
+    with np.errstate(all="ignore"):
+        product = doubtful([-np.inf, 1.0], [0.0, 0.0]) * doubtful([0.0, 2.0], [1e-38, 0.0])
+    signs = np.array(tried(lambda: np.sign(product)))
+    assert set(signs[~np.isnan(signs[:, 0]), 0]) == {-1.0, 0.0, 1.0}
+    assert np.isnan(signs[:, 0]).any()
+    assert (signs[:, 1] == 1.0).all()
+
+
 def test_sign_of_nan_is_nan_or_zero():
     signs = tried(lambda: np.sign(doubtful([np.nan, 2.0], [0.0, 0.0])))
     assert np.isnan(signs[0][0])
