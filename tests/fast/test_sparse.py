@@ -126,6 +126,18 @@ def test_rows_that_are_not_there_are_refused_and_nothing_is_changed(name):
     assert not torch.equal(p, before[0])
 
 
+def test_steps_are_counted_beyond_what_float32_holds():
+    """As those of torch, which are Python's whole numbers."""
+    (p,) = tables((5, 3))
+    optimizer = fast.SparseAdam([p])
+    for n in range(4):
+        p.grad = gradient(p, [n], n)
+        optimizer.step()
+        if n == 0:
+            optimizer.state[p]["step"] = 1 << 24
+    assert optimizer.state[p]["step"] == (1 << 24) + 3
+
+
 def test_gradients_are_not_kept():
     import weakref
 
