@@ -6,6 +6,7 @@ goes one element too far ends the child.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import math
@@ -13,7 +14,7 @@ import mmap
 import os
 import pickle
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ REPLACED: dict[str, Change] = {
     "with another dimension": lambda t: fenced(t[None]),
     "transposed": lambda t: fenced(t.T) if t.dim() == 2 else fenced(t),
     "row-major of the transposed": lambda t: fenced(t.T.contiguous()).T if t.dim() == 2 else fenced(t),
-    "expanded": lambda t: fenced(t.reshape(-1)[:1]).expand(t.shape),
+    "expanded": lambda t: fenced(t.reshape(-1)[:1]).expand(t.shape) if t.dim() else fenced(t),
     "strided": _strided_apart,
     "of float16": lambda t: fenced(t.to(torch.float16)),
     "of bfloat16": lambda t: fenced(t.to(torch.bfloat16)),
@@ -106,7 +107,7 @@ def _freed(t: torch.Tensor) -> None:
 
 
 def _grown(t: torch.Tensor) -> None:
-    t.resize_(*(n + 1 for n in t.shape))
+    t.resize_(*(n + 1 for n in t.shape or (1,)))
 
 
 #: What may be done to a tensor that stays the object that it was.
@@ -117,7 +118,7 @@ IN_PLACE: dict[str, Change] = {
     "data transposed": _data(lambda t: fenced(t.T) if t.dim() == 2 else fenced(t)),
     "data of float64": _data(lambda t: fenced(t.to(torch.float64))),
     "data of bfloat16": _data(lambda t: fenced(t.to(torch.bfloat16))),
-    "data expanded": _data(lambda t: fenced(t.reshape(-1)[:1]).expand(t.shape)),
+    "data expanded": _data(lambda t: fenced(t.reshape(-1)[:1]).expand(t.shape) if t.dim() else fenced(t)),
     "data elsewhere": _data(fenced),
     "data negative": _data(lambda t: torch.complex(t, -t).conj().imag if not t.is_complex() else t.conj()),
     "storage freed": _freed,
@@ -125,6 +126,10 @@ IN_PLACE: dict[str, Change] = {
     "resized to more": _grown,
     "transposed in place": lambda t: t.t_() if t.dim() == 2 else None,
 }
+
+
+#: The same for parameters: torch resizes no tensor that requires a gradient.
+OF_PARAMETERS = tuple(how for how in IN_PLACE if not how.startswith("resized"))
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,19 @@ def outcome(program: Callable[[], list[torch.Tensor]], seconds: int = 60) -> Out
     if os.WIFSIGNALED(status):
         return Outcome(signal=signal.Signals(os.WTERMSIG(status)).name)
     return pickle.loads(told) if told else Outcome(signal="no answer")
+
+
+class Impossible(Exception):
+    """torch does not let a tensor be spoilt like that: there is no such program."""
+
+
+@contextlib.contextmanager
+def spoiling() -> Iterator[None]:
+    """What is raised here is not raised by a step."""
+    try:
+        yield
+    except Exception as error:
+        raise Impossible(str(error)) from error
 
 
 def agree(ours: Outcome, theirs: Outcome, tolerance: float = 1e-3) -> bool:
@@ -260,7 +278,9 @@ class Program:
     def step(self) -> None:
         self.taken += 1
         if self.setting.name == "LBFGS":
-            self.optimizer.step(lambda: sum((p.detach() ** 2).sum() for p in self.parameters))
+            self.optimizer.step(
+                lambda: torch.tensor(float(self.taken))
+            )  # it reads no parameter: that is the step's to do
         else:
             # Said aloud, or torch warns that it does not check what Adagrad makes of sparse gradients.
             with torch.sparse.check_sparse_tensor_invariants(enable=False):
@@ -343,7 +363,8 @@ def stepped(
     """
     program = Program(make, setting)
     program.run(3)
-    spoil_state(program, key, how, mended=mended)
+    with spoiling():
+        spoil_state(program, key, how, mended=mended)
     if moment == "assigned":
         return program.run(2)
     other = Program(make, setting)
@@ -368,8 +389,17 @@ def _rows(rows: list[int], of: int) -> Change:
     return change
 
 
-def _fewer_values(g: torch.Tensor) -> torch.Tensor:
-    return torch._sparse_coo_tensor_unsafe(torch.tensor([[0, 1, 2]]), torch.ones(2, *g.shape[1:]), g.shape)
+def _without(part: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    """A sparse gradient of which a part was freed."""
+
+    def change(g: torch.Tensor) -> torch.Tensor:
+        made = torch.sparse_coo_tensor(
+            torch.tensor([[0, 2]]), torch.ones(2, *g.shape[1:]), g.shape, check_invariants=False
+        )
+        part(made).untyped_storage().resize_(0)
+        return made
+
+    return change
 
 
 #: What a sparse gradient of six rows may be that is none of its parameter.
@@ -381,7 +411,8 @@ SPARSE: dict[str, Change] = {
     "of rows before": _rows([-1, 0], 0),
     "of rows far before": _rows([-(1 << 40), 0], 0),
     "of rows beyond, uncoalesced": _rows([6, 0, 6], 0),
-    "with fewer values than indices": _fewer_values,
+    "without the memory of values": _without(lambda g: g._values()),
+    "without the memory of indices": _without(lambda g: g._indices()),
 }
 
 
@@ -393,12 +424,13 @@ def with_gradient(make: Callable[..., Any], setting: Setting, how: str) -> list[
         program.give()
         p = program.parameters[0]
         assert p.grad is not None
-        if how in SPARSE:
-            # The setter holds shapes against each other, of which its own can change before.
-            p.grad.data = SPARSE[how](p.grad)
-        else:
-            p.grad.data = p.grad.clone()  # of memory that can be freed
-            IN_PLACE[how](p.grad)
+        with spoiling():
+            if how in SPARSE:
+                # The setter holds shapes against each other, of which its own can change before.
+                p.grad.data = SPARSE[how](p.grad)
+            else:
+                p.grad.data = p.grad.clone()  # of memory that can be freed
+                IN_PLACE[how](p.grad)
         program.step()
     return program.parameters
 
@@ -407,6 +439,11 @@ def with_parameter(make: Callable[..., Any], setting: Setting, how: str) -> list
     """A program in which the first parameter is spoilt after two steps; its gradient is as it was."""
     program = Program(make, setting)
     program.run(2)
-    IN_PLACE[how](program.parameters[0])
+    p = program.parameters[0]
+    program.give()  # what belongs to the parameter as it was
+    with spoiling():
+        p.data = p.detach().clone()  # of memory that can be freed
+        with torch.no_grad():
+            IN_PLACE[how](p)
     program.step()
     return program.parameters

@@ -6,7 +6,7 @@ from collections import defaultdict
 import malformed
 import pytest
 import torch
-from malformed import IN_PLACE, REPLACED, SETTINGS, SPARSE, Program, agree, outcome
+from malformed import IN_PLACE, OF_PARAMETERS, REPLACED, SETTINGS, SPARSE, Program, agree, outcome
 
 from stepcheck import fast
 
@@ -28,6 +28,8 @@ def warm():
 def told(setting, program, mended=None):
     """What is wrong with what the fast class makes of a program, or nothing."""
     ours = outcome(lambda: program(getattr(fast, setting.name)))
+    if ours.raised.startswith("Impossible"):
+        return f"there is no such program: {ours.raised}"
     if ours.raised:
         return ""
     if ours.signal:
@@ -65,7 +67,7 @@ def test_spoilt_gradients_and_parameters_are_refused_or_stepped_as_torch_does(se
     wrong = {}
     for how in SPARSE if setting.sparse else IN_PLACE:
         wrong["gradient", how] = told(setting, lambda make, how=how: malformed.with_gradient(make, setting, how))
-    for how in IN_PLACE:
+    for how in OF_PARAMETERS:
         wrong["parameter", how] = told(setting, lambda make, how=how: malformed.with_parameter(make, setting, how))
     assert not {case: said for case, said in wrong.items() if said}
 
@@ -96,34 +98,41 @@ def test_a_scaled_gradient_of_another_shape_is_refused_before_it_is_unscaled(set
     assert torch.equal(p.grad, before)
 
 
+def same_as_torch(setting, change):
+    """That both classes end alike after three steps, a change of the program, and two steps more; the programs."""
+    programs = [Program(getattr(family, setting.name), setting) for family in (fast, torch.optim)]
+    for program in programs:
+        program.run(3)
+        change(program)
+        program.run(2)
+    tolerance = 5e-2 if setting.name == "Muon" else 1e-4
+    for ours, theirs in zip(*(program.parameters for program in programs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=1e-4)
+    return programs
+
+
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_state_that_is_replaced_whole_is_the_state(setting):
     """``optimizer.state = defaultdict(dict)`` is how a program starts anew."""
-    ended = []
-    for family in (fast, torch.optim):
-        program = Program(getattr(family, setting.name), setting)
-        program.run(3)
+
+    def anew(program):
         program.optimizer.state = defaultdict(dict)
         if setting.name == "Adagrad":  # whose state is made by its constructor
             for p in program.parameters:
                 program.optimizer.state[p] = {"step": torch.tensor(0.0), "sum": torch.full_like(p, 0.1)}
-        ended.append([p.detach().clone() for p in program.run(2)])
-        held = [t for s in program.optimizer.state_dict()["state"].values() for t in s.values()]
-        assert len(held) > 0 or setting.name == "SGD"
-    for ours, theirs in zip(*ended, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=5e-2 if setting.name == "Muon" else 1e-4, atol=1e-4)
+
+    ours, _ = same_as_torch(setting, anew)
+    assert any(ours.optimizer.state_dict()["state"].values()) or str(setting) == "SGD()"
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_setstate_between_steps_is_the_state(setting):
-    ended = []
-    for family in (fast, torch.optim):
-        source = Program(getattr(family, setting.name), setting)
+    def another(program):
+        source = Program(program.make, setting)
         source.run(4)
-        program = Program(getattr(family, setting.name), setting)
-        program.run(2)
-        state = {p: dict(source.optimizer.state[q]) for p, q in zip(program.parameters, source.parameters, strict=True)}
-        program.optimizer.__setstate__({"state": defaultdict(dict, state)})
-        ended.append([p.detach().clone() for p in program.run(2)])
-    for ours, theirs in zip(*ended, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=5e-2 if setting.name == "Muon" else 1e-4, atol=1e-4)
+        pairs = zip(program.parameters, source.parameters, strict=True)
+        program.optimizer.__setstate__(
+            {"state": defaultdict(dict, {p: dict(source.optimizer.state[q]) for p, q in pairs})}
+        )
+
+    same_as_torch(setting, another)
