@@ -20,7 +20,6 @@ last-level cache together.
 from __future__ import annotations
 
 import functools
-import itertools
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from stepcheck.fast.engine import (
     REAL,
     SIZE,
     Group,
+    Passing,
     Scaling,
     Served,
     Standing,
@@ -49,7 +49,7 @@ from stepcheck.fast.engine import (
     walk,
 )
 from stepcheck.fast.kernels import COMPUTED
-from stepcheck.fast.memory import broken, counted, is_read, refuse_freed
+from stepcheck.fast.memory import broken, counted, is_read
 from stepcheck.fast.native import Kernel, kernel
 from stepcheck.fast.optimizer import Planned, Steps
 from stepcheck.fast.shards import GATHERED, any_sharded, is_sharded, step_whole
@@ -855,7 +855,7 @@ def _table(rows: Sequence[Sequence[int]], words: int) -> Words:
 _READ = operator.itemgetter("lr", "beta2_decay", "eps", "d", "weight_decay", "maximize")
 
 
-class _Plan:
+class _Plan(Passing):
     """What a step of the parameters on the CPU consists of, as long as parameters, gradients and state stay what and where they are."""
 
     captured = False
@@ -884,26 +884,12 @@ class _Plan:
         self._gradient_addresses = Addresses(len(gradients))
         self._resolved = gradients if not self._lasting else []
         self._standing = Standing(groups, state, self._active, idle, self._entries(), gradients)
-        if any(p.grad is None for p in self._active):
-            self._standing.absent = np.array([p.grad is None for p in self._active])
-        self._left_out = False
         self._look(gradients)
 
     def spare(self, p: torch.Tensor) -> torch.Tensor | None:
         """What stands for the gradient of a parameter of this plan that has none now."""
         begun = all(self._state.get(p, {}).get(key) is not None for key in ("step", *_buffers(p)))
         return self._standing.spare(p) if begun else None
-
-    def _look(self, gradients: list[Any]) -> None:
-        """Where the gradients are now."""
-        addresses, absent = self._gradient_addresses.read(gradients), self._standing.absent
-        refuse_freed(addresses, gradients, absent)
-        for launch, part in self._launches:
-            launch.gradients[:] = addresses[part]
-            if absent is not None or self._left_out:
-                launch.idle[:] = 0 if absent is None else absent[part]
-        self._left_out = absent is not None
-        self._stepped = self._active if absent is None else list(itertools.compress(self._active, ~absent))
 
     def _member(self, p: torch.Tensor, gradient: torch.Tensor, group: int) -> _Member:
         state = self._state[p]
@@ -954,7 +940,7 @@ class _Plan:
             return
         for launch, _ in self._launches:
             launch.run()
-        torch.autograd.graph.increment_version(self._stepped)
+        torch.autograd.graph.increment_version(self.stepped)
 
 
 def _buffers(p: torch.Tensor) -> tuple[str, ...]:

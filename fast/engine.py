@@ -13,7 +13,7 @@ import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -409,11 +409,13 @@ class Standing:
         found = [(of_parameter, key, of_parameter[key]) for of_parameter, key in entries]
         # A number of no dimension cannot be turned or cut; whatever else is done to it moves it. Not a list: it would be copied at each call.
         self._beside = (*map(local, active), *(t for t in (local(tensor) for *_, tensor in found) if t.dim()))
-        known = gradients or [local(p.grad) for p in active if p.grad is not None]
+        known = [local(p.grad) for p in active if p.grad is not None] if gradients is None else gradients
         self._gradient_looks = Looks(known)
         self._forms = [(g.shape, g.stride(), g.dtype, g.device) for g in known] if gradients is not None else []
         #: Whether each active parameter has no gradient now; ``None``: all of them have.
         self.absent: npt.NDArray[np.bool_] | None = None
+        if any(p.grad is None for p in active):
+            self.absent = np.array([p.grad is None for p in active])
         self._looks = Looks(self._beside)
         held = [*active, *(tensor for *_, tensor in found)]
         self._sharded = [tensor for tensor in held if is_sharded(tensor)]
@@ -546,9 +548,8 @@ class Plan:
         gradients = [local(spares.get(p, p.grad)) for p in self._active] if self._leaves_out else None
         entries = self._entries(members)
         self._standing = Standing(groups, state, self._active, self._idle, entries, gradients)
-        if spares:
-            self._standing.absent = np.array([p in spares for p in self._active])
-            self._look(gradients or [])
+        if gradients:
+            self._look(gradients)
 
     def spare(self, p: torch.Tensor) -> torch.Tensor | None:
         """What stands for the gradient of a parameter of this plan that has none."""
@@ -677,7 +678,40 @@ class Plan:
         return layout, self._member(layout, p, n, gradient._values()), gradient  # noqa: SLF001 - with no autograd to go through
 
 
-class HostPlan(Plan):
+class _Rows(Protocol):
+    """Tables on the CPU: of each row, where its gradient is, and whether it is passed over."""
+
+    gradients: Words
+    idle: Words
+
+
+class Passing:
+    """Launches on the CPU, whose rows are passed over as long as their parameters have no gradient.
+
+    Attributes:
+        stepped: the parameters that have one now.
+    """
+
+    _standing: Standing
+    _gradient_addresses: Addresses
+    _active: list[torch.Tensor]
+    _launches: Sequence[tuple[_Rows, slice]]
+    _left_out = False
+    stepped: Sequence[torch.Tensor] = ()
+
+    def _look(self, gradients: list[Any]) -> None:
+        """Where the gradients of the active parameters are now."""
+        addresses, absent = self._gradient_addresses.read(gradients), self._standing.absent
+        refuse_freed(addresses, gradients, absent)
+        for launch, part in self._launches:
+            launch.gradients[:] = addresses[part]
+            if absent is not None or self._left_out:
+                launch.idle[:] = 0 if absent is None else absent[part]
+        self._left_out = absent is not None
+        self.stepped = self._active if absent is None else list(itertools.compress(self._active, ~absent))
+
+
+class HostPlan(Passing, Plan):
     """A plan of parameters on the CPU, whose kernels numba has compiled."""
 
     _leaves_out = True
@@ -694,22 +728,11 @@ class HostPlan(Plan):
 
     def _arrange(self, members: Mapping[Layout, Sequence[Member]]) -> None:
         self._launches: list[tuple[Launch, slice]] = []
-        self._left_out, self._stepped = False, self._active
         self._sparse: SparseSteps | None = None
         for layout, of_layout in members.items():
             part = slice(len(self._active), len(self._active) + len(of_layout))
             self._active += [m.parameter for m in of_layout]
             self._launches.append((Launch(layout, of_layout, self._options), part))
-
-    def _look(self, gradients: list[Any]) -> None:
-        addresses, absent = self._gradient_addresses.read(gradients), self._standing.absent
-        refuse_freed(addresses, gradients, absent)
-        for launch, part in self._launches:
-            launch.gradients[:] = addresses[part]
-            if absent is not None or self._left_out:
-                launch.idle[:] = 0 if absent is None else absent[part]
-        self._left_out = absent is not None
-        self._stepped = self._active if absent is None else list(itertools.compress(self._active, ~absent))
 
     def _counter(self, value: float) -> torch.Tensor:
         return counter(value)
@@ -721,8 +744,8 @@ class HostPlan(Plan):
             self._options[:, -1] = scaling.factor
         for launch, _ in self._launches:
             launch.run()
-        if self._stepped:  # as an operation of torch would: it invalidates older graphs
-            torch.autograd.graph.increment_version(self._stepped)
+        if self.stepped:  # as an operation of torch would: it invalidates older graphs
+            torch.autograd.graph.increment_version(self.stepped)
         if self._odd:
             self._step_odd(scaling)
 
