@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stepcheck.fast import native
 from stepcheck.fast.engine import Floats, Group, Served, exotic
-from stepcheck.fast.memory import is_cut, no_number, unfit
+from stepcheck.fast.memory import CUT, STATE_ANEW, is_cut, no_number, unfit
 from stepcheck.fast.native import Kernel
 from stepcheck.fast.optimizer import Fast
 from stepcheck.fast.shards import GATHERED, agreed, any_sharded, is_sharded, local, part_of, plain, whole
@@ -212,7 +212,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
         work = self._worker(point.gradient)
         wrong = "" if work.left.stands(state) else _broken(state, point.gradient)
         if wrong:
-            raise RuntimeError(f"LBFGS: {wrong}")
+            raise RuntimeError(f"LBFGS: {wrong}; {STATE_ANEW}")
         now = _Iterate.of(state, point.gradient)
         for iteration in range(1, most + 1):
             n_iter += 1
@@ -386,7 +386,7 @@ def _broken(state: Mapping[str, Any], like: Tensor) -> str:
         if not x.dtype.is_floating_point or x.layout is not torch.strided or x.device.type == "meta":
             return f"{name} in the state is of {x.dtype} and layout {x.layout} on {x.device}, and is to be a vector of {like.dtype}"
         if is_cut(local(x)):
-            return f"the storage of {name} in the state ends before its elements do: it was freed or resized"
+            return CUT.format(f"{name} in the state")
     for name, x in numbers.items():
         wrong = no_number(x)
         if wrong:

@@ -15,6 +15,11 @@ import torch
 
 from stepcheck.fast.shards import is_sharded, local
 
+#: What to do, by what is wrong.
+STATE_ANEW = "load a whole state_dict, or clear the state of its parameter to begin anew"
+_ANEW = "set grad to None and make it anew"
+CUT = "the storage of {} ends before its elements do: it was freed or resized; make it anew"
+
 
 def is_cut(tensor: torch.Tensor) -> bool:
     """Whether the storage of a tensor ends before its elements do, as after ``untyped_storage().resize_()``."""
@@ -27,7 +32,7 @@ def is_cut(tensor: torch.Tensor) -> bool:
 def unfit(p: torch.Tensor, g: torch.Tensor) -> str:
     """Why a parameter cannot be stepped by this gradient, or nothing: they do not belong together, or to their memory."""
     if g.shape != p.shape:
-        return f"a gradient is {tuple(g.shape)}, its parameter {tuple(p.shape)}"
+        return f"a gradient is {tuple(g.shape)}, its parameter {tuple(p.shape)}: {_ANEW}"
     if is_sharded(p):
         p, g = local(p), local(g)
     if g.dtype != p.dtype:
@@ -35,7 +40,7 @@ def unfit(p: torch.Tensor, g: torch.Tensor) -> str:
     values = g._values() if g.layout is torch.sparse_coo else g  # noqa: SLF001 - with no autograd to go through
     for what, tensor in (("parameter", p), ("gradient", values)):
         if is_cut(tensor):
-            return f"the storage of a {what} ends before its elements do: it was freed or resized"
+            return CUT.format(f"a {what}")
     return ""
 
 
@@ -54,7 +59,7 @@ def refuse_freed(
         return
     for i in np.flatnonzero(addresses == 0).tolist():
         if gradients[i].numel() and not (absent is not None and absent[i]):
-            raise RuntimeError("the storage of a gradient ends before its elements do: it was freed or resized")
+            raise RuntimeError(CUT.format("a gradient"))
 
 
 def misnamed(g: torch.Tensor) -> str:
@@ -65,7 +70,7 @@ def misnamed(g: torch.Tensor) -> str:
             f"a sparse gradient of {tuple(g.shape)} has indices {tuple(indices.shape)} and values {tuple(values.shape)}"
         )
     if is_cut(indices) or is_cut(values):
-        return "the storage of a sparse gradient ends before its elements do: it was freed or resized"
+        return CUT.format("a sparse gradient")
     if not indices.shape[1] or indices.device.type != "cpu":
         return ""
     named = indices.numpy()
@@ -99,7 +104,7 @@ def broken(
         elif not isinstance(value, torch.Tensor):
             return f"{key} in the state is a {type(value).__name__}, not a tensor"
         elif is_cut(local(value)):
-            return f"the storage of {key} in the state ends before its elements do: it was freed or resized"
+            return CUT.format(f"{key} in the state")
     return ""
 
 

@@ -28,7 +28,7 @@ from stepcheck.fast.engine import (
 )
 from stepcheck.fast.kernels import kernels_of
 from stepcheck.fast.limits import problem, problem_of_one
-from stepcheck.fast.memory import broken, is_cut, misnamed, unfit
+from stepcheck.fast.memory import CUT, STATE_ANEW, broken, is_cut, misnamed, unfit
 from stepcheck.fast.native import Kernel
 from stepcheck.fast.rules import Rule
 from stepcheck.fast.rules import always as always_present
@@ -146,7 +146,8 @@ class Fast(Optimizer):
         Raises:
             RuntimeError: a gradient is sparse where none is taken, dense where only sparse ones are, or not of its parameter's
                 shape and dtype; its storage, the parameter's or that of a tensor in the state was freed or is too small; what the
-                state has is incomplete, or not the numbers and tensors that it should be; or of gradient, parameter and state some are DTensors and some are not, a gradient is on another mesh than its
+                state has is incomplete, or not the numbers and tensors that it should be; or of gradient, parameter and state some
+                are DTensors and some are not, a gradient is on another mesh than its
                 parameter, or a parameter is a sum yet to be taken. Nothing is changed then.
         """
         loss = None
@@ -190,9 +191,12 @@ class Fast(Optimizer):
                 raise RuntimeError(f"{name} does not support sparse gradients")
             if not g.is_sparse and self._sparse == "only":
                 raise RuntimeError(f"{name} does not support dense gradients, please consider Adam instead")
-            wrong = unfit(p, p.grad) or (misnamed(g) if g.is_sparse else "") or self._broken(p, self.state.get(p, {}))
+            wrong = unfit(p, p.grad) or (misnamed(g) if g.is_sparse else "")
             if wrong:
                 raise RuntimeError(f"{name}: {wrong}")
+            wrong = self._broken(p, self.state.get(p, {}))
+            if wrong:
+                raise RuntimeError(f"{name}: {wrong}; {STATE_ANEW}")
 
     def _broken(self, p: torch.Tensor, state: State) -> str:
         """Why this parameter cannot be stepped with this state, or nothing."""
@@ -301,7 +305,7 @@ def _shielded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any
     def own(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             if is_cut(local(value)):
-                raise RuntimeError("the storage of a tensor to be loaded ends before its elements do")
+                raise RuntimeError(CUT.format("a tensor to be loaded"))
             return value.clone()
         return type(value)(map(own, value)) if isinstance(value, list | tuple) else value
 
