@@ -60,7 +60,7 @@ from stepcheck import __version__
 from stepcheck.harness import store
 from stepcheck.harness.bounded import Bounded, outcomes
 from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.comparison import PARAMETER, ratios
+from stepcheck.harness.comparison import ratios
 from stepcheck.harness.evidence import installed
 from stepcheck.harness.formats import BINARY64, COUNTERS64, FORMATS, Arithmetic, Format
 from stepcheck.harness.generate import candidates
@@ -73,7 +73,7 @@ from stepcheck.harness.subjects import Subject, UsageError, resolve
 from stepcheck.harness.trace import Trace
 from stepcheck.harness.verdict import Life
 from stepcheck.reference import SPECS
-from stepcheck.reference.spec import Hyper, HyperValues, Spec
+from stepcheck.reference.spec import PARAMETER, Hyper, HyperValues, Spec
 
 Array = npt.NDArray[np.float64]
 Inexact = npt.NDArray[Any]  # float64 or float32

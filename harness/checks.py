@@ -16,7 +16,6 @@ import torch
 
 from stepcheck.harness import twins
 from stepcheck.harness.clocks import Clocks
-from stepcheck.harness.comparison import PARAMETER
 from stepcheck.harness.formats import BINARY32, FORMATS
 from stepcheck.harness.judge import Deviation, Judge, Judgement
 from stepcheck.harness.memory import Raw, identical
@@ -44,6 +43,7 @@ from stepcheck.harness.trace import (
     plain,
 )
 from stepcheck.harness.twins import Twin, Unset
+from stepcheck.reference.spec import PARAMETER
 
 
 @dataclass(frozen=True)
@@ -807,12 +807,14 @@ def _reading(d: Deviation) -> str:
     if d.center is not None:
         return f"the parameter is {d.got:.3g} from the reference, in the Frobenius norm: off by {budgets(d.ratio)}"
     what = d.field.replace(PARAMETER, "the parameter") if d.field.startswith(PARAMETER) else d.field
+    if d.of:
+        what = f"{d.of.replace(PARAMETER, 'the parameter')} and {d.field} together"
     element = f", element {d.index}," if d.index else ""
     if d.index and d.item is not None and is_complex(d.item.dtype):
         element = f", {('real', 'imaginary')[d.index[-1]]} part of element {d.index[:-1]},"
     if d.event is None:
         return f"{what}{element} starts at {told_apart(d.got, d.expected)}"
-    return f"{what}{element} is {told_apart(d.got, d.expected)}: off by {budgets(d.ratio)}"
+    return f"{what}{element} {'are' if d.of else 'is'} {told_apart(d.got, d.expected)}: off by {budgets(d.ratio)}"
 
 
 def told_apart(got: float, expected: float) -> str:

@@ -13,8 +13,6 @@ from stepcheck.harness.bounded import Bounded
 
 Array = npt.NDArray[np.float64]
 
-PARAMETER = "parameter"
-
 #: Covers the rounding of the budgets themselves, a few dozen float64 operations of relative error 2^-53 each.
 _BUDGET_ROUNDING = 1 + 2.0**-45
 

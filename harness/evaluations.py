@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from stepcheck.harness.bounded import POINT, Bounded, outcomes, seen
-from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, reals
+from stepcheck.harness.comparison import Array, Comparison, ratios, reals
 from stepcheck.harness.formats import SCALARS64, Arithmetic
 from stepcheck.harness.options import bounded_option
 from stepcheck.harness.recording import Evaluation
 from stepcheck.reference.lbfgs import LBFGS
-from stepcheck.reference.spec import HyperValues, State
+from stepcheck.reference.spec import PARAMETER, HyperValues, State
 
 #: The field of a comparison of the point at which the closure was called.
 EVALUATION = "evaluation"

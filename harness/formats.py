@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,6 +42,13 @@ class Format:
     @functools.cached_property
     def smallest(self) -> float:
         return 2.0**self.min_exponent
+
+    @functools.cached_property
+    def doubled(self) -> Format:
+        """What the sum of two numbers of this format holds, of which one is what rounding to the other loses."""
+        bits = self.significand_bits
+        beyond = math.ldexp(1.0, math.frexp(self.largest)[1] - 1 - bits)  # as far as rounding does not reach infinity
+        return Format(f"{self.name} and what it loses", 2 * bits, self.min_exponent + bits, self.largest + beyond)
 
     def represents(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Elementwise, whether ``x`` is a number of this format with nothing to round."""

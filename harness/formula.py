@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from stepcheck.harness.comparison import PARAMETER, reals
+from stepcheck.harness.comparison import reals
 from stepcheck.harness.judge import Deviation
 from stepcheck.reference import Spec
+from stepcheck.reference.spec import PARAMETER
 
 #: How each operation is written, and how closely it binds.
 _WRITTEN = {

@@ -20,7 +20,7 @@ import numpy as np
 from stepcheck.harness import bounded, evaluations, orthogonal
 from stepcheck.harness.bounded import Bounded
 from stepcheck.harness.clocks import Clocks
-from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios, reals
+from stepcheck.harness.comparison import Array, Comparison, ratios, reals
 from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, SCALARS64, Arithmetic, Format
 from stepcheck.harness.memory import SparseRaw, rounded_fill
@@ -29,7 +29,7 @@ from stepcheck.harness.recording import Life, Recording, StepRecord
 from stepcheck.harness.subjects import Profile, Subject
 from stepcheck.harness.trace import in_reals, is_complex, plain
 from stepcheck.harness.verdict import RATIO_CLASSES
-from stepcheck.reference.spec import Buffer, HyperValues, Spec
+from stepcheck.reference.spec import PARAMETER, Buffer, HyperValues, Spec
 
 #: Roundings of a parameter that a carry may have gathered before it is added.
 _CARRIED = 4
@@ -46,6 +46,7 @@ class Deviation:
         ratio: its distance from the reference in budgets.
         problem: what is wrong, where it is not a number too far off.
         center: where ``got`` is a distance: what it is the distance from, flat.
+        of: where ``got`` is the sum of what a field holds and of what another lost to it: the other.
     """
 
     event: int | None
@@ -60,6 +61,7 @@ class Deviation:
     item: _Item | None = None
     element: int = 0
     center: Array | None = None
+    of: str = ""
 
 
 @dataclass
@@ -565,7 +567,7 @@ class Judge:
             new_p, after = self.spec.update(
                 formed(p, shape), formed(g, shape), state, self._options(hyper, element, profile.options)
             )
-        result = {k: v.store(BINARY32 if k in self.per_parameter else element) for k, v in after.items()}
+        result = {k: v.store(self._stored(k, element)) for k, v in after.items()}
         result[PARAMETER] = new_p.store(element)
         for name, predicted in result.items():
             predicted.value, predicted.error = np.asarray(predicted.value), np.asarray(predicted.error)
@@ -582,6 +584,11 @@ class Judge:
             for name in result.keys() - self.per_parameter:
                 _join_parts(result[name])
         return result
+
+    def _stored(self, name: str, element: Format) -> Format:
+        """What a buffer is stored in, given the format of the parameter; of what keeps lost bits, the sum that it is judged by."""
+        b = self.by_name[name]
+        return BINARY32 if b.per_parameter else element.doubled if b.of else element
 
     def _precise(self, item: _Item) -> tuple[Array, Array | float]:
         """The parameter before a step, and how far off it may be: somebody's class may keep more of it than its dtype holds.
@@ -633,7 +640,11 @@ class Judge:
         )
         for name, before in (*state.items(), (PARAMETER, p)):
             if name not in self.per_parameter and before is not None:
-                predicted = result[name]
+                predicted, of = result[name], self.by_name[name].of if name in self.by_name else ""
+                if of:
+                    other = p if of == PARAMETER else state[of]
+                    assert other is not None
+                    before = Bounded(before.value + other.value, 0.0, before.arithmetic)  # noqa: PLW2901 - both stay
                 error = np.where(unnamed, before.error, predicted.error)
                 result[name] = Bounded(np.where(unnamed, before.value, predicted.value), error, predicted.arithmetic)
 
@@ -714,6 +725,7 @@ class Judge:
                 problem=problem,
                 item=item,
                 element=at - start,
+                of="" if name == PARAMETER else self.by_name[name].of,
             )
         )
 
@@ -748,7 +760,8 @@ class Judge:
             slots = math.prod(self._shape(item, name)) or 1
         if name in self.result.free or self._problem(item, name):
             return np.full(slots, np.inf)
-        return _slots(item.life.state_after[name], slots)
+        found, of = _slots(item.life.state_after[name], slots), self.by_name[name].of
+        return found + self._actual(item, of) if of else found
 
     def terms(self, deviation: Deviation) -> list[tuple[str, float]]:
         """The roundings that the budget of a deviation is made of, largest share first; empty where errors have accumulated."""

@@ -27,7 +27,7 @@ import torch
 from stepcheck.harness import evidence as versions
 from stepcheck.harness import store
 from stepcheck.harness.checks import CHECKS, Evidence, Finding
-from stepcheck.harness.comparison import PARAMETER, reals
+from stepcheck.harness.comparison import reals
 from stepcheck.harness.memory import SparseRaw, identical, rounded_fill, strides
 from stepcheck.harness.recording import Life
 from stepcheck.harness.resume import AGE
@@ -53,6 +53,7 @@ from stepcheck.harness.trace import (
     plain,
 )
 from stepcheck.reference import SPECS
+from stepcheck.reference.spec import PARAMETER
 
 _NARROW = ("float16", "bfloat16")
 

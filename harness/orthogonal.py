@@ -50,7 +50,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepcheck.harness.bounded import Bounded
-from stepcheck.harness.comparison import PARAMETER, Array, Comparison, ratios
+from stepcheck.harness.comparison import Array, Comparison, ratios
 from stepcheck.harness.formats import (
     BFLOAT16,
     BINARY32,
@@ -62,6 +62,7 @@ from stepcheck.harness.formats import (
 )
 from stepcheck.harness.options import bounded_option
 from stepcheck.reference import muon
+from stepcheck.reference.spec import PARAMETER
 
 Indices = npt.NDArray[np.int_]
 

@@ -17,7 +17,7 @@ import torch
 
 from stepcheck.harness import formula, resume, schedules, settings, twins
 from stepcheck.harness.checks import NO_EFFECT, TWIN, Finding
-from stepcheck.harness.comparison import PARAMETER, Array
+from stepcheck.harness.comparison import Array
 from stepcheck.harness.evaluations import EVALUATION
 from stepcheck.harness.judge import Deviation
 from stepcheck.harness.memory import GUARD, GUARD_ELEMENTS, room, rounded, strides
@@ -51,6 +51,7 @@ from stepcheck.harness.trace import (
     is_complex,
     keywords,
 )
+from stepcheck.reference.spec import PARAMETER
 
 _CLOSURE = [
     "def flat(p):",
@@ -755,14 +756,17 @@ class _Writer:
             return [f"assert {held} == {pairs[1]}, {held}"]
         if d.problem:
             return [f"assert {d.field!r} in optimizer.state[params[{d.parameter}]]  # {d.problem}"]
-        if d.field.startswith(PARAMETER):
-            if d.center is not None:
-                return self._assert_distance(d, d.center)
-            field = f"params[{d.parameter}].detach()"
-        else:
-            field = f"optimizer.state[params[{d.parameter}]][{d.field!r}]"
-        got = f"float({f'torch.view_as_real({field})' if parts else field}{where})"
+        if d.center is not None:
+            return self._assert_distance(d, d.center)
+        fields = [self._held(d.parameter, name) for name in (d.of, d.field) if name]
+        got = " + ".join(f"float({f'torch.view_as_real({field})' if parts else field}{where})" for field in fields)
         return self._assert_close(got, d)
+
+    def _held(self, parameter: int, name: str) -> str:
+        """The expression of a parameter, or of a tensor of its state."""
+        if name.startswith(PARAMETER):
+            return f"params[{parameter}].detach()"
+        return f"optimizer.state[params[{parameter}]][{name!r}]"
 
     def _assert_distance(self, d: Deviation, center: Array) -> list[str]:
         """Of all elements of a matrix together."""

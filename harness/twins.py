@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stepcheck.harness.comparison import PARAMETER, Array, reals
+from stepcheck.harness.comparison import Array, reals
 from stepcheck.harness.formats import FORMATS
 from stepcheck.harness.judge import Deviation
 from stepcheck.harness.memory import identical
@@ -33,6 +33,7 @@ from stepcheck.harness.trace import (
     ZeroGrad,
     in_reals,
 )
+from stepcheck.reference.spec import PARAMETER
 
 #: Steps that part by less than this share of what they change are told apart by nothing but rounding.
 _SHARE = 2.0**-10

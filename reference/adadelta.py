@@ -67,8 +67,8 @@ ADADELTA = Spec(
     ),
     buffers=(
         Buffer("step", "steps", per_parameter=True),
-        Buffer("square_avg", "gradient units squared"),
-        Buffer("acc_delta", "parameter units squared"),
+        Buffer("square_avg", "gradient units squared", slow=True),
+        Buffer("acc_delta", "parameter units squared", slow=True),
     ),
     source="https://arxiv.org/abs/1212.5701",
 )

@@ -63,7 +63,7 @@ ADAGRAD = Spec(
     ),
     buffers=(
         Buffer("step", "steps", per_parameter=True),
-        Buffer("sum", "gradient units squared", initial=lambda h: h.initial_accumulator_value),
+        Buffer("sum", "gradient units squared", initial=lambda h: h.initial_accumulator_value, slow=True),
     ),
     sparse="lazy",
     sparse_conflict=lambda h: "weight_decay reads every element" if h.weight_decay != 0 else None,

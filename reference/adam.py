@@ -99,7 +99,7 @@ ADAM = Spec(
     buffers=(
         Buffer("step", "steps", per_parameter=True),
         Buffer("exp_avg", "gradient units"),
-        Buffer("exp_avg_sq", "gradient units squared"),
+        Buffer("exp_avg_sq", "gradient units squared", slow=True),
         Buffer("max_exp_avg_sq", "gradient units squared", present=lambda h: h.amsgrad),
     ),
     conflict=_conflict,

@@ -63,7 +63,7 @@ ADAMAX = Spec(
     buffers=(
         Buffer("step", "steps", per_parameter=True),
         Buffer("exp_avg", "gradient units"),
-        Buffer("exp_inf", "gradient units"),
+        Buffer("exp_inf", "gradient units", slow=True),
     ),
     source="https://arxiv.org/abs/1412.6980",
 )

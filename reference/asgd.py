@@ -73,7 +73,7 @@ ASGD = Spec(
         Buffer("step", "steps", per_parameter=True),
         Buffer("eta", "parameter units per gradient unit", per_parameter=True, initial=lambda h: h.lr),
         Buffer("mu", "1", per_parameter=True, initial=lambda _: 1.0),
-        Buffer("ax", "parameter units"),
+        Buffer("ax", "parameter units", slow=True),
     ),
     source="https://doi.org/10.1137/0330046",
 )

@@ -102,7 +102,7 @@ NADAM = Spec(
         Buffer("step", "steps", per_parameter=True),
         Buffer("mu_product", "1", per_parameter=True, initial=lambda _: 1.0, in_place=True),
         Buffer("exp_avg", "gradient units"),
-        Buffer("exp_avg_sq", "gradient units squared"),
+        Buffer("exp_avg_sq", "gradient units squared", slow=True),
     ),
     source="https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ",
 )

@@ -91,7 +91,7 @@ RADAM = Spec(
     buffers=(
         Buffer("step", "steps", per_parameter=True),
         Buffer("exp_avg", "gradient units"),
-        Buffer("exp_avg_sq", "gradient units squared"),
+        Buffer("exp_avg_sq", "gradient units squared", slow=True),
     ),
     source="https://arxiv.org/abs/1908.03265",
 )

@@ -70,8 +70,8 @@ RMSPROP = Spec(
     ),
     buffers=(
         Buffer("step", "steps", per_parameter=True),
-        Buffer("square_avg", "gradient units squared"),
-        Buffer("grad_avg", "gradient units", present=lambda h: h.centered),
+        Buffer("square_avg", "gradient units squared", slow=True),
+        Buffer("grad_avg", "gradient units", present=lambda h: h.centered, slow=True),
         Buffer("momentum_buffer", "update units", present=lambda h: h.momentum != 0),
     ),
     source="https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf",

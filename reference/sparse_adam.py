@@ -61,7 +61,7 @@ SPARSE_ADAM = Spec(
     buffers=(
         Buffer("step", "steps", per_parameter=True),
         Buffer("exp_avg", "gradient units"),
-        Buffer("exp_avg_sq", "gradient units squared"),
+        Buffer("exp_avg_sq", "gradient units squared", slow=True),
     ),
     complex=False,
     sparse="only",

@@ -15,6 +15,10 @@ State = dict[str, Number]
 #: Hyperparameter name to value, read as attributes (``hyper.lr``).
 HyperValues = Any
 Update = Callable[..., Any]
+#: What the parameter is called where buffers have their names.
+PARAMETER = "parameter"
+#: The buffer that keeps what rounding the parameter loses; of a buffer, it has its name in front.
+COMPENSATION = "compensation"
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ class Buffer:
         present: whether these hyperparameters use the buffer at all.
         shape: its shape for a parameter of a shape; ``None`` where a parameter of that shape has no such buffer.
         in_place: of a number kept for each parameter: it is updated in the precision that it is stored in.
+        slow: an average in which a step counts for little, so that a narrow format may round its change away.
+        of: it keeps what rounding loses of the buffer of this name, or of the ``parameter``: the sum of both is what was computed.
     """
 
     name: str
@@ -135,6 +141,8 @@ class Buffer:
     present: Callable[[HyperValues], bool] = _always
     shape: Callable[[tuple[int, ...]], tuple[int, ...] | None] = _same
     in_place: bool = False
+    slow: bool = False
+    of: str = ""
 
 
 def _no_conflict(_: HyperValues) -> str | None:

@@ -180,3 +180,23 @@ def test_arithmetic_is_ieee_754_unless_it_says_otherwise():
     assert (plain.division, plain.square_root, plain.orders, plain.level) == (1.0, 1.0, frozenset(), ELEMENTS)
     assert SCALARS64.format is BINARY64
     assert SCALARS64.level == OPTIONS
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_a_number_and_what_rounding_it_loses_hold_twice_as_many_bits(name):
+    fmt = FORMATS[name]
+    edge = fmt.largest * (1 + fmt.unit_roundoff)  # beyond half a unit in the last place, the largest becomes infinite
+    x = np.append(sample(np.random.default_rng(0), fmt, 100_000), [np.nextafter(edge, 0), fmt.largest])
+    x = x[np.abs(x) < fmt.doubled.largest]
+    stored = round_trip(x, name)
+    assert np.isfinite(stored).all()
+    lost = round_trip(x - stored, name)
+    apart = np.abs(stored + lost - x)
+    bound = fmt.doubled.unit_roundoff * np.abs(x) + fmt.doubled.underflow
+    assert (apart <= bound).all()
+    assert (apart > 0.4 * bound).any()  # and no looser than it need be
+    assert (apart[fmt.doubled.represents(x)] == 0).all()
+    assert (
+        round_trip(np.array([np.nextafter(fmt.doubled.largest, np.inf) + fmt.doubled.largest * 2.0**-30]), name)
+        == np.inf
+    )
