@@ -99,7 +99,7 @@ def refusal(rule: Rule, group: Group, state: Mapping[torch.Tensor, State], *, in
     for p in group["params"]:
         own = state.get(p, {})
         reason = reason or exotic(p, interpreted=interpreted, sharded=True)
-        reason = reason or foreign(rule.counters, rule.present(group), p, own)
+        reason = reason or foreign(rule.counters, rule.streams(rule.present(group), REAL.get(p.dtype, "")), p, own)
     return reason
 
 
@@ -558,7 +558,7 @@ class Plan:
     def _has_state(self, p: torch.Tensor, n: int) -> bool:
         """Whether a parameter has all the state that a step needs."""
         state = self._state.get(p, {})
-        return all(state.get(name) is not None for name in (*self._rule.counters, *self._present[n]))
+        return all(state.get(name) is not None for name in (*self._rule.counters, *self._layout(p, n).buffers))
 
     def _entries(self, members: Mapping[Layout, Sequence[Member]]) -> Iterator[tuple[State, str]]:
         """Where in the state the tensors are that the tables point to."""
@@ -626,7 +626,7 @@ class Plan:
         gradient = local(p.grad)
         if (gradient.layout, gradient.dtype) != (layout, dtype) or (gradient.is_sparse and misnamed(gradient)):
             return False
-        state, numbers, buffers = self._state[p], tuple(self._rule.counters), self._present[n]
+        state, numbers, buffers = self._state[p], tuple(self._rule.counters), self._layout(p, n).buffers
         return not broken(state, numbers, buffers) and not foreign(numbers, buffers, p, state)
 
     def _read_options(self) -> bool:
@@ -646,14 +646,15 @@ class Plan:
     # Making it
 
     def _layout(self, p: torch.Tensor, n: int) -> Layout:
-        return Layout(self._rule, REAL[p.dtype], self._present[n], self.unscale)
+        real = REAL[p.dtype]
+        return Layout(self._rule, real, self._rule.streams(self._present[n], real), self.unscale)
 
     def _member(self, layout: Layout, p: torch.Tensor, n: int, gradient: Any) -> Member:
         group, state = self._groups[n], self._state[p]
-        fresh = any(state.get(name) is None for name in layout.buffers)
+        fresh = any(state.get(name) is None for name in layout.buffers if name not in layout.carried)
         for name in layout.buffers:
             if state.get(name) is None:
-                state[name] = full_like(p, self._rule.buffers[name].initial(group))
+                state[name] = full_like(p, self._rule.initial(name, group))
         for name, initial in self._rule.counters.items():
             there = state.get(name)
             if not isinstance(there, torch.Tensor):
@@ -823,7 +824,7 @@ def is_fixed(value: Any) -> bool:
 
 def _reader(rule: Rule, group: Group) -> Any:
     """A function of the group: the values of all options that the tables depend on."""
-    read = {ENTRIES.get(name, (name, 0))[0] for name in rule.options}
+    read = {"compensated", *(ENTRIES.get(name, (name, 0))[0] for name in rule.options)}
     keys = sorted(key for key in (read | {*_TORCH_ALONE} | {"momentum", "amsgrad", "centered"}) if key in group)
     present = operator.itemgetter(*keys)
     absent = [key for key in sorted(read - {"fresh"}) if key not in group]

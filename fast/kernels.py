@@ -35,7 +35,7 @@ class Layout:
     Attributes:
         rule: what is done to each element.
         dtype: what the streams are stored in, a real format.
-        buffers: those of the rule's that are present.
+        buffers: those of the rule's that are present, and after them those that keep what rounding loses.
         unscales: gradients are multiplied by the scalar ``unscale`` first, and written back.
         gradient: what the gradient is stored in, if not in the same.
         indexed: the gradient has the entries of a sparse tensor, whose indices say which elements of the others are meant. A row then
@@ -57,6 +57,11 @@ class Layout:
     @property
     def streams(self) -> tuple[str, ...]:
         return ("p", "g", *self.buffers)
+
+    @property
+    def carried(self) -> dict[str, str]:
+        """Of the buffers, those that keep lost bits, each with the stream that loses them."""
+        return {name: self.rule.carried[name] for name in self.buffers if name in self.rule.carried}
 
     @property
     def scalars(self) -> tuple[str, ...]:
@@ -156,8 +161,14 @@ def step_source(layout: Layout) -> str:
     def body(at: str) -> list[str]:
         lines = [f"{s} = load_{s}({at.format(s=s)})" for s in streams]
         lines += ["g = unscale * g", f"store_g({at.format(s='g')}, g)"] if layout.unscales else []
+        lines += [f"{s} = {s} + {lost}" for lost, s in layout.carried.items()]
         lines += [f"{made}{',' if ',' not in made else ''} = update({given})"]
-        return lines + [f"store_{s}({at.format(s=s)}, real({s}))" for s in written if s != "g"]
+        lines += [f"store_{s}({at.format(s=s)}, real({s}))" for s in written if s not in ("g", *layout.carried)]
+        for lost, s in layout.carried.items():
+            # Exact: what is stored is the nearest. Of an infinity, nothing is left.
+            lines += [f"{lost} = real({s}) - load_{s}({at.format(s=s)})"]
+            lines += [f"store_{lost}({at.format(s=lost)}, {lost} if {lost} - {lost} == real(0.0) else real(0.0))"]
+        return lines
 
     names = ", ".join(("n", *(f"a_{s}" for s in streams), *scalars))
     distances = ", ".join(f"d_{s}" for s in streams)

@@ -30,7 +30,7 @@ from stepcheck.fast.kernels import kernels_of
 from stepcheck.fast.limits import problem, problem_of_one
 from stepcheck.fast.memory import CUT, STATE_ANEW, broken, is_cut, misnamed, unfit
 from stepcheck.fast.native import Kernel
-from stepcheck.fast.rules import Rule
+from stepcheck.fast.rules import NARROW, Rule, compensates
 from stepcheck.fast.rules import always as always_present
 from stepcheck.fast.shards import local
 from stepcheck.fast.shards import refusal as shard_refusal
@@ -63,13 +63,18 @@ class Fast(Optimizer):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if any(base.__module__.startswith("torch.optim") for base in cls.__bases__):
+        if cls._replaces():
             cls.__init__ = _validated(cls.__init__, cls._torch().__name__)  # type: ignore[method-assign]
 
     @classmethod
     def _torch(cls) -> type[Optimizer]:
         """The class of ``torch.optim`` that this one replaces."""
         return next(c for c in cls.__mro__ if c.__module__.startswith("torch.optim"))
+
+    @classmethod
+    def _replaces(cls) -> bool:
+        """Whether it is this class that stands for one of ``torch.optim``, and not one that it is derived from."""
+        return any(base.__module__.startswith("torch.optim") for base in cls.__bases__)
 
     @classmethod
     def kernels(cls) -> Iterator[Kernel]:
@@ -244,6 +249,23 @@ def _validated(init: Callable[..., None], name: str) -> Callable[..., None]:
     return construct
 
 
+def _compensating(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor with the further keyword ``compensated``."""
+    theirs = inspect.signature(init)
+    own = inspect.Parameter("compensated", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+
+    @functools.wraps(init)
+    def construct(self: ByRule, *args: Any, compensated: bool = False, **options: Any) -> None:
+        init(self, *args, **options)
+        if compensated:
+            self.defaults["compensated"] = True
+            for group in self.param_groups:
+                group.setdefault("compensated", True)
+
+    vars(construct)["__signature__"] = theirs.replace(parameters=[*theirs.parameters.values(), own])
+    return construct
+
+
 @_disable_dynamo  # that of torch.compiler imports the compiler here and now
 def _uncompiled(optimizer: Fast, scaling: Scaling) -> None:
     """In a step that is given to ``torch.compile``: there is nothing in it to compile."""
@@ -382,7 +404,12 @@ class Planned(Fast):
 
 
 class ByRule(Planned):
-    """A fast optimizer whose step is a rule."""
+    """A fast optimizer whose step is a rule.
+
+    Its constructor has a keyword that ``torch.optim`` lacks, which may stand in a group as well: ``compensated=True`` carries what rounding
+    to float16 and bfloat16 loses, from step to step, in buffers of the parameter's dtype: ``compensation`` for the parameter, whose value
+    is the sum of both, and ``NAME_compensation`` for averages that change slowly. Parameters of other dtypes are stepped as ever.
+    """
 
     rule: ClassVar[Rule]
     _whole = False
@@ -391,6 +418,15 @@ class ByRule(Planned):
         super().__init_subclass__(**kwargs)
         if "rule" in cls.__dict__:
             cls._numbers, cls._sparse = tuple(cls.rule.counters), cls.rule.sparse
+        if cls._replaces():
+            cls.__init__ = _compensating(cls.__init__)  # type: ignore[method-assign]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if compensates(self.defaults):
+            # A checkpoint without it is continued with it.
+            for group in self.param_groups:
+                group.setdefault("compensated", True)
 
     @classmethod
     def kernels(cls) -> Iterator[Kernel]:
@@ -403,7 +439,8 @@ class ByRule(Planned):
 
     def _broken(self, p: torch.Tensor, state: State) -> str:  # noqa: ARG002 - whatever the parameter is
         always = [name for name, buffer in self.rule.buffers.items() if buffer.present is always_present]
-        return broken(state, tuple(self.rule.counters), always, [n for n in self.rule.buffers if n not in always])
+        at_times = [name for name in (*self.rule.buffers, *self.rule.carried) if name not in always]
+        return broken(state, tuple(self.rule.counters), always, at_times)
 
     def _check_gradients(self, scaling: Scaling) -> None:
         super()._check_gradients(scaling)
@@ -411,6 +448,12 @@ class ByRule(Planned):
             reason = self.rule.dense_alone(group) if self.rule.sparse else ""
             if reason and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
                 raise RuntimeError(f"{self._torch().__name__} takes no sparse gradients with these options: {reason}")
+            if compensates(group) and any(str(p.dtype).removeprefix("torch.") in NARROW for p in group["params"]):
+                reason = self._served(group).reason
+                if reason:
+                    raise RuntimeError(
+                        f"{self._torch().__name__}: torch does not do compensated=True, and the kernels do not take this group: {reason}"
+                    )
 
     def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling, former: Sequence[Steps]) -> Plan:
         make: type[Plan] = HostPlan

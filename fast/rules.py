@@ -13,6 +13,11 @@ The names of their arguments say where the values come from: a counter or a buff
 ``prepare`` returns after the counters, in the order in which ``update`` takes them. ``fresh`` is 1 at the first step of a
 parameter and 0 ever after. A buffer that the options do without is 0, and what is returned for it is dropped.
 
+Of parameters in float16 and bfloat16 a step can carry what rounding loses (``compensated=True``, after Kahan, *Further remarks on reducing
+truncation errors*, 1965): where a rule is given what is stored, it then is given the sum of that and of what the step before lost, and a
+buffer beside it keeps what this one loses. It is done for the parameter and for the averages that a step may change by less than a rounding:
+those marked ``slow``.
+
 A complex parameter is twice as many real elements. The formulas are those that the documentation of ``torch.optim`` states, and
 the papers that it cites; where code and documentation of ``torch.optim`` differ, a comment says which is followed.
 """
@@ -70,10 +75,28 @@ def always(_: Options) -> bool:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor of the state, of the shape and dtype of its parameter: the first value of its elements, and who has it."""
+    """A tensor of the state, of the shape and dtype of its parameter.
+
+    Attributes:
+        initial: the first value of its elements.
+        present: whether these options ask for it.
+        slow: an average in which a step counts for little, so that narrow formats may round its change away.
+    """
 
     initial: Callable[[Options], float] = _zero
     present: Callable[[Options], bool] = always
+    slow: bool = False
+
+
+#: What keeps the lost bits of the parameter; those of a buffer stand under its name, this appended.
+COMPENSATION = "compensation"
+#: Formats whose bits get lost.
+NARROW = ("float16", "bfloat16")
+
+
+def compensates(group: Options) -> bool:
+    """Whether what rounding loses is carried, in parameters of narrow formats."""
+    return bool(group.get("compensated", False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +137,25 @@ class Rule:
         """What ``update`` is given beside what is in memory, in order."""
         return tuple(inspect.signature(self.update).parameters)[2 + len(self.buffers) :]
 
+    @cached_property
+    def carried(self) -> dict[str, str]:
+        """The buffers that keep lost bits, each with the stream that loses them."""
+        slow = (name for name, buffer in self.buffers.items() if buffer.slow)
+        return {COMPENSATION: "p", **{f"{name}_{COMPENSATION}": name for name in slow}}
+
     def present(self, group: Options) -> tuple[str, ...]:
-        """The buffers that a parameter with these options has."""
-        return tuple(name for name, buffer in self.buffers.items() if buffer.present(group))
+        """The buffers that a parameter with these options has; what keeps lost bits, if it is of a narrow format."""
+        own = tuple(name for name, buffer in self.buffers.items() if buffer.present(group))
+        carried = (name for name, stream in self.carried.items() if stream in ("p", *own))
+        return (*own, *carried) if compensates(group) else own
+
+    def streams(self, present: tuple[str, ...], dtype: str) -> tuple[str, ...]:
+        """Of these buffers, those of a parameter that is stored in a real format."""
+        return present if dtype in NARROW else tuple(name for name in present if name not in self.carried)
+
+    def initial(self, name: str, group: Options) -> float:
+        """The first value of a buffer."""
+        return 0.0 if name in self.carried else self.buffers[name].initial(group)
 
 
 _STEP: dict[str, Callable[[Options], float]] = {"step": _zero}
@@ -177,7 +216,7 @@ ASGD = Rule(
     _prepare_asgd,
     _asgd,
     counters={**_STEP, "eta": lambda group: option(group, "lr"), "mu": lambda _: 1.0},
-    buffers={"ax": Buffer()},
+    buffers={"ax": Buffer(slow=True)},
 )
 
 
@@ -197,7 +236,11 @@ def _adadelta(p, g, square_avg, acc_delta, sign, weight_decay, rho, weight, eps,
 
 
 ADADELTA = Rule(
-    "adadelta", _prepare_adadelta, _adadelta, counters=_STEP, buffers={"square_avg": Buffer(), "acc_delta": Buffer()}
+    "adadelta",
+    _prepare_adadelta,
+    _adadelta,
+    counters=_STEP,
+    buffers={"square_avg": Buffer(slow=True), "acc_delta": Buffer(slow=True)},
 )
 
 
@@ -220,7 +263,7 @@ ADAGRAD = Rule(
     _prepare_adagrad,
     _adagrad,
     counters=_STEP,
-    buffers={"sum": Buffer(initial=lambda group: option(group, "initial_accumulator_value"))},
+    buffers={"sum": Buffer(initial=lambda group: option(group, "initial_accumulator_value"), slow=True)},
     sparse="lazy",
     dense_alone=lambda group: "weight_decay reads every element" if group["weight_decay"] != 0 else "",
 )
@@ -273,7 +316,7 @@ ADAM = Rule(
     counters=_STEP,
     buffers={
         "exp_avg": Buffer(),
-        "exp_avg_sq": Buffer(),
+        "exp_avg_sq": Buffer(slow=True),
         "max_exp_avg_sq": Buffer(present=lambda group: bool(group["amsgrad"])),
     },
 )
@@ -295,7 +338,9 @@ def _adamax(p, g, exp_avg, exp_inf, sign, weight_decay, beta1, weight1, beta2, e
     return p - step_size * exp_avg / exp_inf, exp_avg, exp_inf
 
 
-ADAMAX = Rule("adamax", _prepare_adamax, _adamax, counters=_STEP, buffers={"exp_avg": Buffer(), "exp_inf": Buffer()})
+ADAMAX = Rule(
+    "adamax", _prepare_adamax, _adamax, counters=_STEP, buffers={"exp_avg": Buffer(), "exp_inf": Buffer(slow=True)}
+)
 
 
 # --- NAdam: Dozat, 2016; the schedule of the momentum enters its bias correction alone.
@@ -336,7 +381,7 @@ NADAM = Rule(
     _prepare_nadam,
     _nadam,
     counters={**_STEP, "mu_product": lambda _: 1.0},
-    buffers={"exp_avg": Buffer(), "exp_avg_sq": Buffer()},
+    buffers={"exp_avg": Buffer(), "exp_avg_sq": Buffer(slow=True)},
 )
 
 
@@ -370,7 +415,9 @@ def _radam(
     return decay * p - scale * exp_avg / denom, exp_avg, exp_avg_sq
 
 
-RADAM = Rule("radam", _prepare_radam, _radam, counters=_STEP, buffers={"exp_avg": Buffer(), "exp_avg_sq": Buffer()})
+RADAM = Rule(
+    "radam", _prepare_radam, _radam, counters=_STEP, buffers={"exp_avg": Buffer(), "exp_avg_sq": Buffer(slow=True)}
+)
 
 
 # --- RMSprop: Hinton's lecture, centered as in Graves, 2013; eps stands outside the root.
@@ -399,8 +446,8 @@ RMSPROP = Rule(
     _rmsprop,
     counters=_STEP,
     buffers={
-        "square_avg": Buffer(),
-        "grad_avg": Buffer(present=lambda group: bool(group["centered"])),
+        "square_avg": Buffer(slow=True),
+        "grad_avg": Buffer(present=lambda group: bool(group["centered"]), slow=True),
         "momentum_buffer": Buffer(present=lambda group: group["momentum"] != 0),
     },
 )
@@ -455,7 +502,7 @@ SPARSE_ADAM = Rule(
     _prepare_sparse_adam,
     _sparse_adam,
     counters=_STEP,
-    buffers={"exp_avg": Buffer(), "exp_avg_sq": Buffer()},
+    buffers={"exp_avg": Buffer(), "exp_avg_sq": Buffer(slow=True)},
     sparse="only",
     whole=True,
 )

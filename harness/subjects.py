@@ -33,6 +33,7 @@ from stepcheck.harness.text import named
 from stepcheck.harness.trace import Scalar, SetOption, Step, Trace
 from stepcheck.reference import SPECS, Spec
 from stepcheck.reference.arithmetic import ORDERS
+from stepcheck.reference.compensated import compensated
 
 
 class UsageError(Exception):
@@ -271,7 +272,8 @@ ANY_CLASS = Profile(
 )
 
 
-_FLOATING = ("float32", "float64", "bfloat16", "float16")
+_NARROW = ("bfloat16", "float16")
+_FLOATING = ("float32", "float64", *_NARROW)
 _COMPLEX = ("complex64", "complex128")
 
 
@@ -607,12 +609,19 @@ def _lacking(name: str, spec: Spec, why: str, mode: str = "") -> Subject:
     )
 
 
-#: How stepcheck.fast is checked beside its kernels for the CPU, which are no mode: those for CUDA, run by Triton's interpreter on CPU tensors,
-#: and run by a GPU.
-FAST_MODES = ("triton", "cuda")
+#: An option of stepcheck.fast, of parameters in narrow formats, with which it is held to another reference.
+COMPENSATED = "compensated"
+#: How stepcheck.fast is checked beside its kernels for the CPU, which are no mode: with that option; and its kernels for CUDA, run by
+#: Triton's interpreter on CPU tensors, and run by a GPU.
+FAST_MODES = (COMPENSATED, "triton", "cuda")
 #: A life by Triton's interpreter takes some ten times as long as one elsewhere; on a GPU each tensor that is read is waited for, and the
 #: first lives compile. Twice this, of those that multiply matrices or take closures, is not so much that they get lives of plain kinds alone.
 _MODE_COST = 4
+
+
+def fast_modes(name: str) -> tuple[str, ...]:
+    """The modes of one of the classes."""
+    return FAST_MODES if SPECS[name].elementwise else tuple(mode for mode in FAST_MODES if mode != COMPENSATED)
 
 
 @functools.cache
@@ -620,7 +629,8 @@ def fast_subject(name: str, mode: str = "") -> Subject:
     """``stepcheck.fast.<name>``.
 
     Args:
-        mode: ``triton``: its kernels for CUDA, which Triton's interpreter runs on CPU tensors; ``cuda``: on a GPU, compiled.
+        mode: ``triton``: its kernels for CUDA, which Triton's interpreter runs on CPU tensors; ``cuda``: on a GPU, compiled;
+            ``compensated``: with what rounding to narrow formats loses.
     """
     from stepcheck.fast import native  # whose classes nobody needs for one of their own
 
@@ -630,17 +640,21 @@ def fast_subject(name: str, mode: str = "") -> Subject:
         why = no_such_class(name) or f"stepcheck.fast has no {name}"
         return _lacking(f"fast:{name}[{mode}]" if mode else f"fast:{name}", spec, why)
     cost = 2 if spec.closure or spec.products else 1
+    carries = mode == COMPENSATED
     return Subject(
         name=f"fast:{name}[{mode}]" if mode else f"fast:{name}",
-        spec=spec,
+        spec=compensated(spec) if carries else spec,
         make=cls,
-        computes=functools.partial(_counted_profile, name) if mode == "cuda" else fast_profile(name, mode),
+        computes=functools.partial(_counted_profile, name)
+        if mode == "cuda"
+        else fast_profile(name, "" if carries else mode),
         options=frozenset(h.name for h in spec.hyper if h.name in inspect.signature(cls).parameters),
         explicit=False,
         callee=name,
         imports=f"from {module.__name__} import {name}",
-        dtypes=_torch_dtypes(spec, {}, ""),
-        cost=_MODE_COST * cost if mode else cost,
+        dtypes=_NARROW if carries else _torch_dtypes(spec, {}, ""),
+        mode_options={COMPENSATED: True} if carries else {},
+        cost=cost * (2 if carries else _MODE_COST if mode else 1),
         unsupported={"triton": no_triton, "cuda": no_cuda}.get(mode, str)() or native.unavailable(),
         tensor_lr=True,
         prepare=tuple if mode else cls.kernels,
@@ -878,14 +892,14 @@ def _resolve_fast(text: str, rest: str) -> list[Subject]:
         if text != "fast":
             raise UsageError(f"{text!r}: name an optimizer after the colon (one of {', '.join(SPECS)})")
         modes = ("", *(mode for mode in FAST_MODES if mode != "cuda" or not no_cuda()))
-        return [fast_subject(name, mode) for mode in modes for name in SPECS]
+        return [fast_subject(name, mode) for mode in modes for name in SPECS if mode in ("", *fast_modes(name))]
     name, bracket, mode = rest.partition("[")
     _spec(name)
     if not bracket:
         return [fast_subject(name)]
     mode = mode.removesuffix("]")
-    if mode not in FAST_MODES or not rest.endswith("]"):
-        raise UsageError(f"{text!r}: fast:{name} has the modes {', '.join(FAST_MODES)}, or none, for the CPU")
+    if mode not in fast_modes(name) or not rest.endswith("]"):
+        raise UsageError(f"{text!r}: fast:{name} has the modes {', '.join(fast_modes(name))}, or none, for the CPU")
     return [fast_subject(name, mode)]
 
 

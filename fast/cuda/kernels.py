@@ -127,12 +127,18 @@ def _body(layout: Layout, size: int, mask: str, *, parts: int = 1) -> list[str]:
     absent = [b for b in layout.rule.buffers if b not in layout.buffers]
     lines = [f"all_{s} = tl.load(at_{s}{masked}{', other=0.0' if mask else ''})" for s in streams]
     results = ("new_p", *(f"new_{b}" if b in layout.buffers else "_" for b in layout.rule.buffers))
+    carried = layout.carried
     update = [f"{b} = tl.full({shape}, 0.0, tl.{real})" for b in absent]
     update += [f"{s} = {widened(f'part_{s}', layout.stored(s), real)}" for s in streams]
     update += ["g = unscale * g", "new_g = g"] if layout.unscales else []
+    update += [f"{s} = {s} + {lost}" for lost, s in carried.items()]
     update += statements(layout.rule.update, wide=real == "float64", results=results)
-    update = _with_scalars(layout, update)
     rounded = {s: narrowed(f"new_{s}", layout.stored(s), real) for s in written}
+    for lost, s in carried.items():
+        # Exact: what is stored is the nearest. Of an infinity, nothing is left.
+        update += [f"new_{lost} = new_{s} - {widened(rounded[s], layout.stored(s), real)}"]
+        update += [f"new_{lost} = tl.where(new_{lost} - new_{lost} == 0.0, new_{lost}, 0.0)"]
+    update = _with_scalars(layout, update)
     if parts == 1:
         lines += [f"part_{s} = all_{s}" for s in streams]
         return lines + update + [f"tl.store(at_{s}, {rounded[s]}{masked})" for s in written]

@@ -6,18 +6,28 @@ import pytest
 import torch
 
 from stepcheck import fast
-from stepcheck.fast import rules
+from stepcheck.fast import interpreted, rules
 from stepcheck.fast.rules import sqrt
 from stepcheck.harness import campaign
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.ledger import LEDGER
-from stepcheck.harness.subjects import UsageError, class_subject, fast_subject, no_cuda, resolve
+from stepcheck.harness.subjects import (
+    UsageError,
+    class_subject,
+    fast_modes,
+    fast_profile,
+    fast_subject,
+    no_cuda,
+    resolve,
+)
 from stepcheck.reference import SPECS
 
 
 def test_there_is_one_for_each_reference():
-    modes = ["", "[triton]", *([] if no_cuda() else ["[cuda]"])]
-    assert [s.name for s in resolve("fast")] == [f"fast:{name}{mode}" for mode in modes for name in SPECS]
+    modes = ["", "[compensated]", "[triton]", *([] if no_cuda() else ["[cuda]"])]
+    expected = [f"fast:{name}{mode}" for mode in modes for name in SPECS if mode[1:-1] in ("", *fast_modes(name))]
+    assert [s.name for s in resolve("fast")] == expected
+    assert [name for name in SPECS if "compensated" not in fast_modes(name)] == ["Adafactor", "LBFGS", "Muon"]
     assert resolve("fast:Adam") == [fast_subject("Adam")]
     assert resolve("fast:Adam[triton]") == [fast_subject("Adam", "triton")]
     assert resolve("fast:Adam[cuda]") == [fast_subject("Adam", "cuda")]
@@ -29,7 +39,8 @@ def test_there_is_one_for_each_reference():
     [
         ("fast:Foo", "no reference named 'Foo'"),
         ("fast:", "name an optimizer"),
-        ("fast:Adam[x]", "has the modes triton, cuda, or none"),
+        ("fast:Adam[x]", "has the modes compensated, triton, cuda, or none"),
+        ("fast:Muon[compensated]", "has the modes triton, cuda, or none"),
     ],
 )
 def test_what_there_is_not_is_told(text, said):
@@ -37,8 +48,9 @@ def test_what_there_is_not_is_told(text, said):
         resolve(text)
 
 
-@pytest.mark.parametrize("mode", ["", "triton"])
-@pytest.mark.parametrize("name", list(SPECS))
+@pytest.mark.parametrize(
+    "name, mode", [(name, mode) for name in SPECS for mode in ("", *fast_modes(name)) if mode != "cuda"]
+)
 def test_the_ledger_excuses_none_of_them(name, mode):
     subject = fast_subject(name, mode)
     assert not any(entry.concerns(subject, subject.make) for entry in LEDGER.values())
@@ -102,3 +114,44 @@ def test_a_wrong_rule_is_found(make, like, fields, monkeypatch):
     result = Campaign(subject, Settings(examples=12, dtypes=("float32",), only=("agreement",))).run()
     assert result.verdict == "fail", result.error
     assert any(d.cause in fields for d in result.divergences), [d.cause for d in result.divergences]
+
+
+#: What may go wrong with the bits that a narrow format loses, in which field, done to the state after each step.
+LOST = {
+    "forgotten": ("compensation", lambda state: state["compensation"].zero_()),
+    "turned": ("compensation", lambda state: state["compensation"].neg_()),
+    "a hundredth too large": ("compensation", lambda state: state["compensation"].mul_(1 + 2.0**-7)),
+    "of an average": ("exp_avg_sq_compensation", lambda state: state["exp_avg_sq_compensation"].zero_()),
+}
+
+
+@pytest.mark.parametrize("what", LOST)
+def test_lost_bits_that_get_lost_are_found(what):
+    field, spoil = LOST[what]
+
+    class Spoilt(fast.AdamW):
+        def step(self, closure=None):
+            loss = super().step(closure)
+            for state in self.state.values():
+                if "compensation" in state:
+                    spoil(state)
+            return loss
+
+    subject = dataclasses.replace(fast_subject("AdamW", "compensated"), make=Spoilt, prepare=tuple, cost=1)
+    result = Campaign(subject, Settings(examples=16, only=("agreement",))).run()
+    assert result.verdict == "fail", result.error
+    (found,) = result.divergences
+    assert field in found.cause
+    assert "together" in found.summary
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD"])
+def test_kernels_for_cuda_carry_lost_bits(name):
+    subject = dataclasses.replace(
+        fast_subject(name, "compensated"),
+        make=getattr(interpreted, name),
+        computes=fast_profile(name, "triton"),
+        cost=1,
+    )
+    result = Campaign(subject, Settings(examples=6)).run()
+    assert result.verdict == "pass", [d.summary for d in result.divergences]
