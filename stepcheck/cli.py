@@ -267,10 +267,12 @@ def list_() -> int:
         sparse = {"": "", "only": "; sparse gradients alone"}.get(SPECS[name].sparse, "; sparse gradients")
         _console.print(f"  {'':<11}[dim]{', '.join(told)}{sparse}[/]")
     _console.print("  A mode in parentheses is unsupported here: stepcheck check says why.", markup=False)
-    _console.print(
-        "  stepcheck.fast has all of them, in the same dtypes: fast:NAME; its kernels for CUDA are checked as"
-    )
-    _console.print("  fast:NAME[triton], run by Triton's interpreter, and as fast:NAME[cuda] on a GPU.", markup=False)
+    for line in (
+        "  stepcheck.fast has all of them, in the same dtypes: fast:NAME. With compensated=True the elementwise ones are",
+        "  fast:NAME[compensated]. Kernels for CUDA are checked as fast:NAME[triton], run by Triton's interpreter, and as",
+        "  fast:NAME[cuda] on a GPU.",
+    ):
+        _console.print(line, markup=False)
     _console.print(
         "  Subjects: torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, or package.module:Class --like NAME",
         markup=False,
