@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stepcheck.reference.spec import COMPENSATION, PARAMETER, Buffer, HyperValues, Number, Spec, State
+from stepcheck.reference.spec import PARAMETER, Buffer, HyperValues, Number, Spec, State
+
+#: The buffer that keeps what rounding the parameter loses; of a buffer, it has its name in front.
+COMPENSATION = "compensation"
 
 
 def compensated(spec: Spec) -> Spec:

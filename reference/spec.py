@@ -15,10 +15,7 @@ State = dict[str, Number]
 #: Hyperparameter name to value, read as attributes (``hyper.lr``).
 HyperValues = Any
 Update = Callable[..., Any]
-#: What the parameter is called where buffers have their names.
-PARAMETER = "parameter"
-#: The buffer that keeps what rounding the parameter loses; of a buffer, it has its name in front.
-COMPENSATION = "compensation"
+PARAMETER = "parameter"  #: What it is called where buffers have their names.
 
 
 @dataclass(frozen=True)

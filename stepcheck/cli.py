@@ -5,6 +5,7 @@ Whoever asks for help waits for nothing: torch, NumPy and Hypothesis are importe
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import math
@@ -52,6 +53,21 @@ if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
 else:
     _ParamType = click.ParamType  # which was not generic before click 8.2
+
+
+class _Assignment(_ParamType):
+    """An option and its value, as one would write them in Python."""
+
+    name = "OPTION=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        option, _, text = value.partition("=")
+        try:
+            return option, ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            self.fail(f"{value!r} is not of the form OPTION=VALUE, such as momentum=0.9", param, ctx)
 
 
 class _Names(_ParamType):
@@ -721,6 +737,13 @@ def _measured(earlier: Path, plan: dict[str, Any]) -> tuple[list[dict[str, Any]]
 @click.option("--scaling", is_flag=True, help="Also what a further tensor costs, and a further element.")
 @click.option("--threads", type=click.IntRange(1), help="Of torch and fast alike (default: torch's).")
 @click.option(
+    "--dtype", type=click.Choice(["bfloat16", "float16", "float32", "float64"]), default="float32", show_default=True
+)
+@click.option("--cold", is_flag=True,
+              help="Time each step by itself, after new gradients were made, and with cold caches.")  # fmt: skip
+@click.option("--set", "options", type=_Assignment(), multiple=True,
+              help="OPTION=VALUE that optimizers are constructed with, repeatable; those that lack it are left out.")  # fmt: skip
+@click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same values."
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here.")
@@ -737,6 +760,9 @@ def bench(
     host: bool,
     scaling: bool,
     threads: int | None,
+    dtype: str,
+    cold: bool,
+    options: tuple[tuple[str, Any], ...],
     seed: int,
     json_file: Path | None,
     plot_file: Path | None,
@@ -756,7 +782,8 @@ def bench(
 
     if host:
         others = {"--device cuda": device == "cuda", "--workload": workloads, "--compiled": compiled, "--scaling": scaling,
-                  "--threads": threads, "--plot": plot_file}  # fmt: skip
+                  "--threads": threads, "--plot": plot_file, "--cold": cold, "--set": options,
+                  "--dtype": dtype != "float32"}  # fmt: skip
         if any(others.values()):
             raise UsageError(
                 f"--host takes no {next(o for o, given in others.items() if given)}; it has lists of its own"
@@ -776,11 +803,19 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     rounds = rounds or (benchmark.QUICK_ROUNDS if quick else None)
-    settings = benchmark.Settings(rounds, compiled, device, seed, patient=bool(workloads))
+    given = dict(options)
+    lacking = [name for name in names if not benchmark.has(name, given)]
+    if lacking or not any(benchmark.has(name, given) for name in chosen):
+        raise UsageError(
+            f"--set: {' and '.join(lacking) or 'no class'} {'lacks' if lacking else 'has'} {', '.join(given)}"
+        )
+    settings = benchmark.Settings(
+        rounds, compiled, device, seed, patient=bool(workloads), dtype=dtype, cold=cold, options=given
+    )
     start = time.perf_counter()
     about = tables.environment(device)
     _console.print(
-        f"torch {about['torch']}, {about['processor']}, {about['threads']} threads, seed {seed}", markup=False
+        f"torch {about['torch']}, {about['processor']}, {about['threads']} threads, {dtype}, seed {seed}", markup=False
     )
     rows: list[benchmark.Row] = []
     planned = {"names": chosen, "workloads": named} | asdict(settings)

@@ -39,18 +39,32 @@ def _three(p: float, g: float, a: float, b: float, d: float, c: float) -> tuple[
     return c * p + g, c * a, c * b, c * d
 
 
-_UPDATES: tuple[Callable[..., tuple[float, ...]], ...] = (_none, _one, _two, _three)
+def _four(
+    p: float, g: float, a: float, b: float, d: float, e: float, c: float
+) -> tuple[float, float, float, float, float]:
+    return c * p + g, c * a, c * b, c * d, c * e
+
+
+def _five(
+    p: float, g: float, a: float, b: float, d: float, e: float, f: float, c: float
+) -> tuple[float, float, float, float, float, float]:
+    return c * p + g, c * a, c * b, c * d, c * e, c * f
+
+
+_UPDATES: tuple[Callable[..., tuple[float, ...]], ...] = (_none, _one, _two, _three, _four, _five)
 #: By the number of buffers.
 RULES = tuple(
-    Rule(f"ceiling_{n}", _prepare, update, buffers={name: Buffer() for name in "abd"[:n]})
+    Rule(f"ceiling_{n}", _prepare, update, buffers={name: Buffer() for name in "abdef"[:n]})
     for n, update in enumerate(_UPDATES)
 )
 
 
-def launch(parameters: list[torch.Tensor], gradients: list[torch.Tensor], buffers: int) -> Launch:
-    """A launch that passes over these float32 tensors, and as many buffers of its own; ``run`` is one step."""
+def launch(
+    parameters: list[torch.Tensor], gradients: list[torch.Tensor], buffers: int, dtype: str = "float32"
+) -> Launch:
+    """A launch that passes over these tensors, and as many buffers of its own; ``run`` is one step."""
     rule = RULES[buffers]
-    layout = Layout(rule, "float32", tuple(rule.buffers))
+    layout = Layout(rule, dtype, tuple(rule.buffers))
     members = [
         Member(p, (p, g, *(torch.ones_like(p, requires_grad=False) for _ in range(buffers))), (), 0)
         for p, g in zip(parameters, gradients, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -47,11 +48,16 @@ class Contender:
     optimizer: Any = None
     taken: int = 0
 
-    def distance(self, reference: Contender, start: list[torch.Tensor]) -> float:
-        """How far its parameters are from the reference's, in lengths of the way that those came from ``start``."""
+    def distance(self, reference: Contender, start: list[torch.Tensor], steps: int) -> float:
+        """How far its parameters are from the reference's, in lengths of the way that those came from ``start`` in so many steps.
+
+        What both may have lost by rounding to a narrow format is left out.
+        """
         with torch.no_grad():
             off = _norm(p - q for p, q in zip(self.parameters, reference.parameters, strict=True))
             way = _norm(q - p for q, p in zip(reference.parameters, start, strict=True))
+            if start[0].element_size() < torch.float32.itemsize:
+                off = max(0.0, off - 2 * steps * torch.finfo(start[0].dtype).eps / 2 * _norm(start))
         return off / way if way else float(off != 0)
 
     @property
@@ -95,19 +101,19 @@ def fast_class(name: str) -> Any:
     return getattr(fast, name, None)
 
 
-def layout(name: str, options: Mapping[str, Any]) -> Layout | None:
-    """The streams of a float32 parameter, where the step is a rule."""
+def layout(name: str, options: Mapping[str, Any], dtype: str = "float32") -> Layout | None:
+    """The streams of a parameter, where the step is a rule."""
     cls = fast_class(name)
     rule = getattr(cls, "rule", None)
     if not isinstance(rule, Rule):
         return None
     group = cls([torch.zeros(1, requires_grad=True)], **options).param_groups[0]
-    return Layout(rule, "float32", rule.present(group))
+    return Layout(rule, dtype, rule.streams(rule.present(group), dtype))
 
 
-def buffers(name: str, options: Mapping[str, Any]) -> int:
+def buffers(name: str, options: Mapping[str, Any], dtype: str = "float32") -> int:
     """About how many tensors like its parameter an optimizer keeps."""
-    found = layout(name, options)
+    found = layout(name, options, dtype)
     if found is not None:
         return len(found.buffers)
     return 2 * options["history_size"] + 6 if "history_size" in options else _USUAL_BUFFERS
@@ -119,14 +125,15 @@ def build(name: str, contender: str, options: Mapping[str, Any], problem: Proble
     Raises:
         RuntimeError: it is not supported here; the message says why.
     """
+    dtype = str(problem.start[0].dtype).removeprefix("torch.")
     if contender == CEILING:
-        found = layout(name, options)
+        found = layout(name, options, dtype)
         assert found is not None
         if problem.device.type == "cuda":
             elements = sum(p.numel() for p in problem.start)
             return Contender(CEILING, [], cuda.copy(found.bytes_per_element * elements))
         own = [p.clone() for p in problem.start]
-        return Contender(CEILING, own, ceiling.launch(own, problem.gradients, len(found.buffers)).run)
+        return Contender(CEILING, own, ceiling.launch(own, problem.gradients, len(found.buffers), dtype).run)
     parameters, closure = problem.parameters()
     if contender == FAST:
         optimizer = fast_class(name)(parameters, **options)
@@ -137,7 +144,9 @@ def build(name: str, contender: str, options: Mapping[str, Any], problem: Proble
         subject = torch_subject(name, _plain(contender))
         if subject.unsupported and problem.device.type == "cpu":  # it is not said of others
             raise RuntimeError(subject.unsupported)
-        optimizer = subject.make(parameters, **options, **subject.mode_options)
+        known = inspect.signature(getattr(torch.optim, name)).parameters
+        theirs = {key: value for key, value in options.items() if key in known}
+        optimizer = subject.make(parameters, **theirs, **subject.mode_options)
     step = optimizer.step if closure is None else functools.partial(optimizer.step, closure)
     if contender in (GRAPH, FAST_GRAPH):
         return Contender(contender, parameters, cuda.captured(step), optimizer, cuda.WARM_UP)

@@ -7,16 +7,19 @@ rounds, with quartiles. Before anything is timed all contenders step the same pr
 
 from __future__ import annotations
 
+import functools
 import gc
+import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from stepcheck.fast.engine import SIZE
 from stepcheck.harness.bench import cuda, machine
 from stepcheck.harness.bench.contenders import (
     CEILING,
@@ -43,6 +46,8 @@ _FEW_ROUNDS = 3
 LONGEST = 60.0
 #: Seconds that a batch takes at least.
 _BATCH = 0.01
+#: Steps of a batch where each is timed by itself.
+_COLD_BATCH = 5
 #: Steps of a batch of an optimizer that gets nearer to a minimum with each: the same for all, and few.
 _HISTORY_BATCH = 5
 #: Steps before the comparison: the second is the first that finds a state. On a GPU as many again, which graphs replay.
@@ -66,6 +71,10 @@ class Settings:
         seed: of the values.
         patient: also time what takes more than :data:`LONGEST` a step.
         only: the contenders to time; empty for all. A ceiling that is named is timed whatever the cache holds.
+        dtype: of parameters, gradients and state.
+        cold: each step is timed by itself, after new gradients were made and nothing of its own is left in any cache.
+        options: what optimizers are constructed with beside what their workload asks for. Those that torch lacks go to fast alone; a class
+            that lacks one is left out.
     """
 
     rounds: int | None = None
@@ -74,6 +83,9 @@ class Settings:
     seed: int = 0
     patient: bool = True
     only: tuple[str, ...] = ()
+    dtype: str = "float32"
+    cold: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -225,19 +237,24 @@ def check_device(device: str) -> None:
 Progress = Callable[[str, int, int], None]
 
 
+def has(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a fast class takes these options."""
+    return options.keys() <= inspect.signature(fast_class(name) or getattr(torch.optim, name)).parameters.keys()
+
+
 def rows(names: Sequence[str], workloads: Sequence[Workload], settings: Settings, progress: Progress) -> Iterator[Row]:
     """Time every optimizer on every workload that it is meant for, workload by workload."""
-    planned = [(w, [n for n in names if takes(n, w)]) for w in workloads]
+    planned = [(w, [n for n in names if takes(n, w) and has(n, settings.options)]) for w in workloads]
     total, done = sum(len(of) for _, of in planned), 0
     for workload, of in planned:
         problem = None
         for name in of:
             progress(f"{workload.name} {name}", done, total)
             done += 1
-            row = Row(name, workload, options(name, workload))
+            row = Row(name, workload, options(name, workload) | settings.options)
             row.note = _too_large(row, settings, made=problem is not None) or _too_slow(row, settings)
             if not row.note:
-                problem = problem or workload.make(settings.seed, settings.device)
+                problem = problem or workload.make(settings.seed, settings.device, settings.dtype)
                 # Said aloud, or torch warns that it does not check what Adagrad and SGD make of sparse gradients.
                 with torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
                     _time(row, problem, settings)
@@ -255,11 +272,13 @@ def _planned(row: Row, settings: Settings) -> list[str]:
 
 
 def _has_ceiling(row: Row, settings: Settings) -> bool:
-    streams = layout(row.optimizer, row.options)
-    if streams is None or row.workload.kind != "dense":
+    streams = layout(row.optimizer, row.options, settings.dtype)
+    if streams is None or row.workload.kind != "dense" or settings.cold:
         return False
     # Half of it in the cache, and it would be the cache's speed that is measured.
-    beyond = len(streams.streams) * 4 * row.workload.elements >= 2 * machine.cache_bytes(settings.device)
+    beyond = len(streams.streams) * SIZE[settings.dtype] * row.workload.elements >= 2 * machine.cache_bytes(
+        settings.device
+    )
     return beyond or CEILING in settings.only
 
 
@@ -268,8 +287,12 @@ def _too_large(row: Row, settings: Settings, *, made: bool) -> str:
     free = machine.free_memory(settings.device)
     if free is None:
         return ""
-    each = 1 + buffers(row.optimizer, row.options)
-    needed = 4 * row.workload.elements * (len(_planned(row, settings)) * each + _TEMPORARY + (0 if made else 2))
+    each = 1 + buffers(row.optimizer, row.options, settings.dtype) + settings.cold
+    needed = (
+        SIZE[settings.dtype]
+        * row.workload.elements
+        * (len(_planned(row, settings)) * each + _TEMPORARY + (0 if made else 2))
+    )
     if needed <= _MEMORY * free:
         return ""
     return f"left out: it needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
@@ -290,7 +313,7 @@ def _too_slow(row: Row, settings: Settings) -> str:
 
 def _time(row: Row, problem: Problem, settings: Settings) -> None:
     """Build the contenders, compare them, and time them."""
-    streams = layout(row.optimizer, row.options)
+    streams = layout(row.optimizer, row.options, settings.dtype)
     row.bytes_per_element = streams.bytes_per_element if streams else None
     contenders: dict[str, Contender] = {}
     for name in _planned(row, settings):
@@ -311,12 +334,18 @@ def _time(row: Row, problem: Problem, settings: Settings) -> None:
             timing.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
         contenders[name] = contender
-    reference = next(iter(contenders.values()), None)
+    reference, steps = next(iter(contenders.values()), None), _COMPARED_STEPS[settings.device]
     for timing in row.timings:
         if reference is not None and timing.name in contenders and timing.name not in (reference.name, CEILING):
-            timing.distance = contenders[timing.name].distance(reference, problem.start)
-    row.note = _served(row, contenders.get(FAST), _COMPARED_STEPS[settings.device])
-    _rounds([(t, contenders[t.name].step) for t in row.timings if t.name in contenders], row, settings)
+            timing.distance = contenders[timing.name].distance(reference, problem.start, steps)
+    row.note = _served(row, contenders.get(FAST), steps)
+    timed = [(t, contenders[t.name]) for t in row.timings if t.name in contenders]
+    if not settings.cold:
+        _rounds([(t, c.step) for t, c in timed], row, settings)
+        return
+    other = torch.zeros(2 * machine.cache_bytes(settings.device) // 4, device=problem.device)
+    cold = [(t, _Cold(c.step, functools.partial(problem.renew, c.parameters), other)) for t, c in timed]
+    _rounds([(t, c.step) for t, c in cold], row, settings, [c.seconds for _, c in cold])
 
 
 def _served(row: Row, contender: Contender | None, steps: int) -> str:
@@ -337,21 +366,52 @@ def _served(row: Row, contender: Contender | None, steps: int) -> str:
     return "; ".join(told)
 
 
-def _rounds(timed: list[tuple[Timing, Callable[[], Any]]], row: Row, settings: Settings) -> None:
+class _Cold:
+    """A step before each of which there are new gradients, and nothing of its own is left in any cache."""
+
+    def __init__(self, step: Callable[[], Any], renew: Callable[[], None], other: torch.Tensor) -> None:
+        self.step, self._renew, self._other = step, renew, other
+
+    def seconds(self, clock: Callable[[Callable[[], Any], int], float], count: int) -> float:
+        """Of so many steps, without what is before each."""
+        total = 0.0
+        for _ in range(count):
+            self._renew()
+            self._other.add_(1.0)
+            total += clock(self.step, 1)
+        return total
+
+
+def _rounds(
+    timed: list[tuple[Timing, Callable[[], Any]]],
+    row: Row,
+    settings: Settings,
+    by_themselves: Sequence[Callable[..., float]] = (),
+) -> None:
+    """Time steps, in turns.
+
+    Args:
+        by_themselves: for each, what tells the seconds of so many by a clock, where something untimed is between any two.
+    """
     clock = _CLOCKS[settings.device]
     # An optimizer with a history is timed once that is full.
     warm_up = row.options.get("history_size", 0)
     for timing, step in timed:
         clock(step, warm_up)
-        timing.batch = _HISTORY_BATCH if warm_up else _batch(step, clock)
+        usual = _COLD_BATCH if by_themselves else _batch(step, clock)
+        timing.batch = _HISTORY_BATCH if warm_up else usual
+    turns = [
+        (timing, step, functools.partial(by_themselves[i], clock) if by_themselves else functools.partial(clock, step))
+        for i, (timing, step) in enumerate(timed)
+    ]
     start, most = time.perf_counter(), settings.rounds or ROUNDS
     collecting = gc.isenabled()
     gc.disable()
     try:
         for n in range(most):
             turn = n % max(len(timed), 1)
-            for timing, step in (*timed[turn:], *timed[:turn]):
-                timing.seconds.append(clock(step, timing.batch) / timing.batch)
+            for timing, step, seconds in (*turns[turn:], *turns[:turn]):
+                timing.seconds.append(seconds(timing.batch) / timing.batch)
                 if settings.device == "cuda":
                     timing.host.append(cuda.enqueue_seconds(step))
             spent = time.perf_counter() - start

@@ -165,6 +165,8 @@ def to_json(version: str, settings: Settings, rows: Sequence[Row], scalings: Seq
         "stepcheck": version,
         "environment": environment(settings.device),
         "seed": settings.seed,
+        "dtype": settings.dtype,
+        "cold": settings.cold,
         "workloads": [
             {"workload": w.name, "kind": w.kind, "tensors": len(w.shapes), "elements": w.elements, "stepped": w.stepped}
             for w in dict.fromkeys(r.workload for r in rows)

@@ -74,7 +74,7 @@ class Workload:
 
     Attributes:
         name: as it is written on the command line.
-        shapes: of the parameters, which are float32.
+        shapes: of the parameters.
         kind: ``"dense"``; ``"matrices"``, which are dense too, for optimizers that take nothing else; ``"sparse"``, gradients that name
             ``rows`` rows; ``"objective"``, gradients that a closure makes of a quadratic function.
         rows: those that each sparse gradient names.
@@ -102,17 +102,17 @@ class Workload:
         rows = f", gradients of {self.rows:,} rows" if self.rows else ""
         return f"{tensors}, {self.elements:,} elements{rows}"
 
-    def make(self, seed: int, device: str = "cpu") -> Problem:
-        """The values: the same for the same seed, wherever they are stepped."""
+    def make(self, seed: int, device: str = "cpu", dtype: str = "float32") -> Problem:
+        """The values: the same for the same seed, but for their rounding, wherever they are stepped."""
         random = torch.Generator().manual_seed(seed)
 
         def normal(shape: Shape) -> torch.Tensor:
-            return torch.randn(shape, generator=random).to(device)
+            return torch.randn(shape, generator=random).to(device, getattr(torch, dtype))
 
         start = [normal(shape) for shape in self.shapes]
         if self.kind == "objective":
             # A spectrum so wide that the minimum is not reached in a thousand iterations: there would be nothing to do then.
-            curvatures = [torch.logspace(-8, 0, p.numel()).reshape(p.shape).to(device) for p in start]
+            curvatures = [torch.logspace(-8, 0, p.numel()).reshape(p.shape).to(p) for p in start]
             return Problem(start, [], curvatures)
         if self.kind == "sparse":
             return Problem(start, [self._sparse(shape, normal, random) for shape in self.shapes], [])
@@ -149,6 +149,13 @@ class Problem:
         for p, gradient in zip(parameters, self.gradients, strict=False):
             p.grad = gradient
         return parameters, self._closure(parameters) if self.curvatures else None
+
+    def renew(self, parameters: list[torch.Tensor]) -> None:
+        """New gradients, as a backward pass makes them after ``zero_grad()``."""
+        for p in parameters if self.gradients else ():
+            p.grad = None
+        for p, gradient in zip(parameters, self.gradients, strict=False):
+            p.grad = gradient.clone()
 
     def _closure(self, parameters: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
         for p in parameters:

@@ -162,6 +162,55 @@ def test_all_contenders_come_to_the_same_place(name):
     assert all(t.distance < 1e-3 for t in row.timings if t.distance is not None)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("name", ["Adam", "SGD", "Adagrad", "Adafactor"])
+def test_so_they_do_in_other_dtypes(name, dtype):
+    on = [w for w in (dense(3, 40), SPARSE) if takes(name, w)]
+    for row in rows([name], *on, dtype=dtype):
+        assert row.ratio is not None
+        assert row.fast.sane, row.fast.distance
+
+
+def test_a_narrow_format_hides_no_wrong_class(monkeypatch):
+    monkeypatch.setattr(fast, "Adam", fast.SGD)
+    (row,) = rows(["Adam"], dense(3, 40), dtype="bfloat16", options={"lr": 0.5})
+    assert row.wrong
+
+
+def test_options_go_to_all_and_what_torch_lacks_to_fast_alone(monkeypatch):
+    built = []
+    monkeypatch.setattr(contenders.Contender, "distance", lambda self, *_: built.append(self) or 0.0)
+    (row,) = rows(["Adam"], TINY, dtype="bfloat16", options={"compensated": True, "lr": 0.25})
+    groups = [c.optimizer.param_groups[0] for c in built]
+    assert [c.name for c in built] == ["foreach", "fused", "fast"]
+    assert {group["lr"] for group in groups} == {0.25}
+    assert ["compensated" in group for group in groups] == [False, False, True]
+    # p, exp_avg, exp_avg_sq and what two of them lose are read and written, the gradient is read.
+    assert row.bytes_per_element == 2 * (2 * 5 + 1)
+    assert rows(["Muon", "LBFGS", "Adam"], TINY, OBJECTIVE, options={"amsgrad": True})[0].optimizer == "Adam"
+
+
+@pytest.mark.parametrize("what", [TINY, SPARSE])
+def test_cold_steps_find_new_gradients_and_nothing_else_is_timed(monkeypatch, what):
+    seen = {}
+
+    def clock(step, count):
+        # Of each contender the parameters, by the optimizer whose step it is.
+        if count == 1:
+            p = step.__self__.param_groups[0]["params"][0]
+            seen.setdefault(id(step.__self__), []).append(p.grad)
+        step()
+        return 1.0
+
+    monkeypatch.setitem(bench._CLOCKS, "cpu", clock)
+    (row,) = rows(["SGD"], what, cold=True, rounds=2)
+    assert row.ceiling is None
+    assert len(seen) == len(row.torch) + 1
+    for gradients in seen.values():
+        assert len({id(g) for g in gradients}) == len(gradients) == 2 * bench._COLD_BATCH
+    assert all(t.seconds == [1.0, 1.0] for t in row.timings)
+
+
 def test_an_optimizer_that_has_no_fast_class_is_timed_without(monkeypatch):
     monkeypatch.delattr(fast, "Adam")
     (row,) = rows(["Adam"], TINY)
@@ -297,7 +346,8 @@ def test_json_has_everything(command, tmp_path):
     assert status == 0
     assert "3x5: 3 tensors, 15 elements" in out
     data = json.loads(file.read_text(), parse_constant=pytest.fail)
-    assert set(data) == {"stepcheck", "environment", "seed", "workloads", "results", "scaling"}
+    assert set(data) == {"stepcheck", "environment", "seed", "dtype", "cold", "workloads", "results", "scaling"}
+    assert (data["dtype"], data["cold"]) == ("float32", False)
     assert data["seed"] == 7
     assert data["environment"]["threads"] == 1
     assert data["environment"]["torch"] == torch.__version__
@@ -330,6 +380,9 @@ def test_json_has_everything(command, tmp_path):
         (["--device", "abacus"], "'abacus' is not one of 'cpu', 'cuda'"),
         (["--rounds", "0"], "0 is not in the range x>=1"),
         (["LBFGS", "--workload", "3x5"], "LBFGS is not timed on 3x5; it is on tiny-quadratic"),
+        (["--set", "momentum"], "'momentum' is not of the form OPTION=VALUE, such as momentum=0.9"),
+        (["SGD", "Adam", "--set", "momentum=0"], "--set: Adam lacks momentum"),
+        (["--set", "haste=1"], "--set: no class has haste"),
         (["--json", "no/such/folder/out.json"], "--json no/such/folder/out.json: cannot be written"),
     ],
 )

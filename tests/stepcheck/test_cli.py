@@ -240,7 +240,7 @@ def test_an_error_of_the_harness_in_a_replay_is_told_as_one(folder, divergence):
         (["check", "torch:Foo"], "no reference named 'Foo'"),
         (["check", "torch:Adam[warp]"], "forloop, foreach, fused"),
         (["check", "torch:RMSprop[fused]"], "forloop, foreach"),
-        (["check", "fast:Adam[warp]"], "has the modes triton, cuda, or none"),
+        (["check", "fast:Adam[warp]"], "has the modes compensated, triton, cuda, or none"),
         (["check", "tensorflow"], "unknown subject"),
         (["check", "no_such_module:Thing", "--like", "Adam"], "cannot import no_such_module"),
         (["check", "some_module:Thing", "--like", "Adam"], "has no Thing"),
