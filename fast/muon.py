@@ -160,6 +160,7 @@ class Muon(Fast, torch.optim.Muon):
         for n, group in enumerate(groups):
             for p in group["params"]:
                 if p.grad is not None and not self._on_device(p):
+                    momentum_buffer(self.state[p], p)  # here, so that the state is in the order of the parameters
                     same.setdefault((n, p.shape, p.dtype, p.device, is_sharded(p)), []).append(p)
         if scaling.grad_scale is not None:
             torch._foreach_mul_([local(p.grad) for params in same.values() for p in params], scaling.factor)

@@ -181,6 +181,13 @@ def test_numbers_are_loaded_in_the_dtype_that_they_have():
     assert torch.equal(loaded.state[p]["mu_product"], source.state[p]["mu_product"])
 
 
+def test_the_state_of_muon_is_in_the_order_of_its_parameters():
+    params = [torch.ones(shape).requires_grad_() for shape in ((3, 2), (2, 2), (3, 2))]
+    optimizer = fast.Muon(params)
+    run(optimizer, params, 1)
+    assert list(optimizer.state_dict()["state"]) == [0, 1, 2]
+
+
 # --- What happens between steps
 
 
