@@ -507,7 +507,7 @@ class Plan:
         #: Whether a CUDA graph has recorded a step, and reads the tables whenever it is replayed.
         self.captured = False
         self._rule, self._groups, self._state, self._device = rule, groups, state, device
-        self._option_names = tuple(o for o in rule.options if o != "fresh")
+        self._option_names = rule.of_group
         self._readers = [_reader(rule, group) for group in groups]
         self._values: list[Any] = [None] * len(groups)
         self._present = [rule.present(group) for group in groups]
@@ -824,10 +824,10 @@ def is_fixed(value: Any) -> bool:
 
 def _reader(rule: Rule, group: Group) -> Any:
     """A function of the group: the values of all options that the tables depend on."""
-    read = {"compensated", *(ENTRIES.get(name, (name, 0))[0] for name in rule.options)}
+    read = {"compensated", *(ENTRIES.get(name, (name, 0))[0] for name in rule.of_group)}
     keys = sorted(key for key in (read | {*_TORCH_ALONE} | {"momentum", "amsgrad", "centered"}) if key in group)
     present = operator.itemgetter(*keys)
-    absent = [key for key in sorted(read - {"fresh"}) if key not in group]
+    absent = [key for key in sorted(read) if key not in group]
     if not absent:
         return present
     # An older dictionary may lack an option, which is given later.

@@ -230,7 +230,7 @@ def prepare_source(layout: Layout) -> str:
     rule, scalars = layout.rule, layout.rule.scalars
     counters, options = tuple(rule.counters), rule.options
     shift = len(layout.scalars) - len(scalars)
-    read, same, write = [], ["group == last_group", "fresh == last_fresh"], []
+    read, same, write = [], ["group == last_group", "fresh == last_fresh", *(f"{w} == last_{w}" for w in rule.wide)], []
     for n, name in enumerate(counters):
         column = layout.counter(n)
         read += [
@@ -245,12 +245,16 @@ def prepare_source(layout: Layout) -> str:
             "else:",
             f"    store_float32(at_{name}, 0, float32(next_{name}))",
         ]
-    given = ", ".join((*counters, *(("float64(fresh)") if o == "fresh" else f"o_{o}" for o in options)))
+    plain = rule.of_group
+    given = ", ".join((*counters, *(f"o_{o}" if o in plain else f"float64({o})" for o in options)))
     made = ", ".join((*(f"next_{c}" for c in counters), *(f"s_{s}" for s in scalars)))
-    plain = [o for o in options if o != "fresh"]
     load = [f"o_{o} = load_float64(options, group * {len(plain) + shift} + {i})" for i, o in enumerate(plain)]
-    keep = [f"last_{name} = {name}" for name in (*counters, "group", "fresh")]
-    start = [*(f"last_{c} = 0.0" for c in counters), *(f"{n} = 0.0" for n in made.split(", "))]
+    keep = [f"last_{name} = {name}" for name in (*counters, *rule.wide, "group", "fresh")]
+    start = [
+        *(f"last_{c} = 0.0" for c in counters),
+        *(f"last_{w} = -1" for w in rule.wide),
+        *(f"{n} = 0.0" for n in made.split(", ")),
+    ]
     put = [f"store_float64(scalar, {i + shift}, s_{s})" for i, s in enumerate(scalars)]
     if layout.unscales:
         put += [f"store_float64(scalar, 0, load_float64(options, group * {len(plain) + 1} + {len(plain)}))"]

@@ -11,7 +11,7 @@ A rule is two pure functions of numbers, in restricted Python: arithmetic, compa
 The names of their arguments say where the values come from: a counter or a buffer has the key that it has in
 ``optimizer.state[p]``, an option the name that it has in the group (``beta1`` is the first of ``betas``); scalars are what
 ``prepare`` returns after the counters, in the order in which ``update`` takes them. ``fresh`` is 1 at the first step of a
-parameter and 0 ever after. A buffer that the options do without is 0, and what is returned for it is dropped.
+parameter and 0 ever after; ``wide_`` and the name of a counter is 1 where that is kept in float64. A buffer that the options do without is 0, and what is returned for it is dropped.
 
 Of parameters in float16 and bfloat16 a step can carry what rounding loses (``compensated=True``, after Kahan, *Further remarks on reducing
 truncation errors*, 1965): where a rule is given what is stored, it then is given the sum of that and of what the step before lost, and a
@@ -39,7 +39,7 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
     # NaN if either is NaN, as torch.maximum.
     "maximum": lambda a, b: a if a > b or a != a else b,
     "minimum": lambda a, b: a if a < b or a != a else b,
-    "rounded": lambda x: ctypes.c_float(x).value,  # to float32, which counters are kept in
+    "rounded": lambda x: ctypes.c_float(x).value,  # to float32, which counters are usually kept in
 }
 sqrt, absolute, maximum, minimum, rounded = FUNCTIONS.values()
 
@@ -129,8 +129,18 @@ class Rule:
 
     @cached_property
     def options(self) -> tuple[str, ...]:
-        """What ``prepare`` reads of a group, in order; ``fresh`` among them."""
+        """What ``prepare`` is given after the counters, in order."""
         return tuple(inspect.signature(self.prepare).parameters)[len(self.counters) :]
+
+    @cached_property
+    def wide(self) -> tuple[str, ...]:
+        """Of ``options``, those that say of a counter that it is kept in float64, and not in float32: ``wide_`` and its name."""
+        return tuple(name for name in self.options if name.startswith("wide_"))
+
+    @cached_property
+    def of_group(self) -> tuple[str, ...]:
+        """Of ``options``, those that are read of a group; the others belong to a parameter."""
+        return tuple(name for name in self.options if name != "fresh" and name not in self.wide)
 
     @cached_property
     def scalars(self) -> tuple[str, ...]:
@@ -347,14 +357,24 @@ ADAMAX = Rule(
 
 
 def _prepare_nadam(
-    step, mu_product, lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize
+    step,
+    mu_product,
+    lr,
+    beta1,
+    beta2,
+    eps,
+    weight_decay,
+    momentum_decay,
+    decoupled_weight_decay,
+    maximize,
+    wide_mu_product,
 ):
     after = step + 1.0
     coupled = 0.0 if decoupled_weight_decay != 0 else weight_decay
     decay = 1.0 - lr * weight_decay if decoupled_weight_decay != 0 else 1.0
     mu = beta1 * (1.0 - 0.5 * 0.96 ** (after * momentum_decay))
     mu_next = beta1 * (1.0 - 0.5 * 0.96 ** ((after + 1.0) * momentum_decay))
-    product = rounded(mu_product * mu)
+    product = mu_product * mu if wide_mu_product != 0 else rounded(mu_product * mu)
     of_gradient = lr * (1.0 - mu) / (1.0 - product)
     of_average = lr * mu_next / (1.0 - product * mu_next)
     return (

@@ -333,18 +333,13 @@ def member_words(rule: Rule) -> int:
     return COUNTERS + 2 * len(rule.counters)
 
 
-def read_options(rule: Rule) -> tuple[str, ...]:
-    """The options of a group that are read, in the order of their table."""
-    return tuple(o for o in rule.options if o != "fresh")
-
-
 @functools.cache
 def prepare_source(rule: Rule, *, unscales: bool) -> Source:
     """Counts the steps of parameters, unless ``found_inf`` is not 0, and makes their scalars, in float32 and in float64.
 
     The first scalar is the inverse of ``grad_scale``, if gradients are to be unscaled.
     """
-    counters, options, scalars = tuple(rule.counters), read_options(rule), rule.scalars
+    counters, options, scalars = tuple(rule.counters), rule.of_group, rule.scalars
     read = []
     for k, name in enumerate(counters):
         at = COUNTERS + 2 * k

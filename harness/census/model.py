@@ -106,7 +106,7 @@ def of_layout(layout: Layout, *, scattered: bool) -> Model:
 def of_prepare(rule: Rule, *, unscales: bool) -> Model:
     """The model of the kernel that makes the scalars of each parameter: an element is a parameter here."""
     source = kernels.prepare_source(rule, unscales=unscales)
-    options, counters = len(kernels.read_options(rule)), len(rule.counters)
+    options, counters = len(rule.of_group), len(rule.counters)
     fresh = 8 * ("fresh" in rule.options)
     # Of what may be float64 or float32, one of two masked accesses is made; both are counted.
     either = 8 + 4

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from stepcheck import fast
-from stepcheck.fast import engine
+from stepcheck.fast import engine, interpreted
 from stepcheck.fast.optimizer import ByRule
 
 BY_RULE = [
@@ -179,6 +179,37 @@ def test_numbers_are_loaded_in_the_dtype_that_they_have():
     loaded.load_state_dict(source.state_dict())
     assert loaded.state[p]["mu_product"].dtype is torch.float32
     assert torch.equal(loaded.state[p]["mu_product"], source.state[p]["mu_product"])
+
+
+@pytest.fixture
+def _float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_float64_by_default")
+@pytest.mark.parametrize(("family", "stepped_by"), [(fast, "numba"), (interpreted, "triton")], ids=["numba", "triton"])
+def test_a_product_that_is_kept_in_float64_is_not_rounded_to_float32(family, stepped_by):
+    params, others = ([torch.linspace(-1, 1, 7).requires_grad_()] for _ in range(2))
+    ours, theirs = family.NAdam(params), torch.optim.NAdam(others)
+    run(ours, params, 4)
+    run(theirs, others, 4)
+    assert ours.engine == ((stepped_by, ""),)
+    assert apart(params, others) < CLOSE[torch.float64]
+    assert apart([ours.state[params[0]]["mu_product"]], [theirs.state[others[0]]["mu_product"]]) < 1e-16
+
+
+def test_a_product_in_float32_beside_one_in_float64_is_rounded_and_the_other_is_not():
+    params = [torch.ones(3, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    optimizer = fast.NAdam(params)
+    run(optimizer, params, 1)
+    optimizer.state[params[1]]["mu_product"] = optimizer.state[params[1]]["mu_product"].double()
+    run(optimizer, params, 1, 1)
+    narrow, wide = (optimizer.state[p]["mu_product"] for p in params)
+    assert (narrow.dtype, wide.dtype) == (torch.float32, torch.float64)
+    assert narrow == wide.float()
+    assert float(narrow) != float(wide)
 
 
 def test_the_state_of_muon_is_in_the_order_of_its_parameters():
