@@ -901,7 +901,7 @@ class _Plan(Passing):
         elif state.get("variance") is None:
             state["variance"] = full_like(p, 0.0)
         if not isinstance(state.get("step"), torch.Tensor):
-            state["step"] = counter(state.get("step", 0.0))
+            state["step"] = counter(state.get("step", 0.0), self._groups[group])
         elif not is_read(state["step"], p):
             state["step"] = counted(state["step"], p.device)
         self._lasting &= not gradient.is_neg()

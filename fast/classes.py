@@ -51,7 +51,7 @@ class Adagrad(ByRule, torch.optim.Adagrad):
             for p in group["params"]:
                 self.state[p]["sum"] = full_like(p, rules.option(group, "initial_accumulator_value"))
                 if self.state[p]["step"].device.type == "meta":  # the default device has no memory
-                    self.state[p]["step"] = counter(0.0)
+                    self.state[p]["step"] = counter(0.0, group)
 
 
 class Adam(ByRule, torch.optim.Adam):

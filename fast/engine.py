@@ -588,8 +588,8 @@ class Plan:
         """Where the gradients of the active parameters are now."""
         raise NotImplementedError
 
-    def _counter(self, value: float) -> torch.Tensor:
-        """A number of the state, beside its parameter."""
+    def _counter(self, value: float, group: Group) -> torch.Tensor:
+        """A number of the state, beside its parameter, which is in this group."""
         raise NotImplementedError
 
     def step(self, scaling: Scaling) -> None:
@@ -658,7 +658,7 @@ class Plan:
         for name, initial in self._rule.counters.items():
             there = state.get(name)
             if not isinstance(there, torch.Tensor):
-                made = self._counter(state.get(name, initial(group)))
+                made = self._counter(state.get(name, initial(group)), group)
                 state[name] = made.double() if self._rule.whole else made  # whole numbers count beyond 2^24
             elif not is_read(there, p):
                 state[name] = counted(there, p.device)
@@ -735,8 +735,8 @@ class HostPlan(Passing, Plan):
             self._active += [m.parameter for m in of_layout]
             self._launches.append((Launch(layout, of_layout, self._options), part))
 
-    def _counter(self, value: float) -> torch.Tensor:
-        return counter(value)
+    def _counter(self, value: float, group: Group) -> torch.Tensor:
+        return counter(value, group)
 
     def step(self, scaling: Scaling) -> None:
         if scaling.skips:
@@ -857,10 +857,15 @@ def _pattern(value: float, real: str) -> Any:
     return word.type(bits.view(getattr(torch, word.name)).item())
 
 
-def counter(value: float) -> torch.Tensor:
-    """A number of the state, as torch keeps it: float32, or float64 where that is torch's default dtype."""
-    wide = torch.get_default_dtype() is torch.float64
-    return torch.tensor(float(value), dtype=torch.float64 if wide else torch.float32, device="cpu")
+def counter_dtype(group: Group) -> torch.dtype:
+    """That of a number of the state, as torch keeps it: float32, or float64 where that is torch's default dtype and no fused kernel reads it."""
+    wide = torch.get_default_dtype() is torch.float64 and not group.get("fused")
+    return torch.float64 if wide else torch.float32
+
+
+def counter(value: float, group: Group) -> torch.Tensor:
+    """A number of the state of a parameter of this group."""
+    return torch.tensor(float(value), dtype=counter_dtype(group), device="cpu")
 
 
 def _named(member: Member, gradient: torch.Tensor) -> _Walk | _Entries:

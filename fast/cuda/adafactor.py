@@ -1021,7 +1021,7 @@ class AdafactorPlan(DevicePlan):
             state["variance"] = torch.zeros_like(p, memory_format=torch.preserve_format, requires_grad=False).detach()
         step = state.get("step")
         if not isinstance(step, torch.Tensor):
-            state["step"] = self._counter(step or 0.0)
+            state["step"] = self._counter(step or 0.0, self._groups[n])
         elif not is_read(step, p):
             state["step"] = counted(step, p.device)
         return Member(p, (p, gradient, *(state[name] for name in layout.buffers)), [state["step"]], n)

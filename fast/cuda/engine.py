@@ -25,6 +25,7 @@ from stepcheck.fast.engine import (
     Scaling,
     StateOf,
     byte_strides,
+    counter_dtype,
     merged,
     real_shape,
     unscale,
@@ -282,9 +283,8 @@ class DevicePlan(Plan):
         for launch, part in self._prepared.launches:
             launch.look(addresses[part])
 
-    def _counter(self, value: float) -> torch.Tensor:
-        wide = torch.get_default_dtype() is torch.float64
-        return torch.full((), value, dtype=torch.float64 if wide else torch.float32, device=self._device)
+    def _counter(self, value: float, group: Group) -> torch.Tensor:
+        return torch.full((), value, dtype=counter_dtype(group), device=self._device)
 
     def holds(self, groups: list[Group], state: StateOf) -> bool:
         """Whether all that the tables depend on is as it was; those that a graph copies from are no others' to change."""

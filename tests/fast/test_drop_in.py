@@ -212,6 +212,19 @@ def test_a_product_in_float32_beside_one_in_float64_is_rounded_and_the_other_is_
     assert float(narrow) != float(wide)
 
 
+@pytest.mark.usefixtures("_float64_by_default")
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad"])
+def test_a_fused_optimizer_counts_in_float32_whatever_the_default_dtype(name):
+    kinds = []
+    for family in (fast, torch.optim):
+        p = torch.ones(3).requires_grad_()
+        p.grad = torch.ones(3)
+        optimizer = getattr(family, name)([p], fused=True)
+        optimizer.step()
+        kinds.append({k: v.dtype for k, v in optimizer.state[p].items() if isinstance(v, torch.Tensor)})
+    assert kinds[0] == kinds[1]
+
+
 def test_the_state_of_muon_is_in_the_order_of_its_parameters():
     params = [torch.ones(shape).requires_grad_() for shape in ((3, 2), (2, 2), (3, 2))]
     optimizer = fast.Muon(params)
