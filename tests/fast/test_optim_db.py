@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import hypothesis
 import pytest
 import torch
+from newton_schulz import iterate_in_float64
 from torch.optim import _muon
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -117,17 +118,7 @@ RELEASED_ZEROPOWER = _muon._zeropower_via_newtonschulz
 @pytest.fixture(autouse=True)
 def _muon_without_bfloat16(monkeypatch):
     """torch.optim.Muon iterates in bfloat16 whatever the dtype; the fast one in float32 or float64. Here torch's does in float64."""
-
-    def zeropower(g, coefficients, steps, eps):
-        a, b, c = coefficients
-        x = g.double().mT if g.shape[0] > g.shape[1] else g.double()
-        x = x / x.norm().clamp(min=eps)
-        for _ in range(steps):
-            gram = x @ x.mT
-            x = a * x + (b * gram + c * gram @ gram) @ x
-        return x.mT if g.shape[0] > g.shape[1] else x
-
-    monkeypatch.setattr(_muon, "_zeropower_via_newtonschulz", zeropower)
+    iterate_in_float64(monkeypatch)
 
 
 def test_the_copy_that_the_harness_has_is_this_database():
