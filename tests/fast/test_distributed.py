@@ -1,26 +1,20 @@
-"""Sharded training equals unsharded training. Two processes on the CPU play all cases, one after another: to start them takes longer than most.
-
-As a script, this file is one of the two: ``python test_distributed.py RANK FOLDER``.
-"""
+"""Sharded training equals unsharded training. Two processes on the CPU play all cases."""
 
 import copy
-import datetime as dt
-import os
 import subprocess
 import sys
-import time
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+sys.path.append(str(Path(__file__).parents[1]))  # as a script it has its own folder alone
+
+from ranks import PATIENCE, RANKS, assert_passed, play
+
 from stepcheck import fast
 
-RANKS = 2
-#: Seconds after which ranks are no longer waited for.
-PATIENCE = 240
 #: All that step element by element, with options that give them state and branches; SparseAdam takes sparse gradients alone.
 ELEMENTWISE = {
     "SGD": {"lr": 0.1, "momentum": 0.9},
@@ -36,8 +30,6 @@ ELEMENTWISE = {
     "Rprop": {},
 }
 WHOLE = {"Muon": {}, "Adafactor": {}}
-#: How a line of a log ends that names a case.
-PASSED = ", passed"
 CASES = {}
 
 
@@ -48,27 +40,7 @@ def case(function):
 
 
 def test_two_ranks_pass_all_cases(tmp_path):
-    command, logs = [sys.executable, __file__], [tmp_path / f"log{rank}" for rank in range(RANKS)]
-    files = [log.open("w") for log in logs]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], stdout=file, stderr=subprocess.STDOUT)
-        for rank, file in enumerate(files)
-    ]
-    end = time.monotonic() + PATIENCE
-    try:
-        # One that fails leaves the other waiting.
-        while any(r.poll() is None for r in ranks) and not any(r.poll() for r in ranks) and time.monotonic() < end:
-            time.sleep(0.1)
-    finally:
-        for process, file in zip(ranks, files, strict=True):
-            process.kill()
-            process.wait()
-            file.close()
-    for log in logs:
-        text = log.read_text()
-        sys.stdout.write(f"{log.name}:\n{text}")
-        passed = [line.split(":")[0] for line in text.splitlines() if line.endswith(PASSED)]
-        assert passed == list(CASES), f"of {log.name}, the end is\n{text[-3000:]}"
+    assert_passed(__file__, CASES, tmp_path)
 
 
 def test_to_import_the_package_does_not_import_dtensors():
@@ -634,27 +606,5 @@ def triton_kernels_step_shards(folder):
     equal(sharded, plain)
 
 
-def main(rank, folder):
-    import torch.distributed as dist
-
-    patience = dt.timedelta(seconds=PATIENCE / 4)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS, timeout=patience)
-    for name, play in CASES.items():
-        own = folder / name
-        own.mkdir(exist_ok=True)
-        begun = time.monotonic()
-        play(own)
-        dist.barrier()
-        sys.stdout.write(f"{name}: {time.monotonic() - begun:.1f} s{PASSED}\n")
-        sys.stdout.flush()
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    try:
-        main(int(sys.argv[1]), Path(sys.argv[2]))
-    except Exception:  # noqa: BLE001 - whatever it was, an exit that waits for the other rank would wait in vain
-        traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+    play(CASES)
