@@ -141,6 +141,18 @@ def browser(session: nox.Session) -> None:
 
 
 @nox.session
+def programs(session: nox.Session) -> None:
+    """Real programs with a class of torch.optim and with the fast class in its place, into ``reports/programs.md``; arguments go to pytest.
+
+    ``STEPCHECK_TEST_OPTIM=/path/to/pytorch/test/test_optim.py`` plays PyTorch's own tests on the fast classes as well.
+    """
+    _install(session, "-e", ".[test,programs]")
+    session.run("pytest", "tests/programs", *session.posargs,
+        env={"STEPCHECK_PROGRAMS": "required", "STEPCHECK_PROGRAMS_REPORT": "reports/programs.md"},
+    )  # fmt: skip
+
+
+@nox.session
 def report(session: nox.Session) -> None:
     """The report of this release, into ``reports/``: runs all that it shows, or takes what is recorded in the folder given after ``--``."""
     _install(session, "-e", ".[plot,test]")

@@ -85,6 +85,7 @@ def facts() -> Mapping[str, Any]:
         "optimizers": optimizers,
         "orders": sorted(ORDERS),
         "percent": percent,
+        "programs": (REPORTS / "programs.md").read_text(encoding="utf-8"),
         "power": Power(_report("power")),
         "profiles": {"torch": TORCH_CPU, "any": ANY_CLASS},
         "specs": SPECS,
