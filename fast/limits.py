@@ -20,7 +20,7 @@ INF = math.inf
 
 @dataclass(frozen=True)
 class Limit:
-    """Finite numbers from ``low`` to ``high``, whose ends belong to it or not; or one of ``names``.
+    """Numbers from ``low`` to ``high``, whose ends belong to it or not, though minus infinity never does; or one of ``names``.
 
     A number may be a tensor or an array of one element, or any that Python's :mod:`numbers` knows; a truth value is one, and is no count.
     """
@@ -48,12 +48,13 @@ class Limit:
         except OverflowError:  # a whole number beyond all floats
             return False
         above = self.low < x or (self.low_included and x == self.low)
-        return math.isfinite(x) and above and (x < self.high or (self.high_included and x == self.high))
+        return x > -INF and above and (x < self.high or (self.high_included and x == self.high))
 
     def __str__(self) -> str:
         if self.names:
             return " or ".join(map(repr, (*self.names, *((None,) if self.optional else ()))))
-        kind = "a whole number" if self.whole else "a finite number"
+        infinite = self.high == INF and self.high_included
+        kind = "a whole number" if self.whole else "a number" if infinite else "a finite number"
         ends = f"{'[' if self.low_included else '('}{self.low:g}, {self.high:g}{']' if self.high_included else ')'}"
         return f"{kind} in {ends}{' or None' if self.optional else ''}"
 
@@ -114,8 +115,8 @@ LIMITS: dict[str, Limits] = {
         "lr": NOT_NEGATIVE,
         "max_iter": Limit(low=1.0, whole=True),
         "max_eval": Limit(low=1.0, whole=True, optional=True),
-        "tolerance_grad": NOT_NEGATIVE,
-        "tolerance_change": NOT_NEGATIVE,
+        "tolerance_grad": Limit(high_included=True),
+        "tolerance_change": Limit(high_included=True),
         "history_size": Limit(low=1.0, whole=True),
         "line_search_fn": Limit(names=("strong_wolfe",), optional=True),
     },

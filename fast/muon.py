@@ -90,7 +90,7 @@ class Muon(Fast, torch.optim.Muon):
             p = entry[1] if isinstance(entry, tuple) else entry
             if isinstance(p, Tensor) and p.ndim != 2:
                 raise ValueError(
-                    f"Muon optimizes matrices, got a parameter of shape {tuple(p.shape)}; use AdamW for it"
+                    f"Muon only supports 2D parameters, got one of shape {tuple(p.shape)}; use AdamW for it"
                 )
         super().add_param_group(group)
 

@@ -236,15 +236,24 @@ class Fast(Optimizer):
 
 
 def _validated(init: Callable[..., None], name: str) -> Callable[..., None]:
-    """A constructor that looks at its options before torch's own does, which cuts a tuple to the length that it expects."""
+    """A constructor that looks at its options before torch's own does, which cuts a tuple to the length that it expects.
+
+    What torch says of an option, where it says something, comes first: programs look for it.
+    """
     signature = inspect.signature(init)
 
     @functools.wraps(init)
     def construct(self: Fast, *args: Any, **options: Any) -> None:
         wrong = problem_of_one(name, signature.bind(self, *args, **options).arguments)
+        said = ""
+        try:
+            init(self, *args, **options)
+        except Exception as error:
+            if not wrong:
+                raise
+            said = str(error) if isinstance(error, ValueError) and wrong not in str(error) else ""
         if wrong:
-            raise ValueError(wrong)
-        init(self, *args, **options)
+            raise ValueError(f"{said}; {wrong}" if said else wrong)
 
     return construct
 

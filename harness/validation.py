@@ -195,7 +195,8 @@ def _outside(domain: Domain) -> Iterator[tuple[str, float]]:
             yield "too large", high
         yield "too large", high + 1
     yield "nan", math.nan
-    yield "inf", math.inf
+    if math.inf not in domain:
+        yield "inf", math.inf
     if not math.isfinite(low):
         yield "inf", -math.inf
 

@@ -20,7 +20,7 @@ PARAMETER = "parameter"  #: What it is called where buffers have their names.
 
 @dataclass(frozen=True)
 class Domain:
-    """The finite numbers that a hyperparameter may take: from ``low`` to ``high``."""
+    """The numbers that a hyperparameter may take: from ``low`` to ``high``. Infinity is one where it is ``high``, and that is included."""
 
     low: float = 0.0
     high: float = math.inf
@@ -29,7 +29,7 @@ class Domain:
 
     def __contains__(self, x: float) -> bool:
         above = self.low < x or (self.low_included and x == self.low)
-        return math.isfinite(x) and above and (x < self.high or (self.high_included and x == self.high))
+        return x > -math.inf and above and (x < self.high or (self.high_included and x == self.high))
 
     def __str__(self) -> str:
         return f"{'[' if self.low_included else '('}{self.low:g}, {self.high:g}{']' if self.high_included else ')'}"

@@ -186,7 +186,7 @@ def test_a_loss_of_nan_ends_a_line_search():
     [
         {"lr": -1.0}, {"lr": math.nan}, {"lr": math.inf}, {"lr": torch.ones(2)}, {"lr": "1"}, {"max_iter": 0}, {"max_iter": 1.5},
         {"max_iter": None}, {"max_eval": 0}, {"tolerance_grad": -1e-9}, {"tolerance_grad": math.nan},
-        {"tolerance_change": math.inf}, {"history_size": 0}, {"history_size": 2.5}, {"line_search_fn": "armijo"},
+        {"tolerance_change": -math.inf}, {"history_size": 0}, {"history_size": 2.5}, {"line_search_fn": "armijo"},
         {"line_search_fn": "strong_wolfe", "lr": 0.0},
     ],
 )  # fmt: skip
@@ -407,3 +407,22 @@ def test_sums_are_reordered_only_where_a_kernel_asks_for_it():
     assert plain is not reordered
     assert reordered is native.kernel(source, reassociate=True)
     assert native._digest(source) != native._digest(source, native.REASSOCIATING)
+
+
+@pytest.mark.parametrize("name", ["tolerance_grad", "tolerance_change"])
+def test_an_infinite_tolerance_ends_a_step_as_soon_as_torch_ends_it(name):
+    found = []
+    for cls in (LBFGS, torch.optim.LBFGS):
+        p = torch.full((3,), 2.0, requires_grad=True)
+        optimizer, calls = cls([p], **{name: math.inf}), []
+
+        def closure(p=p, optimizer=optimizer, calls=calls):
+            optimizer.zero_grad()
+            loss = (p**2).sum()
+            loss.backward()
+            calls.append(1)
+            return loss
+
+        optimizer.step(closure)
+        found.append((len(calls), p.tolist()))
+    assert found[0] == found[1]

@@ -712,7 +712,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("info, error", ERRORS)
-def test_what_torch_refuses_is_refused_by_the_same_exception(info, error):
+def test_what_torch_refuses_is_refused_by_the_same_exception_and_words(info, error):
     given = error.optimizer_error_input
     for cls in (ours(info), info.optim_cls):
         params = [torch.nn.Parameter(torch.randn(2, 3))] if given.params is None else given.params
@@ -725,7 +725,7 @@ def test_what_torch_refuses_is_refused_by_the_same_exception(info, error):
             with pytest.raises(error.error_type, match=error.error_regex) as caught:
                 optimizer.step()
         else:
-            with pytest.raises(error.error_type) as caught:
+            with pytest.raises(error.error_type, match=error.error_regex) as caught:
                 cls(params, **given.kwargs)
         assert caught.type is error.error_type
 
