@@ -8,7 +8,7 @@ import torch
 from stepcheck import fast
 from stepcheck.fast import interpreted, rules
 from stepcheck.fast.rules import sqrt
-from stepcheck.harness import campaign
+from stepcheck.harness import campaign, resume
 from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.ledger import LEDGER
 from stepcheck.harness.subjects import (
@@ -110,6 +110,7 @@ class UncountedOnCuda(Uncounted):
 )
 def test_a_wrong_rule_is_found(make, like, fields, monkeypatch):
     monkeypatch.setattr(campaign, "_ATTEMPTS", 10)  # lives take long to shrink where they are interpreted
+    monkeypatch.setattr(resume, "AGED_BY", 8)  # and to grow old
     subject = class_subject(make, like, profile=fast_subject(like).profile)
     result = Campaign(subject, Settings(examples=12, dtypes=("float32",), only=("agreement",))).run()
     assert result.verdict == "fail", result.error

@@ -126,6 +126,7 @@ def test_a_new_spec_has_its_mutants_for_nothing(monkeypatch):
 EQUIVALENT = [m for name in ELEMENTWISE for m in mutants(SPECS[name], 0)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", [pytest.param(m, id=m.name) for m in EQUIVALENT])
 def test_what_no_input_can_tell_passes(fault):
     assert fault.equivalent

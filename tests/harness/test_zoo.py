@@ -38,6 +38,7 @@ def _named(cls, *values):
     return pytest.param(cls, *values, id=f"{cls.__module__}.{cls.__name__}")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("optimizer", "like"), [_named(cls, like) for cls, like in RIGHT.items()])
 def test_right_passes(optimizer, like, tmp_path):
     examples = campaign.DEFAULT_EXAMPLES // (5 if like in COSTLY else 1)
@@ -46,7 +47,7 @@ def test_right_passes(optimizer, like, tmp_path):
     assert report.verdict == "pass"
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("optimizer", "like", "check"),
     [_named(cls, like, check) for like, zoo in WRONG.items() for cls, check in zoo.items()],

@@ -14,6 +14,7 @@ def failed(optimizer, **settings):
     return {check for check, _ in campaign.suspects}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("optimizer", [RightLBFGS, *EQUIVALENT], ids=lambda cls: cls.__name__)
 def test_right_passes(optimizer):
     assert failed(optimizer, examples=60) == set()
