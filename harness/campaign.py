@@ -74,6 +74,10 @@ _TRIED = 4
 _TWINNED = 20
 #: Before an option is said to have no effect: lives in which it should, and elements that it should change there.
 _IDLE_LIVES, _IDLE_ELEMENTS = 6, 100
+#: What is said of a check of which a subject lacks what it needs, where that is nothing that it would take.
+_LACKS = {
+    "malformed-state": "it keeps no tensor of a parameter's shape that could be spoilt, or cannot be built anew from its state"
+}
 _REFUSALS = {error.__name__ for error in REFUSALS}
 #: Of these, what says by itself that something is not supported.
 _DECLARED = {"ValueError", "NotImplementedError"}
@@ -465,7 +469,8 @@ class Campaign:
             needs = CHECKS[tally.check].needs
             if tally.verdict == "unknown" and needs and needs <= self.lacks:
                 tally.unsupported = tally.planned
-                self.result.notes.append(f"unsupported: {tally.check}: it takes no {' and no '.join(sorted(needs))}")
+                told = _LACKS.get(tally.check) or f"it takes no {' and no '.join(sorted(needs))}"
+                self.result.notes.append(f"unsupported: {tally.check}: {told}")
         unasked = [t for t in self.result.tallies.values() if t.verdict == "unknown"]
         if self.subject.cost > _COSTLY and unasked:
             for tally in unasked:

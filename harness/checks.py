@@ -22,6 +22,7 @@ from stepcheck.harness.memory import Raw, identical
 from stepcheck.harness.play import Player
 from stepcheck.harness.recording import CALLERS_GROUPS, Recording
 from stepcheck.harness.resume import AGED_BY
+from stepcheck.harness.spoil import Arrival
 from stepcheck.harness.subjects import Subject, can_play, no_such_class, torch_subject
 from stepcheck.harness.trace import (
     Accumulate,
@@ -36,6 +37,7 @@ from stepcheck.harness.trace import (
     Schedule,
     ScheduleStep,
     SetOption,
+    Spoil,
     Step,
     Trace,
     ZeroGrad,
@@ -60,6 +62,7 @@ class Finding:
         deviation: the witness, where the reference was asked.
         option: group, name and value of the option that should hold, where one is concerned.
         owner: the mode that played the event, where a round trip had led from the subject into another.
+        spoilt: where a step with malformed state arrived that was not refused.
     """
 
     check: str
@@ -71,6 +74,7 @@ class Finding:
     deviation: Deviation | None = None
     option: tuple[int, str, Option] | None = None
     owner: str = ""
+    spoilt: Arrival | None = None
 
     @property
     def kind(self) -> str:
@@ -380,7 +384,7 @@ _NAMES: dict[type[Event], str] = {
     Step: "step()", Accumulate: "a backward pass", ZeroGrad: "zero_grad()", SetOption: "setting an option",
     Reload: "load_state_dict()", AddGroup: "add_param_group()", Freeze: "freezing a parameter", Hook: "registering a hook",
     Schedule: "attaching a schedule", ScheduleStep: "a step of the schedule", Fail: "a step that must fail",
-    Refuse: "something invalid",
+    Refuse: "something invalid", Spoil: "a step with malformed state",
 }  # fmt: skip
 
 
@@ -748,7 +752,13 @@ def _breaches(evidence: Evidence, name: str) -> Iterator[Finding]:
             told.add(b.cause)
             constructed = b.event is None or b.cause == CALLERS_GROUPS
             where = "the constructor" if b.event is None or constructed else _event_name(evidence.trace, b.event)
-            yield Finding(name, b.cause, b.event, f"{where} {b.told}", b.parameter, option=b.option)
+            yield Finding(name, b.cause, b.event, f"{where} {b.told}", b.parameter, option=b.option, spoilt=b.spoilt)
+
+
+def _without_spoiling(subject: Subject) -> str:
+    if subject.spec.closure:
+        return "its state is of all parameters together"
+    return "the state of a differentiable step is a part of its graph" if subject.differentiable else ""
 
 
 def _invariant(
@@ -771,6 +781,12 @@ _invariant(
 )
 _invariant("hooks-run-once", "Is each registered hook run once, when its turn comes?", needs="hooks")
 _invariant("failed-step", "Does a step that fails raise, and change nothing?", needs="closures hooks")
+_invariant(
+    "malformed-state",
+    "Is malformed state refused, or stepped as the same values in a right tensor would be?",
+    _without_spoiling,
+    needs="state",
+)
 _invariant(
     "skipped-step",
     "Does a step that gradient scaling skips change nothing?",

@@ -10,9 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from stepcheck.harness.bounded import Bounded
+from stepcheck.harness.formats import FORMATS
 
 Array = npt.NDArray[np.float64]
 
+#: Steps that part by less than this share of what they change are told apart by nothing but rounding.
+_SHARE = 2.0**-10
+#: And by fewer roundings of the parameter than this.
+_ROUNDINGS = 16
 #: Covers the rounding of the budgets themselves, a few dozen float64 operations of relative error 2^-53 each.
 _BUDGET_ROUNDING = 1 + 2.0**-45
 
@@ -59,3 +64,12 @@ def ratios(actual: Array, expected: Bounded) -> Array:
         undetermined = np.isinf(budget) | np.isnan(budget)  # of a NaN nothing is known
         r = np.where(np.isnan(r), np.where(same | undetermined, 0.0, np.inf), r)
     return r
+
+
+def rounding(before: Array, got: Array, expected: Array, dtype: str) -> Array:
+    """What another length of vectors may cost in one step, for each element of a parameter."""
+    number = FORMATS[dtype]
+    with np.errstate(all="ignore"):
+        moved = np.maximum(np.abs(got - before), np.abs(expected - before))
+        allowed = _SHARE * moved + _ROUNDINGS * number.unit_roundoff * (np.abs(before) + np.abs(got)) + number.underflow
+    return np.where(np.isfinite(allowed), allowed, np.inf)

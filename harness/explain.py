@@ -25,6 +25,7 @@ from stepcheck.harness.trace import (
     Schedule,
     ScheduleStep,
     SetOption,
+    Spoil,
     Step,
     Trace,
     Values,
@@ -196,8 +197,15 @@ def _event(event: Event, trace: Trace, subject: Subject) -> str:
         return "a step of the schedule"
     if isinstance(event, Fail):
         return _FAILURES[event.kind].format(event.parameter)
+    if isinstance(event, Spoil):
+        return _spoil(event, trace)
     assert isinstance(event, Refuse)
     return f"{event.option}={option(event.value)} ({event.kind}) tried in {event.place}"
+
+
+def _spoil(event: Spoil, trace: Trace) -> str:
+    of = f" of p{event.parameter}" if len(trace.parameters) > 1 else ""
+    return f"two steps, then a tensor of the state{of} that is {event.how}, {event.way}, and two more steps"
 
 
 def _step(event: Step, trace: Trace) -> str:

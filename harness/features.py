@@ -18,6 +18,7 @@ from stepcheck.harness.trace import (
     Schedule,
     ScheduleStep,
     SetOption,
+    Spoil,
     Step,
     Trace,
     ZeroGrad,
@@ -36,6 +37,7 @@ _EVENTS: dict[type[Event], str] = {
     Schedule: "schedule",
     ScheduleStep: "schedule",
     SetOption: "set_option",
+    Spoil: "malformed_state",
     ZeroGrad: "zero_grad",
 }
 

@@ -34,6 +34,8 @@ from stepcheck.harness.trace import (
     HOOKS,
     OBJECTIVES,
     SCHEDULES,
+    SPOILING_WAYS,
+    SPOILINGS,
     WAYS,
     Accumulate,
     AddGroup,
@@ -52,6 +54,7 @@ from stepcheck.harness.trace import (
     ScheduleStep,
     SetOption,
     Sparse,
+    Spoil,
     Step,
     Trace,
     Values,
@@ -325,6 +328,10 @@ _BETWEEN = (
     "zero_grad", "zero_grad_in_place", "zero_grad_in_place", "set_lr", "set_lr", "reload", "reload", "reload", "reload", "reload", "set_option", "set_option", "set_option", "add_group", "freeze", "freeze",
     "hook", "schedule", "schedule_step", "schedule_step", "fail", "fail", "accumulate",
 )  # fmt: skip
+#: One life of so many ends with malformed state, beside the one that is sure to.
+_SPOILT_EVERY = 16
+#: What that one holds beside what is drawn: most that goes wrong shows with one of these.
+_TELLING = ("a row short", "of half the elements", "column-major", "strided")
 #: How a step is made: most are made plainly.
 _MANNERS: tuple[tuple[str, str], ...] = (
     ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", "step"),
@@ -469,6 +476,8 @@ class _Decoder:
             *(() if spec.closure or subject.explicit else ("gradient",)),
             *(() if spec.closure or subject.explicit or subject.differentiable else ("dtype",)),
         ]
+        # Last of all in one life of so many, and in the one that a step must fail in: it takes as long as a few lives.
+        self.spoils = not (spec.closure or subject.differentiable or self.costly)
         # Values to set later; of a closure's iterations, few here too.
         self.set_later = {
             name: _MAX_ITERS[:4] if spec.closure and name == "max_iter" else values
@@ -532,6 +541,8 @@ class _Decoding:
         self.tables, self.dtypes = of.tables[self.draw(of.world)], self.draw(of.dtype)
         if essential in ("scaled", "skipped"):  # there torch.amp.GradScaler takes any optimizer's gradients
             self.dtypes = tuple(d for d in of.dtypes if d in ("float32", "float64"))[:1] or self.dtypes
+        if essential == "fail" and of.spoils:
+            self.dtypes = tuple(d for d in of.dtypes if d in ("float32", "float64"))[:1] or self.dtypes
         self.parameters: list[Parameter] = []
         self.groups: list[Group] = []
         self.hypers: list[HyperValues] = []
@@ -567,6 +578,8 @@ class _Decoding:
         if self.of.costly:
             ordinary = next(e for e in self.tables.events if isinstance(e, _StepKind))
             self.events += [Reload(), self._step(ordinary), ZeroGrad(set_to_none=True), Step({})]
+        if self.of.spoils and (self.choices.number(1) % _SPOILT_EVERY == 1 or self.essential == "fail"):
+            self.events += self._spoil()
         return Trace(self.spec.name, tuple(self.parameters), at_first, tuple(self.events), form)
 
     def _group(self, size: int) -> Group:
@@ -579,6 +592,9 @@ class _Decoding:
             options |= {k: v for k, v in self.groups[0].options.items() if k in self.of.shared}
             if self.spec.problem(SimpleNamespace(**{**vars(self.spec.hyper_values()), **plain(options)})) is not None:
                 options = dict(self.groups[0].options)
+        if self.essential == "fail" and self.of.spoils and not self._keeps_state(hyper):
+            options, hyper = next(((dict(o), h) for o, h in self.of.options if self._keeps_state(h)), (options, hyper))
+            from_table = options
         if self.essential == "maximize" and "maximize" in self.of.reals:
             options["maximize"] = True
         if self.of.tensor_lr and self.choices.number(1) % 8 == 7:
@@ -596,6 +612,8 @@ class _Decoding:
                 shape, layout = self.parameters[0].shape, self.parameters[0].layout
             if self.essential and not math.prod(shape):
                 shape, layout, _ = next(p for p in self.tables.parameters if math.prod(p[0]))
+            if self.essential == "fail" and self.of.spoils and min(shape, default=0) < 2:
+                shape, layout, _ = next(p for p in self.tables.parameters if len(p[0]) > 1 and min(p[0]) > 1)
             if self.spec.closure and hyper.max_iter > max(_MAX_ITERS) and math.prod(shape) > _SMALL:
                 shape, layout = (_SMALL,), "contiguous"
             members += self._parameter(shape, layout, kind, hyper)
@@ -603,6 +621,11 @@ class _Decoding:
                 members += self._parameter(shape, layout, kind, hyper, within=members[-1])
         self.hypers.append(hyper)
         return Group(tuple(members), options)
+
+    def _keeps_state(self, hyper: HyperValues) -> bool:
+        """Whether there is a buffer with an element for each of a parameter."""
+        shape = (3, 2)
+        return any(b.present(hyper) and b.shape(shape) == shape for b in self.spec.buffers)
 
     def _parameter(
         self, shape: tuple[int, ...], layout: str, kind: _Kind, hyper: HyperValues, within: int | None = None
@@ -742,6 +765,17 @@ class _Decoding:
 
     def _fail(self) -> Event:
         return Fail(self.draw(self.of.failures), self.draw(range(len(self.parameters))))
+
+    def _spoil(self) -> list[Event]:
+        # Of others it is not judged: they have too few elements, or digits.
+        may_be = [i for i, p in enumerate(self.parameters) if p.numel > 1 and p.dtype in ("float32", "float64")]
+        if not may_be:
+            return []
+        parameter = may_be[0] if self.essential else self.draw(may_be)
+        drawn = Spoil(self.draw(SPOILINGS), self.draw(SPOILING_WAYS), parameter, self.choices.number(1) % 4)
+        if not self.essential:
+            return [drawn]
+        return [drawn, *(Spoil(how, parameter=parameter) for how in _TELLING)]
 
     def _accumulate(self) -> Event:
         gradients = {}

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from stepcheck.harness import evidence as versions
-from stepcheck.harness import store
+from stepcheck.harness import spoil, store
 from stepcheck.harness.checks import CHECKS, Evidence, Finding
 from stepcheck.harness.comparison import reals
 from stepcheck.harness.memory import SparseRaw, identical, rounded_fill, strides
@@ -423,6 +423,17 @@ def _(seen: Seen) -> bool:
 def _in_a_narrow_vector(seen: Seen) -> bool:
     # Vectors have 8 elements or a multiple of that; what is left over after the last one is computed one by one.
     return seen.dtype in _NARROW and seen.element < seen.parameter.numel // 8 * 8
+
+
+@_enter(
+    "fused-cpu-takes-any-state",
+    "the fused kernels for the CPU take state to lie in row order and to have the parameter's elements: of less they read and write beyond the end",
+    "SGD Adam AdamW Adagrad",
+    "malformed-state",
+    "fused capturable",
+)
+def _(seen: Seen) -> bool:
+    return seen.finding.cause in (spoil.MEMORY, "another layout")
 
 
 @_enter(

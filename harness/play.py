@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stepcheck.harness import objectives, resume, schedules, settings, validation
+from stepcheck.harness import objectives, resume, schedules, settings, spoil, validation
 from stepcheck.harness.comparison import reals
 from stepcheck.harness.memory import (
     GUARD_ELEMENTS,
@@ -73,6 +73,7 @@ from stepcheck.harness.trace import (
     Schedule,
     ScheduleStep,
     SetOption,
+    Spoil,
     Step,
     Trace,
     ZeroGrad,
@@ -231,11 +232,12 @@ class Player:
         told: str,
         parameter: int | None = None,
         option: tuple[int, str, Option] | None = None,
+        spoilt: spoil.Arrival | None = None,
     ) -> None:
         """One look at an invariant that a plain comparison decides."""
         self.recording.looked[check] += 1
         if not holds:
-            self.recording.breaches.append(Breach(check, self.event, cause, told, parameter, option))
+            self.recording.breaches.append(Breach(check, self.event, cause, told, parameter, option, spoilt))
 
     def _live(self) -> None:
         drawn = _random_state(self.subject.device) if self.watching else None
@@ -254,6 +256,8 @@ class Player:
                 self._fail(what)
             elif isinstance(what, Accumulate):
                 self._accumulate(what)
+            elif isinstance(what, Spoil):
+                self._spoil(what)
             else:
                 self._idle(event, what)
             self._check_options()
@@ -603,6 +607,41 @@ class Player:
             if what.kind == "dtype":
                 p.grad_dtype = p.dtype
             p.grad = kept
+
+    # Malformed state
+
+    def _spoil(self, what: Spoil) -> None:
+        """Spoil the state of optimizers of their own; the life goes on as if nothing had been tried."""
+        if not self._knows(what.parameter):
+            return
+        keywords = self.keywords
+        dtypes = [p.dtype for p in self.trace.parameters]
+        trial = spoil.Trial(what, self._another, self._step_another, dtypes, sparse=self.subject.spec.sparse == "only")
+        try:
+            arrival = trial.arrival()
+        except spoil.NothingToSpoilError:
+            self.recording.lacks.add("state")
+            return
+        finally:
+            self.keywords, self.latest, self.constructing = keywords, None, False
+        cause, told = (arrival.cause, arrival.told) if arrival is not None else ("", "")
+        self._note("malformed-state", arrival is None, cause, told, what.parameter, spoilt=arrival)
+
+    def _another(self) -> spoil.Copy:
+        """A new optimizer with the options that hold by now, over parameters of the same shapes."""
+        kept, self.parameters = self.parameters, [self._as_parameter(spoil.plain(p)) for p in self.parameters]
+        try:
+            return self._construct(self.playing, self.options, self.trace.form), self.parameters
+        finally:
+            self.parameters = kept
+
+    @staticmethod
+    def _step_another(optimizer: Any) -> None:
+        how = closure_of(optimizer)
+        if how.required:
+            optimizer.step(closure=lambda: 0.75) if how.keyword else optimizer.step(lambda: 0.75)
+        else:
+            optimizer.step()
 
     # Gradients
 

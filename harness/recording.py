@@ -10,6 +10,7 @@ from typing import Any
 
 from stepcheck.harness.comparison import Array
 from stepcheck.harness.memory import Raw, SparseRaw
+from stepcheck.harness.spoil import Arrival
 from stepcheck.harness.subjects import Subject
 from stepcheck.harness.text import shown
 from stepcheck.harness.trace import Option, Trace
@@ -129,6 +130,7 @@ class Breach:
         told: what happened, as the end of a sentence that begins with the event.
         parameter: index of the parameter, where one is concerned.
         option: group, name and value of the option that should hold, where one is concerned.
+        spoilt: where a step with malformed state arrived that was not refused.
     """
 
     check: str
@@ -137,6 +139,7 @@ class Breach:
     told: str
     parameter: int | None = None
     option: tuple[int, str, Option] | None = None
+    spoilt: Arrival | None = None
 
 
 @dataclass
@@ -154,7 +157,7 @@ class Recording:
         aged: the first event at which somebody's class was let take many steps that are not recorded.
         mixed: the first step that took a gradient of another dtype: what comes after is nobody's to judge.
         attempts: what became of each invalid thing that was tried.
-        lacks: what the subject turned out not to have: ``hooks``, ``closures``, ``schedules``.
+        lacks: what the subject turned out not to have: ``hooks``, ``closures``, ``schedules``, ``state`` to be spoilt.
     """
 
     trace: Trace

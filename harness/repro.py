@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcheck.harness import formula, resume, schedules, settings, twins
+from stepcheck.harness import formula, resume, schedules, settings, spoil, twins
 from stepcheck.harness.checks import NO_EFFECT, TWIN, Finding
 from stepcheck.harness.comparison import Array
 from stepcheck.harness.evaluations import EVALUATION
@@ -43,6 +43,7 @@ from stepcheck.harness.trace import (
     Schedule,
     ScheduleStep,
     SetOption,
+    Spoil,
     Step,
     Trace,
     Values,
@@ -194,6 +195,8 @@ class _Writer:
         if self.subject.after:
             body.append(self.subject.after)
         for n, event in enumerate(events):
+            if finding.spoilt is not None and not isinstance(event, AddGroup | SetOption | Spoil):
+                continue  # it is another optimizer whose state is spoilt
             last = n == finding.event
             lines = self._event(event)
             if last:  # what is remembered is what stood before the step itself, its gradients assigned
@@ -394,6 +397,8 @@ class _Writer:
             ]
         if isinstance(event, ScheduleStep):
             return ["schedule.step(1.0)" if "ReduceLROnPlateau" in self.scheduled else "schedule.step()"]
+        if isinstance(event, Spoil):
+            return self._spoil(event)
         assert isinstance(event, Refuse)
         return self._refuse(event)
 
@@ -421,6 +426,45 @@ class _Writer:
             "except Exception as error:",
             "    accepted = print(repr(error))",
         ]
+
+    def _spoil(self, event: Spoil) -> list[str]:
+        """Steps before and after; of a life that goes on, nothing: they were taken by copies."""
+        arrival, i = self.finding.spoilt, event.parameter
+        if arrival is None or self.trace.events[self.finding.event or 0] is not event:
+            return []
+        sparse = ".to_sparse(1)" if self.subject.spec.sparse == "only" else ""
+        step = f"optimizer.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "optimizer.step()"
+        state = f"optimizer.state[params[{i}]]"
+        loading = [
+            f"saved = optimizer.state_dict(); saved['state'][{self._number(i)}][{arrival.buffer!r}] = s",
+            f"optimizer.load_state_dict(saved); s = {state}[{arrival.buffer!r}]",
+        ]
+        return [
+            f"for p in params: p.data.copy_({spoil.PLAIN})",
+            "def step(n):",
+            f"    for p in params: p.grad = ({spoil.GRADIENT}){sparse}",
+            f"    {step}",
+            "; ".join(f"step({n})" for n in spoil.BEFORE),
+            f"t = {state}[{arrival.buffer!r}].clone(memory_format=torch.contiguous_format)",
+            f"s = {spoil.EXPRESSIONS[event.how]}  # {event.how}",
+            *(loading if event.way == "loaded" else []),
+            *self._fenced(event, f"{state}[{arrival.buffer!r}]"),
+            "import contextlib; raised = True",
+            "with contextlib.suppress(Exception):",
+            f"    {'; '.join(f'step({n})' for n in spoil.AFTER[: arrival.steps])}; raised = False",
+        ]
+
+    def _fenced(self, event: Spoil, place: str) -> list[str]:
+        """The statements that put a tensor into a larger buffer, as the player does."""
+        t = torch.ones(self.trace.parameters[event.parameter].shape)
+        value = spoil.spoilt(event.how, t)
+        if not spoil.has_strides(value):
+            return [] if event.way == "loaded" else [f"{place} = s"]
+        return [f"{place} = guarded = view(s, s.shape, s.stride(), {spoil.room(value, t.numel())})"]
+
+    def _number(self, index: int) -> int:
+        """Of a parameter in a state_dict."""
+        return [i for g in self.groups for i in g.parameters].index(index)
 
     def _cycles(self) -> bool:
         """Whether a schedule may change momentum: as the player decides it."""
@@ -711,6 +755,8 @@ class _Writer:
                 "after = str([(p.detach(), optimizer.state.get(p)) for p in params])",
                 'assert before == after, f"{before}\\n{after}"',
             ]
+        if check == "malformed-state" and self.finding.spoilt is not None:
+            return self._assert_arrival(self.finding.spoilt)
         if check == "refuses-invalid":
             return [f"assert not accepted, {self.finding.summary!r}"]
         if check == "storage-stays":
@@ -743,6 +789,23 @@ class _Writer:
             got = f"optimizer.param_groups[{group}][{name!r}]"
             return [f"assert {got} == {_literal(value)}, {got}"]
         return self._assert_witness() if self.finding.deviation is not None else []
+
+    def _assert_arrival(self, arrival: spoil.Arrival) -> list[str]:
+        place = f"params[{arrival.parameter}].detach()"
+        if arrival.written:
+            return [
+                "guarded.fill_(torch.nan)  # its own elements; all others must be what they were",
+                "memory = guarded.as_strided((guarded.untyped_storage().nbytes() // guarded.element_size(),), (1,), 0)",
+                f"assert (memory.isnan() | (memory == {GUARD!r})).all(), memory",
+            ]
+        if arrival.element is None:
+            shape = self.trace.parameters[arrival.parameter].shape
+            return [f"assert raised or {place}.shape == {shape}, {place}.shape"]
+        part = f"torch.view_as_real({place})" if is_complex(self.trace.parameters[arrival.parameter].dtype) else place
+        return [
+            f"got, expected, budget = float({part}.reshape(-1)[{arrival.element}]), {arrival.expected!r}, {arrival.budget!r}  # with the right tensor",
+            'assert raised or abs(got - expected) <= budget, f"{got} is not {expected} +- {budget}, and it does not raise"',
+        ]
 
     def _assert_witness(self) -> list[str]:
         d = self.finding.deviation

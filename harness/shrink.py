@@ -24,6 +24,7 @@ from stepcheck.harness.trace import (
     Reload,
     Scalar,
     SetOption,
+    Spoil,
     Step,
     Trace,
     Values,
@@ -77,6 +78,8 @@ def _turns(event: Event) -> int:
         return bool(event.closure) + bool(event.scaling) + turned
     if isinstance(event, Reload):
         return sum(getattr(event, f.name) != getattr(_RELOAD, f.name) for f in fields(event))
+    if isinstance(event, Spoil):
+        return (event.way != "assigned") + (event.buffer != 0)
     return int(isinstance(event, AddGroup))
 
 
@@ -259,6 +262,9 @@ def _plainer(event: Event) -> Iterator[Event]:
         yield _RELOAD
         for f in fields(event):
             yield replace(event, **{f.name: getattr(_RELOAD, f.name)})
+    elif isinstance(event, Spoil):
+        yield replace(event, way="assigned")
+        yield replace(event, buffer=0)
     elif isinstance(event, SetOption) and isinstance(event.value, Scalar):
         yield replace(event, value=event.value.value)
     elif isinstance(event, AddGroup):

@@ -69,6 +69,13 @@ SCHEDULES = (
 #: Why a step must fail: its closure raises, a hook before it raises, or a parameter has a gradient of a kind, or of a dtype, that is
 #: not taken.
 FAILURES = ("closure", "hook", "gradient", "dtype")
+#: What stands where a tensor of the state stood; ``stepcheck.harness.spoil`` makes it of that.
+SPOILINGS = (
+    "of half the elements", "a row short", "of one element", "empty", "twice as long", "flat", "with another dimension", "transposed",
+    "column-major", "strided", "lazily negative", "sparse", "of float64",
+)  # fmt: skip
+#: How it gets there.
+SPOILING_WAYS = ("assigned", "loaded")
 #: Where an option can be given: as a keyword; in a group's dictionary, to the constructor; in a group that is added later; in
 #: the groups of a dictionary that is loaded.
 PLACES = ("construction", "group", "add_param_group", "load_state_dict")
@@ -461,6 +468,23 @@ class Refuse:
     beside: Mapping[str, Option] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Spoil:
+    """A tensor of the state is not what the optimizer left there; tried on a copy of it, as ``stepcheck.harness.spoil`` says.
+
+    Attributes:
+        how: one of ``SPOILINGS``.
+        way: one of ``SPOILING_WAYS``: assigned between two steps, or in a dictionary that is loaded.
+        parameter: whose state it is.
+        buffer: which of the tensors of that parameter's shape, in the order of their names, counted round.
+    """
+
+    how: str
+    way: str = "assigned"
+    parameter: int = 0
+    buffer: int = 0
+
+
 Event = (
     Step
     | Accumulate
@@ -474,6 +498,7 @@ Event = (
     | ScheduleStep
     | Fail
     | Refuse
+    | Spoil
 )
 
 
@@ -588,6 +613,8 @@ class Trace:
         for e in self.events:
             if isinstance(e, Refuse) and e.option not in ("params", *(h.name for h in spec.hyper)):
                 return f"{spec.name} has no option {e.option!r} to refuse"
+        if spec.closure and any(isinstance(e, Spoil) for e in self.events):
+            return f"{spec.name} keeps the state of all parameters together"
         if spec.closure and any(e.scaling for e in steps):
             return "a step with gradient scaling takes no closure"
         return None
@@ -628,7 +655,7 @@ class Trace:
                 return Accumulate({number[i]: g for i, g in e.gradients.items() if i in number})
             if isinstance(e, Step):
                 return replace(e, gradients={number[i]: g for i, g in e.gradients.items() if i in number})
-            if isinstance(e, (Freeze, Fail)):
+            if isinstance(e, (Freeze, Fail, Spoil)):
                 return replace(e, parameter=number[e.parameter]) if e.parameter in number else None
             if isinstance(e, SetOption):
                 return replace(e, group=groups.index(e.group)) if e.group in groups else None
@@ -744,7 +771,7 @@ def _gradient_to_json(g: Gradient) -> dict[str, Any]:
 _EVENTS: dict[type[Event], str] = {
     Step: "step", Accumulate: "accumulate", ZeroGrad: "zero_grad", SetOption: "set_option", Reload: "reload",
     AddGroup: "add_group", Freeze: "freeze", Hook: "hook", Schedule: "schedule", ScheduleStep: "schedule_step", Fail: "fail",
-    Refuse: "refuse",
+    Refuse: "refuse", Spoil: "spoil",
 }  # fmt: skip
 
 
@@ -779,6 +806,8 @@ def _event_to_json(event: Event) -> dict[str, Any]:
     elif isinstance(event, Refuse):
         result |= {"option": event.option, "kind": event.kind, "value": option_to_json(event.value)}
         result |= {"place": event.place, "beside": _options_to_json(event.beside)}
+    elif isinstance(event, Spoil):
+        result |= {"how": event.how, "way": event.way, "parameter": event.parameter, "buffer": event.buffer}
     return result
 
 
@@ -963,6 +992,15 @@ class _Reader:
         place = self._choice(d.get("place"), PLACES, f"{where}.place")
         value = self._option(d.get("value"), f"{where}.value")
         return Refuse(option, kind, value, place, self._options(d.get("beside"), f"{where}.beside"))
+
+    def _spoil(self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]) -> Spoil:
+        self._only(d, {"event", "how", "way", "parameter", "buffer"}, where)
+        return Spoil(
+            self._choice(d.get("how"), SPOILINGS, f"{where}.how"),
+            self._choice(d.get("way"), SPOILING_WAYS, f"{where}.way"),
+            self._integer(d.get("parameter"), f"{where}.parameter", 0, len(parameters) - 1),
+            self._integer(d.get("buffer"), f"{where}.buffer", 0, MAX_OPTIONS),
+        )
 
     def _objective(self, data: object, where: str) -> Objective:
         d = self._object(data, where)

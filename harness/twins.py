@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stepcheck.harness.comparison import Array, reals
-from stepcheck.harness.formats import FORMATS
+from stepcheck.harness.comparison import reals, rounding
 from stepcheck.harness.judge import Deviation
 from stepcheck.harness.memory import identical
 from stepcheck.harness.recording import Recording, StepRecord
@@ -35,10 +34,6 @@ from stepcheck.harness.trace import (
 )
 from stepcheck.reference.spec import PARAMETER
 
-#: Steps that part by less than this share of what they change are told apart by nothing but rounding.
-_SHARE = 2.0**-10
-#: And by fewer roundings of the parameter than this.
-_ROUNDINGS = 16
 #: Where an option was set.
 FIRST, OTHER, ADDED, LATER = "of the first group", "of another group", "of an added group", "set later"
 
@@ -232,7 +227,7 @@ def visibly_apart(trace: Trace, mine: Recording, theirs: Recording) -> int:
         for i, (x, y) in enumerate(zip(a.lives, b.lives, strict=True)):
             before, got, other = reals(x.value), reals(x.value_after), reals(y.value_after)
             with np.errstate(all="ignore"):
-                apart += int((np.abs(got - other) > _rounding(before, got, other, trace.parameters[i].dtype)).sum())
+                apart += int((np.abs(got - other) > rounding(before, got, other, trace.parameters[i].dtype)).sum())
         if apart:
             return apart
     return 0
@@ -292,7 +287,7 @@ def _compare_step(
     life = mine.lives[index]
     before, got = reals(life.value), reals(life.value_after)
     expected = reals(theirs.lives[there].value_after)
-    allowed = _rounding(before, got, expected, trace.parameters[index].dtype)
+    allowed = rounding(before, got, expected, trace.parameters[index].dtype)
     with np.errstate(all="ignore"):
         # An element that moves by less than that could not have been told apart, whatever became of it.
         telling = int((np.isfinite(got) & (np.abs(got - before) > allowed)).sum())
@@ -307,12 +302,3 @@ def _compare_step(
     where = tuple(int(n) for n in np.unravel_index(at, shape)) if shape else ()
     numbers = float(got[at]), float(expected[at]), float(allowed[at]), float(apart[at])
     return telling + 1, Deviation(mine.event, index, PARAMETER, where, *numbers), False
-
-
-def _rounding(before: Array, got: Array, expected: Array, dtype: str) -> Array:
-    """What another length of vectors may cost in one step."""
-    number = FORMATS[dtype]
-    with np.errstate(all="ignore"):
-        moved = np.maximum(np.abs(got - before), np.abs(expected - before))
-        allowed = _SHARE * moved + _ROUNDINGS * number.unit_roundoff * (np.abs(before) + np.abs(got)) + number.underflow
-    return np.where(np.isfinite(allowed), allowed, np.inf)

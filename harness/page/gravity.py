@@ -48,6 +48,7 @@ OF_CHECK = {
     "hooks-run-once": "wrong",
     "failed-step": "wrong",
     "skipped-step": "wrong",
+    "malformed-state": "wrong",
     "dicts-unchanged": "lax",
     "loaded-state-apart": "lax",
     "random-state": "wrong",

@@ -739,6 +739,64 @@ class SingleState:
         return value
 
 
+# Malformed state
+
+
+class _FitsState:
+    """Makes of each buffer what its update takes it for."""
+
+    def visit(self, p, group):
+        state = self.state[p]
+        state.update({name: self.fitted(buffer, p) for name, buffer in _buffers(state).items()})
+        super().visit(p, group)
+
+
+def _buffers(state):
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor) and value.dim()}
+
+
+def _as_a_pointer(buffer, p):
+    """The memory that a kernel goes through that is given where a buffer begins, and how many elements the parameter has."""
+    return buffer.as_strided(p.shape, torch.empty(p.shape).stride(), buffer.storage_offset())
+
+
+class RepeatsState(_FitsState):
+    """Repeats the elements of a buffer until there are enough."""
+
+    def fitted(self, buffer, p):
+        times = -(-p.numel() // max(buffer.numel(), 1))
+        return buffer if buffer.shape == p.shape else buffer.reshape(-1).repeat(times)[: p.numel()].reshape(p.shape)
+
+
+class FillsState(_FitsState):
+    """Fills a short buffer up with zeros, and cuts a long one."""
+
+    def fitted(self, buffer, p):
+        flat = buffer.new_zeros(max(p.numel(), buffer.numel()))
+        flat[: buffer.numel()] = buffer.reshape(-1)
+        return buffer if buffer.shape == p.shape else flat[: p.numel()].reshape(p.shape)
+
+
+class ReadsBehindState(_FitsState):
+    """Copies a buffer as a kernel reads it that knows where it begins."""
+
+    def fitted(self, buffer, p):
+        return _as_a_pointer(buffer, p).clone()
+
+
+class WritesBehindState:
+    """Updates a buffer as a kernel does that knows where it begins."""
+
+    def visit(self, p, group):
+        state = self.state[p]
+        kept = _buffers(state)
+        state.update({name: _as_a_pointer(buffer, p).clone() for name, buffer in kept.items()})
+        super().visit(p, group)
+        for name, buffer in kept.items():
+            _as_a_pointer(buffer, p).copy_(state[name])
+        state.update(kept)
+
+
 # Construction
 
 
@@ -804,6 +862,8 @@ FAULTS = {
         AsksForDeterminism: ("settings-kept",),
         WritesDefaults: ("settings-kept",),
         FillsInZeros: ("between-steps",),
+        RepeatsState: ("malformed-state",),
+        WritesBehindState: ("malformed-state",),
         CountsNamed: ("completes",),
     },
     RightAdam: {
@@ -836,6 +896,8 @@ FAULTS = {
         TakesThreads: ("settings-kept",),
         ClearsFirstGroup: ("between-steps",),
         SingleState: _AGREEMENT,
+        ReadsBehindState: ("malformed-state",),
+        FillsState: ("malformed-state",),
     },
 }
 

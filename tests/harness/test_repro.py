@@ -35,6 +35,7 @@ from stepcheck.harness.trace import (
     ScheduleStep,
     SetOption,
     Sparse,
+    Spoil,
     Step,
     Trace,
     Values,
@@ -354,6 +355,9 @@ TOLD = {
     "state reset": (wrong.ResetsStateOnAdd, "between-steps", (GO, ADDED), {"momentum": 0.5}),
     "frozen and left out": (wrong.SkipsFrozen, "agreement", (Freeze(0), GO), {}),
     "penalty once, after accumulating": (wrong.KeepsFirstGradient, "agreement", (GO, Step({0: ONE}), Accumulate({0: ONE}), Step({})), {}),
+    "short state filled up": (wrong.FillsState, "malformed-state", (Spoil("of half the elements"),), {"momentum": 0.5}),
+    "state written behind its end": (wrong.WritesBehindState, "malformed-state", (GO, Spoil("a row short")), {"momentum": 0.5}),
+    "loaded state read in row order": (wrong.ReadsBehindState, "malformed-state", (Spoil("column-major", "loaded"),), {"momentum": 0.5}),
     "initial lr": (wrong.ReadsInitialLr, "agreement", (Schedule("ExponentialLR"), ScheduleStep(), GO), {}),
 }  # fmt: skip
 #: Scripts that fail for the right optimizer as well: torch itself keeps the caller's tensors.
@@ -420,6 +424,7 @@ AROUND = {
     "scaling": ((Step({0: ONE}, scaling="step"), Step({0: ONE}, scaling="unscale"), Step({0: INFINITE}, scaling="step")), -1.0),
     "tensor": ((SetOption(0, "lr", Scalar(0.25)), GO), -0.25),
     "refuse": ((GO, Refuse("lr", "negative", -1.0, "construction")), -0.5),
+    "spoil": ((GO, Spoil("a row short"), GO), -1.0),
     **{f"reload {way}": ((GO, Reload(way), GO), -1.0) for way in ("memory", "saved", "deepcopied", "pickled", "copied", "unpickled")},
     **{f"reload {which}": ((GO, Reload(dictionary=which), GO), -1.0) for which in ("older", "foreign")},
     **{f"reload {form}": ((GO, Reload(form=form), GO), -1.0) for form in ("tuple", "iterator", "named", "dicts", "mixed")},

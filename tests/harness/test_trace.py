@@ -28,6 +28,8 @@ from stepcheck.harness.trace import (
     RECIPES,
     SCALINGS,
     SCHEDULES,
+    SPOILING_WAYS,
+    SPOILINGS,
     WAYS,
     Accumulate,
     AddGroup,
@@ -46,6 +48,7 @@ from stepcheck.harness.trace import (
     ScheduleStep,
     SetOption,
     Sparse,
+    Spoil,
     Step,
     Trace,
     TraceError,
@@ -440,6 +443,7 @@ LIVELY = Trace(
         Fail("dtype", 3),
         Refuse("betas", "wrong length", (0.5,), "add_param_group", {"lr": 0.5, "amsgrad": False}),
         Refuse("lr", "nan", None, "construction"),
+        Spoil("a row short", "loaded", 3, 2),
     ),
     "mixed",
 )
@@ -462,6 +466,7 @@ def test_every_kind_of_event_survives_json():
         *map(Hook, HOOKS),
         *map(Schedule, SCHEDULES),
         *map(Fail, FAILURES),
+        *(Spoil(how, way) for how in SPOILINGS for way in SPOILING_WAYS),
     ],
     ids=str,
 )
@@ -520,6 +525,8 @@ def test_drawn_lives_hold_every_kind_of_event_and_every_choice():
     assert seen(Hook, "kind") == set(HOOKS)
     assert seen(Schedule, "kind") == set(SCHEDULES)
     assert seen(Fail, "kind") == set(FAILURES)
+    assert seen(Spoil, "how") == set(SPOILINGS)
+    assert seen(Spoil, "way") == set(SPOILING_WAYS)
     assert any(p.within is not None for t in lives for p in t.parameters)
     assert any(isinstance(v, Scalar) for t in lives for o in t.given_options for v in o.values())
 
@@ -560,6 +567,7 @@ NEW = [
     _at(Schedule, "kind"),
     *(_at(Fail, key) for key in ("kind", "parameter")),
     *(_at(Refuse, key) for key in ("option", "kind", "value", "place", "beside")),
+    *(_at(Spoil, key) for key in ("how", "way", "parameter", "buffer")),
 ]
 NONSENSE = [
     None, True, 0, -1, 1.5, 10**18, -(10**400), float("nan"), float("inf"), "", "x", "__import__('os')", "x" * 10_000, [], {}, [[]],
@@ -576,6 +584,7 @@ SENSE = {
     "into": (0, True),
     "frozen": (True,),
     "parameter": (0,),
+    "buffer": (0,),
     "options": ({}, {"tensor": 1}, {"text": None}),
     "option": ("", "x", "__import__('os')"),
     "kind": ("", "x", "__import__('os')"),
