@@ -541,8 +541,6 @@ class _Decoding:
         self.tables, self.dtypes = of.tables[self.draw(of.world)], self.draw(of.dtype)
         if essential in ("scaled", "skipped"):  # there torch.amp.GradScaler takes any optimizer's gradients
             self.dtypes = tuple(d for d in of.dtypes if d in ("float32", "float64"))[:1] or self.dtypes
-        if essential == "fail" and of.spoils:
-            self.dtypes = tuple(d for d in of.dtypes if d in ("float32", "float64"))[:1] or self.dtypes
         self.parameters: list[Parameter] = []
         self.groups: list[Group] = []
         self.hypers: list[HyperValues] = []
@@ -767,8 +765,7 @@ class _Decoding:
         return Fail(self.draw(self.of.failures), self.draw(range(len(self.parameters))))
 
     def _spoil(self) -> list[Event]:
-        # Of others it is not judged: they have too few elements, or digits.
-        may_be = [i for i, p in enumerate(self.parameters) if p.numel > 1 and p.dtype in ("float32", "float64")]
+        may_be = [i for i, p in enumerate(self.parameters) if p.numel > 1]  # one element alone has no shape to speak of
         if not may_be:
             return []
         parameter = may_be[0] if self.essential else self.draw(may_be)

@@ -615,8 +615,9 @@ class Player:
         if not self._knows(what.parameter):
             return
         keywords = self.keywords
-        dtypes = [p.dtype for p in self.trace.parameters]
-        trial = spoil.Trial(what, self._another, self._step_another, dtypes, sparse=self.subject.spec.sparse == "only")
+        dtypes = spoil.dtypes(self.trace.parameters)
+        another = functools.partial(self._another, dtypes)
+        trial = spoil.Trial(what, another, self._step_another, dtypes, sparse=self.subject.spec.sparse == "only")
         try:
             arrival = trial.arrival()
         except spoil.NothingToSpoilError:
@@ -627,9 +628,10 @@ class Player:
         cause, told = (arrival.cause, arrival.told) if arrival is not None else ("", "")
         self._note("malformed-state", arrival is None, cause, told, what.parameter, spoilt=arrival)
 
-    def _another(self) -> spoil.Copy:
+    def _another(self, dtypes: Sequence[str]) -> spoil.Copy:
         """A new optimizer with the options that hold by now, over parameters of the same shapes."""
-        kept, self.parameters = self.parameters, [self._as_parameter(spoil.plain(p)) for p in self.parameters]
+        pairs = zip(self.parameters, dtypes, strict=True)
+        kept, self.parameters = self.parameters, [self._as_parameter(spoil.plain(p, dtype)) for p, dtype in pairs]
         try:
             return self._construct(self.playing, self.options, self.trace.form), self.parameters
         finally:

@@ -440,7 +440,7 @@ class _Writer:
             f"optimizer.load_state_dict(saved); s = {state}[{arrival.buffer!r}]",
         ]
         return [
-            f"for p in params: p.data.copy_({spoil.PLAIN})",
+            f"for p, dtype in zip(params, {self._dtypes}): p.data = {spoil.PLAIN}.to(dtype)",
             "def step(n):",
             f"    for p in params: p.grad = ({spoil.GRADIENT}){sparse}",
             f"    {step}",
@@ -461,6 +461,11 @@ class _Writer:
         if not spoil.has_strides(value):
             return [] if event.way == "loaded" else [f"{place} = s"]
         return [f"{place} = guarded = view(s, s.shape, s.stride(), {spoil.room(value, t.numel())})"]
+
+    @property
+    def _dtypes(self) -> str:
+        """Those of the parameters where state is spoilt."""
+        return f"[{', '.join(f'torch.{dtype}' for dtype in spoil.dtypes(self.trace.parameters))}]"
 
     def _number(self, index: int) -> int:
         """Of a parameter in a state_dict."""

@@ -28,7 +28,7 @@ import torch
 
 from stepcheck.harness.comparison import Array, reals, rounding
 from stepcheck.harness.memory import GUARD, GUARD_ELEMENTS, raw
-from stepcheck.harness.trace import SPOILINGS, Spoil
+from stepcheck.harness.trace import SPOILINGS, Parameter, Spoil
 
 #: What takes the place of ``t``, a row-major tensor, as an expression, so that a script shows exactly what was tried.
 EXPRESSIONS: dict[str, str] = {
@@ -61,8 +61,8 @@ MEMORY = "memory beside"
 #: The gradient of each parameter at a step: never zero, and exact in every format.
 GRADIENT = "((torch.arange(p.numel()) % 7 - 3) / 4 + 0.125).view(p.shape).to(p) * n"
 _GRADIENT: Callable[[torch.Tensor, int], torch.Tensor] = eval(f"lambda p, n: {GRADIENT}", {"torch": torch})  # noqa: S307
-#: What a parameter is at first.
-PLAIN = "((torch.arange(p.numel()) % 5 - 2) / 4).view(p.shape).to(p)"
+#: What a parameter is at first, before it has a dtype.
+PLAIN = "((torch.arange(p.numel()) % 5 - 2) / 4).view(p.shape).to(p.device)"
 _PLAIN: Callable[[torch.Tensor], torch.Tensor] = eval(f"lambda p: {PLAIN}", {"torch": torch})  # noqa: S307
 #: By how much gradients are multiplied in the steps before, and in those after.
 BEFORE, AFTER = (1, 2), (3, 1)
@@ -299,9 +299,15 @@ class _Buffer:
         return not bool((self.memory[beside] == self.fill).all())
 
 
-def plain(p: torch.Tensor) -> torch.Tensor:
-    """A tensor like a parameter, of plain numbers."""
-    return _PLAIN(p.detach())
+def plain(p: torch.Tensor, dtype: str) -> torch.Tensor:
+    """A tensor of a parameter's shape, of plain numbers."""
+    return _PLAIN(p.detach()).to(getattr(torch, dtype))
+
+
+def dtypes(parameters: Sequence[Parameter]) -> list[str]:
+    """Those that parameters of a life have here: their own where all have digits enough to tell other numbers from rounding."""
+    own = [p.dtype for p in parameters]
+    return own if {"float32", "float64"}.issuperset(own) else ["float32"] * len(own)
 
 
 def room(value: torch.Tensor, numel: int) -> int:

@@ -151,8 +151,6 @@ def test_the_life_goes_on_as_if_nothing_had_been_tried():
         ("SGD", Parameter((2, 3)), "a row short"),  # has no state without momentum
         ("Adam", Parameter((1,)), "empty"),
         ("Adam", Parameter((), "float64"), "empty"),
-        ("Adam", Parameter((2, 3), "bfloat16"), "empty"),
-        ("Adam", Parameter((2, 3), "complex64"), "empty"),
         ("Adam", Parameter((6,)), "flat"),  # as it is
         ("Adam", Parameter((4, 4)), "transposed"),
         ("Adam", Parameter((2, 3), "float64"), "of float64"),
@@ -164,6 +162,14 @@ def test_what_is_not_malformed_is_no_pass(name, parameter, how):
     assert recording.raised is None
     assert not recording.looked["malformed-state"]
     assert recording.lacks == {"state"}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "complex128"])
+def test_a_life_of_other_dtypes_is_told_apart_in_float32(dtype):
+    wrong = of_class(life.on(RightAdam, life.FillsState))
+    for cls, findings in ((wrong, 1), (of_class(RightAdam), 0)):
+        found = told(cls, Spoil("of half the elements"), parameters=(Parameter((4, 3), dtype), VECTOR))
+        assert len(found) == findings
 
 
 def test_each_spoiling_is_what_it_is_called():
