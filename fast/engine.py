@@ -196,11 +196,16 @@ class Member:
 
 
 class _Walk(NamedTuple):
-    """Runs of elements of one length: where they start in each stream, and how far apart their elements are, in bytes."""
+    """Runs of elements of one length: where they start in each stream, and how far apart their elements are, in bytes.
+
+    From each start there are so many runs, a stride apart.
+    """
 
     length: int
     distances: tuple[int, ...]
-    starts: Words  # (runs, streams)
+    starts: Words  # (starts, streams)
+    runs: int
+    strides: tuple[int, ...]
 
 
 class _Entries(NamedTuple):
@@ -234,17 +239,23 @@ def merged(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[Dimen
     return found
 
 
-def walk(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> _Walk:
-    """The fewest runs that pass all elements of tensors of one shape, given the strides of each, all in bytes."""
+def walk(shape: Sequence[int], strides: Sequence[Sequence[int]], *, nested: bool = False) -> _Walk:
+    """The fewest runs that pass all elements of tensors of one shape, given the strides of each, all in bytes.
+
+    Args:
+        nested: the longest dimension of runs needs no table of starts.
+    """
     dims = merged(shape, strides)
+    nothing = tuple(0 for _ in strides)
     if dims is None:
-        return _Walk(0, tuple(0 for _ in strides), np.zeros((0, len(strides)), np.int64))
-    length, distances = dims.pop() if dims else (1, [0] * len(strides))
+        return _Walk(0, nothing, np.zeros((0, len(strides)), np.int64), 1, nothing)
+    length, distances = dims.pop() if dims else (1, nothing)
+    runs, apart = dims.pop(max(range(len(dims)), key=lambda d: dims[d][0])) if nested and dims else (1, nothing)
     starts = np.zeros((1, len(strides)), np.int64)
     for n, s in dims:
         steps = np.arange(n, dtype=np.int64)[:, None] * np.array(s, np.int64)
         starts = (starts[:, None] + steps[None]).reshape(-1, len(strides))
-    return _Walk(length, tuple(distances), starts)
+    return _Walk(length, tuple(distances), starts, runs, tuple(apart))
 
 
 def byte_strides(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -259,17 +270,20 @@ def real_shape(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def _pieces(row: int, way: _Walk, streams: int) -> Words:
-    """The chunks of a parameter: its runs, cut to length."""
+    """The chunks of a parameter: its runs, cut to length, as many together as make one."""
     if not way.length or not len(way.starts):
         return np.zeros((0, Layout.OFFSETS + streams), np.int64)
     first = np.arange(0, way.length, CHUNK, dtype=np.int64)
-    counts = np.minimum(CHUNK, way.length - first)
-    offsets = way.starts[:, None] + (first[:, None] * np.array(way.distances, np.int64))[None]
-    table = np.empty((len(way.starts) * len(first), Layout.OFFSETS + streams), np.int64)
-    table[:, Layout.ROW] = row
-    table[:, Layout.COUNT] = np.tile(counts, len(way.starts))
-    table[:, Layout.OFFSETS :] = offsets.reshape(-1, streams)
-    return table
+    first_run = np.arange(0, way.runs, max(1, CHUNK // way.length), dtype=np.int64)
+    # What lies side by side in memory is stepped one after the other: all starts of a few runs before the next runs.
+    runs = first_run[:, None, None, None] * np.array(way.strides, np.int64)
+    offsets = runs + way.starts[:, None] + (first[:, None] * np.array(way.distances, np.int64))
+    table = np.empty((*offsets.shape[:3], Layout.OFFSETS + streams), np.int64)
+    table[..., Layout.ROW] = row
+    table[..., Layout.COUNT] = np.minimum(CHUNK, way.length - first)
+    table[..., Layout.RUNS] = np.diff(first_run, append=way.runs)[:, None, None]
+    table[..., Layout.OFFSETS :] = offsets
+    return table.reshape(-1, Layout.OFFSETS + streams)
 
 
 def _portions(row: int, count: int, length: int) -> Words:
@@ -294,10 +308,12 @@ class Launch:
         self.scalars = np.zeros((len(members), len(layout.scalars)), np.float64)
         chunks = []
         for r, (member, row) in enumerate(zip(members, self.rows, strict=True)):
-            way = member.named or walk(real_shape(member.tensors[0]), [byte_strides(t) for t in member.tensors])
+            way = member.named or walk(
+                real_shape(member.tensors[0]), [byte_strides(t) for t in member.tensors], nested=True
+            )
             if isinstance(way, _Entries):
-                row[layout.indices : layout.indices + 2] = way.indices.data_ptr(), way.length
-                row[layout.stride(0) :] = way.strides
+                row[layout.indices :] = way.indices.data_ptr(), way.length
+            row[layout.stride(0) : layout.indices] = way.strides
             row[Layout.STRIDED] = way.length > 1 and way.distances != sizes
             row[Layout.GROUP], row[Layout.FRESH] = member.group, member.fresh
             row[layout.address(0) : layout.distance(0)] = [t.data_ptr() for t in member.tensors]
@@ -327,10 +343,12 @@ class Launch:
     def _cut(self, chunks: Sequence[Words]) -> None:
         """Set the tables of chunks and batches."""
         self._chunks = np.ascontiguousarray(np.concatenate(chunks)) if chunks else np.zeros((0, 0), np.int64)
-        counts = self._chunks[:, Layout.COUNT] if len(self._chunks) else np.zeros(0, np.int64)
-        if self.layout.indexed and len(counts):
+        counts = np.zeros(0, np.int64)
+        if self.layout.indexed and len(self._chunks):
             lengths = self.rows[self._chunks[:, Layout.ROW], self.layout.indices + 1]
-            counts = (self._chunks[:, Layout.OFFSETS] - counts) * lengths
+            counts = (self._chunks[:, Layout.END_ENTRY] - self._chunks[:, Layout.FIRST_ENTRY]) * lengths
+        elif len(self._chunks):
+            counts = self._chunks[:, Layout.COUNT] * self._chunks[:, Layout.RUNS]
         self.elements = int(counts.sum())
         self._batches = _batches(counts)
         self._words[kernels.BATCHES] = len(self._batches) - 1
@@ -360,7 +378,7 @@ class Launch:
             self._words[kernels.BATCHES], self._words[kernels.BATCH_TABLE] = 1, self._batches.ctypes.data
         self.elements = elements
         for r, n in enumerate(counts):
-            self._chunks[r, Layout.COUNT], self._chunks[r, Layout.OFFSETS] = 0, n
+            self._chunks[r, Layout.FIRST_ENTRY], self._chunks[r, Layout.END_ENTRY] = 0, n
 
     def run(self) -> None:
         """One step of all its parameters."""

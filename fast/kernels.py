@@ -4,7 +4,8 @@ One launch steps any number of parameters of one dtype. It is described by table
 
 - a *row* for each parameter: where its streams (parameter, gradient, buffers) begin, the distance in bytes from one element to the
   next in each, where its counters are, which group it is in;
-- a *chunk* for each run of elements: its row, how many elements, and how far from the beginning of each stream it starts;
+- a *chunk* for each few runs of elements: its row, how many elements a run has, how many runs, and how far from the beginning of each
+  stream the first one starts; the row says how far apart they are;
 - a *batch* for each few chunks: what a thread takes at a time.
 """
 
@@ -39,8 +40,8 @@ class Layout:
         unscales: gradients are multiplied by the scalar ``unscale`` first, and written back.
         gradient: what the gradient is stored in, if not in the same.
         indexed: the gradient has the entries of a sparse tensor, whose indices say which elements of the others are meant. A row then
-            has the address of the indices, the length of an entry, and distances from entry to entry (gradient) or from index
-            to index (others); a chunk is a range of entries.
+            has the address of the indices and the length of an entry, and its strides are those from entry to entry (gradient) or
+            from index to index (others); a chunk is a range of entries.
     """
 
     rule: Rule
@@ -68,7 +69,7 @@ class Layout:
         return (*(("unscale",) if self.unscales else ()), *self.rule.scalars)
 
     # Columns of a row: is it strided, its group, is it fresh, is it idle for now, then addresses and distances of streams, addresses of
-    # counters and whether they are wide.
+    # counters and whether they are wide, and strides of streams, from run to run.
     STRIDED, GROUP, FRESH, IDLE, FIRST = range(5)
 
     def address(self, stream: int) -> int:
@@ -80,23 +81,24 @@ class Layout:
     def counter(self, n: int) -> int:
         return self.FIRST + 2 * len(self.streams) + 2 * n
 
+    def stride(self, stream: int) -> int:
+        return self.counter(len(self.rule.counters)) + stream
+
     @property
     def indices(self) -> int:
-        return self.counter(len(self.rule.counters))
-
-    def stride(self, stream: int) -> int:
-        return self.indices + 2 + stream
+        return self.stride(len(self.streams))
 
     @property
     def row_words(self) -> int:
-        return self.stride(len(self.streams)) if self.indexed else self.indices
+        return self.indices + (2 if self.indexed else 0)
 
-    # Columns of a chunk.
-    ROW, COUNT, OFFSETS = range(3)
+    # Columns of a chunk of runs, and of one of entries.
+    ROW, COUNT, RUNS, OFFSETS = range(4)
+    FIRST_ENTRY, END_ENTRY, ENTRY_WORDS = range(1, 4)
 
     @property
     def chunk_words(self) -> int:
-        return self.OFFSETS + (1 if self.indexed else len(self.streams))
+        return self.ENTRY_WORDS if self.indexed else self.OFFSETS + len(self.streams)
 
     @property
     def bytes_per_element(self) -> int:
@@ -173,27 +175,29 @@ def step_source(layout: Layout) -> str:
     names = ", ".join(("n", *(f"a_{s}" for s in streams), *scalars))
     distances = ", ".join(f"d_{s}" for s in streams)
     bases = [f"load_int64(row, {layout.address(i)})" for i in range(len(streams))]
-    chunk = ["row = rows + load_int64(chunk, 0) * ROW", f"if load_int64(row, {layout.IDLE}) != 0:", "    continue"]
-    chunk += [f"scalar = scalars + load_int64(chunk, 0) * {8 * len(scalars)}"]
+    chunk = [f"of_row = load_int64(chunk, {layout.ROW})", "row = rows + of_row * ROW"]
+    chunk += [f"if load_int64(row, {layout.IDLE}) != 0:", "    continue"]
+    chunk += [f"scalar = scalars + of_row * {8 * len(scalars)}"]
     chunk += [f"{name} = real(load_float64(scalar, {i}))" for i, name in enumerate(scalars)]
     strided = [f"d_{s} = load_int64(row, {layout.distance(i)})" for i, s in enumerate(streams)]
     run = [
         f"if load_int64(row, {layout.STRIDED}) == 0:", f"    dense({names})", "else:",
         *(f"    {line}" for line in strided), f"    strided({names}, {distances})",
     ]  # fmt: skip
+    strides = [f"o_{s} = load_int64(row, {layout.stride(i)})" for i, s in enumerate(streams)]
     if layout.indexed:
-        chunk += [f"n, indices = load_int64(row, {layout.indices + 1}), load_int64(row, {layout.indices})"]
-        chunk += [f"b_{s}, o_{s} = {bases[i]}, load_int64(row, {layout.stride(i)})" for i, s in enumerate(streams)]
-        chunk += [
-            "for entry in range(load_int64(chunk, 1), load_int64(chunk, 2)):",
-            "    index = load_int64(indices, entry)",
-        ]
+        chunk += [f"n, indices = load_int64(row, {layout.indices + 1}), load_int64(row, {layout.indices})", *strides]
+        chunk += [f"b_{s} = {bases[i]}" for i, s in enumerate(streams)]
+        ends = f"load_int64(chunk, {layout.FIRST_ENTRY}), load_int64(chunk, {layout.END_ENTRY})"
+        chunk += [f"for entry in range({ends}):", "    index = load_int64(indices, entry)"]
         chunk += [f"    a_{s} = b_{s} + {'entry' if s == 'g' else 'index'} * o_{s}" for s in streams]
         chunk += [f"    {line}" for line in run]
     else:
-        chunk += ["n = load_int64(chunk, 1)"]
-        chunk += [f"a_{s} = {bases[i]} + load_int64(chunk, {layout.OFFSETS + i})" for i, s in enumerate(streams)]
-        chunk += run
+        chunk += [f"n = load_int64(chunk, {layout.COUNT})", *strides]
+        chunk += [f"b_{s} = {bases[i]} + load_int64(chunk, {layout.OFFSETS + i})" for i, s in enumerate(streams)]
+        chunk += [f"for k in range(load_int64(chunk, {layout.RUNS})):"]
+        chunk += [f"    a_{s} = b_{s} + k * o_{s}" for s in streams]
+        chunk += [f"    {line}" for line in run]
     return f"""
 real = {COMPUTED[layout.dtype]}
 ROW = {8 * layout.row_words}

@@ -15,9 +15,20 @@ from stepcheck.fast.rules import RULES
 def byte_offsets(way):
     """Every element that a walk passes, as offsets in each stream."""
     steps = np.arange(way.length)[:, None] * np.array(way.distances)
-    return [tuple(map(int, at)) for start in way.starts for at in start + steps]
+    runs = np.arange(way.runs)[:, None] * np.array(way.strides)
+    return [tuple(map(int, at)) for start in way.starts for run in runs for at in start + run + steps]
 
 
+def byte_offsets_of_chunks(way, streams):
+    """The same, by the chunks that it is cut into."""
+    passed = []
+    for _, count, runs, *at in engine._pieces(0, way, streams).tolist():
+        start = np.array(at)
+        passed += byte_offsets(way._replace(length=count, runs=runs, starts=start[None]))
+    return passed
+
+
+@pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize(
     "tensors",
     [
@@ -28,24 +39,39 @@ def byte_offsets(way):
         (torch.empty(()), torch.empty(())),
         (torch.empty(1, 5, 1), torch.empty(5)[None, :, None]),
         (torch.empty(0, 5), torch.empty(0, 5)),
+        (torch.empty(7, 4, 4)[:, :2, :3], torch.empty(7, 2, 3)),
+        (torch.empty(3, 9, 5, 4)[:2, :, ::2, :3], torch.empty(2, 9, 3, 3)),
+        (torch.empty(2, 40)[:, :30], torch.empty(2, 30)),
     ],
     ids=lambda found: "-".join(str(tuple(t.shape)) for t in found),
 )
-def test_a_walk_passes_each_element_once_and_the_same_in_each_stream(tensors):
+def test_a_walk_passes_each_element_once_and_the_same_in_each_stream(tensors, nested, monkeypatch):
+    monkeypatch.setattr(engine, "CHUNK", 8)
     strides = [[s * 4 for s in t.stride()] for t in tensors]
-    way = walk(tensors[0].shape, strides)
+    way = walk(tensors[0].shape, strides, nested=nested)
     expected = {
         tuple(sum(i * s for i, s in zip(index, stride, strict=True)) for stride in strides)
         for index in np.ndindex(*tensors[0].shape)
     }
-    passed = byte_offsets(way)
-    assert len(passed) == tensors[0].numel()
-    assert set(passed) == expected
+    for passed in (byte_offsets(way), byte_offsets_of_chunks(way, len(tensors))):
+        assert len(passed) == tensors[0].numel()
+        assert set(passed) == expected
 
 
 def test_tensors_of_one_layout_are_one_run():
     t = torch.empty(4, 5, 6).permute(2, 0, 1)
     assert walk(t.shape, [[s * 4 for s in t.stride()]] * 3).length == 120
+
+
+def test_a_slice_of_tiny_rows_needs_no_table_of_them():
+    for shape, part in (((100_000, 4), (slice(None), slice(3))), ((20_000, 3, 3), (slice(None), slice(2), slice(2)))):
+        p = torch.zeros(shape)[part].requires_grad_()
+        p.grad = torch.ones(p.shape)
+        optimizer = fast.Adam([p], lr=1.0)
+        optimizer.step()
+        assert p.unique().tolist() == pytest.approx([-1.0])
+        ((launch, _),) = optimizer._plans[0]._launches
+        assert launch._chunks.nbytes + launch._batches.nbytes < p.nbytes / 100
 
 
 @pytest.mark.parametrize(
