@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -170,6 +171,8 @@ def exotic(p: torch.Tensor, *, interpreted: bool = False, sharded: bool = False)
 
 def overlaps(tensor: torch.Tensor) -> bool:
     """Whether elements share memory, as those of an expanded tensor do."""
+    if tensor.is_contiguous():
+        return False
     dims = sorted((s, n) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
     reach = 0
     for stride, n in dims:
@@ -182,7 +185,7 @@ def overlaps(tensor: torch.Tensor) -> bool:
 # --- One launch
 
 
-@dataclass
+@dataclass(slots=True)
 class Member:
     """A parameter in a launch: its tensors on this rank in the order of the streams, its counters, its group."""
 
@@ -273,6 +276,8 @@ def _pieces(row: int, way: _Walk, streams: int) -> Words:
     """The chunks of a parameter: its runs, cut to length, as many together as make one."""
     if not way.length or not len(way.starts):
         return np.zeros((0, Layout.OFFSETS + streams), np.int64)
+    if way.length * way.runs <= CHUNK and len(way.starts) == 1:
+        return np.array([[row, way.length, way.runs, *way.starts[0].tolist()]], np.int64)
     first = np.arange(0, way.length, CHUNK, dtype=np.int64)
     first_run = np.arange(0, way.runs, max(1, CHUNK // way.length), dtype=np.int64)
     # What lies side by side in memory is stepped one after the other: all starts of a few runs before the next runs.
@@ -303,27 +308,17 @@ class Launch:
     def __init__(self, layout: Layout, members: Sequence[Member], options: Floats) -> None:
         self.layout = layout
         self._prepare, self._step = kernels.prepare_kernel(layout), kernels.step_kernel(layout)
-        sizes, streams = tuple(SIZE[layout.stored(s)] for s in layout.streams), len(layout.streams)
-        self.rows: Words = np.zeros((len(members), layout.row_words), np.int64)
+        self._sizes, self._streams = tuple(SIZE[layout.stored(s)] for s in layout.streams), len(layout.streams)
         self.scalars = np.zeros((len(members), len(layout.scalars)), np.float64)
+        self.rows: Words = np.empty((len(members), layout.row_words), np.int64)
         chunks = []
-        for r, (member, row) in enumerate(zip(members, self.rows, strict=True)):
-            way = member.named or walk(
-                real_shape(member.tensors[0]), [byte_strides(t) for t in member.tensors], nested=True
-            )
+        for r, member in enumerate(members):
+            way = member.named or self._walk(member.tensors)
+            self.rows[r] = self._row(member, way)
             if isinstance(way, _Entries):
-                row[layout.indices :] = way.indices.data_ptr(), way.length
-            row[layout.stride(0) : layout.indices] = way.strides
-            row[Layout.STRIDED] = way.length > 1 and way.distances != sizes
-            row[Layout.GROUP], row[Layout.FRESH] = member.group, member.fresh
-            row[layout.address(0) : layout.distance(0)] = [t.data_ptr() for t in member.tensors]
-            row[layout.distance(0) : layout.counter(0)] = way.distances
-            for n, counter in enumerate(member.counters):
-                row[layout.counter(n)] = counter.data_ptr()
-                row[layout.counter(n) + 1] = counter.dtype is torch.float64
-            chunks.append(
-                _portions(r, len(way.indices), way.length) if isinstance(way, _Entries) else _pieces(r, way, streams)
-            )
+                chunks.append(_portions(r, len(way.indices), way.length))
+            else:
+                chunks.append(_pieces(r, way, self._streams))
         self._words: Words = np.zeros(kernels.WORDS, np.int64)
         #: As many as are to share the work; 0: as many as are worth it.
         self.threads = 0
@@ -339,6 +334,20 @@ class Launch:
             [t for m in members for t in (m.tensors[0], *m.tensors[2:], *m.counters)],
         )
         self.gradients, self.idle = self.rows[:, layout.address(1)], self.rows[:, Layout.IDLE]
+
+    def _walk(self, tensors: Sequence[torch.Tensor]) -> _Walk:
+        if not all(t.is_contiguous() for t in tensors):
+            return walk(real_shape(tensors[0]), [byte_strides(t) for t in tensors], nested=True)
+        length = tensors[0].numel() * (2 if tensors[0].is_complex() else 1)
+        return _Walk(length, self._sizes, np.zeros((1, self._streams), np.int64), 1, (0,) * self._streams)
+
+    def _row(self, member: Member, way: _Walk | _Entries) -> list[int]:
+        """In the order of the columns of the layout."""
+        strided = way.length > 1 and way.distances != self._sizes
+        counters = (word for t in member.counters for word in (t.data_ptr(), t.dtype is torch.float64))
+        indices = (way.indices.data_ptr(), way.length) if isinstance(way, _Entries) else ()
+        addresses = [t.data_ptr() for t in member.tensors]
+        return [strided, member.group, member.fresh, 0, *addresses, *way.distances, *counters, *way.strides, *indices]
 
     def _cut(self, chunks: Sequence[Words]) -> None:
         """Set the tables of chunks and batches."""
@@ -425,19 +434,22 @@ class Standing:
     ) -> None:
         self._groups, self._state, self._active, self._idle = groups, state, active, idle
         found = [(of_parameter, key, of_parameter[key]) for of_parameter, key in entries]
+        tensors = [tensor for *_, tensor in found]
         # A number of no dimension cannot be turned or cut; whatever else is done to it moves it. Not a list: it would be copied at each call.
-        self._beside = (*map(local, active), *(t for t in (local(tensor) for *_, tensor in found) if t.dim()))
+        self._beside = (*map(local, active), *(t for t in map(local, tensors) if t.dim()))
         known = [local(p.grad) for p in active if p.grad is not None] if gradients is None else gradients
         self._gradient_looks = Looks(known)
-        self._forms = [(g.shape, g.stride(), g.dtype, g.device) for g in known] if gradients is not None else []
+        forms: dict[Any, Any] = {}  # many have the same
+        made = ((g.shape, g.stride(), g.dtype, g.device) for g in known) if gradients is not None else ()
+        self._forms = [forms.setdefault(form, form) for form in made]
         #: Whether each active parameter has no gradient now; ``None``: all of them have.
         self.absent: npt.NDArray[np.bool_] | None = None
         if any(p.grad is None for p in active):
             self.absent = np.array([p.grad is None for p in active])
         self._looks = Looks(self._beside)
-        held = [*active, *(tensor for *_, tensor in found)]
+        held = [*active, *tensors]
         self._sharded = [tensor for tensor in held if is_sharded(tensor)]
-        self._watch = Watch(self._lists(groups), found, [local(tensor) for tensor in held])
+        self._watch = Watch(self._lists(groups), found, list(map(local, held)))
 
     def _lists(self, groups: list[Group]) -> list[list[Any]]:
         """What must be the very objects that it was."""
@@ -530,6 +542,7 @@ class Plan:
         self._values: list[Any] = [None] * len(groups)
         self._present = [rule.present(group) for group in groups]
         self._odd: list[tuple[torch.Tensor, int]] = []
+        self._layouts: dict[tuple[str, tuple[str, ...]], Layout] = {}
         self._start_options()
         self._read_options()
 
@@ -664,8 +677,12 @@ class Plan:
     # Making it
 
     def _layout(self, p: torch.Tensor, n: int) -> Layout:
-        real = REAL[p.dtype]
-        return Layout(self._rule, real, self._rule.streams(self._present[n], real), self.unscale)
+        real, present = REAL[p.dtype], self._present[n]
+        found = self._layouts.get((real, present))
+        if found is None:
+            found = Layout(self._rule, real, self._rule.streams(present, real), self.unscale)
+            self._layouts[real, present] = found
+        return found
 
     def _member(self, layout: Layout, p: torch.Tensor, n: int, gradient: Any) -> Member:
         group, state = self._groups[n], self._state[p]
@@ -860,7 +877,9 @@ def full_like(p: torch.Tensor, value: float) -> torch.Tensor:
         (torch.view_as_real(made) if p.is_complex() else made).fill_(value)
         return result
     # Not by torch: it would wait for ever for its threads in a process that was forked after they were started.
-    if made.numel():
+    if value == 0 and math.copysign(1, value) > 0:
+        ctypes.memset(made.data_ptr(), 0, made.numel() * made.element_size())
+    elif made.numel():
         memory = (ctypes.c_byte * (made.numel() * made.element_size())).from_address(made.data_ptr())
         pattern = _pattern(value, REAL[p.dtype])
         np.frombuffer(memoryview(memory).cast("B"), pattern.dtype).fill(pattern)
@@ -883,7 +902,7 @@ def counter_dtype(group: Group) -> torch.dtype:
 
 def counter(value: float, group: Group) -> torch.Tensor:
     """A number of the state of a parameter of this group."""
-    return torch.tensor(float(value), dtype=counter_dtype(group), device="cpu")
+    return torch.scalar_tensor(float(value), dtype=counter_dtype(group), device="cpu")
 
 
 def _named(member: Member, gradient: torch.Tensor) -> _Walk | _Entries:

@@ -23,9 +23,13 @@ CUT = "the storage of {} ends before its elements do: it was freed or resized; m
 
 def is_cut(tensor: torch.Tensor) -> bool:
     """Whether the storage of a tensor ends before its elements do, as after ``untyped_storage().resize_()``."""
-    if tensor.layout is not torch.strided or tensor.device.type == "meta" or not tensor.numel():
+    elements = tensor.numel()
+    if tensor.layout is not torch.strided or tensor.is_meta or not elements:
         return False
-    last = tensor.storage_offset() + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    if tensor.is_contiguous():
+        last = tensor.storage_offset() + elements - 1
+    else:
+        last = tensor.storage_offset() + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
@@ -91,6 +95,8 @@ def broken(
         always: keys that hold a tensor whatever the options are.
         at_times: keys that hold one with some options, and may hold ``None``.
     """
+    if not state:
+        return ""
     begun = any(state.get(key) is not None for key in (*numbers, *always))
     for key in numbers if begun else ():
         wrong = no_number(state.get(key), whole=key == "step")

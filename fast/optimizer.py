@@ -421,12 +421,17 @@ class ByRule(Planned):
     """
 
     rule: ClassVar[Rule]
+    #: Buffers that a parameter has whatever the options are, and those that it has with some.
+    _always: ClassVar[list[str]]
+    _at_times: ClassVar[list[str]]
     _whole = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "rule" in cls.__dict__:
             cls._numbers, cls._sparse = tuple(cls.rule.counters), cls.rule.sparse
+            cls._always = [name for name, buffer in cls.rule.buffers.items() if buffer.present is always_present]
+            cls._at_times = [name for name in (*cls.rule.buffers, *cls.rule.carried) if name not in cls._always]
         if cls._replaces():
             cls.__init__ = _compensating(cls.__init__)  # type: ignore[method-assign]
 
@@ -447,9 +452,7 @@ class ByRule(Planned):
         return Served("torch", reason) if reason else Served(engine_of(devices, interpreted=self._interpreted), "")
 
     def _broken(self, p: torch.Tensor, state: State) -> str:  # noqa: ARG002 - whatever the parameter is
-        always = [name for name, buffer in self.rule.buffers.items() if buffer.present is always_present]
-        at_times = [name for name in (*self.rule.buffers, *self.rule.carried) if name not in always]
-        return broken(state, tuple(self.rule.counters), always, at_times)
+        return broken(state, self._numbers, self._always, self._at_times)
 
     def _check_gradients(self, scaling: Scaling) -> None:
         super()._check_gradients(scaling)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: What ``engine`` tells of a group whose DTensors are made whole.
 GATHERED = "the whole of each DTensor is gathered on every rank"
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def is_sharded(tensor: Any) -> TypeGuard[DTensor]:
@@ -42,7 +42,7 @@ def any_sharded(groups: Sequence[dict[str, Any]]) -> bool:
 
 def local(tensor: Any) -> torch.Tensor:
     """What of a tensor is on this rank, not a copy: of a DTensor its part, waited for if it is under way, else the tensor itself."""
-    if not is_sharded(tensor):
+    if type(tensor) in _PLAIN or not is_sharded(tensor):  # the first by itself: this is asked often
         return cast("torch.Tensor", tensor)
     (part,) = parts([tensor])
     if type(part) in _PLAIN:

@@ -65,6 +65,11 @@ def _native_functions() -> tuple[int, int, int] | None:
     return (places[0] or 0, places[1] or 0, pointer)
 
 
+def _ids(objects: Sequence[Any]) -> Words:
+    """Where objects are."""
+    return np.fromiter(map(id, objects), np.int64, len(objects))
+
+
 class Addresses:
     """The addresses of the first elements of tensors; of as many each time, in one array that is used again."""
 
@@ -105,21 +110,20 @@ class Watch:
         entries: Sequence[tuple[dict[str, Any], str, Any]],
         tensors: Sequence[torch.Tensor],
     ) -> None:
-        self._lists, self._entries, self._tensors = [list(objects) for objects in lists], list(entries), list(tensors)
+        self._lists, self._tensors = [list(objects) for objects in lists], list(tensors)
+        # Columns, not rows: a tuple for each of many entries takes more memory than what it is about.
+        self._entries: list[tuple[Any, ...]] = list(zip(*entries, strict=True)) or [(), (), ()]
         self._lengths = [len(objects) for objects in self._lists]
         self._functions = _native_functions()
         addresses = [t.data_ptr() for t in self._tensors]
         if self._functions is None:
             self._addresses = addresses
             return
-        self._ids = [np.array([id(o) for o in objects], np.int64) for objects in self._lists]
+        self._ids = [_ids(objects) for objects in self._lists]
         rows = [[0, len(ids), ids.ctypes.data] for ids in self._ids]
         self._list_table: Words = np.array(rows, np.int64).reshape(-1, 3)
-        self._entry_table: Words = np.array([[id(d), id(k), id(v)] for d, k, v in self._entries], np.int64).reshape(
-            -1, 3
-        )
-        held = [[id(t), address] for t, address in zip(self._tensors, addresses, strict=True)]
-        self._held_table: Words = np.array(held, np.int64).reshape(-1, 2)
+        self._entry_table: Words = np.stack([_ids(column) for column in self._entries], axis=1)
+        self._held_table: Words = np.stack([_ids(self._tensors), np.array(addresses, np.int64)], axis=1)
         tables = (self._list_table, self._entry_table, self._held_table)
         words = [word for table in tables for word in (table.ctypes.data, len(table))]
         self._launch: Words = np.array([*words, *self._functions, 0], np.int64)
@@ -136,7 +140,7 @@ class Watch:
             return bool(self._launch[-1])
         return (
             all(all(map(operator.is_, *pair)) for pair in zip(lists, self._lists, strict=True))
-            and all(d.get(k) is v for d, k, v in self._entries)
+            and all(d.get(k) is v for d, k, v in zip(*self._entries, strict=True))
             and [t.data_ptr() for t in self._tensors] == self._addresses
         )
 
