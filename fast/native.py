@@ -260,10 +260,15 @@ def _say_unkept(folder: str, why: str) -> None:
 
 
 class _Threads:
-    """Runs a kernel on several threads at once: on those of torch, or, where they cannot be had, on some of its own."""
+    """Runs a kernel on several threads at once: on those of torch, or, where they cannot be had, on some of its own.
+
+    In a process that was forked none of torch's exist any more, and GNU's OpenMP would wait for them for ever, whoever it was that used them before.
+    """
+
+    forked = False
 
     def __init__(self) -> None:
-        self._parallel: Callable[..., Any] | None = _openmp()
+        self._parallel: Callable[..., Any] | None = None if self.forked else _openmp()
         self._own: ThreadPoolExecutor | None = None
 
     def run(self, kernel: Kernel, launch: int, count: int) -> None:
@@ -275,10 +280,6 @@ class _Threads:
         others = [self._own.submit(kernel.run, launch) for _ in range(count - 1)]
         kernel.run(launch)
         wait(others)
-
-    def forked(self) -> None:
-        """In a new process none of the threads exist; GNU's OpenMP would wait for them for ever."""
-        self._parallel = self._own = None
 
 
 def _openmp() -> Callable[..., Any] | None:
@@ -304,8 +305,8 @@ def _forked() -> None:
     """In a process that was forked: whoever held the lock, or waited in a thread, is not here."""
     global _lock  # noqa: PLW0603 - the one thing of a module that a fork can leave unusable
     _lock = threading.RLock()
-    if _threads.cache_info().currsize:
-        _threads().forked()
+    _Threads.forked = True
+    _threads.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
