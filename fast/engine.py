@@ -775,6 +775,8 @@ class HostPlan(Passing, Plan):
 
     def step(self, scaling: Scaling) -> None:
         if scaling.skips:
+            if self._sparse is not None:
+                self._sparse.forget()
             return
         if self.unscale:
             self._options[:, -1] = scaling.factor

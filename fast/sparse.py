@@ -130,4 +130,8 @@ class SparseSteps:
             for one in named:
                 for name, counter in one.counters.items():
                     one.state[name] = int(counter)
-        self._seen = []  # gradients belong to the caller
+        self.forget()
+
+    def forget(self) -> None:
+        """Keep no gradients: they belong to the caller."""
+        self._seen = []

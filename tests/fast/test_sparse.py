@@ -1,6 +1,7 @@
 """Sparse gradients from step to step: launches are kept, and what the gradients name is other each time."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -151,3 +152,18 @@ def test_gradients_are_not_kept():
         optimizer.step()
         p.grad = None
         assert values() is None or n == 0
+
+
+def test_a_skipped_step_keeps_no_gradient():
+    p = torch.ones(6, 2, requires_grad=True)
+    optimizer = fast.SGD([p])
+    for _ in range(3):
+        p.grad = torch.sparse_coo_tensor(torch.tensor([[1, 4]]), torch.ones(2, 2), (6, 2), is_coalesced=True)
+        optimizer.step()
+    (plan,) = optimizer._plans
+    # Of a tensor on another device only the plan asks.
+    assert plan.holds(optimizer.param_groups, optimizer.state)
+    plan.step(engine.Scaling(found_inf=torch.ones(1)))
+    gone = weakref.ref(p.grad)
+    p.grad = None
+    assert gone() is None
