@@ -28,7 +28,7 @@ PLATFORMS = {
     "Windows x86-64": "x86_64-pc-windows-msvc",
 }
 #: What a reader wants to know of a resolution.
-SHOWN = ("torch", "triton", "numba")
+SHOWN = ("torch", "triton", "llvmlite")
 #: What a user installs, then what CI does: all extras, and each pin, whether anything asks for it or not.
 PLAIN = ("pyproject.toml",)
 PINNED = ("pyproject.toml", "constraints.txt", "--all-extras")

@@ -2,9 +2,9 @@
 
 >>> from stepcheck.fast import AdamW  # instead of torch.optim
 
-A rule (:mod:`.rules`) says what happens to one element, in Python; :mod:`.kernels` writes the loops round it, :mod:`.native` compiles,
-keeps, loads and runs them; :mod:`.engine` makes tables of parameters, gradients and state, and runs one kernel over all of them;
-:mod:`.optimizer` is what the classes share, :mod:`.shards` what is different where parameters are DTensors. Numba is imported when a kernel has to be compiled, which is once on a machine.
+A rule (:mod:`.rules`) says what happens to one element, in Python; :mod:`.kernels` writes the loops round it, :mod:`.compiler` puts them into LLVM's
+language; :mod:`.native` compiles, keeps, loads and runs them; :mod:`.engine` makes tables of parameters, gradients and state, and runs one kernel over all of them;
+:mod:`.optimizer` is what the classes share, :mod:`.shards` what is different where parameters are DTensors.
 
 What the kernels do not take is stepped by torch's own code; ``optimizer.engine`` says who steps each group, and why.
 """

@@ -160,7 +160,7 @@ def kernel(launch):
 #: The innermost loops, over elements of the inner dimension of a matrix, or of a vector, or over points. Two of each: ``dense`` ones
 #: are vectorized; the others follow distances, and, careful, make infinite what :math:`R_i C_j` beyond the format makes infinite.
 _LOOPS = """
-@njit(**SUMMING)
+@SUMMING
 def sums_dense(n, p, g, columns):
     of_g = of_p = 0.0
     for j in range(n):
@@ -170,7 +170,7 @@ def sums_dense(n, p, g, columns):
         store_columns(columns, j, load_columns(columns, j) + x * x)
     return of_g, of_p
 
-@njit(**SUMMING)
+@SUMMING
 def sums_strided(n, p, g, columns, dp, dg):
     of_g = of_p = 0.0
     for j in range(n):
@@ -180,7 +180,7 @@ def sums_strided(n, p, g, columns, dp, dg):
         store_columns(columns, j, load_columns(columns, j) + x * x)
     return of_g, of_p
 
-@njit(**SUMMING)
+@SUMMING
 def squares_dense(n, g, b, a, cap):
     total = 0.0
     for j in range(n):
@@ -189,7 +189,7 @@ def squares_dense(n, g, b, a, cap):
         total += u * u
     return total
 
-@njit(**SUMMING)
+@SUMMING
 def squares_strided(n, g, b, a, cap, dg, r, c, beyond):
     total = 0.0
     for j in range(n):
@@ -199,14 +199,12 @@ def squares_strided(n, g, b, a, cap, dg, r, c, beyond):
         total += u * u
     return total
 
-@njit(**OPTIONS)
 def move_dense(n, p, g, b, a, cap, decay, rate):
     for j in range(n):
         f = a * load_b(b, j)
         u = (cap if f > cap else f) * load_g(g, j)
         store_p(p, j, decay * load_p(p, j) - rate * u)
 
-@njit(**OPTIONS)
 def move_strided(n, p, g, b, a, cap, decay, rate, dp, dg, r, c, beyond):
     for j in range(n):
         f = a * load_b(b, j)
@@ -229,7 +227,7 @@ def _run_loops(name: str, variance: str, streams: tuple[str, ...]) -> str:
         stored = "\n        ".join(f"store_{s}({at.format(s=s)}, {s})" for s in states)
         update = f"x = {load['g']}\n        {found}\n        u = x / maximum(sqrt({variance}), eps1)"
         source += f"""
-@njit(**SUMMING)
+@SUMMING
 def {name}_squares_{suffix}(n, {arguments}, keep, forget, eps1):
     of_p = of_u = 0.0
     for j in range(n):
@@ -239,7 +237,6 @@ def {name}_squares_{suffix}(n, {arguments}, keep, forget, eps1):
         of_u += w * w
     return of_p, of_u
 
-@njit(**OPTIONS)
 def {name}_move_{suffix}(n, {arguments}, keep, forget, eps1, decay, rate):
     for j in range(n):
         {update}
@@ -250,7 +247,6 @@ def {name}_move_{suffix}(n, {arguments}, keep, forget, eps1, decay, rate):
 
 
 _MATRIX = f"""
-@njit(**OPTIONS)
 def tile_sums(row, p, g, row_sums, column_sums, i0, i1, j0, j1):
     # Sums of squares of the rows and columns of a tile; returned: of the parameter.
     po, pi = load_int64(row, {P_OUTER}), load_int64(row, {P_INNER})
@@ -276,7 +272,6 @@ def tile_sums(row, p, g, row_sums, column_sums, i0, i1, j0, j1):
         j += {STRIP}
     return total
 
-@njit(**OPTIONS)
 def added(sums, n, parts):
     # Add up what each part found, in order, into the first.
     for k in range(1, parts):
@@ -284,7 +279,7 @@ def added(sums, n, parts):
         for i in range(n):
             store_sums(sums, i, load_sums(sums, i) + load_more(more, i))
 
-@njit(**SUMMING)
+@SUMMING
 def averaged(n, sums, length, old, distance, new, keep, forget):
     # The new averages of one dimension; returned: their sum and the largest.
     total, top = 0.0, 0.0
@@ -296,12 +291,10 @@ def averaged(n, sums, length, old, distance, new, keep, forget):
         top = maximum(top, float64(x))
     return total, top
 
-@njit(**OPTIONS)
 def roots(n, scale, new, out):
     for i in range(n):
         store_out(out, i, real(scale / sqrt(float64(load_real(new, i)))))
 
-@njit(**OPTIONS)
 def factors(row, scalar, r, c, row_sums, across, column_sums, down, a, new_r, b, new_c):
     # From the sums to the new state and the factors; returned: 0, or how products beyond the format are met, 1: V is
     # infinite there, 2: V is infinity by infinity.
@@ -322,7 +315,6 @@ def factors(row, scalar, r, c, row_sums, across, column_sums, down, a, new_r, b,
         return 0
     return 2 if root > LARGEST64 else 1
 
-@njit(**OPTIONS)
 def keep_state(row, r, c, new_r, new_c):
     distance = load_int64(row, {R_OUTER})
     for i in range(load_int64(row, {OUTER})):
@@ -331,7 +323,6 @@ def keep_state(row, r, c, new_r, new_c):
     for j in range(load_int64(row, {INNER})):
         store_state(c + j * distance, 0, load_real(new_c, j))
 
-@njit(**OPTIONS)
 def tile_squares(row, scalar, mode, g, a, b, new_r, new_c, i0, i1, j0, j1):
     go, gi = load_int64(row, {G_OUTER}), load_int64(row, {G_INNER})
     dense = load_int64(row, {DENSE}) != 0 and mode == 0
@@ -347,7 +338,6 @@ def tile_squares(row, scalar, mode, g, a, b, new_r, new_c, i0, i1, j0, j1):
             total += squares_strided(j1 - j0, at, b + j0 * REAL, factor, cap, gi, r, new_c + j0 * REAL, beyond)
     return total
 
-@njit(**OPTIONS)
 def tile_move(row, scalar, mode, p, g, a, b, new_r, new_c, i0, i1, j0, j1, rate):
     po, pi = load_int64(row, {P_OUTER}), load_int64(row, {P_INNER})
     go, gi = load_int64(row, {G_OUTER}), load_int64(row, {G_INNER})
@@ -404,7 +394,6 @@ def _block(work: str) -> str:
         store_float64(scratch, 0, float64(mode))
 """  # fmt: skip
     return f"""
-@njit(**OPTIONS)
 def block_{work}(block, row, scalar, scratch{", rate, known" if move else ""}):
     n, kind = load_int64(block, {B_COUNT}), load_int64(row, {KIND})
     p, g = load_int64(row, {P}) + load_int64(block, {B_P}), load_int64(row, {G}) + load_int64(block, {B_G})
@@ -428,7 +417,6 @@ def block_{work}(block, row, scalar, scratch{", rate, known" if move else ""}):
 
 
 _TASKS = f"""
-@njit(**OPTIONS)
 def rate_of(row, scalar, of_p, of_u):
     # What the update is multiplied by. Of NaN the bounds stand, as in torch.optim: one bad element does not spoil the others.
     n = float64(load_int64(row, {ELEMENTS}))
@@ -437,7 +425,6 @@ def rate_of(row, scalar, of_p, of_u):
     alpha = (size if size > least else least) * load_float64(scalar, {S_RHO})
     return real(load_float64(scalar, {S_SIGN}) * alpha / (change if change > 1.0 else 1.0))
 
-@njit(**OPTIONS)
 def rate_of_parts(row, scalar, partials):
     of_p = of_u = 0.0
     for k in range(load_int64(row, {FIRST_PART}), load_int64(row, {END_PART})):
@@ -445,7 +432,6 @@ def rate_of_parts(row, scalar, partials):
         of_u += load_float64(partials, 2 * k + 1)
     return rate_of(row, scalar, of_p, of_u)
 
-@njit(**OPTIONS)
 def whole(blocks, row, scalar, scratch):
     first, end = load_int64(row, {FIRST_BLOCK}), load_int64(row, {END_BLOCK})
     of_p = of_u = 0.0
@@ -460,7 +446,6 @@ def whole(blocks, row, scalar, scratch):
     for k in range(first, end):
         block_move(blocks + k * {8 * BLOCK_WORDS}, row, scalar, scratch, rate, known)
 
-@njit(**OPTIONS)
 def one_tile(work, tile, matrices, rows, scalars, partials):
     m = matrices + load_int64(tile, {T_MATRIX}) * {8 * MATRIX_WORDS}
     number = load_int64(m, {M_ROW})
@@ -481,7 +466,6 @@ def one_tile(work, tile, matrices, rows, scalars, partials):
         rate = rate_of_parts(row, scalar, partials)
         tile_move(row, scalar, mode, p, g, a, b, new_r, new_c, i0, i1, j0, j1, rate)
 
-@njit(**OPTIONS)
 def one_matrix(m, rows, scalars):
     number = load_int64(m, {M_ROW})
     row, scalar = rows + number * {8 * ROW_WORDS}, scalars + number * {8 * SCALAR_WORDS}
@@ -494,7 +478,6 @@ def one_matrix(m, rows, scalars):
     store_int64(m, {M_MODE}, mode)
     keep_state(row, r, c, new_r, new_c)
 
-@njit(**OPTIONS)
 def row_of(work, k, blocks, matrices, tiles):
     if work == {WHOLE}:
         return k
@@ -573,9 +556,8 @@ def step_source(dtype: str) -> str:
     return f"""
 real, REAL = {real}, {SIZE[real]}
 LARGEST, LARGEST64, NAN = {real}({largest!r}), {largest!r}, float("nan")
-int64 = numba.int64
 # Sums may be added in any order, which is fixed when this is compiled.
-SUMMING = {{**OPTIONS, "fastmath": {{"contract", "reassoc"}}}}
+SUMMING = ("contract", "reassoc")
 {chr(10).join(makers)}
 {_LOOPS}
 {_run_loops("vector", "r", ("p", "g", "r"))}

@@ -106,8 +106,8 @@ def refusal(rule: Rule, group: Group, state: Mapping[torch.Tensor, State], *, in
 
 def engine_of(devices: Iterable[torch.device], *, interpreted: bool) -> str:
     """Whose kernels step parameters on these devices."""
-    names = {"numba" if device.type == "cpu" and not interpreted else "triton" for device in devices}
-    return " and ".join(sorted(names)) or "numba"
+    names = {"llvm" if device.type == "cpu" and not interpreted else "triton" for device in devices}
+    return " and ".join(sorted(names)) or "llvm"
 
 
 def foreign(numbers: Iterable[str], buffers: Iterable[str], p: torch.Tensor, state: State) -> str:
@@ -748,7 +748,7 @@ class Passing:
 
 
 class HostPlan(Passing, Plan):
-    """A plan of parameters on the CPU, whose kernels numba has compiled."""
+    """A plan of parameters on the CPU, whose kernels LLVM has compiled."""
 
     _leaves_out = True
 

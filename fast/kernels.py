@@ -108,7 +108,7 @@ class Layout:
 
 
 class _Typed(ast.NodeTransformer):
-    """Gives the numbers in a rule the type that it computes in; numba would take them for float64."""
+    """Gives the numbers in a rule the type that it computes in; without it they are float64."""
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         return ast.Call(ast.Name("real", ast.Load()), [ast.Constant(float(node.value))], [])  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ def _function(function: object, name: str, *, typed: bool) -> str:
     definition = tree.body[0]
     assert isinstance(definition, ast.FunctionDef)
     definition.name = name
-    return "@register_jitable\n" + ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+    return ast.unparse(ast.fix_missing_locations(tree)) + "\n"
 
 
 def _lines(lines: list[str], depth: int) -> str:
@@ -205,12 +205,10 @@ ROW = {8 * layout.row_words}
 
 {_function(rule.update, "update", typed=True)}
 
-@njit(**OPTIONS)
 def dense({names}):
     for i in range(n):
 {_lines(body("a_{s}, i"), 2)}
 
-@njit(**OPTIONS)
 def strided({names}, {distances}):
     for i in range(n):
 {_lines(body("a_{s} + i * d_{s}, 0"), 2)}

@@ -128,7 +128,7 @@ class LBFGS(Fast, torch.optim.LBFGS):
         exotics = (exotic(p, interpreted=self._interpreted) for p in params if not is_sharded(p))
         refused = next(filter(None, exotics), "")
         if kernels and not refused:
-            return Served("triton" if on_device else "numba", reason)
+            return Served("triton" if on_device else "llvm", reason)
         return Served("blas", reason or (refused if kernels else ""))
 
     def _on_device(self, p: Tensor) -> bool:
@@ -798,11 +798,9 @@ _ROWS = 4
 
 # Below, a line with # stands for one line for each of the rows taken at once, and [x#] for x0, x1, x2, x3.
 _ROWWISE = """
-@njit(**OPTIONS)
 def at(rows, i, begin):
     return load_int64(rows, 2 * i) + begin * load_int64(rows, 2 * i + 1)
 
-@njit(**OPTIONS)
 def two_products(n, [p#], u, v):
     x# = 0.0
     z# = 0.0
@@ -813,7 +811,6 @@ def two_products(n, [p#], u, v):
         z# += w# * b
     return [x#], [z#]
 
-@njit(**OPTIONS)
 def products(n, [p#], u):
     x# = 0.0
     for j in range(n):
@@ -821,19 +818,16 @@ def products(n, [p#], u):
         x# += float64(load_row(p#, j)) * a
     return [x#]
 
-@njit(**OPTIONS)
 def add_four(n, [p#], [c#], u):
     for j in range(n):
         w# = c# * float64(load_row(p#, j))
         store_u(u, j, load_u(u, j) + (w0 + w1 + w2 + w3))
 
-@njit(**OPTIONS)
 def add_rows(rows, count, coefficients, begin, length, u):
     for i in range(0, count, ROWS):
         c# = load_float64(coefficients, i + #)
         add_four(length, [at(rows, i + #, begin)], [c#], u)
 
-@njit(**OPTIONS)
 def add_to(sums, i, x):
     store_float64(sums, i, load_float64(sums, i) + x)
 
@@ -851,7 +845,6 @@ def kernel(launch):
 
 #: The scalar product of each row with ``a`` and ``b``; where a vector ``before`` is given, ``b = a - before`` and ``s = t d`` first.
 _TIMES = """
-@njit(**OPTIONS)
 def block(own, rows, count, begin, length, u, v, sums):
     a, b, before = load_int64(own, 0), load_int64(own, 1), load_int64(own, 2)
     if before != 0:
@@ -869,7 +862,6 @@ def block(own, rows, count, begin, length, u, v, sums):
 """
 #: ``q = -g`` and each row times its coefficient; the scalar product of each row with that.
 _REDUCED = """
-@njit(**OPTIONS)
 def block(own, rows, count, begin, length, u, v, sums):
     g, q, coefficients = load_int64(own, 0), load_int64(own, 1) + 8 * begin, load_int64(own, 2)
     for j in range(length):
@@ -881,7 +873,6 @@ def block(own, rows, count, begin, length, u, v, sums):
 """
 #: ``d = scale * q`` and each row times its coefficient, rounded once; its scalar product with ``g``.
 _COMBINED = """
-@njit(**OPTIONS)
 def block(own, rows, count, begin, length, u, v, sums):
     g, q, coefficients = load_int64(own, 0), load_int64(own, 1) + 8 * begin, load_int64(own, 2)
     scale, d, slope = load_float64(load_int64(own, 3), 0), load_int64(own, 4), 0.0
@@ -897,14 +888,12 @@ def block(own, rows, count, begin, length, u, v, sums):
 
 #: The two-loop recursion as it is written (Nocedal and Wright, algorithm 7.4).
 _RECURSION = """
-@njit(**OPTIONS)
 def product(n, row, q):
     total = 0.0
     for j in range(n):
         total += float64(load_row(row, j)) * load_u(q, j)
     return total
 
-@njit(**OPTIONS)
 def add(n, c, row, q):
     for j in range(n):
         store_u(q, j, load_u(q, j) + c * float64(load_row(row, j)))

@@ -1,7 +1,6 @@
-"""Machine code: compiled by numba once, kept on disk as object files, loaded by LLVM, and run on torch's own threads.
+"""Machine code: compiled by LLVM once, kept on disk as object files, loaded by LLVM, and run on torch's own threads.
 
-Numba compiles; it is imported only when something has to be. What it made is kept as an object file under a name that says all that
-it depends on, so a later process reads it back through llvmlite, which is imported in a tenth of the time. A kernel is a
+What was compiled is kept as an object file under a name that says all that it depends on, so a later process reads it back. A kernel is a
 function of one address, ``void kernel(int64_t *launch)``, that asks ``launch[0]`` for the next batch until none is left: any number of
 threads may run it side by side on one launch.
 """
@@ -14,7 +13,6 @@ import functools
 import hashlib
 import importlib.util
 import os
-import re
 import sys
 import threading
 import time
@@ -30,12 +28,9 @@ import torch
 #: In an object file and in memory, the name of what it exports.
 SYMBOL = "stepcheck_kernel"
 #: Contraction of a product and a sum into one rounding is allowed, reassociation is not: it would change what is computed.
-OPTIONS: dict[str, Any] = {"fastmath": {"contract": True}, "error_model": "numpy", "_nrt": False}
+CONTRACTING = ("contract",)
 #: Where a kernel asks for it: its sums are its own to order, and the sign of a zero is lost.
-REASSOCIATING: dict[str, Any] = {**OPTIONS, "fastmath": dict.fromkeys(("contract", "reassoc", "nsz"), True)}
-
-#: What kernels may call: functions of the C library, which is in every process.
-LIBRARY = frozenset({"pow", "memset", "memcpy"})
+REASSOCIATING = ("contract", "reassoc", "nsz")
 
 #: Seconds that a process waits for another one to compile what it needs, and how often it looks.
 _PATIENCE, _LOOK_SECONDS = 30.0, 0.02
@@ -44,7 +39,7 @@ _lock = threading.RLock()
 
 
 # Looked for and not imported, which takes long; and looked for once, here: a step that is compiled has no way to look.
-_ABSENT = next((name for name in ("numba", "llvmlite") if importlib.util.find_spec(name) is None), "")
+_ABSENT = "" if importlib.util.find_spec("llvmlite") else "llvmlite"
 
 
 def unavailable() -> str:
@@ -108,7 +103,7 @@ _kernels: dict[tuple[str, bool], Kernel] = {}
 
 
 def kernel(source: str, *, reassociate: bool = False) -> Kernel:
-    """The function ``kernel(launch)`` that ``source`` defines, in the Python that numba compiles, with :mod:`.intrinsics` at hand.
+    """The function ``kernel(launch)`` that ``source`` defines, in the Python that :mod:`.compiler` understands.
 
     From memory, from disk or compiled, in this order. With ``reassociate`` the terms of a sum may be added in another order, always
     the same on one machine, so that sums over elements take several at a time.
@@ -119,21 +114,21 @@ def kernel(source: str, *, reassociate: bool = False) -> Kernel:
         with _lock:
             found = _kernels.get(key)
             if found is None:
-                found = _kernels[key] = _load(source, OPTIONS if not reassociate else REASSOCIATING)
+                found = _kernels[key] = _load(source, REASSOCIATING if reassociate else CONTRACTING)
     return found
 
 
-def _load(source: str, options: dict[str, Any]) -> Kernel:
+def _load(source: str, flags: tuple[str, ...]) -> Kernel:
     import llvmlite.binding as llvm
 
-    digest = _digest(source, options)
+    digest = _digest(source, flags)
     path = cache_folder() / f"{digest}.o"
     machine_code = _kept(path)
     if machine_code is None:
         with _alone(path):
             machine_code = _kept(path)  # by whoever was here before
             if machine_code is None:
-                machine_code = _compile(source, f"{SYMBOL}_{digest}", options)
+                machine_code = _compile(source, f"{SYMBOL}_{digest}", flags)
                 _keep(path, machine_code)
     # The symbol of each is its own, so that all can live in one engine.
     engine = _engine()
@@ -144,56 +139,29 @@ def _load(source: str, options: dict[str, Any]) -> Kernel:
     return Kernel(address)
 
 
-def _digest(source: str, options: dict[str, Any] = OPTIONS) -> str:
+def _digest(source: str, flags: tuple[str, ...] = CONTRACTING) -> str:
     """A name for all that machine code depends on."""
-    # How it is compiled and under which name it is found stands in this file.
-    texts = [path.read_text(encoding="utf-8") for path in (Path(__file__), Path(__file__).with_name("intrinsics.py"))]
-    parts = (
-        source,
-        *texts,
-        repr(sorted(options.items(), key=str)),
-        *_machine(),
-        version("numba"),
-        version("llvmlite"),
-        sys.version,
-    )
+    # How it is compiled and under which name it is found stands in these files.
+    texts = [path.read_text(encoding="utf-8") for path in (Path(__file__), Path(__file__).with_name("compiler.py"))]
+    # The source is text that Python made: of floating-point numbers, of syntax trees.
+    parts = (source, *texts, *flags, *_machine(), version("llvmlite"), sys.version)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _compile(source: str, symbol: str = SYMBOL, options: dict[str, Any] = OPTIONS) -> bytes:
+def _compile(source: str, symbol: str = SYMBOL, flags: tuple[str, ...] = CONTRACTING) -> bytes:
     import llvmlite.binding as llvm
-    import numba
 
-    from stepcheck.fast import intrinsics
+    from stepcheck.fast.compiler import assembly
 
-    namespace: dict[str, Any] = {**vars(intrinsics), "OPTIONS": options}
-    exec(compile(source, "<kernel>", "exec"), namespace)  # noqa: S102 - source is made of this package's own rules
-    compiled: Any = numba.cfunc(numba.void(numba.int64), **options)(namespace["kernel"])
-    module = llvm.parse_assembly(_exported(compiled.inspect_llvm(), compiled._wrapper_name, symbol))  # noqa: SLF001
-    # All else is its own: objects that are loaded side by side must not find each other's functions.
-    for value in (*module.functions, *module.global_variables):
-        if not value.is_declaration and value.name != symbol:
-            value.linkage = "internal"
-    declared = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
-    foreign = declared & set(re.findall(r"call [^@\n]*@([\w.]+)\(", str(module))) - LIBRARY
-    assert not foreign, f"a kernel calls {foreign}"
-    machine_code: bytes = _target_machine().emit_object(module)
+    target = _target_machine()
+    module = llvm.parse_assembly(assembly(source, symbol, flags))
+    module.triple, module.data_layout = _machine()[0], str(target.target_data)
+    tuning = llvm.create_pipeline_tuning_options(speed_level=3)
+    tuning.loop_vectorization = True
+    builder = llvm.create_pass_builder(target, tuning)
+    builder.getModulePassManager().run(module, builder)
+    machine_code: bytes = target.emit_object(module)
     return machine_code
-
-
-def _exported(assembly: str, wrapper: str, symbol: str) -> str:
-    """Numba's assembly with another function to call from C: its own would tell Python of exceptions, and kernels raise none."""
-    native = re.search(r"define [^\n]*i32 (@[^\s(]*kernel[^\s(]*)\(ptr[^\n]*, ptr[^\n]*, i64 [^\n]*\)", assembly)
-    assert native is not None
-    without = re.sub(rf"\ndefine [^\n]*@\"?{re.escape(wrapper)}\"?\(.*?\n}}\n", "\n", assembly, flags=re.DOTALL)
-    return f"""{without}
-define void @{symbol}(i64 %launch) {{
-  %result = alloca ptr
-  %raised = alloca ptr
-  %status = call i32 {native.group(1)}(ptr %result, ptr %raised, i64 %launch)
-  ret void
-}}
-"""
 
 
 def _kept(path: Path) -> bytes | None:

@@ -91,7 +91,7 @@ class Fast(Optimizer):
     def engine(self) -> tuple[Served, ...]:
         """Who steps each group, by its place in ``param_groups``, and why.
 
-        ``numba``: kernels of this package for the CPU; ``triton``: its kernels for CUDA; ``blas``: products and vector operations of
+        ``llvm``: kernels of this package for the CPU; ``triton``: its kernels for CUDA; ``blas``: products and vector operations of
         torch, arranged by this package; ``torch``: the code of ``torch.optim``, with the reason. Of DTensors, each rank steps what it
         has, unless the reason says that the whole is gathered.
         """

@@ -86,7 +86,7 @@ def test_what_cannot_be_resolved_is_told_and_fails(resolve, monkeypatch, capsys)
     def by_uv(platform, python, given):
         if python == "3.12" and given == resolve.PINNED:
             raise resolve.UnresolvableError("because triton==3.9.0 and torch==2.13.0 need different ones")
-        return {"torch": "2.13.0", "numba": "0.68.1", "numpy": "2.4.6"}
+        return {"torch": "2.13.0", "llvmlite": "0.50.0", "numpy": "2.4.6"}
 
     monkeypatch.setattr(resolve, "by_uv", by_uv)
     monkeypatch.setattr(resolve, "by_pip", lambda python, arguments: {"nox": "1"})
@@ -94,6 +94,6 @@ def test_what_cannot_be_resolved_is_told_and_fails(resolve, monkeypatch, capsys)
     assert resolve.main() == 1
     told = capsys.readouterr().out
     assert told.count("FAILS\nbecause triton==3.9.0") == len(resolve.PLATFORMS)
-    assert "torch 2.13.0, numba 0.68.1" in told
+    assert "torch 2.13.0, llvmlite 0.50.0" in told
     monkeypatch.setattr(resolve, "by_uv", lambda platform, python, given: {"torch": "2.13.0"})
     assert resolve.main() == 0

@@ -24,7 +24,7 @@ from stepcheck.harness.cuda_session.session import Budget, Session
 from stepcheck.harness.subjects import no_cuda
 
 MINUTES = 8.0
-_VERSIONED = ("triton", "numba", "llvmlite", "hypothesis", "scipy")
+_VERSIONED = ("triton", "llvmlite", "hypothesis", "scipy")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

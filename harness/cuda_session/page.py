@@ -27,7 +27,7 @@ _VERSIONS = (
     "torch",
     "triton",
     "numpy",
-    "numba",
+    "llvmlite",
     "hypothesis",
     "python",
     "platform",

@@ -100,7 +100,7 @@ def test_it_does_what_torch_does(name, options, dtype):
     # NAdam keeps a product in float32 that torch multiplies in float32, and stepcheck rounds once.
     bound = 1e-8 if name == "NAdam" and dtype is torch.float64 else CLOSE[dtype]
     assert apart(params, others) < bound
-    assert all(served == ("numba", "") for served in ours.engine)
+    assert all(served == ("llvm", "") for served in ours.engine)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -551,7 +551,7 @@ def test_what_kernels_do_not_take_is_stepped_by_torch_and_said_so(options, made,
     optimizer = fast.SGD([{"params": [p], **options}, {"params": [q]}], lr=0.5)
     assert optimizer.engine[0].engine == "torch"
     assert optimizer.engine[0].reason.startswith(reason)
-    assert optimizer.engine[1] == ("numba", "")
+    assert optimizer.engine[1] == ("llvm", "")
     p.grad, q.grad = torch.ones_like(p).detach(), torch.ones(2)
     optimizer.step()
     assert torch.equal(q, torch.full((2,), 0.5))

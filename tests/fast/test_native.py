@@ -30,7 +30,9 @@ def python(code, **environment):
 
 
 def test_importing_it_imports_no_compiler():
-    code = "import torch, sys; import stepcheck.fast; print([m for m in ('numba', 'llvmlite', 'hypothesis') if m in sys.modules])"
+    code = (
+        "import torch, sys; import stepcheck.fast; print([m for m in ('llvmlite', 'hypothesis') if m in sys.modules])"
+    )
     assert python(code).strip() == "[]"
 
 
@@ -40,12 +42,28 @@ import sys, torch
 from stepcheck.fast import SGD
 p = torch.ones(3, requires_grad=True); p.grad = torch.ones(3)
 SGD([p], lr=0.5).step()
-print(p.tolist(), "numba" in sys.modules)
+print(p.tolist(), "stepcheck.fast.compiler" in sys.modules)
 """
     first, second = (python(code, STEPCHECK_CACHE_DIR=str(tmp_path)) for _ in range(2))
     assert first.strip() == "[0.5, 0.5, 0.5] True"
     assert second.strip() == "[0.5, 0.5, 0.5] False"
     assert len(list(tmp_path.glob("*.o"))) == 2 + 2  # what watches tensors; prepare and step
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adafactor"])
+def test_a_first_step_on_an_empty_cache_takes_no_second(name, tmp_path):
+    code = f"""
+import time, torch
+import torch._dynamo  # which torch's constructors import
+from stepcheck.fast import {name}
+p = torch.ones(3, 3, requires_grad=True); p.grad = torch.ones(3, 3)
+optimizer = {name}([p])
+before = time.process_time()
+optimizer.step()
+print(time.process_time() - before)
+"""
+    # Of the processor's time, which other processes make longer, not several times as long.
+    assert float(python(code, STEPCHECK_CACHE_DIR=str(tmp_path))) < 2.0
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
@@ -105,13 +123,6 @@ def test_a_cache_with_a_broken_file_is_mended(tmp_path, monkeypatch):
     native.kernel(source).run(words.data_ptr())
     assert words.item() == 82
     assert path.stat().st_size > 100
-
-
-def test_what_a_kernel_may_call_is_watched():
-    with pytest.raises(AssertionError, match=r"a kernel calls .*erf"):
-        native._compile(
-            "import math\ndef kernel(launch):\n    store_float64(launch, 0, math.erf(load_float64(launch, 0)))\n"
-        )
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -237,11 +248,11 @@ from stepcheck import fast
 
 
 def test_where_nothing_is_installed_beside_torch_it_imports():
-    absent = ("numba", "llvmlite", "triton", "click", "hypothesis", "jinja2", "rich", "platformdirs")
+    absent = ("llvmlite", "triton", "click", "hypothesis", "jinja2", "rich", "platformdirs")
     assert python(WITHOUT.format(absent) + "import stepcheck; print(len(fast.__all__) > 10)").strip() == "True"
 
 
-def test_without_numba_torch_steps_and_engine_says_so():
+def test_without_llvmlite_torch_steps_and_engine_says_so():
     names = [name for name in fast.__all__ if name not in ("Served", "LBFGS", "SparseAdam")]
     code = f"""
 def stepped(cls):
@@ -255,13 +266,14 @@ for name in {names}:
     (p, optimizer), (q, _) = (stepped(getattr(module, name)) for module in (fast, torch.optim))
     print(name, torch.equal(p, q), *optimizer.engine)
 """
-    told = python(WITHOUT.format(("numba", "llvmlite", "triton")) + code).splitlines()
+    told = python(WITHOUT.format(("llvmlite", "triton")) + code).splitlines()
     assert told == [
-        f"{name} True Served(engine='torch', reason='numba is not installed: pip install numba')" for name in names
+        f"{name} True Served(engine='torch', reason='llvmlite is not installed: pip install llvmlite')"
+        for name in names
     ]
 
 
-def test_without_numba_lbfgs_takes_operations_of_torch_and_says_so():
+def test_without_llvmlite_lbfgs_takes_operations_of_torch_and_says_so():
     code = """
 def descended(cls):
     p = torch.linspace(-1, 1, 12).requires_grad_()
@@ -277,5 +289,5 @@ def descended(cls):
 (p, optimizer), (q, _) = descended(fast.LBFGS), descended(torch.optim.LBFGS)
 print(torch.allclose(p, q), *optimizer.engine)
 """
-    told = python(WITHOUT.format(("numba", "llvmlite", "triton")) + code).strip()
-    assert told == "True Served(engine='blas', reason='numba is not installed: pip install numba')"
+    told = python(WITHOUT.format(("llvmlite", "triton")) + code).strip()
+    assert told == "True Served(engine='blas', reason='llvmlite is not installed: pip install llvmlite')"

@@ -234,7 +234,7 @@ def test_it_ends_where_torch_ends(info, kwargs, dtype):
     other, others = live(info.optim_cls, info, {k: v for k, v in kwargs.items() if k not in by_torch}, dtype)
     assert apart(params, others) <= allowed(info, kwargs, others)
     assert_same_state(optimizer, params, other, others)
-    own = "torch" if kwargs.get("differentiable") else "blas" if info.name == "Muon" else "numba"
+    own = "torch" if kwargs.get("differentiable") else "blas" if info.name == "Muon" else "llvm"
     assert {s.engine for s in optimizer.engine} == {"blas" if info.name == "LBFGS" and dtype.is_complex else own}
 
 

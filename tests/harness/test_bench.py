@@ -146,7 +146,7 @@ def test_all_modes_that_take_a_workload_are_timed_beside_the_fast_class():
     (row,) = rows(["Adam"], TINY)
     assert [t.name for t in row.timings] == ["forloop", "foreach", "fused", "fast"]
     assert all(len(t.seconds) == 3 and not t.error for t in row.timings)
-    assert row.engine == "numba"
+    assert row.engine == "llvm"
     assert row.bytes_per_element == 28
     sgd, adagrad, adam = rows(["SGD", "Adagrad", "SparseAdam", "Adam", "Muon"], SPARSE)
     assert [t.name for t in sgd.torch] == [t.name for t in adagrad.torch] == ["forloop", "foreach"]
@@ -368,7 +368,7 @@ def test_json_has_everything(command, tmp_path):
     ratios = [t / f for t, f in zip(best["rounds"], adam["fast"]["rounds"], strict=True)]
     assert adam["round_ratios"]["median"] == sorted(ratios)[1]
     assert adam["bytes_per_second"] == pytest.approx(28 * 15 / adam["fast"]["median"])
-    assert (adam["engine"], adam["wrong"], adam["share_of_ceiling"]) == ("numba", False, None)
+    assert (adam["engine"], adam["wrong"], adam["share_of_ceiling"]) == ("llvm", False, None)
     assert data["results"][1]["options"] == {"momentum": 0.9}
 
 
@@ -444,7 +444,7 @@ def test_durations_have_three_digits(seconds, told):
 
 
 def test_the_widest_table_fits_into_a_hundred_columns():
-    row = Row("SparseAdam", TINY, {}, bytes_per_element=28, engine="numba")
+    row = Row("SparseAdam", TINY, {}, bytes_per_element=28, engine="llvm")
     on_cpu = ("forloop", "foreach", "fused", "compiled")
     row.torch = [Timing(name, [0.123]) for name in on_cpu]
     row.fast, row.ceiling = Timing("fast", [0.00123]), Timing("ceiling", [0.00111])
