@@ -973,6 +973,7 @@ class Adafactor(Planned, torch.optim.Adafactor):
 
     @classmethod
     def kernels(cls) -> Iterator[Kernel]:
+        yield from super().kernels()
         yield prepare_kernel()
         yield from map(step_kernel, COMPUTED)
 

@@ -16,8 +16,8 @@ import functools
 import inspect
 import itertools
 import textwrap
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from stepcheck.fast.native import Kernel, kernel
 from stepcheck.fast.rules import Rule, always
@@ -140,15 +140,22 @@ def prepare_kernel(layout: Layout) -> Kernel:
     return kernel(prepare_source(layout))
 
 
-def kernels_of(rule: Rule, dtypes: Iterable[str] = tuple(COMPUTED)) -> Iterator[Kernel]:
-    """The kernels of a rule for these real dtypes, with and without each buffer that options do without; made one by one."""
+def kernels_of(rule: Rule) -> Iterator[Kernel]:
+    """All kernels that a rule has, for each real dtype, with and without each buffer that options do without; made one by one."""
     optional = [name for name, buffer in rule.buffers.items() if buffer.present is not always]
     chosen = [set(c) for n in range(len(optional) + 1) for c in itertools.combinations(optional, n)]
-    for dtype in dtypes:
-        for present in chosen:
-            layout = Layout(rule, dtype, tuple(b for b in rule.buffers if b not in optional or b in present))
-            yield prepare_kernel(layout)
-            yield step_kernel(layout)
+    for dtype, present in itertools.product(COMPUTED, chosen):
+        layout = Layout(rule, dtype, tuple(b for b in rule.buffers if b not in optional or b in present))
+        for each in (layout, replace(layout, unscales=True), *(_sparse(layout) if rule.sparse else ())):
+            yield prepare_kernel(each)
+            yield step_kernel(each)
+
+
+def _sparse(layout: Layout) -> Iterator[Layout]:
+    """For sparse gradients: of rows or of anything else, and as they are or added up in what is computed in."""
+    for gradient in dict.fromkeys(("", "" if COMPUTED[layout.dtype] == layout.dtype else COMPUTED[layout.dtype])):
+        yield replace(layout, gradient=gradient, indexed=True)
+        yield replace(layout, gradient=gradient)
 
 
 def step_source(layout: Layout) -> str:

@@ -8,7 +8,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -114,6 +114,12 @@ class LBFGS(Fast, torch.optim.LBFGS):
             options.setdefault("maximize", maximize)
         if own.get("max_eval", max_eval) is None:
             group["max_eval"] = self._open_max_eval = _derived_max_eval(group)
+
+    @classmethod
+    def kernels(cls) -> Iterator[Kernel]:
+        yield from (_kernel(_RECURSION, dtype) for dtype in _OWN)
+        yield from (_kernel(_ROWWISE, torch.float32, block) for block in (_TIMES, _REDUCED, _COMBINED))
+        yield _substitution_kernel()
 
     def _served(self, group: Group) -> Served:
         params = group["params"]
@@ -725,7 +731,7 @@ class _Work:
         """``x`` less ``rho`` times the sum of ``b`` and what the matrix, below its diagonal, makes of the entries before."""
         x = x.copy()
         given = [np.ascontiguousarray(a) for a in (matrix, rho, b)]
-        _Work._run(native.kernel(_SUBSTITUTION, reassociate=True), 1, len(x), *given, x)
+        _Work._run(_substitution_kernel(), 1, len(x), *given, x)
         return x
 
     @staticmethod
@@ -944,6 +950,10 @@ def _kernel(source: str, dtype: torch.dtype, block: str = "") -> Kernel:
     for line in (source + block).splitlines():
         lines += each(re.sub(r"\[([^]]*)\]", lambda m: ", ".join(each(m[1])), line))
     return native.kernel("\n".join(lines), reassociate=True)
+
+
+def _substitution_kernel() -> Kernel:
+    return native.kernel(_SUBSTITUTION, reassociate=True)
 
 
 # Line search --------------------------------------------------------------------------------------------------------------

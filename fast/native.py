@@ -141,10 +141,13 @@ def _load(source: str, flags: tuple[str, ...]) -> Kernel:
 
 def _digest(source: str, flags: tuple[str, ...] = CONTRACTING) -> str:
     """A name for all that machine code depends on."""
+    import llvmlite.binding as llvm
+
     # How it is compiled and under which name it is found stands in these files.
     texts = [path.read_text(encoding="utf-8") for path in (Path(__file__), Path(__file__).with_name("compiler.py"))]
     # The source is text that Python made: of floating-point numbers, of syntax trees.
-    parts = (source, *texts, *flags, *_machine(), version("llvmlite"), sys.version)
+    made_by = (version("llvmlite"), repr(llvm.llvm_version_info), sys.version)
+    parts = (source, *texts, *flags, *_machine(), *made_by)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

@@ -13,6 +13,7 @@ from torch._compile import _disable_dynamo
 from torch.autograd import profiler
 from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from stepcheck.fast import tensors
 from stepcheck.fast.engine import (
     Group,
     HostPlan,
@@ -34,6 +35,7 @@ from stepcheck.fast.rules import NARROW, Rule, compensates
 from stepcheck.fast.rules import always as always_present
 from stepcheck.fast.shards import local
 from stepcheck.fast.shards import refusal as shard_refusal
+from stepcheck.fast.sparse import within_kernel
 
 Closure = Callable[[], Any]
 _UNSCALED = Scaling()
@@ -78,7 +80,7 @@ class Fast(Optimizer):
 
     @classmethod
     def kernels(cls) -> Iterator[Kernel]:
-        """The kernels of this class, compiled or loaded one by one.
+        """All kernels that a step of this class on the CPU may need, compiled or loaded one by one.
 
         A step makes those that it needs by itself. To go through them ahead of time is worth it where no step may take long, or to
         fill the cache of an image.
@@ -373,6 +375,10 @@ class Planned(Fast):
     #: Those that CUDA graphs have recorded: whoever has such a graph may replay it for as long as there is the optimizer.
     _recorded: tuple[Steps, ...] = ()
 
+    @classmethod
+    def kernels(cls) -> Iterator[Kernel]:
+        return tensors.kernels()
+
     def _update(self, scaling: Scaling) -> None:
         plans = self._plans
         if not plans:
@@ -444,7 +450,10 @@ class ByRule(Planned):
 
     @classmethod
     def kernels(cls) -> Iterator[Kernel]:
-        return kernels_of(cls.rule)
+        yield from super().kernels()
+        yield from kernels_of(cls.rule)
+        if cls.rule.sparse:
+            yield within_kernel()
 
     def _served(self, group: Group) -> Served:
         reason = refusal(self.rule, group, self.state, interpreted=self._interpreted)

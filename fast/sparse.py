@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from stepcheck.fast.native import kernel
+from stepcheck.fast.native import Kernel, kernel
 from stepcheck.fast.tensors import Looks, Watch, Words
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ def kernel(launch):
             within = 0
     store_int64(launch, 3, within)
 """
+
+
+def within_kernel() -> Kernel:
+    """Whether indices name rows that are there."""
+    return kernel(_WITHIN)
 
 
 @dataclass
@@ -73,7 +78,7 @@ class SparseSteps:
         self._looks, self._watch = Looks(self._beside), Watch([], entries, self._beside)
         self._range: Words = np.zeros(4, np.int64)
         self._range_at = self._range.ctypes.data
-        self._within = kernel(_WITHIN)
+        self._within = within_kernel()
         self._seen: list[_Seen] = []
 
     def holds(self) -> bool:

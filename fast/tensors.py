@@ -11,14 +11,14 @@ import ctypes
 import functools
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from stepcheck.fast.native import kernel
+from stepcheck.fast.native import Kernel, kernel
 
 Words = npt.NDArray[np.int64]
 
@@ -68,6 +68,11 @@ def _native_functions() -> tuple[int, int, int] | None:
 def _ids(objects: Sequence[Any]) -> Words:
     """Where objects are."""
     return np.fromiter(map(id, objects), np.int64, len(objects))
+
+
+def kernels() -> Iterator[Kernel]:
+    """Those that are used here."""
+    yield from map(kernel, (_ADDRESSES, _SAME) if _native_functions() else ())
 
 
 class Addresses:

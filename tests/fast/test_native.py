@@ -66,6 +66,82 @@ print(time.process_time() - before)
     assert float(python(code, STEPCHECK_CACHE_DIR=str(tmp_path))) < 2.0
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"cpu": "another"},
+        {"features": "+another"},
+        {"triple": "another-unknown-linux"},
+        {"version": "0.0"},
+        {"llvm": (1, 2, 3)},
+        {"flags": native.REASSOCIATING},
+        {"source": SOURCE.format(2)},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_what_one_machine_or_version_compiled_no_other_loads(other, tmp_path, monkeypatch):
+    binding = pytest.importorskip("llvmlite.binding")
+    monkeypatch.setenv("STEPCHECK_CACHE_DIR", str(tmp_path))
+    source, flags = SOURCE.format(1), native.CONTRACTING
+    native._load(source, flags)
+    triple, cpu, features = native._machine()
+    there = {"triple": triple, "cpu": cpu, "features": features, **other}
+    monkeypatch.setattr(native, "_machine", lambda: (there["triple"], there["cpu"], there["features"]))
+    if "version" in other:
+        monkeypatch.setattr(native, "version", lambda package: other["version"])
+    if "llvm" in other:
+        monkeypatch.setattr(binding, "llvm_version_info", other["llvm"])
+    asked = []
+    monkeypatch.setattr(native, "_kept", lambda path: asked.append(path.exists()))  # and nothing is there
+    monkeypatch.setattr(native, "_compile", lambda *given: (_ for _ in ()).throw(InterruptedError))
+    with pytest.raises(InterruptedError):
+        native._load(other.get("source", source), other.get("flags", flags))
+    assert asked == [False, False]
+
+
+def test_after_kernels_no_step_compiles(tmp_path):
+    # Each kind of step of each class: dtypes, strides, unscaling, sparse gradients of rows and of single elements, summed or not.
+    names = ("SGD", "AdamW", "SparseAdam", "Adafactor", "LBFGS")
+    made = f"from stepcheck import fast\nfor name in {names}: list(getattr(fast, name).kernels())"
+    steps = """
+import itertools, sys, torch
+from stepcheck import fast
+torch.sparse.check_sparse_tensor_invariants.disable()
+def step(cls, p, g, scaled=False, **options):
+    p.grad = g
+    optimizer = cls([p.requires_grad_()], **options)
+    if scaled:
+        optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())
+    for _ in range(3):
+        optimizer.step()
+def closure():
+    vector.grad = vector.detach() ** 3
+    return (vector ** 4).sum() / 4
+more = {"SGD": {"momentum": 0.9}, "AdamW": {"amsgrad": True}}
+dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+for name, dtype in itertools.product(("SGD", "AdamW", "SparseAdam", "Adafactor"), dtypes):
+    cls = getattr(fast, name)
+    for options, scaled in itertools.product(({}, more.get(name, {})), (False, True)) if name != "SparseAdam" else ():
+        step(cls, torch.ones(4, 6, dtype=dtype), torch.ones(4, 6, dtype=dtype), scaled, **options)
+        step(cls, torch.ones(4, 6, dtype=dtype)[:, ::2], torch.ones(4, 3, dtype=dtype), scaled, **options)
+    for at in ([[0, 2]], [[2, 2]], [[0, 2], [1, 1]], [[2, 2], [1, 1]]) if cls._sparse else ():
+        values = torch.ones(2, 6, dtype=dtype)[:, : 6 if len(at) == 1 else 1].squeeze(1)
+        g = torch.sparse_coo_tensor(torch.tensor(at), values, (4, 6))
+        step(cls, torch.ones(4, 6, dtype=dtype), g)
+        step(cls, torch.ones(4, 6, dtype=dtype), g.coalesce())
+for dtype, n in itertools.product(dtypes, (10, 300_000)):
+    vector = torch.linspace(1, 2, n, dtype=dtype).requires_grad_()
+    optimizer = fast.LBFGS([vector], lr=0.1)
+    for _ in range(2):
+        optimizer.step(closure)
+print("stepcheck.fast.compiler" in sys.modules, end="")
+"""
+    python(made, STEPCHECK_CACHE_DIR=str(tmp_path))
+    kept = len(list(tmp_path.glob("*.o")))
+    assert python(steps, STEPCHECK_CACHE_DIR=str(tmp_path)) == "False"
+    assert len(list(tmp_path.glob("*.o"))) == kept > 0
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("STEPCHECK_CACHE_DIR", str(tmp_path / "file" / "folder"))
