@@ -129,7 +129,7 @@ for name, dtype in itertools.product(("SGD", "AdamW", "SparseAdam", "Adafactor")
         g = torch.sparse_coo_tensor(torch.tensor(at), values, (4, 6))
         step(cls, torch.ones(4, 6, dtype=dtype), g)
         step(cls, torch.ones(4, 6, dtype=dtype), g.coalesce())
-for dtype, n in itertools.product(dtypes, (10, 300_000)):
+for dtype, n in itertools.product((torch.float32, torch.float64), (10, 70_000)):
     vector = torch.linspace(1, 2, n, dtype=dtype).requires_grad_()
     optimizer = fast.LBFGS([vector], lr=0.1)
     for _ in range(2):
