@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from stepcheck.fast.native import Kernel, kernel
-from stepcheck.fast.rules import Rule, always
+from stepcheck.fast.rules import NARROW, Rule, always
 
 #: What is computed in, by what is stored.
 COMPUTED = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
@@ -144,8 +144,11 @@ def kernels_of(rule: Rule) -> Iterator[Kernel]:
     """All kernels that a rule has, for each real dtype, with and without each buffer that options do without; made one by one."""
     optional = [name for name, buffer in rule.buffers.items() if buffer.present is not always]
     chosen = [set(c) for n in range(len(optional) + 1) for c in itertools.combinations(optional, n)]
-    for dtype, present in itertools.product(COMPUTED, chosen):
-        layout = Layout(rule, dtype, tuple(b for b in rule.buffers if b not in optional or b in present))
+    for dtype, without, carries in itertools.product(COMPUTED, chosen, (False, True)):
+        if carries and dtype not in NARROW:
+            continue
+        own = tuple(b for b in rule.buffers if b not in without)
+        layout = Layout(rule, dtype, own + rule.keeping(own) if carries else own)
         for each in (layout, replace(layout, unscales=True), *(_sparse(layout) if rule.sparse else ())):
             yield prepare_kernel(each)
             yield step_kernel(each)

@@ -156,8 +156,11 @@ class Rule:
     def present(self, group: Options) -> tuple[str, ...]:
         """The buffers that a parameter with these options has; what keeps lost bits, if it is of a narrow format."""
         own = tuple(name for name, buffer in self.buffers.items() if buffer.present(group))
-        carried = (name for name, stream in self.carried.items() if stream in ("p", *own))
-        return (*own, *carried) if compensates(group) else own
+        return own + self.keeping(own) if compensates(group) else own
+
+    def keeping(self, own: tuple[str, ...]) -> tuple[str, ...]:
+        """What keeps the lost bits of the parameter, and of those of these buffers that lose any."""
+        return tuple(name for name, stream in self.carried.items() if stream in ("p", *own))
 
     def streams(self, present: tuple[str, ...], dtype: str) -> tuple[str, ...]:
         """Of these buffers, those of a parameter that is stored in a real format."""
