@@ -231,8 +231,8 @@ def kernel(launch):
         batch = next_number(launch)
         if batch >= batches:
             break
-        for c in range(load_int64(table, batch), load_int64(table, batch + 1)):
-            chunk = chunks + c * {8 * layout.chunk_words}
+        for number in range(load_int64(table, batch), load_int64(table, batch + 1)):
+            chunk = chunks + number * {8 * layout.chunk_words}
 {_lines(chunk, 3)}
 """
 
