@@ -44,7 +44,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -302,6 +302,17 @@ def _regrouped(result: Bounded, terms: Terms | None) -> Bounded:
     return result
 
 
+def _underflowing(product: Bounded) -> Bounded:
+    """A product or a quotient, whose factors may be multiplied in any order and lose what is near zero more than once."""
+    terms = product.terms
+    if terms is not None and product.arithmetic.level == ELEMENTS:
+        of = product.arithmetic.format
+        further = of.underflow * terms.underflows(of.smallest) * np.sign(terms.size)
+        if np.count_nonzero(further):
+            product.error = product.error + _audited("factors near zero", further)
+    return product
+
+
 def _in_terms(result: Bounded, *operands: Bounded) -> Bounded:
     """A result that is one of its operands."""
     if result.arithmetic.regroups:
@@ -360,7 +371,7 @@ def _applied_one_by_one(scalar: Bounded) -> Bounded:
     if terms.factors:
         further = regrouping.entering(terms, scalar.value, scalar.arithmetic.unit)
         scalar.error = scalar.error + _audited("factors one by one", further)
-        scalar.terms = Terms(terms.size, terms.partial)
+        scalar.terms = replace(terms, factors=0)
     return scalar
 
 
@@ -562,7 +573,7 @@ def _sum(name: str, a: Bounded, b: Bounded, z: Float, arithmetic: Arithmetic) ->
         if exact.all() and arithmetic.format.represents(np.asarray(z)).all():
             counted = Bounded(z, _EXACT, arithmetic)
             if arithmetic.regroups:
-                counted.terms = Terms(np.abs(z), _terms(a).partial + _terms(b).partial)
+                counted.terms = replace(regrouping.scalar(z), partial=_terms(a).partial + _terms(b).partial)
             return counted
     if arithmetic.inner is not None:
         a, b = _as_addend(a), _as_addend(b)
@@ -589,7 +600,8 @@ def _multiply(a: Any, b: Any) -> Bounded:
         p = _size(a) * b.error
     if type(a.error) is not float:
         p = p + a.error * (_size(b) if type(b.error) is float else _size(b) + b.error)
-    result = _regrouped(_round("multiply", a.value * b.value, p, 1.0, arithmetic, _settled_product(a, b), cost), terms)
+    product = _round("multiply", a.value * b.value, p, 1.0, arithmetic, _settled_product(a, b), cost)
+    result = _underflowing(_regrouped(product, terms))
     if arithmetic.inner is not None and scalar is not None:
         result.addend = _as_factor(np.abs(_value(scalar)), a, b, result)
     return result
@@ -638,7 +650,8 @@ def _divide(a: Any, b: Any) -> Bounded:
         p = p / np.abs(b.value)
     if arithmetic.division > 1:
         p = p + _reciprocal_error(a, b, arithmetic)
-    return _regrouped(_round("divide", z, p, arithmetic.division, arithmetic, _settled_quotient(a, b), cost), terms)
+    quotient = _round("divide", z, p, arithmetic.division, arithmetic, _settled_quotient(a, b), cost)
+    return _underflowing(_regrouped(quotient, terms))
 
 
 def _reciprocal_error(a: Bounded, b: Bounded, arithmetic: Arithmetic) -> Float:

@@ -23,6 +23,10 @@ scalar c enters       abs(c), 1                                                 
 The parts of a term may be multiplied in any order as well: ``lr (wd p)`` leaves a format that ``(lr wd) p`` stays in. So each number carries
 the largest product of some of the factors of its terms, and where that leaves the format, the result is undetermined.
 
+Near zero each product of two numbers loses up to half the smallest number, eta, and whatever is multiplied by the result afterwards multiplies that
+as well: ``lr (wd p)`` loses ``(1 + lr) eta``, and ``wd (lr p)`` ``(1 + wd) eta``. So a product of n terms of at most m factors costs
+``n (m - 1) eta`` times the largest product of some of the factors of one of them, where the smallest such product is below the normal numbers.
+
 All other operations make a single term of their result. What cannot be had by grouping alone, such as ``a + w (x - a)`` for ``(1 - w) a + w x``,
 where a term is added and taken away again, is in the list of orders (``stepcheck.reference.arithmetic``).
 
@@ -53,6 +57,9 @@ class Terms:
         count: how many terms they are.
         tensors: numbers of the tensors that they are made of.
         factors: of a scalar, the products and quotients that it is made of.
+        lift: no product of some of the factors of one term is larger, elementwise; at least 1.
+        drop: no such product is smaller, but for zero; at most 1.
+        length: how many factors a term has at most.
     """
 
     size: Float
@@ -60,23 +67,42 @@ class Terms:
     count: int = 1
     tensors: frozenset[int] = frozenset()
     factors: int = 0
+    lift: Float = 1.0
+    drop: Float = 1.0
+    length: int = 1
+
+    def underflows(self, smallest: float) -> Float:
+        """How many times half the smallest number the products may lose however they are grouped, in a format with this smallest normal one."""
+        return np.where(self.drop < smallest, self.count * (self.length - 1) * self.lift, 0.0)
 
 
 def tensor(value: Float) -> Terms:
     """A number that was there before."""
     size = np.abs(value)
-    return Terms(size, size, tensors=frozenset((next(_NUMBERS),)))
+    return Terms(size, size, tensors=frozenset((next(_NUMBERS),)), lift=np.maximum(size, 1.0), drop=_drop(size))
+
+
+def _drop(size: Float) -> Float:
+    """Of one factor. A product with zero loses nothing."""
+    return np.where(size == 0.0, 1.0, np.minimum(size, 1.0))
 
 
 def scalar(value: Float, made: Terms | None = None) -> Terms:
     """A number that is the same for all elements, by itself or as what it is made of."""
     size = np.abs(value)
-    return Terms(size, size) if made is None else Terms(size, made.partial, factors=made.factors)
+    if made is None:
+        return Terms(size, size, lift=np.maximum(size, 1.0), drop=_drop(size))
+    lift, drop = np.maximum(made.lift, size), np.minimum(made.drop, _drop(size))
+    return Terms(size, made.partial, factors=made.factors, lift=lift, drop=drop, length=1 + made.factors)
 
 
 def added(a: Terms, b: Terms, z: Float) -> tuple[Terms, Float]:
     """The terms of a sum or difference ``z``, and what it costs."""
-    terms = Terms(a.size + b.size, a.partial + b.partial, a.count + b.count, a.tensors | b.tensors)
+    lift, drop, length = np.maximum(a.lift, b.lift), np.minimum(a.drop, b.drop), max(a.length, b.length)
+    terms = Terms(
+        a.size + b.size, a.partial + b.partial, a.count + b.count, a.tensors | b.tensors,
+        lift=lift, drop=drop, length=length,
+    )  # fmt: skip
     if not a.tensors.isdisjoint(b.tensors):
         return terms, _BY_ITSELF * (a.size * b.count + b.size * a.count)
     return terms, np.abs(z) if terms.count == 2 else a.size * b.count + b.size * a.count
@@ -86,14 +112,17 @@ def multiplied(a: Terms, b: Terms) -> tuple[Terms, Float]:
     """The terms of a product, and what it costs."""
     size = a.size * b.size
     partial = np.maximum(np.maximum(a.partial, b.partial), a.partial * b.partial)
-    terms = Terms(size, partial, a.count * b.count, a.tensors | b.tensors, a.factors + b.factors + 1)
+    lift, drop, factors = a.lift * b.lift, a.drop * b.drop, a.factors + b.factors + 1
+    terms = Terms(size, partial, a.count * b.count, a.tensors | b.tensors, factors, lift, drop, a.length + b.length)
     return terms, size * (1 + (a.count - 1) * (b.count - 1))
 
 
 def divided(a: Terms, b: Terms, divisor: Float) -> tuple[Terms, Float]:
     """The terms of a quotient, and what it costs, in roundings of a division."""
     size, partial = a.size / divisor, np.maximum(a.partial, a.partial / divisor)
-    return Terms(size, partial, a.count, a.tensors | b.tensors, a.factors + b.factors + 1), size
+    lift, drop = a.lift * np.maximum(1.0, 1.0 / divisor), a.drop * np.minimum(1.0, 1.0 / divisor)
+    terms = Terms(size, partial, a.count, a.tensors | b.tensors, a.factors + b.factors + 1, lift, drop, a.length + 1)
+    return terms, size
 
 
 def either(*several: Terms) -> Terms:
@@ -102,7 +131,11 @@ def either(*several: Terms) -> Terms:
     for terms in several[1:]:
         size, partial = np.maximum(size, terms.size), np.maximum(partial, terms.partial)
     tensors = frozenset().union(*(terms.tensors for terms in several))
-    return Terms(size, partial, max(t.count for t in several), tensors, max(t.factors for t in several))
+    lift, drop = several[0].lift, several[0].drop
+    for terms in several[1:]:
+        lift, drop = np.maximum(lift, terms.lift), np.minimum(drop, terms.drop)
+    count, factors, length = (max(getattr(t, name) for t in several) for name in ("count", "factors", "length"))
+    return Terms(size, partial, count, tensors, factors, lift, drop, length)
 
 
 def entering(scalar: Terms | None, value: Float, unit: float) -> Float:

@@ -290,7 +290,14 @@ def test_no_regrouping_leaves_the_format_where_the_budget_says_that_it_stays(nam
     assert tried > 1000
 
 
-def held(name, dtype, *, edge):
+@pytest.mark.parametrize("name", RULES)
+def test_no_regrouping_near_zero_goes_beyond_the_budget(name):
+    """Parameters and gradients that are subnormal, or that some factor makes so."""
+    tried, _ = held(name, "float32", edge=False, zero=True)
+    assert tried > 1000
+
+
+def held(name, dtype, *, edge, zero=False):
     """How many elements were held to the budget, and the largest part of it that one took."""
     spec, element = SPECS[name], FORMATS[dtype]
     sets = option_sets(spec, {h.name: candidates(h) for h in spec.hyper})
@@ -302,6 +309,11 @@ def held(name, dtype, *, edge):
         p, g, state = situation(spec, hyper, element, n)
         if edge:
             p, g = np.sign(p) * 2.0 ** np.linspace(120, 127.9, ELEMENTS), g * 2.0**60
+        if zero:
+            p, g = (
+                (np.sign(x) * 2.0 ** np.linspace(a, b, ELEMENTS)).astype(np.float32).astype(np.float64)
+                for x, a, b in ((p, -149, -120), (g, -110, -140))
+            )
         leaves = SimpleNamespace(**{k: _options(v) for k, v in vars(hyper).items()})
         with np.errstate(all="ignore"):
             new, after = spec.update(
@@ -315,7 +327,8 @@ def held(name, dtype, *, edge):
                     continue
                 for seed in range(REGROUPINGS):
                     got = np.asarray(
-                        Regrouped(f"{name} {n} {field} {seed}", element, expands=edge).evaluate(formula), np.float64
+                        Regrouped(f"{name} {n} {field} {seed}", element, expands=edge or zero).evaluate(formula),
+                        np.float64,
                     )
                     got = got.astype(np.float32 if element is BINARY32 else np.float64).astype(np.float64)
                     off, error = (
