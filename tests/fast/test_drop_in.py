@@ -189,7 +189,7 @@ def _float64_by_default():
 
 
 @pytest.mark.usefixtures("_float64_by_default")
-@pytest.mark.parametrize(("family", "stepped_by"), [(fast, "numba"), (interpreted, "triton")], ids=["numba", "triton"])
+@pytest.mark.parametrize(("family", "stepped_by"), [(fast, "llvm"), (interpreted, "triton")], ids=["llvm", "triton"])
 def test_a_product_that_is_kept_in_float64_is_not_rounded_to_float32(family, stepped_by):
     params, others = ([torch.linspace(-1, 1, 7).requires_grad_()] for _ in range(2))
     ours, theirs = family.NAdam(params), torch.optim.NAdam(others)

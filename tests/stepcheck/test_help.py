@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "numpy", "hypothesis", "numba", "jinja2")
+HEAVY = ("torch", "numpy", "hypothesis", "jinja2")
 SCRIPT = """
 import sys
 from stepcheck import cli
