@@ -307,7 +307,9 @@ def _underflowing(product: Bounded) -> Bounded:
     terms = product.terms
     if terms is not None and product.arithmetic.level == ELEMENTS:
         of = product.arithmetic.format
-        further = of.underflow * terms.underflows(of.smallest) * np.sign(terms.size)
+        further = of.underflow * terms.underflows(of.smallest)
+        # A product with zero loses nothing; where factors leave the format, all is undetermined as it is.
+        further = np.where(np.isfinite(further) & (terms.size > 0), further, 0.0)
         if np.count_nonzero(further):
             product.error = product.error + _audited("factors near zero", further)
     return product

@@ -25,7 +25,7 @@ the largest product of some of the factors of its terms, and where that leaves t
 
 Near zero each product of two numbers loses up to half the smallest number, eta, and whatever is multiplied by the result afterwards multiplies that
 as well: ``lr (wd p)`` loses ``(1 + lr) eta``, and ``wd (lr p)`` ``(1 + wd) eta``. So a product of n terms of at most m factors costs
-``n (m - 1) eta`` times the largest product of some of the factors of one of them, where the smallest such product is below the normal numbers.
+``n (1 + (m - 2) x) eta``, where x is the largest product of some of the factors of one of them, if the smallest such product is below the normal numbers.
 
 All other operations make a single term of their result. What cannot be had by grouping alone, such as ``a + w (x - a)`` for ``(1 - w) a + w x``,
 where a term is added and taken away again, is in the list of orders (``stepcheck.reference.arithmetic``).
@@ -57,7 +57,7 @@ class Terms:
         count: how many terms they are.
         tensors: numbers of the tensors that they are made of.
         factors: of a scalar, the products and quotients that it is made of.
-        lift: no product of some of the factors of one term is larger, elementwise; at least 1.
+        lift: no product of some of the factors of one term is larger, elementwise.
         drop: no such product is smaller, but for zero; at most 1.
         length: how many factors a term has at most.
     """
@@ -67,19 +67,19 @@ class Terms:
     count: int = 1
     tensors: frozenset[int] = frozenset()
     factors: int = 0
-    lift: Float = 1.0
+    lift: Float = 0.0
     drop: Float = 1.0
     length: int = 1
 
     def underflows(self, smallest: float) -> Float:
-        """How many times half the smallest number the products may lose however they are grouped, in a format with this smallest normal one."""
-        return np.where(self.drop < smallest, self.count * (self.length - 1) * self.lift, 0.0)
+        """How many times half the smallest number products may lose, beyond once, in a format with this smallest normal one."""
+        return np.where(self.drop < smallest, self.count * (1.0 + (self.length - 2) * self.lift) - 1.0, 0.0)
 
 
 def tensor(value: Float) -> Terms:
     """A number that was there before."""
     size = np.abs(value)
-    return Terms(size, size, tensors=frozenset((next(_NUMBERS),)), lift=np.maximum(size, 1.0), drop=_drop(size))
+    return Terms(size, size, tensors=frozenset((next(_NUMBERS),)), lift=size, drop=_drop(size))
 
 
 def _drop(size: Float) -> Float:
@@ -91,7 +91,7 @@ def scalar(value: Float, made: Terms | None = None) -> Terms:
     """A number that is the same for all elements, by itself or as what it is made of."""
     size = np.abs(value)
     if made is None:
-        return Terms(size, size, lift=np.maximum(size, 1.0), drop=_drop(size))
+        return Terms(size, size, lift=size, drop=_drop(size))
     lift, drop = np.maximum(made.lift, size), np.minimum(made.drop, _drop(size))
     return Terms(size, made.partial, factors=made.factors, lift=lift, drop=drop, length=1 + made.factors)
 
@@ -112,7 +112,8 @@ def multiplied(a: Terms, b: Terms) -> tuple[Terms, Float]:
     """The terms of a product, and what it costs."""
     size = a.size * b.size
     partial = np.maximum(np.maximum(a.partial, b.partial), a.partial * b.partial)
-    lift, drop, factors = a.lift * b.lift, a.drop * b.drop, a.factors + b.factors + 1
+    lift = np.maximum(np.maximum(a.lift, b.lift), a.lift * b.lift)
+    drop, factors = a.drop * b.drop, a.factors + b.factors + 1
     terms = Terms(size, partial, a.count * b.count, a.tensors | b.tensors, factors, lift, drop, a.length + b.length)
     return terms, size * (1 + (a.count - 1) * (b.count - 1))
 
@@ -120,7 +121,8 @@ def multiplied(a: Terms, b: Terms) -> tuple[Terms, Float]:
 def divided(a: Terms, b: Terms, divisor: Float) -> tuple[Terms, Float]:
     """The terms of a quotient, and what it costs, in roundings of a division."""
     size, partial = a.size / divisor, np.maximum(a.partial, a.partial / divisor)
-    lift, drop = a.lift * np.maximum(1.0, 1.0 / divisor), a.drop * np.minimum(1.0, 1.0 / divisor)
+    lift = np.maximum(np.maximum(a.lift, 1.0 / divisor), a.lift / divisor)
+    drop = a.drop * np.minimum(1.0, 1.0 / divisor)
     terms = Terms(size, partial, a.count, a.tensors | b.tensors, a.factors + b.factors + 1, lift, drop, a.length + 1)
     return terms, size
 

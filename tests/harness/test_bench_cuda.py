@@ -105,7 +105,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(cuda, "captured", captured)
     monkeypatch.setattr(cuda, "enqueue_seconds", lambda step: 1e-5)
     monkeypatch.setitem(bench._CLOCKS, "cuda", bench._processor_seconds)
-    monkeypatch.setattr(Workload, "make", lambda self, seed, device: made(self, seed))
+    monkeypatch.setattr(Workload, "make", lambda self, seed, device, dtype: made(self, seed, dtype=dtype))
     monkeypatch.setattr(machine, "free_memory", lambda device: None)
     monkeypatch.setattr(machine, "cache_bytes", lambda device: 1)
     monkeypatch.setattr(bench, "_BATCH", 1e-4)
