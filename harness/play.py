@@ -612,7 +612,9 @@ class Player:
 
     def _spoil(self, what: Spoil) -> None:
         """Spoil the state of optimizers of their own; the life goes on as if nothing had been tried."""
-        if not self._knows(what.parameter):
+        # What another mode did, that a round trip led into, is told of that mode.
+        others = [self.playing, *(record.played_by for record in self.recording.steps[-1:])]
+        if not self._knows(what.parameter) or any(played.name != self.subject.name for played in others):
             return
         keywords = self.keywords
         dtypes = spoil.dtypes(self.trace.parameters)
