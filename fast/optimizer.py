@@ -473,7 +473,7 @@ class ByRule(Planned):
                 reason = self._served(group).reason
                 if reason:
                     raise RuntimeError(
-                        f"{self._torch().__name__}: torch does not do compensated=True, and the kernels do not take this group: {reason}"
+                        f"{self._torch().__name__}: torch does not do compensated=True, and the kernels do not take this group: {reason}; change that, or set compensated=False for it"
                     )
 
     def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling, former: Sequence[Steps]) -> Plan:

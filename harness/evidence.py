@@ -10,7 +10,7 @@ Schema of ``versions.json`` (version 1)::
                                 "shows": {ENTRY: [SUBJECT]}, "quiet": {ENTRY: [SUBJECT]}}]}
 
 The versions are in ascending order. A SUBJECT is ``Adam[foreach]``. It stands under ``shows`` where the entry's life showed what the entry
-explains, and under ``quiet`` where the life was played and did not. It stands under neither where the life cannot be played on it: its options
+explains, and under ``quiet`` where the life was played and did not. It stands under neither where the life was not played on it: the entry is younger than what was seen there, or its options
 are another optimizer's, or the mode takes no such dtype.
 """
 

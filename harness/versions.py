@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     silent = [e.name for e in LEDGER.values() if played.saw(e.name, e.where) is False]
     absent = [e.name for e in LEDGER.values() if played.saw(e.name, e.where) is None]
     print(f"torch {played.torch}: {len(LEDGER) - len(silent) - len(absent)} of {len(LEDGER)} known issues show")  # noqa: T201
-    for told, names in (("not seen", silent), ("cannot be played", absent)):
+    for told, names in (("not seen", silent), ("not played", absent)):
         print(f"  {told}: {', '.join(names) or 'none'}")  # noqa: T201
 
 

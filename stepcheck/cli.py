@@ -807,7 +807,7 @@ def bench(
     lacking = [name for name in names if not benchmark.has(name, given)]
     if lacking or not any(benchmark.has(name, given) for name in chosen):
         raise UsageError(
-            f"--set: {' and '.join(lacking) or 'no class'} {'lacks' if lacking else 'has'} {', '.join(given)}"
+            f"--set: {' and '.join(lacking) or 'no class'} {'lacks' if lacking else 'has'} {', '.join(given)}; name optimizers that have all of it"
         )
     settings = benchmark.Settings(
         rounds, compiled, device, seed, patient=bool(workloads), dtype=dtype, cold=cold, options=given
