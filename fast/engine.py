@@ -96,11 +96,11 @@ def torch_alone(group: Group) -> str:
 
 def refusal(rule: Rule, group: Group, state: Mapping[torch.Tensor, State], *, interpreted: bool) -> str:
     """Why kernels do not step this group, or nothing."""
-    reason = torch_alone(group)
+    reason, present = torch_alone(group), rule.present(group)
     for p in group["params"]:
         own = state.get(p, {})
         reason = reason or exotic(p, interpreted=interpreted, sharded=True)
-        reason = reason or foreign(rule.counters, rule.streams(rule.present(group), REAL.get(p.dtype, "")), p, own)
+        reason = reason or foreign(rule.counters, rule.streams(present, REAL.get(p.dtype, "")), p, own)
     return reason
 
 

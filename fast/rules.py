@@ -164,7 +164,9 @@ class Rule:
 
     def streams(self, present: tuple[str, ...], dtype: str) -> tuple[str, ...]:
         """Of these buffers, those of a parameter that is stored in a real format."""
-        return present if dtype in NARROW else tuple(name for name in present if name not in self.carried)
+        if dtype in NARROW or COMPENSATION not in present:
+            return present
+        return tuple(name for name in present if name not in self.carried)
 
     def initial(self, name: str, group: Options) -> float:
         """The first value of a buffer."""
