@@ -256,11 +256,8 @@ class Evidence:
 
     def player(self, event: int | None) -> Subject:
         """Who played an event: a round trip may have led from one mode to another."""
-        recording = self.recording
-        if recording.raised is not None and recording.raised.event == event and recording.played_by is not None:
-            return recording.played_by
-        played = [s.played_by for s in recording.steps if event is not None and s.event <= event]
-        return played[-1] if played else self.subject
+        led = [subject for at, subject in self.recording.handovers if event is not None and at < event]
+        return led[-1] if led else self.subject
 
     def attributed(self, finding: Finding) -> Finding:
         """The finding, with its owner where another mode played the event."""

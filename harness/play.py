@@ -212,7 +212,7 @@ class Player:
                 self.event, type(error).__name__, told, frame, constructing=self.constructing, ageing=self.ageing
             )
         self._check_settings()
-        self.recording.played_by, self.recording.hyper = self.playing, tuple(self.hyper)
+        self.recording.hyper = tuple(self.hyper)
         self._note_random_state(drawn)
 
     def _note_random_state(self, before: object) -> None:
@@ -612,9 +612,8 @@ class Player:
 
     def _spoil(self, what: Spoil) -> None:
         """Spoil the state of optimizers of their own; the life goes on as if nothing had been tried."""
-        # What another mode did, that a round trip led into, is told of that mode.
-        others = [self.playing, *(record.played_by for record in self.recording.steps[-1:])]
-        if not self._knows(what.parameter) or any(played.name != self.subject.name for played in others):
+        # Another mode, that a round trip led into, is asked in lives of its own.
+        if not self._knows(what.parameter) or self.playing.name != self.subject.name:
             return
         keywords = self.keywords
         dtypes = spoil.dtypes(self.trace.parameters)
@@ -929,7 +928,10 @@ class Player:
             self.hooks.clear()  # whether a copy has them is its own affair
             self.schedule = None
         elif what.way != STAYS:
+            before = self.playing
             self.optimizer = self._resumed(what)
+            if self.playing is not before:
+                self.recording.handovers.append((event, self.playing))
         loaded = [self._state(i) for i in range(len(self.parameters))]
         self.recording.reloads.append(ReloadRecord(event, saved, loaded, saved_options, self._options()))
 

@@ -152,7 +152,7 @@ class Recording:
         breaches: where one of them did not hold.
         built: the class of the optimizer.
         wrapped: the class of the optimizer of torch's kind that it keeps inside, if it does.
-        played_by: the subject at the end, or the sibling of it that a round trip has led to.
+        handovers: the round trips that led to a sibling of the subject, or back: the event, and who plays what comes after it.
         hyper: the options in force at the end for each group.
         aged: the first event at which somebody's class was let take many steps that are not recorded.
         mixed: the first step that took a gradient of another dtype: what comes after is nobody's to judge.
@@ -171,7 +171,7 @@ class Recording:
     lacks: set[str] = field(default_factory=set)
     built: type | None = None
     wrapped: type | None = None
-    played_by: Subject | None = None
+    handovers: list[tuple[int, Subject]] = field(default_factory=list)
     hyper: tuple[SimpleNamespace, ...] = ()
     aged: int | None = None
     mixed: int | None = None

@@ -786,7 +786,7 @@ def test_round_trip_leads_into_another_implementation():
     modes = [s.played_by.mode for s in player.recording.steps]
     assert modes[0] == "forloop"
     assert modes[1] != "forloop"
-    assert player.recording.played_by is player.recording.steps[-1].played_by
+    assert [(event, subject.mode) for event, subject in player.recording.handovers] == [(1, modes[1]), (3, modes[2])]
     assert [s.lives[0].state_after["step"] for s in player.recording.steps] == [1.0, 2.0, 3.0]
 
 

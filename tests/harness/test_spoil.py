@@ -13,6 +13,7 @@ from stepcheck.harness.trace import (
     Gradient,
     Group,
     Parameter,
+    Reload,
     Spoil,
     Step,
     Trace,
@@ -133,6 +134,18 @@ def test_the_fused_kernels_of_torch_read_and_write_beyond_it_as_is_known(name):
         (finding,) = CHECKS["malformed-state"].find(played)
         assert finding.cause == cause
         assert ledger.knows(played, finding) is ledger.LEDGER["fused-cpu-takes-any-state"]
+
+
+def test_what_is_found_before_the_first_step_after_a_round_trip_is_charged_to_who_plays_then():
+    (subject,) = resolve("torch:Adam[fused]")
+    there, back = Reload(into=1), Reload(into=0)
+    played = evidence(subject, GO, there, GO, back, Spoil("a row short"))
+    assert [s.played_by.mode for s in played.recording.steps] == ["fused", "forloop"]
+    (finding,) = CHECKS["malformed-state"].find(played)
+    assert played.attributed(finding).owner == ""
+    assert played.player(2).mode == "forloop"
+    left = evidence(subject, GO, there, Spoil("a row short"))
+    assert not left.recording.looked["malformed-state"]
 
 
 def test_the_life_goes_on_as_if_nothing_had_been_tried():
