@@ -1,8 +1,9 @@
-"""The judge: traces in, verdicts out.
+"""The harness: traces in, verdicts out.
 
-``generate`` draws a trace (``trace``: an optimizer's life as data), ``play`` plays it on a subject (``subjects``) and records what
-happened, ``judge`` predicts each step with the reference on error-bounded numbers (``bounded``, ``formats``); ``evaluations`` and
-``orthogonal`` do so for LBFGS and Muon, whose steps are judged in their own way. ``checks`` asks one named question each,
-``campaign`` does it many times and shrinks what fails, ``explain`` and ``repro`` tell it to a person. ``certificate`` shows how far
-the references are from the truth.
+The pipeline stands in rooms, and each imports only those before it: ``support`` < ``numbers`` < ``life`` < ``play`` < ``judging`` < ``checking`` < ``record`` <
+``known`` < ``telling`` < ``search`` < ``readers``. A generator draws a trace, a player plays it on a subject and records what happened, the judge predicts each
+step with the reference on error-bounded numbers, checks ask one named question each, the ledger says what is known, and the stream keeps it for readers.
+
+Apart from it stands what measures: ``zoo`` (optimizers that are known to be wrong, or right), ``power``, ``certificate``, ``census``, ``bench``, ``page``,
+``versions`` and ``cuda_session``. The pipeline imports none of them.
 """

@@ -57,21 +57,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from stepcheck import __version__
-from stepcheck.harness import store
-from stepcheck.harness.bounded import Bounded, outcomes
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.comparison import ratios
-from stepcheck.harness.evidence import installed
-from stepcheck.harness.formats import BINARY64, COUNTERS64, FORMATS, Arithmetic, Format
-from stepcheck.harness.generate import candidates
-from stepcheck.harness.judge import Judge, bounded_hyper
-from stepcheck.harness.play import Player
-from stepcheck.harness.recording import Recording
-from stepcheck.harness.report import environment
-from stepcheck.harness.stream import Stream
-from stepcheck.harness.subjects import Subject, UsageError, resolve
-from stepcheck.harness.trace import Trace
-from stepcheck.harness.verdict import Life
+from stepcheck.harness.judging.judge import Judge, bounded_hyper
+from stepcheck.harness.known.evidence import installed
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.numbers.bounded import Bounded, outcomes
+from stepcheck.harness.numbers.comparison import ratios
+from stepcheck.harness.numbers.formats import BINARY64, COUNTERS64, FORMATS, Arithmetic, Format
+from stepcheck.harness.play.player import Player
+from stepcheck.harness.play.recording import Recording
+from stepcheck.harness.play.subjects import Subject, UsageError, resolve
+from stepcheck.harness.readers.report import environment
+from stepcheck.harness.record import store
+from stepcheck.harness.record.stream import Stream
+from stepcheck.harness.record.verdict import Life
+from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.generate import candidates
 from stepcheck.reference import SPECS
 from stepcheck.reference.spec import PARAMETER, Hyper, HyperValues, Spec
 

@@ -1,6 +1,6 @@
 """Known issues under the torch that is installed: every entry's own life, played on every subject that it concerns.
 
-``python -m stepcheck.harness.versions`` plays them and adds what it saw to ``harness/versions.json`` (:mod:`.evidence` has the schema), or
+``python -m stepcheck.harness.versions`` plays them and adds what it saw to ``harness/known/versions.json`` (:mod:`.evidence` has the schema), or
 to the file named with ``--file``. ``nox -s versions -- 2.9.1 2.12.1`` does it under each of these versions, in an environment of its own.
 """
 
@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stepcheck.harness import evidence, ledger, report
-from stepcheck.harness.campaign import patience
-from stepcheck.harness.evidence import Played
-from stepcheck.harness.ledger import LEDGER, Entry
-from stepcheck.harness.subjects import TORCH_MODES, Subject, can_play, no_such_class, torch_subject
-from stepcheck.harness.workers import in_child, warm_up
+from stepcheck.harness.known import evidence, ledger
+from stepcheck.harness.known.evidence import Played
+from stepcheck.harness.known.ledger import LEDGER, Entry
+from stepcheck.harness.play.subjects import TORCH_MODES, Subject, can_play, no_such_class, torch_subject
+from stepcheck.harness.readers import report
+from stepcheck.harness.search.campaign import patience
+from stepcheck.harness.search.workers import in_child, warm_up
 
 #: Seconds that a life may take beyond those of its subject.
 _SILENCE_SECONDS = 10.0

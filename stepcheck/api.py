@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stepcheck.harness import dynamo, store
-from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
-from stepcheck.harness.checks import CHECKS
-from stepcheck.harness.defaults import PATIENCE
-from stepcheck.harness.report import describe
-from stepcheck.harness.subjects import ANY_CLASS, Profile, Subject, UsageError, asked_for, class_subject
-from stepcheck.harness.trace import DTYPES
-from stepcheck.harness.verdict import Divergence, Result
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.life.trace import DTYPES
+from stepcheck.harness.play.subjects import ANY_CLASS, Profile, Subject, UsageError, asked_for, class_subject
+from stepcheck.harness.readers.report import describe
+from stepcheck.harness.record import store
+from stepcheck.harness.record.verdict import Divergence, Result
+from stepcheck.harness.search.campaign import DEFAULT_EXAMPLES, Campaign, Settings
+from stepcheck.harness.support import dynamo
+from stepcheck.harness.support.defaults import PATIENCE
 
 Make = Callable[..., Any]
 

@@ -27,20 +27,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from stepcheck import __version__
-from stepcheck.harness import defaults
-from stepcheck.harness.text import in_one_line, shown
+from stepcheck.harness.support import defaults
+from stepcheck.harness.support.text import in_one_line, shown
 from stepcheck.output import Output, Unwritten, take_over
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from stepcheck.harness import workers
     from stepcheck.harness.bench import rounds as benchmark
-    from stepcheck.harness.campaign import Settings
-    from stepcheck.harness.store import Saved
-    from stepcheck.harness.stream import Stream
-    from stepcheck.harness.subjects import Subject
-    from stepcheck.harness.verdict import Divergence, Result
+    from stepcheck.harness.play.subjects import Subject
+    from stepcheck.harness.record.store import Saved
+    from stepcheck.harness.record.stream import Stream
+    from stepcheck.harness.record.verdict import Divergence, Result
+    from stepcheck.harness.search import workers
+    from stepcheck.harness.search.campaign import Settings
 
 CONFORMS, DIVERGES, BAD_USAGE, UNKNOWN = 0, 1, 2, 3
 
@@ -123,13 +123,13 @@ def _specs() -> Iterable[str]:
 
 
 def _checks() -> Iterable[str]:
-    from stepcheck.harness.checks import CHECKS
+    from stepcheck.harness.checking.checks import CHECKS
 
     return CHECKS
 
 
 def _dtypes() -> Iterable[str]:
-    from stepcheck.harness.trace import DTYPES
+    from stepcheck.harness.life.trace import DTYPES
 
     return DTYPES
 
@@ -222,8 +222,8 @@ def _run(out: Output) -> int:
 
 def _bad_usage() -> tuple[type[Exception], ...]:
     """What is told in one line; looked up when something was raised."""
-    from stepcheck.harness.subjects import UsageError
-    from stepcheck.harness.trace import TraceError
+    from stepcheck.harness.life.trace import TraceError
+    from stepcheck.harness.play.subjects import UsageError
 
     return UsageError, TraceError
 
@@ -268,8 +268,8 @@ def commands() -> None:
 @commands.command("list")
 def list_() -> int:
     """Optimizers, subjects and checks known here."""
-    from stepcheck.harness.checks import CHECKS
-    from stepcheck.harness.subjects import TORCH_MODES, torch_subject
+    from stepcheck.harness.checking.checks import CHECKS
+    from stepcheck.harness.play.subjects import TORCH_MODES, torch_subject
     from stepcheck.reference import SPECS
 
     _console.print("[bold]optimizers[/] (references), and the modes and dtypes of torch.optim that are held to them")
@@ -378,10 +378,10 @@ def check(
     SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], or package.module:ClassOrFactory with --like. Without any: torch and
     fast.
     """
-    from stepcheck.harness.campaign import Settings
+    from stepcheck.harness.search.campaign import Settings
 
     if first:
-        from stepcheck.harness import dynamo
+        from stepcheck.harness.support import dynamo
 
         dynamo.late()
     with _fresh({"--json": json_file, "--junit": junit_file, "--markdown": markdown_file}):
@@ -390,7 +390,7 @@ def check(
             chosen = _asked_for(chosen, sparse=sparse, tensor_lr=tensor_lr)
         each = None
         if seconds is not None:
-            from stepcheck.harness.workers import slots
+            from stepcheck.harness.search.workers import slots
 
             each = max(seconds * min(len(chosen), slots()) / len(chosen), 0.1)
         elif examples is None:
@@ -404,8 +404,8 @@ def check(
 
 def _chosen(subjects: Sequence[str], like: str | None, dtypes: Sequence[str]) -> dict[str, Subject]:
     """The subjects that are meant, by name."""
-    from stepcheck.harness.processes import silenced
-    from stepcheck.harness.subjects import FAMILIES, UsageError, resolve
+    from stepcheck.harness.play.subjects import FAMILIES, UsageError, resolve
+    from stepcheck.harness.support.processes import silenced
 
     with silenced():
         chosen = {s.name: s for text in subjects or FAMILIES for s in resolve(text, like)}
@@ -416,7 +416,7 @@ def _chosen(subjects: Sequence[str], like: str | None, dtypes: Sequence[str]) ->
 
 def _asked_for(chosen: Mapping[str, Subject], **asked: bool) -> dict[str, Subject]:
     """Somebody's classes with what they are not given unasked."""
-    from stepcheck.harness.subjects import UsageError, asked_for
+    from stepcheck.harness.play.subjects import UsageError, asked_for
 
     if not any(s.explicit for s in chosen.values()):
         raise UsageError(
@@ -435,12 +435,12 @@ def _checked(
     summary_file: Path | None,
 ) -> int:
     """Run the campaigns, and tell in every form that is asked for what they found."""
-    from stepcheck.harness import workers
     from stepcheck.harness.readers.junit import junit
     from stepcheck.harness.readers.markdown import markdown
     from stepcheck.harness.readers.scripts import to_json
     from stepcheck.harness.readers.terminal import show
-    from stepcheck.harness.stream import UnwritableError, read
+    from stepcheck.harness.record.stream import UnwritableError, read
+    from stepcheck.harness.search import workers
 
     unwritten = Unwritten()
     about: dict[str, Any] = {"examples": settings.examples, "seconds": settings.seconds, "dtypes": settings.dtypes}
@@ -472,8 +472,8 @@ def _recorded(
     folder: Path, seed: int | None, settings: dict[str, Any], environment: dict[str, Any] | None = None
 ) -> Stream:
     """The record of this command."""
-    from stepcheck.harness import report
-    from stepcheck.harness.stream import Stream
+    from stepcheck.harness.readers import report
+    from stepcheck.harness.record.stream import Stream
 
     command = shlex.join(["stepcheck", *sys.argv[1:]])
     return Stream.create(folder, command, __version__, environment or report.environment(), seed, settings)
@@ -481,7 +481,7 @@ def _recorded(
 
 def _all_exist(names: Iterable[str]) -> None:
     """Refuse what needs a class that this torch lacks: the zoo and the kernels of all optimizers are imported together."""
-    from stepcheck.harness.subjects import UsageError, no_such_class
+    from stepcheck.harness.play.subjects import UsageError, no_such_class
 
     for why in filter(None, map(no_such_class, names)):
         raise UsageError(f"{why}; install a later torch")
@@ -514,7 +514,7 @@ def _writable(file: Path | None, option: str = "--json", mode: str = "w") -> Non
             with file.open(mode):
                 pass
         except OSError as error:
-            from stepcheck.harness.subjects import UsageError
+            from stepcheck.harness.play.subjects import UsageError
 
             raise UsageError(f"{option} {file}: cannot be written ({error.strerror}); choose another file") from None
 
@@ -527,7 +527,7 @@ def _write_json(file: Path | None, data: Any) -> None:
 
 def _all_written(unwritten: Unwritten) -> None:
     if unwritten.told:
-        from stepcheck.harness.subjects import UsageError
+        from stepcheck.harness.play.subjects import UsageError
 
         raise UsageError(f"{'; '.join(unwritten.told)}; all else is written")
 
@@ -543,7 +543,8 @@ def _status(results: Sequence[Result], replayed: Sequence[workers.Replayed]) -> 
 @contextmanager
 def _shown(subjects: list[Subject], folder: Path, unwritten: Unwritten) -> Iterator[workers.Listener]:
     """Progress bars on a terminal, a plain line for each finished subject without one; divergences saved as they come."""
-    from stepcheck.harness import store, workers
+    from stepcheck.harness.record import store
+    from stepcheck.harness.search import workers
 
     def found(divergence: Divergence) -> None:
         with unwritten.noting(f"--out {folder}"):
@@ -587,9 +588,9 @@ def replay(name: str, subject: str | None, out: Path) -> int:
 
     What the ledger explains is named as known, and is exit status 0.
     """
-    from stepcheck.harness import replay as again
-    from stepcheck.harness import store
-    from stepcheck.harness.subjects import UnbuiltError
+    from stepcheck.harness.play.subjects import UnbuiltError
+    from stepcheck.harness.record import store
+    from stepcheck.harness.search import replay as again
 
     path = store.find(name, out)
     saved = store.load(path)
@@ -611,10 +612,10 @@ def replay(name: str, subject: str | None, out: Path) -> int:
 
 def _player(path: Path, saved: Saved, subject: str | None, out: Path) -> Subject:
     """Who plays a saved life."""
-    from stepcheck.harness import store
-    from stepcheck.harness.checks import CHECKS
-    from stepcheck.harness.processes import silenced
-    from stepcheck.harness.subjects import FAMILIES, UsageError, resolve
+    from stepcheck.harness.checking.checks import CHECKS
+    from stepcheck.harness.play.subjects import FAMILIES, UsageError, resolve
+    from stepcheck.harness.record import store
+    from stepcheck.harness.support.processes import silenced
 
     who = subject or saved.subject
     if not who:
@@ -712,8 +713,8 @@ def power(
 
 def _measured(earlier: Path, plan: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
     """What an earlier run of the same plan recorded, and how long it took."""
-    from stepcheck.harness.stream import read
-    from stepcheck.harness.subjects import UsageError
+    from stepcheck.harness.play.subjects import UsageError
+    from stepcheck.harness.record.stream import read
 
     run = read(earlier)
     there = {k: v for k, v in run.settings.items() if k != "steps"}
@@ -778,7 +779,7 @@ def bench(
     from stepcheck.harness.bench import rounds as benchmark
     from stepcheck.harness.bench import tables
     from stepcheck.harness.bench.workloads import QUICK, WORKLOADS, takes
-    from stepcheck.harness.subjects import UsageError, existing
+    from stepcheck.harness.play.subjects import UsageError, existing
 
     if host:
         others = {"--device cuda": device == "cuda", "--workload": workloads, "--compiled": compiled, "--scaling": scaling,
@@ -890,7 +891,7 @@ def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | Non
     NAME is an optimizer, such as Adam; default all. Exit status is 1 if a count leaves its model, and 3 if a kernel could not be compiled
     or counted.
     """
-    from stepcheck.harness.subjects import UsageError, no_triton
+    from stepcheck.harness.play.subjects import UsageError, no_triton
 
     absent = no_triton()
     if absent:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from stepcheck.harness.checks import CHECKS
-from stepcheck.harness.stream import Run
-from stepcheck.harness.trace import Group, Parameter, Step, Trace
-from stepcheck.harness.verdict import Divergence, Result, Tally
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.life.trace import Group, Parameter, Step, Trace
+from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.verdict import Divergence, Result, Tally
 
 REPORTS = Path(__file__).parents[1] / "reports"
 WRONG = "stepcheck.harness.zoo.adam:EpsInsideRoot"

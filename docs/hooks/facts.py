@@ -19,14 +19,14 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from stepcheck.harness import trace
-from stepcheck.harness.checks import CHECKS
-from stepcheck.harness.ledger import LEDGER, Entry
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.known.ledger import LEDGER, Entry
+from stepcheck.harness.life import trace
 from stepcheck.harness.page import faults as known_faults
 from stepcheck.harness.page import versions
+from stepcheck.harness.play.subjects import ANY_CLASS, TORCH_CPU
 from stepcheck.harness.power.statistics import proportion, quantile
 from stepcheck.harness.power.tables import KINDS
-from stepcheck.harness.subjects import ANY_CLASS, TORCH_CPU
 from stepcheck.reference import SPECS
 from stepcheck.reference.arithmetic import ORDERS
 

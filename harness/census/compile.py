@@ -18,7 +18,7 @@ from stepcheck.fast.cuda import runtime
 from stepcheck.fast.cuda.runtime import Source
 from stepcheck.harness.census import flow, ptx, sass
 from stepcheck.harness.census.flow import Listing, Path, Unidentified
-from stepcheck.harness.processes import forks
+from stepcheck.harness.support.processes import forks
 
 #: Kernels that a process takes at a time.
 TOGETHER = 16

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from stepcheck import __version__
-from stepcheck.harness import report
 from stepcheck.harness.cuda_session import work
 from stepcheck.harness.cuda_session.folder import SUMMARY, Folder, unpack
 from stepcheck.harness.cuda_session.page import page, status, verdicts
 from stepcheck.harness.cuda_session.plan import Place, tasks
 from stepcheck.harness.cuda_session.session import Budget, Session
-from stepcheck.harness.subjects import no_cuda
+from stepcheck.harness.play.subjects import no_cuda
+from stepcheck.harness.readers import report
 
 MINUTES = 8.0
 _VERSIONED = ("triton", "llvmlite", "hypothesis", "scipy")

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stepcheck.harness import stream
-from stepcheck.harness.stream import Run
-from stepcheck.harness.subjects import UsageError
+from stepcheck.harness.play.subjects import UsageError
+from stepcheck.harness.record import stream
+from stepcheck.harness.record.stream import Run
 
 SUMMARY, ENVIRONMENT, RESULTS, LOG, DIVERGENCES = (
     "summary.md", "environment.json", "results.jsonl", "log.txt", "divergences.zip",

@@ -16,7 +16,7 @@ from stepcheck.harness.bench import rounds, tables
 from stepcheck.harness.bench.contenders import CEILING, FAST
 from stepcheck.harness.bench.rounds import Row, Settings
 from stepcheck.harness.bench.workloads import WORKLOADS, Workload, dense, takes
-from stepcheck.harness.stream import Stream
+from stepcheck.harness.record.stream import Stream
 from stepcheck.reference import SPECS
 
 CONFORMS, DIVERGES, UNKNOWN = 0, 1, 3

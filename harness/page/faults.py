@@ -1,4 +1,4 @@
-"""Known issues by version of torch, as one plain value: what was played, see ``harness/evidence.py``. ``versions.json`` is its JSON.
+"""Known issues by version of torch, as one plain value: what was played, see ``harness/known/evidence.py``. ``versions.json`` is its JSON.
 
 Schema of ``versions.json`` in the folder of a report (version 1; all keys are always there)::
 
@@ -25,13 +25,13 @@ from typing import Any
 from packaging.version import Version
 
 from stepcheck import __version__
-from stepcheck.harness import evidence
-from stepcheck.harness.campaign import reproduction, tell
-from stepcheck.harness.checks import Finding
-from stepcheck.harness.evidence import Played, Span
-from stepcheck.harness.ledger import LEDGER, Entry
+from stepcheck.harness.checking.checks import Finding
+from stepcheck.harness.known import evidence
+from stepcheck.harness.known.evidence import Played, Span
+from stepcheck.harness.known.ledger import LEDGER, Entry
 from stepcheck.harness.page.gravity import GRADES, gravest
-from stepcheck.harness.subjects import MODES, TORCH_MODES
+from stepcheck.harness.play.subjects import MODES, TORCH_MODES
+from stepcheck.harness.search.campaign import reproduction, tell
 from stepcheck.reference import SPECS
 
 SCHEMA = 1

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stepcheck.harness.life.trace import DTYPES
+from stepcheck.harness.numbers.comparison import RATIO_EDGES
 from stepcheck.harness.page import model
 from stepcheck.harness.page.canvas import INK, LINE, MARKERS, MUTED, SERIES, Canvas, plain
 from stepcheck.harness.page.model import Report, RunInfo
-from stepcheck.harness.stream import Run
-from stepcheck.harness.subjects import MODES
-from stepcheck.harness.trace import DTYPES
-from stepcheck.harness.verdict import RATIO_EDGES
+from stepcheck.harness.play.subjects import MODES
+from stepcheck.harness.record.stream import Run
 
 _WIDTH = 960
 #: Ulps from here on are of the largest numbers' differences; they stand at the edge.

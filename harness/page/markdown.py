@@ -9,7 +9,7 @@ from stepcheck.harness.page.compare import Comparison
 from stepcheck.harness.page.model import Case, Cell, Report
 from stepcheck.harness.page.render import count, ratio, safe_link
 from stepcheck.harness.page.upgrade import Upgrade
-from stepcheck.harness.verdict import SIGNS
+from stepcheck.harness.record.verdict import SIGNS
 
 #: GitHub's limit for a comment, in characters.
 MOST = 65_536

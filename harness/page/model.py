@@ -44,13 +44,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepcheck import __version__
-from stepcheck.harness import ledger, store
-from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.known import ledger
 from stepcheck.harness.page.render import count, ratio
-from stepcheck.harness.report import failed
-from stepcheck.harness.stream import Run
-from stepcheck.harness.subjects import MODES
-from stepcheck.harness.verdict import Divergence, Result, Tally
+from stepcheck.harness.play.subjects import MODES
+from stepcheck.harness.readers.report import failed
+from stepcheck.harness.record import store
+from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.verdict import Divergence, Result, Tally
 
 if TYPE_CHECKING:
     from stepcheck.harness.page.compare import Comparison
@@ -79,48 +80,48 @@ SOURCES = {
     "verdict": Source(
         "fail: a divergence that the ledger does not explain; unknown: the harness erred, nothing was looked at, or the run did not end;"
         " known: all that diverges is explained by the ledger; unsupported: declared so by the subject; else pass",
-        "harness/verdict.py",
+        "harness/record/verdict.py",
     ),
     "subjects": Source("subjects with a result; of several results for one, the newest", "harness/page/model.py"),
-    "planned": Source("times that a check was to be asked of a life, summed over checks", "harness/campaign.py"),
-    "ran": Source("times that a check had something to look at, summed over checks", "harness/campaign.py"),
+    "planned": Source("times that a check was to be asked of a life, summed over checks", "harness/search/campaign.py"),
+    "ran": Source("times that a check had something to look at, summed over checks", "harness/search/campaign.py"),
     "unsupported": Source(
         "times that a check was not asked because the subject declares no support, and options of the reference that its signature lacks",
-        "harness/campaign.py",
+        "harness/search/campaign.py",
     ),
-    "looked": Source("things that a check looked at: steps, elements, events, ...; checks.py says for each", "harness/checks.py"),
+    "looked": Source("things that a check looked at: steps, elements, events, ...; checks.py says for each", "harness/checking/checks.py"),
     "worst_ratio": Source(
         "the largest r = |subject - reference| / e, where e is the error budget derived for that very element; r > 1 is a bug; of a divergence,"
         " r in its shrunk life; what the ledger explains is left out",
-        "harness/judge.py",
+        "harness/judging/judge.py",
     ),
     "seen_ratio": Source(
         "the largest r = |subject - reference| / e that the check saw, before any life was shrunk; what the ledger explains is left out",
-        "harness/campaign.py",
+        "harness/search/campaign.py",
     ),
     "ratios": Source(
         "elements whose r = |subject - reference| / e lies in the class: exactly 0, above one edge up to the next, above 1;"
         " above 1 are those of known divergences too",
-        "harness/verdict.py",
+        "harness/record/verdict.py",
     ),
-    "traces": Source("fuzzed lives that were drawn from the seed and played", "harness/campaign.py"),
-    "lives": Source("calls of step() that were judged", "harness/campaign.py"),
-    "steps": Source("steps of single parameters that were compared with the reference", "harness/checks.py"),
-    "elements": Source("elements of parameters and buffers that were compared with the reference", "harness/judge.py"),
+    "traces": Source("fuzzed lives that were drawn from the seed and played", "harness/search/campaign.py"),
+    "lives": Source("calls of step() that were judged", "harness/search/campaign.py"),
+    "steps": Source("steps of single parameters that were compared with the reference", "harness/checking/checks.py"),
+    "elements": Source("elements of parameters and buffers that were compared with the reference", "harness/judging/judge.py"),
     "undetermined": Source(
         "of the elements compared, those where rounding alone decides between unlike results, so that any value is accepted",
-        "harness/judge.py",
+        "harness/judging/judge.py",
     ),
-    "ratio": Source("r of the witness: its distance from the reference in budgets", "harness/judge.py"),
-    "found_in": Source("lives that showed the divergence when it was told", "harness/campaign.py"),
-    "new": Source("divergences that the ledger does not explain", "harness/ledger.py"),
+    "ratio": Source("r of the witness: its distance from the reference in budgets", "harness/judging/judge.py"),
+    "found_in": Source("lives that showed the divergence when it was told", "harness/search/campaign.py"),
+    "new": Source("divergences that the ledger does not explain", "harness/known/ledger.py"),
     "known": Source(
         "divergences that an entry of the ledger explains; where one is the subject's own, the verdict is known, and exit status 0",
-        "harness/ledger.py",
+        "harness/known/ledger.py",
     ),
-    "ledger": Source("entries of the ledger whose own lives were played again", "harness/ledger.py"),
-    "features": Source("lives that had the feature", "harness/features.py"),
-    "seconds": Source("seconds of drawing, playing and judging, without shrinking", "harness/campaign.py"),
+    "ledger": Source("entries of the ledger whose own lives were played again", "harness/known/ledger.py"),
+    "features": Source("lives that had the feature", "harness/life/features.py"),
+    "seconds": Source("seconds of drawing, playing and judging, without shrinking", "harness/search/campaign.py"),
     "certificate": Source("as the certificate measures it: its docstring has the definitions", "harness/certificate.py"),
 }  # fmt: skip
 

@@ -11,12 +11,13 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from stepcheck import __version__
-from stepcheck.harness import ledger
+from stepcheck.harness.known import ledger
+from stepcheck.harness.life.trace import DTYPES
+from stepcheck.harness.numbers.comparison import RATIO_EDGES
 from stepcheck.harness.page import model
 from stepcheck.harness.page.model import SOURCES, Cell, Report
 from stepcheck.harness.page.render import digest, environment, moment, resource
-from stepcheck.harness.trace import DTYPES
-from stepcheck.harness.verdict import RATIO_EDGES, SIGNS
+from stepcheck.harness.record.verdict import SIGNS
 
 #: A page of this size still opens in under a second, and git and mail take it.
 MOST_BYTES = 3_000_000

@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from stepcheck.harness.verdict import SIGNS
+from stepcheck.harness.record.verdict import SIGNS
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Two reports of two versions of torch: which faults were fixed, which are new. What did not change is not told.
 
 A campaign that does not meet a known fault has not shown that it is gone, so that the two are held against what was played under both
-versions (``harness/evidence.py``) wherever that is known.
+versions (``harness/known/evidence.py``) wherever that is known.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from stepcheck.harness import evidence
-from stepcheck.harness.evidence import Played
-from stepcheck.harness.ledger import LEDGER
+from stepcheck.harness.known import evidence
+from stepcheck.harness.known.evidence import Played
+from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.page.model import Report
 
 #: Subjects that are named in a line; the others are counted.

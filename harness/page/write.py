@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stepcheck.harness import stream
 from stepcheck.harness.page import badge, compare, faults, markdown, model, page, versions
 from stepcheck.harness.page.figures import figures
 from stepcheck.harness.page.model import Report
 from stepcheck.harness.page.upgrade import Upgrade
-from stepcheck.harness.stream import Run
-from stepcheck.harness.subjects import UsageError
+from stepcheck.harness.play.subjects import UsageError
+from stepcheck.harness.record import stream
+from stepcheck.harness.record.stream import Run
 
 #: A first line that is longer is of no stream whose command can be read without reading it all.
 _MOST_BYTES = 1 << 20

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stepcheck.harness import steer
-from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
-from stepcheck.harness.steer import Feature
-from stepcheck.harness.subjects import ANY_CLASS, Profile, class_subject
+from stepcheck.harness.play.subjects import ANY_CLASS, Profile, class_subject
+from stepcheck.harness.search import steer
+from stepcheck.harness.search.campaign import DEFAULT_EXAMPLES, Campaign, Settings
+from stepcheck.harness.search.steer import Feature
 
 #: From this life on, what it is made of is remembered, to tell what it waited for.
 LATE = 8

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.campaign import DEFAULT_EXAMPLES, Campaign, Settings
+from stepcheck.harness.play.subjects import UsageError, class_subject
 from stepcheck.harness.power.kill import Kill, first_kill
 from stepcheck.harness.power.oracles import ORACLES, Oracle
 from stepcheck.harness.power.statistics import Interval, caught_within, proportion
-from stepcheck.harness.processes import end_with, forks
-from stepcheck.harness.subjects import UsageError, class_subject
+from stepcheck.harness.search.campaign import DEFAULT_EXAMPLES, Campaign, Settings
+from stepcheck.harness.support.processes import end_with, forks
 from stepcheck.harness.zoo import catalogue
 from stepcheck.harness.zoo.fault import Fault, Variant
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stepcheck.harness.generate import decoder, page
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.power.measure import FaultRow
-from stepcheck.harness.steer import Feature, features
-from stepcheck.harness.subjects import class_subject
+from stepcheck.harness.search.generate import decoder, page
+from stepcheck.harness.search.steer import Feature, features
 
 #: Pages of lives (64 each) that tell how common a feature is.
 _PAGES = 3

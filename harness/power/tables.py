@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from stepcheck.harness import report
-from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.power.measure import FaultRow, Power, RightRow
 from stepcheck.harness.power.oracles import ORACLES
 from stepcheck.harness.power.reasons import reason
 from stepcheck.harness.power.statistics import Interval, proportion, quantile
+from stepcheck.harness.readers import report
 
 #: What each fault must be caught with, in a campaign of the default length.
 WANTED = 0.99

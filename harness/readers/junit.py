@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from stepcheck.harness import report
-from stepcheck.harness.stream import Run
-from stepcheck.harness.verdict import Divergence, Result, Tally
+from stepcheck.harness.readers import report
+from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.verdict import Divergence, Result, Tally
 
 #: What XML 1.0 cannot hold, not even as a reference.
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

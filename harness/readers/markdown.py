@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stepcheck.harness import report
-from stepcheck.harness.stream import Run
-from stepcheck.harness.text import in_one_line, shown
-from stepcheck.harness.verdict import SIGNS, Divergence
+from stepcheck.harness.readers import report
+from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.verdict import SIGNS, Divergence
+from stepcheck.harness.support.text import in_one_line, shown
 
 _COLUMNS = ("subject", "verdict", "checks", "traces", "elements", "undetermined", "worst r", "where")
 #: Divergences told in full. GitHub takes a summary of a MiB at most.

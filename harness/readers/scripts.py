@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stepcheck.harness import store
-from stepcheck.harness.stream import Run
-from stepcheck.harness.verdict import Divergence, Result
+from stepcheck.harness.record import store
+from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.verdict import Divergence, Result
 
 
 def to_json(run: Run, folder: Path) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from stepcheck.harness import report
-from stepcheck.harness.stream import Run
-from stepcheck.harness.text import shown
-from stepcheck.harness.verdict import Result
+from stepcheck.harness.readers import report
+from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.verdict import Result
+from stepcheck.harness.support.text import shown
 
 _COLOURS = {"pass": "green", "known": "magenta", "fail": "red", "unknown": "yellow", "unsupported": "dim"}
 _LEGEND = (

@@ -14,7 +14,7 @@ import textwrap
 
 import torch
 
-from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.zoo import base, life
 from stepcheck.harness.zoo.fault import Fault
 from stepcheck.harness.zoo.written import compiled, functions, written

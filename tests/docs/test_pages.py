@@ -8,10 +8,10 @@ from pathlib import Path
 import documents
 import pytest
 
-from stepcheck.harness import trace
-from stepcheck.harness.checks import CHECKS
-from stepcheck.harness.ledger import LEDGER
-from stepcheck.harness.subjects import Profile
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.known.ledger import LEDGER
+from stepcheck.harness.life import trace
+from stepcheck.harness.play.subjects import Profile
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.bounded import POINT, Bounded, seen, terms
-from stepcheck.harness.formats import (
+from stepcheck.harness.judging.judge import bounded_hyper, ratios
+from stepcheck.harness.numbers.bounded import POINT, Bounded, seen, terms
+from stepcheck.harness.numbers.formats import (
     BFLOAT16,
     BINARY16,
     BINARY32,
@@ -25,8 +26,7 @@ from stepcheck.harness.formats import (
     SCALARS64,
     Arithmetic,
 )
-from stepcheck.harness.judge import bounded_hyper, ratios
-from stepcheck.harness.options import bounded_option
+from stepcheck.harness.numbers.options import bounded_option
 from stepcheck.reference import SPECS
 from stepcheck.reference.arithmetic import addcdiv, addcmul, ema, norm, sum_of_squares
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis.internal.conjecture import providers
 
-from stepcheck.harness import campaign as campaigns
-from stepcheck.harness import workers
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.life.trace import Gradient, Group, Parameter, Step, Trace, Values
+from stepcheck.harness.play.subjects import class_subject, resolve
 from stepcheck.harness.readers.terminal import throughput
-from stepcheck.harness.subjects import class_subject, resolve
-from stepcheck.harness.trace import Gradient, Group, Parameter, Step, Trace, Values
-from stepcheck.harness.verdict import Result
+from stepcheck.harness.record.verdict import Result
+from stepcheck.harness.search import campaign as campaigns
+from stepcheck.harness.search import workers
+from stepcheck.harness.search.campaign import Campaign, Settings
 from stepcheck.harness.zoo import adam
 from stepcheck.reference import SPECS
 
@@ -277,7 +277,7 @@ def test_a_dtype_that_a_subject_does_not_take_is_unsupported():
 
 
 def test_an_error_of_the_harness_is_unknown_and_never_green(monkeypatch):
-    from stepcheck.harness import checks
+    from stepcheck.harness.checking import checks
 
     def broken(evidence):
         raise ZeroDivisionError("harness")
@@ -337,7 +337,7 @@ class EndlessConstructor(torch.optim.SGD):
 
 
 def test_a_constructor_that_does_not_end_is_unknown_and_no_endless_run(monkeypatch):
-    monkeypatch.setattr("stepcheck.harness.campaign.TRACE_SECONDS", 1.0)
+    monkeypatch.setattr("stepcheck.harness.search.campaign.TRACE_SECONDS", 1.0)
     result = campaign(class_subject(EndlessConstructor, "SGD"), examples=5)
     assert result.verdict == "unknown"
     assert "does not end" in result.error

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.subjects import class_subject
+from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.search.campaign import Campaign, Settings
 from stepcheck.harness.zoo import adam, life, sgd, sparse_adam
 
 

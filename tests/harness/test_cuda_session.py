@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepcheck.harness import stream
 from stepcheck.harness.cuda_session import __main__ as command_line
 from stepcheck.harness.cuda_session import folder as folders
 from stepcheck.harness.cuda_session import plan, process, session, work
@@ -23,8 +22,9 @@ from stepcheck.harness.cuda_session.folder import Folder, unpack
 from stepcheck.harness.cuda_session.page import NOT_JUDGED, page, status, verdicts
 from stepcheck.harness.cuda_session.plan import Place, Task
 from stepcheck.harness.cuda_session.session import RESERVE, Budget, Outcome, Session, outcome
-from stepcheck.harness.stream import Recorder, Stream
-from stepcheck.harness.verdict import Life, Result, Tally
+from stepcheck.harness.record import stream
+from stepcheck.harness.record.stream import Recorder, Stream
+from stepcheck.harness.record.verdict import Life, Result, Tally
 from stepcheck.reference import SPECS
 
 TREE = Path(__file__).resolve().parents[2]
@@ -55,8 +55,8 @@ def summary(tmp_path):
 RECORDS = """
 import sys
 from pathlib import Path
-from stepcheck.harness.stream import Recorder, Stream
-from stepcheck.harness.verdict import Life, Result, Tally
+from stepcheck.harness.record.stream import Recorder, Stream
+from stepcheck.harness.record.verdict import Life, Result, Tally
 name = "fast:Adam[cuda]"
 stream = Stream.create(Path("record"), "stepcheck check", "0.0", {}, 0, {"subjects": [[name, "Adam"]]})
 recorder = Recorder(stream, name)

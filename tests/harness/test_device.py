@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness import memory, repro, subjects, workers
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.checks import Finding
-from stepcheck.harness.memory import Allocation, SparseAllocation
-from stepcheck.harness.play import Player
-from stepcheck.harness.schedules import as_given, place
-from stepcheck.harness.subjects import class_subject, fast_subject, no_cuda
-from stepcheck.harness.trace import Gradient, Group, Objective, Parameter, Scalar, Sparse, Step, Trace, Values
-from stepcheck.harness.workers import Listener
+from stepcheck.harness.checking.checks import Finding
+from stepcheck.harness.life import memory
+from stepcheck.harness.life.memory import Allocation, SparseAllocation
+from stepcheck.harness.life.schedules import as_given, place
+from stepcheck.harness.life.trace import Gradient, Group, Objective, Parameter, Scalar, Sparse, Step, Trace, Values
+from stepcheck.harness.play import subjects
+from stepcheck.harness.play.player import Player
+from stepcheck.harness.play.subjects import class_subject, fast_subject, no_cuda
+from stepcheck.harness.search import workers
+from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.workers import Listener
+from stepcheck.harness.telling import repro
 
 THERE = "cpu:0"
 

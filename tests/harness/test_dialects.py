@@ -6,9 +6,9 @@ import pytest
 import torch
 from right.base import Base
 
-from stepcheck.harness import campaign
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.subjects import class_subject
+from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.search import campaign
+from stepcheck.harness.search.campaign import Campaign, Settings
 
 
 @pytest.fixture(autouse=True)

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.bounded import Bounded
-from stepcheck.harness.comparison import ratios
-from stepcheck.harness.evaluations import Evaluation, _Gradient, judge_step
-from stepcheck.harness.formats import BFLOAT16, BINARY16, BINARY32, BINARY64, Arithmetic
-from stepcheck.harness.generate import TRACE_BYTES, decoder
-from stepcheck.harness.judge import judge
-from stepcheck.harness.play import Player
-from stepcheck.harness.subjects import class_subject, resolve
-from stepcheck.harness.trace import Group, Objective, Parameter, Scalar, SetOption, Step, Trace, Values
+from stepcheck.harness.judging.evaluations import Evaluation, _Gradient, judge_step
+from stepcheck.harness.judging.judge import judge
+from stepcheck.harness.life.trace import Group, Objective, Parameter, Scalar, SetOption, Step, Trace, Values
+from stepcheck.harness.numbers.bounded import Bounded
+from stepcheck.harness.numbers.comparison import ratios
+from stepcheck.harness.numbers.formats import BFLOAT16, BINARY16, BINARY32, BINARY64, Arithmetic
+from stepcheck.harness.play.player import Player
+from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.search.generate import TRACE_BYTES, decoder
 from stepcheck.harness.zoo.lbfgs import RightLBFGS, TakesLastGradient, WithoutScale
 from stepcheck.reference.lbfgs import LBFGS, Pair, _direction
 

@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from stepcheck import cli
-from stepcheck.harness import evidence, ledger, report, versions, workers
-from stepcheck.harness.campaign import Campaign, Settings, findings
-from stepcheck.harness.evidence import Played, Span
-from stepcheck.harness.ledger import LEDGER
-from stepcheck.harness.subjects import TORCH_MODES, class_subject, resolve, torch_subject
-from stepcheck.harness.trace import Gradient, Group, Parameter, Reload, Step, Trace, Values
-from stepcheck.harness.verdict import Life
+from stepcheck.harness import versions
+from stepcheck.harness.known import evidence, ledger
+from stepcheck.harness.known.evidence import Played, Span
+from stepcheck.harness.known.ledger import LEDGER
+from stepcheck.harness.life.trace import Gradient, Group, Parameter, Reload, Step, Trace, Values
+from stepcheck.harness.play.subjects import TORCH_MODES, class_subject, resolve, torch_subject
+from stepcheck.harness.readers import report
+from stepcheck.harness.record.verdict import Life
+from stepcheck.harness.search import workers
+from stepcheck.harness.search.campaign import Campaign, Settings, findings
 
 STRIDES = "fused-cpu-ignores-strides"
 QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)
@@ -200,7 +203,7 @@ def test_every_entry_is_played_on_what_it_concerns_and_can_play_its_life():
     assert on("foreach-nesterov-writes-gradient") == ["SGD[foreach]"]
     assert {"SGD[fused]", "Adam[fused]", "Adam[capturable]"} == set(on(STRIDES))
     assert on("sgd-accepts-nan") == [f"SGD[{m}]" for m in TORCH_MODES["SGD"] if m != "compiled"]
-    assert on("super-step-runs-hooks-again") == ["stepcheck.harness.ledger:StepsBySuper"]
+    assert on("super-step-runs-hooks-again") == ["stepcheck.harness.known.ledger:StepsBySuper"]
     assert LEDGER["super-step-runs-hooks-again"].where == "SGD[forloop]"
 
 

@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
-from stepcheck.harness import explain, store
-from stepcheck.harness.campaign import Campaign, Settings, tell
-from stepcheck.harness.checks import Evidence, Finding, told_apart
-from stepcheck.harness.subjects import class_subject, resolve
-from stepcheck.harness.trace import Gradient, Group, Parameter, Reload, Step, Trace, Values
+from stepcheck.harness.checking.checks import Evidence, Finding, told_apart
+from stepcheck.harness.life.trace import Gradient, Group, Parameter, Reload, Step, Trace, Values
+from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.record import store
+from stepcheck.harness.search.campaign import Campaign, Settings, tell
+from stepcheck.harness.telling import explain
 from stepcheck.harness.zoo import adam
 
 GO = Step({0: Gradient(Values("constant", high=1.0))})

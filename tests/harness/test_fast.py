@@ -8,10 +8,9 @@ import torch
 from stepcheck import fast
 from stepcheck.fast import interpreted, rules
 from stepcheck.fast.rules import sqrt
-from stepcheck.harness import campaign, resume
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.ledger import LEDGER
-from stepcheck.harness.subjects import (
+from stepcheck.harness.known.ledger import LEDGER
+from stepcheck.harness.play import resume
+from stepcheck.harness.play.subjects import (
     UsageError,
     class_subject,
     fast_modes,
@@ -20,6 +19,8 @@ from stepcheck.harness.subjects import (
     no_cuda,
     resolve,
 )
+from stepcheck.harness.search import campaign
+from stepcheck.harness.search.campaign import Campaign, Settings
 from stepcheck.reference import SPECS
 
 

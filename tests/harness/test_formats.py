@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.formats import (
+from stepcheck.harness.numbers.formats import (
     BFLOAT16,
     BINARY16,
     BINARY32,

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness import formula, repro
-from stepcheck.harness.campaign import findings
-from stepcheck.harness.checks import EXPLAINED_BY, Evidence
-from stepcheck.harness.subjects import class_subject
-from stepcheck.harness.trace import Gradient, Group, Parameter, Sparse, Step, Trace, Values
+from stepcheck.harness.checking.checks import EXPLAINED_BY, Evidence
+from stepcheck.harness.judging import formula
+from stepcheck.harness.life.trace import Gradient, Group, Parameter, Sparse, Step, Trace, Values
+from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.search.campaign import findings
+from stepcheck.harness.telling import repro
 from stepcheck.reference import SPECS
 from tests.harness.test_repro import run_here
 

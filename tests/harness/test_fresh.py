@@ -7,13 +7,13 @@ import time
 import pytest
 import torch
 
-from stepcheck.harness import repro
-from stepcheck.harness.campaign import Campaign, Settings, _Idle, findings
-from stepcheck.harness.checks import place_of
-from stepcheck.harness.fresh import Fresh
-from stepcheck.harness.processes import forks
-from stepcheck.harness.subjects import class_subject
-from stepcheck.harness.trace import Gradient, Group, Parameter, Step, Trace, Values
+from stepcheck.harness.checking.checks import place_of
+from stepcheck.harness.life.trace import Gradient, Group, Parameter, Step, Trace, Values
+from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.search.campaign import Campaign, Settings, _Idle, findings
+from stepcheck.harness.support.fresh import Fresh
+from stepcheck.harness.support.processes import forks
+from stepcheck.harness.telling import repro
 from stepcheck.harness.zoo import life, sgd
 
 pytestmark = pytest.mark.skipif(not forks(), reason="there is no clean process where none is forked")

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.generate import decoder
-from stepcheck.harness.store import KNOWN_FOLDER
-from stepcheck.harness.subjects import FAMILIES, resolve
-from stepcheck.harness.trace import Trace
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.play.subjects import FAMILIES, resolve
+from stepcheck.harness.record.store import KNOWN_FOLDER
+from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.generate import decoder
 
 FILE = Path(__file__).parents[1] / "frozen" / "traces.json"
 FROZEN = json.loads(FILE.read_text())

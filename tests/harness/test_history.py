@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from stepcheck import check_optimizer
-from stepcheck.harness import campaign
-from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.search import campaign
 from stepcheck.harness.zoo.history import HISTORY
 
 #: An issue or a pull request, whose number names one thread.

@@ -8,15 +8,11 @@ import pytest
 import torch
 
 from stepcheck import cli
-from stepcheck.harness import campaign, ledger, report, store, workers
-from stepcheck.harness.campaign import Campaign, Settings, findings
-from stepcheck.harness.checks import Evidence, Finding
-from stepcheck.harness.judge import Deviation
-from stepcheck.harness.ledger import LEDGER, Entry, explanation
-from stepcheck.harness.readers.scripts import to_json
-from stepcheck.harness.stream import Run
-from stepcheck.harness.subjects import class_subject, resolve, torch_subject
-from stepcheck.harness.trace import (
+from stepcheck.harness.checking.checks import Evidence, Finding
+from stepcheck.harness.judging.judge import Deviation
+from stepcheck.harness.known import ledger
+from stepcheck.harness.known.ledger import LEDGER, Entry, explanation
+from stepcheck.harness.life.trace import (
     Gradient,
     Group,
     Hook,
@@ -30,6 +26,13 @@ from stepcheck.harness.trace import (
     Trace,
     Values,
 )
+from stepcheck.harness.play.subjects import class_subject, resolve, torch_subject
+from stepcheck.harness.readers import report
+from stepcheck.harness.readers.scripts import to_json
+from stepcheck.harness.record import store
+from stepcheck.harness.record.stream import Run
+from stepcheck.harness.search import campaign, workers
+from stepcheck.harness.search.campaign import Campaign, Settings, findings
 
 QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)
 

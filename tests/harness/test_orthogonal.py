@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.comparison import ratios
-from stepcheck.harness.formats import BFLOAT16, BINARY32, BINARY64, FORMATS, Arithmetic
-from stepcheck.harness.orthogonal import (
+from stepcheck.harness.judging.orthogonal import (
     AFTER_PRODUCTS,
     BUFFER,
     NORMWISE,
@@ -17,6 +15,8 @@ from stepcheck.harness.orthogonal import (
     _Reach,
     judge_step,
 )
+from stepcheck.harness.numbers.comparison import ratios
+from stepcheck.harness.numbers.formats import BFLOAT16, BINARY32, BINARY64, FORMATS, Arithmetic
 from stepcheck.reference import muon
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}

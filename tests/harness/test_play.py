@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness import schedules, settings
-from stepcheck.harness.campaign import findings
-from stepcheck.harness.memory import GUARD, GUARD_ELEMENTS, room, strides
-from stepcheck.harness.play import Player, _random_state
-from stepcheck.harness.subjects import UsageError, class_subject, resolve
-from stepcheck.harness.trace import (
+from stepcheck.harness.life import schedules
+from stepcheck.harness.life.memory import GUARD, GUARD_ELEMENTS, room, strides
+from stepcheck.harness.life.trace import (
     CLOSURES,
     FORMS,
     HOOKS,
@@ -40,6 +37,10 @@ from stepcheck.harness.trace import (
     Values,
     ZeroGrad,
 )
+from stepcheck.harness.play.player import Player, _random_state
+from stepcheck.harness.play.subjects import UsageError, class_subject, resolve
+from stepcheck.harness.search.campaign import findings
+from stepcheck.harness.support import settings
 
 SGD = resolve("torch:SGD[forloop]")[0]
 ONES = Gradient(Values("constant", high=1.0))

@@ -11,14 +11,14 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from stepcheck.harness import report
+from stepcheck.harness.life.trace import Group, Parameter, Step, Trace
+from stepcheck.harness.readers import report
 from stepcheck.harness.readers.junit import junit
 from stepcheck.harness.readers.markdown import markdown
 from stepcheck.harness.readers.scripts import to_json
 from stepcheck.harness.readers.terminal import show, table
-from stepcheck.harness.stream import Run
-from stepcheck.harness.trace import Group, Parameter, Step, Trace
-from stepcheck.harness.verdict import Divergence, Result, Tally
+from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.verdict import Divergence, Result, Tally
 
 OUT = Path("out")
 LIFE = Trace("Adam", (Parameter(()),), (Group((0,)),), (Step(),))

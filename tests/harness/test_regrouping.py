@@ -15,12 +15,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stepcheck.harness import bounded
-from stepcheck.harness.bounded import Bounded
-from stepcheck.harness.formats import BINARY32, FORMATS
-from stepcheck.harness.generate import candidates, option_sets
-from stepcheck.harness.judge import arithmetic, bounded_hyper
-from stepcheck.harness.subjects import ANY_CLASS
+from stepcheck.harness.judging.judge import arithmetic, bounded_hyper
+from stepcheck.harness.numbers import bounded
+from stepcheck.harness.numbers.bounded import Bounded
+from stepcheck.harness.numbers.formats import BINARY32, FORMATS
+from stepcheck.harness.play.subjects import ANY_CLASS
+from stepcheck.harness.search.generate import candidates, option_sets
 from stepcheck.reference import SPECS
 
 #: Where elements do not depend on each other, and each has a gradient.

@@ -13,12 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepcheck.harness import repro, settings
-from stepcheck.harness.campaign import Campaign, Settings, findings
-from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, Evidence, Finding
-from stepcheck.harness.judge import Deviation, Judge
-from stepcheck.harness.subjects import class_subject, resolve
-from stepcheck.harness.trace import (
+from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY, Evidence, Finding
+from stepcheck.harness.judging.judge import Deviation, Judge
+from stepcheck.harness.life.trace import (
     Accumulate,
     AddGroup,
     Fail,
@@ -41,6 +38,10 @@ from stepcheck.harness.trace import (
     Values,
     ZeroGrad,
 )
+from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.search.campaign import Campaign, Settings, findings
+from stepcheck.harness.support import settings
+from stepcheck.harness.telling import repro
 from stepcheck.harness.zoo import life as wrong
 
 TESTS = Path(__file__).parents[1]

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from stepcheck import check_optimizer
-from stepcheck.harness.generate import decoder, page
-from stepcheck.harness.judge import judge
-from stepcheck.harness.play import Player
+from stepcheck.harness.judging.judge import judge
+from stepcheck.harness.life.trace import Gradient, Group, Parameter, Step, Trace, Values
+from stepcheck.harness.play.player import Player
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.power.kill import first_kill
-from stepcheck.harness.subjects import class_subject
-from stepcheck.harness.trace import Gradient, Group, Parameter, Step, Trace, Values
+from stepcheck.harness.search.generate import decoder, page
 from stepcheck.harness.zoo import right
 from stepcheck.harness.zoo.equivalent import EQUIVALENT
 from stepcheck.harness.zoo.right import VARIANTS

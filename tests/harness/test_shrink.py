@@ -2,10 +2,10 @@
 
 import torch
 
-from stepcheck.harness import shrink
-from stepcheck.harness.campaign import unexplained
-from stepcheck.harness.subjects import class_subject
-from stepcheck.harness.trace import Gradient, Group, Parameter, Step, Trace, Values
+from stepcheck.harness.life.trace import Gradient, Group, Parameter, Step, Trace, Values
+from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.search import shrink
+from stepcheck.harness.search.campaign import unexplained
 
 
 class WrongInABand(torch.optim.SGD):

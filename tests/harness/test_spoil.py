@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from stepcheck.harness import ledger, spoil
-from stepcheck.harness.checks import CHECKS, Evidence
-from stepcheck.harness.memory import GUARD
-from stepcheck.harness.subjects import class_subject, resolve
-from stepcheck.harness.trace import (
+from stepcheck.harness.checking.checks import CHECKS, Evidence
+from stepcheck.harness.known import ledger
+from stepcheck.harness.life.memory import GUARD
+from stepcheck.harness.life.trace import (
     SPOILING_WAYS,
     SPOILINGS,
     Gradient,
@@ -19,6 +18,8 @@ from stepcheck.harness.trace import (
     Trace,
     Values,
 )
+from stepcheck.harness.play import spoil
+from stepcheck.harness.play.subjects import class_subject, resolve
 from stepcheck.harness.zoo import life
 from stepcheck.harness.zoo.adam import RightAdam
 from stepcheck.harness.zoo.sgd import RightSGD

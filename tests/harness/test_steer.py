@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from stepcheck.harness import steer
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.checks import CHECKS, Evidence
-from stepcheck.harness.generate import PAGE, TRACE_BYTES, decoder, page
-from stepcheck.harness.subjects import class_subject, resolve
-from stepcheck.harness.trace import Gradient, Group, Parameter, Reload, Sparse, Step, Trace, Values
+from stepcheck.harness.checking.checks import CHECKS, Evidence
+from stepcheck.harness.life.trace import Gradient, Group, Parameter, Reload, Sparse, Step, Trace, Values
+from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.search import steer
+from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.generate import PAGE, TRACE_BYTES, decoder, page
 from stepcheck.harness.zoo import adam, asgd, nadam, sgd
 
 ADAM, SGD = (resolve(f"torch:{name}[forloop]")[0] for name in ("Adam", "SGD"))
@@ -134,9 +134,9 @@ def test_pages_are_uniform_and_unique():
 def test_the_seed_alone_decides():
     code = """
 import hashlib
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.generate import decoder
-from stepcheck.harness.subjects import resolve
+from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.generate import decoder
+from stepcheck.harness.play.subjects import resolve
 
 c = Campaign(resolve("torch:Adam[forloop]")[0], Settings(seed=5))
 c.decode = decoder(c.subject, c.dtypes)

@@ -20,18 +20,20 @@ import pytest
 import torch
 
 from stepcheck import cli
-from stepcheck.harness import stream, workers
-from stepcheck.harness.campaign import Settings
-from stepcheck.harness.checks import Evidence
-from stepcheck.harness.features import features
-from stepcheck.harness.judge import Judgement
+from stepcheck.harness.checking.checks import Evidence
+from stepcheck.harness.judging.judge import Judgement
+from stepcheck.harness.life.features import features
+from stepcheck.harness.life.trace import AddGroup, Gradient, Group, Parameter, Reload, Scalar, Sparse, Step, Trace
+from stepcheck.harness.numbers.comparison import RATIO_CLASSES, RATIO_EDGES
+from stepcheck.harness.play.subjects import UsageError, class_subject, resolve
 from stepcheck.harness.readers.junit import junit
 from stepcheck.harness.readers.markdown import markdown
 from stepcheck.harness.readers.scripts import to_json
-from stepcheck.harness.stream import Run, Stream, read
-from stepcheck.harness.subjects import UsageError, class_subject, resolve
-from stepcheck.harness.trace import AddGroup, Gradient, Group, Parameter, Reload, Scalar, Sparse, Step, Trace
-from stepcheck.harness.verdict import RATIO_CLASSES, RATIO_EDGES, Divergence, Life, Result, Tally
+from stepcheck.harness.record import stream
+from stepcheck.harness.record.stream import Run, Stream, read
+from stepcheck.harness.record.verdict import Divergence, Life, Result, Tally
+from stepcheck.harness.search import workers
+from stepcheck.harness.search.campaign import Settings
 
 
 class Wrong(torch.optim.Adam):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stepcheck.harness.recording import Raised
-from stepcheck.harness.text import in_one_line, shown
+from stepcheck.harness.play.recording import Raised
+from stepcheck.harness.support.text import in_one_line, shown
 
 
 @pytest.mark.parametrize(

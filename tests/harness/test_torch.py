@@ -5,11 +5,11 @@ import warnings
 import pytest
 import torch
 
-from stepcheck.harness import workers
-from stepcheck.harness.campaign import Campaign, Settings, findings
-from stepcheck.harness.ledger import LEDGER, shows
-from stepcheck.harness.repro import script
-from stepcheck.harness.subjects import resolve
+from stepcheck.harness.known.ledger import LEDGER, shows
+from stepcheck.harness.play.subjects import resolve
+from stepcheck.harness.search import workers
+from stepcheck.harness.search.campaign import Campaign, Settings, findings
+from stepcheck.harness.telling.repro import script
 
 #: Seen at this seed and number of examples; the others need luck.
 CERTAIN = {

@@ -11,11 +11,8 @@ import pytest
 from hypothesis import given, settings
 
 from stepcheck import cli
-from stepcheck.harness.generate import ESSENTIALS, TRACE_BYTES, decoder, traces
-from stepcheck.harness.objectives import FUNCTIONS
-from stepcheck.harness.play import Player
-from stepcheck.harness.subjects import resolve
-from stepcheck.harness.trace import (
+from stepcheck.harness.life.objectives import FUNCTIONS
+from stepcheck.harness.life.trace import (
     CLOSURES,
     DICTIONARIES,
     FAILURES,
@@ -58,6 +55,9 @@ from stepcheck.harness.trace import (
     splitmix64,
     splitmix64_word,
 )
+from stepcheck.harness.play.player import Player
+from stepcheck.harness.play.subjects import resolve
+from stepcheck.harness.search.generate import ESSENTIALS, TRACE_BYTES, decoder, traces
 from stepcheck.reference import SPECS
 
 ADAM = resolve("torch:Adam[forloop]")[0]

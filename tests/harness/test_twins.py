@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from stepcheck import check_optimizer
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.checks import CHECKS, Evidence
-from stepcheck.harness.repro import script
-from stepcheck.harness.subjects import class_subject
-from stepcheck.harness.trace import AddGroup, Gradient, Group, Parameter, Reload, Step, Trace, Values
-from stepcheck.harness.twins import TWINS
+from stepcheck.harness.checking.checks import CHECKS, Evidence
+from stepcheck.harness.checking.twins import TWINS
+from stepcheck.harness.life.trace import AddGroup, Gradient, Group, Parameter, Reload, Step, Trace, Values
+from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.telling.repro import script
 from stepcheck.harness.zoo.catalogue import FAULTS
 
 INVARIANTS = {*TWINS, "option-effect"}

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stepcheck.harness.subjects import class_subject, resolve
-from stepcheck.harness.trace import Group, Parameter, SetOption, Trace
-from stepcheck.harness.validation import (
+from stepcheck.harness.life.trace import Group, Parameter, SetOption, Trace
+from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.play.validation import (
     PLACES,
     Cell,
     Outcome,

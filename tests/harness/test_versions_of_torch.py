@@ -8,9 +8,7 @@ from packaging.version import Version
 
 from stepcheck import cli, fast
 from stepcheck.fast.muon import adjustment
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.generate import _Decoder
-from stepcheck.harness.subjects import (
+from stepcheck.harness.play.subjects import (
     TORCH_MODES,
     _modes,
     class_subject,
@@ -19,6 +17,8 @@ from stepcheck.harness.subjects import (
     resolve,
     torch_subject,
 )
+from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.generate import _Decoder
 from stepcheck.reference import SPECS
 from stepcheck.reference.muon import adjusted_lr
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from stepcheck.harness import campaign, processes, workers
-from stepcheck.harness.processes import Silence, cores
+from stepcheck.harness.search import campaign, workers
+from stepcheck.harness.support import processes
+from stepcheck.harness.support.processes import Silence, cores
 
 SLOW = """
 import threading

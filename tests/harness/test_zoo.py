@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from stepcheck import check_optimizer
-from stepcheck.harness import campaign, repro
-from stepcheck.harness.checks import CHECKS, EXPLAINED_BY, Evidence
-from stepcheck.harness.subjects import class_subject
-from stepcheck.harness.trace import (
+from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY, Evidence
+from stepcheck.harness.life.trace import (
     WAYS,
     AddGroup,
     Fail,
@@ -25,6 +23,9 @@ from stepcheck.harness.trace import (
     Values,
     ZeroGrad,
 )
+from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.search import campaign
+from stepcheck.harness.telling import repro
 from stepcheck.harness.zoo import adagrad, adam, history, life, rmsprop, sgd
 from stepcheck.harness.zoo.catalogue import RIGHT, WRONG
 

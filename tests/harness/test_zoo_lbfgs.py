@@ -2,8 +2,8 @@
 
 import pytest
 
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.subjects import class_subject
+from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.search.campaign import Campaign, Settings
 from stepcheck.harness.zoo.lbfgs import EQUIVALENT, FAULTS, RightLBFGS
 
 

@@ -19,8 +19,8 @@ from stepcheck.harness.certificate import (
     plain,
     shapes,
 )
-from stepcheck.harness.comparison import ratios
-from stepcheck.harness.formats import BINARY32, BINARY64, Arithmetic
+from stepcheck.harness.numbers.comparison import ratios
+from stepcheck.harness.numbers.formats import BINARY32, BINARY64, Arithmetic
 from stepcheck.reference import SPECS
 from stepcheck.reference.arithmetic import ORDERS
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.bounded import Bounded
-from stepcheck.harness.comparison import ratios
-from stepcheck.harness.formats import BINARY64, SCALARS64, Arithmetic
+from stepcheck.harness.numbers.bounded import Bounded
+from stepcheck.harness.numbers.comparison import ratios
+from stepcheck.harness.numbers.formats import BINARY64, SCALARS64, Arithmetic
 from stepcheck.reference.lbfgs import LBFGS
 from stepcheck.reference.strong_wolfe import DECREASE, SLOPE
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from stepcheck import Divergences, check_optimizer, parametrize_with_checks
-from stepcheck.harness.checks import CHECKS
-from stepcheck.harness.subjects import UsageError
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.play.subjects import UsageError
 
 
 class NoBiasCorrection(torch.optim.Adam):

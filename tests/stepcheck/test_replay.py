@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from stepcheck import cli
-from stepcheck.harness import replay, store
-from stepcheck.harness.trace import Group, Parameter, Step, Trace, Values
-from stepcheck.harness.verdict import HANGS, Divergence
+from stepcheck.harness.life.trace import Group, Parameter, Step, Trace, Values
+from stepcheck.harness.record import store
+from stepcheck.harness.record.verdict import HANGS, Divergence
+from stepcheck.harness.search import replay
 
 CLASSES = """
 import os
@@ -76,7 +77,7 @@ LIFE = Trace("Adam", (Parameter((2,), values=ONES),), (Group((0,)),), (Step({0: 
 
 
 def life(**given):
-    from stepcheck.harness.trace import Gradient
+    from stepcheck.harness.life.trace import Gradient
 
     return replace(LIFE, **{"events": (Step({0: Gradient(ONES)}),), **given})
 
@@ -137,7 +138,7 @@ def test_a_life_without_events_shows_what_the_constructor_does_and_nothing_else(
 
 @pytest.mark.parametrize("check, cause, status", [("agreement", HANGS, 1), ("agreement", "parameter", 3)])
 def test_a_hang_is_told(again, monkeypatch, check, cause, status):
-    monkeypatch.setattr("stepcheck.harness.campaign.TRACE_SECONDS", 0.3)
+    monkeypatch.setattr("stepcheck.harness.search.campaign.TRACE_SECONDS", 0.3)
     code, printed = again("Hangs", check, cause)
     assert (code, "still busy" in printed) == (status, True), printed
 

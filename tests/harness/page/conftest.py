@@ -9,15 +9,15 @@ import pytest
 import torch
 from recorded import REPORTS, WRONG, result, run
 
-from stepcheck.harness import evidence
-from stepcheck.harness.campaign import Campaign, Settings
-from stepcheck.harness.checks import CHECKS
-from stepcheck.harness.evidence import Played
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.known import evidence
+from stepcheck.harness.known.evidence import Played
+from stepcheck.harness.life.trace import DTYPES
+from stepcheck.harness.numbers.comparison import RATIO_CLASSES
 from stepcheck.harness.page import model
 from stepcheck.harness.page.figures import figures
-from stepcheck.harness.subjects import resolve
-from stepcheck.harness.trace import DTYPES
-from stepcheck.harness.verdict import RATIO_CLASSES
+from stepcheck.harness.play.subjects import resolve
+from stepcheck.harness.search.campaign import Campaign, Settings
 
 
 @pytest.fixture(scope="session")

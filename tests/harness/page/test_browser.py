@@ -8,7 +8,7 @@ import sys
 import pytest
 from recorded import WRONG, run
 
-from stepcheck.harness import evidence
+from stepcheck.harness.known import evidence
 from stepcheck.harness.page import faults, model, page, versions
 from stepcheck.harness.page.compare import compare
 from stepcheck.harness.page.figures import figures

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from stepcheck.harness import evidence
+from stepcheck.harness.known import evidence
 from stepcheck.harness.page import faults
-from stepcheck.harness.subjects import TORCH_MODES
+from stepcheck.harness.play.subjects import TORCH_MODES
 
 HERE = evidence.installed()
 NEVER_STORES = "fused-sgd-never-stores-narrow-vectors"

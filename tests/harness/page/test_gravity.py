@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepcheck.harness.checks import CHECKS
+from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.page.gravity import GRADES, OF_CHECK, gravest
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from recorded import ENVIRONMENT, divergence, diverging, result, run
 
-from stepcheck.harness import evidence
+from stepcheck.harness.known import evidence
 from stepcheck.harness.page import compare, markdown, model, page
 from stepcheck.harness.page.upgrade import Upgrade
 

@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from stepcheck.harness import evidence
-from stepcheck.harness.ledger import LEDGER
+from stepcheck.harness.known import evidence
+from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.page import faults, page, versions
-from stepcheck.harness.subjects import TORCH_MODES
+from stepcheck.harness.play.subjects import TORCH_MODES
 
 HERE = evidence.installed()
 NEVER_STORES = "fused-sgd-never-stores-narrow-vectors"

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from recorded import ENVIRONMENT
 
-from stepcheck.harness.campaign import Campaign, Settings
 from stepcheck.harness.page import write
-from stepcheck.harness.stream import Recorder, Stream
-from stepcheck.harness.subjects import UsageError, resolve
+from stepcheck.harness.play.subjects import UsageError, resolve
+from stepcheck.harness.record.stream import Recorder, Stream
+from stepcheck.harness.search.campaign import Campaign, Settings
 
 FILES = {"index.html", "report.json", "report.md", "badge.svg", "versions.html", "versions.json", "known.md"}
 
