@@ -36,6 +36,15 @@ def test_fast_alone_is_the_same_release_under_the_same_terms():
     assert (ROOT / "fast" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
+def test_every_folder_with_modules_is_installed():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {f.parent for top in ("reference", "fast", "harness") for f in (ROOT / top).rglob("*.py")}
+    assert set(packages) == {"stepcheck", *("stepcheck." + ".".join(f.relative_to(ROOT).parts) for f in folders)}
+    # From a checkout, without an installation, what runs is what is edited.
+    for top in ("reference", "fast", "harness"):
+        assert (ROOT / "stepcheck" / top).resolve() == ROOT / top
+
+
 def test_fast_alone_needs_what_its_folder_imports_with_the_bounds_of_the_whole():
     assert set(FAST["dependencies"]) <= set(WHOLE["dependencies"])
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / "fast").glob("**/*.py")]

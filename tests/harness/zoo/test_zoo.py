@@ -29,7 +29,7 @@ from stepcheck.harness.telling import repro
 from stepcheck.harness.zoo import adagrad, adam, history, life, rmsprop, sgd
 from stepcheck.harness.zoo.catalogue import RIGHT, WRONG
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 # Fewer lives of these: they have state or products whose budgets take longer to compute.
 COSTLY = ("ASGD", "NAdam", "RAdam", "Rprop", "SparseAdam", "Adafactor", "Muon")

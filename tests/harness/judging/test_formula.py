@@ -11,7 +11,7 @@ from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.campaign import findings
 from stepcheck.harness.telling import repro
 from stepcheck.reference import SPECS
-from tests.harness.test_repro import run_here
+from tests.harness.telling.test_repro import run_here
 
 
 def overshooting(name):

@@ -1,6 +1,6 @@
 """What no change of structure may change: the lives that a seed draws, and traces that were saved long ago.
 
-``python tests/harness/test_frozen.py`` writes the digests anew. A commit that needs it does that alone, and says why.
+``python tests/harness/search/test_frozen.py`` writes the digests anew. A commit that needs it does that alone, and says why.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from stepcheck.harness.record.store import KNOWN_FOLDER
 from stepcheck.harness.search.campaign import Campaign, Settings
 from stepcheck.harness.search.generate import decoder
 
-FILE = Path(__file__).parents[1] / "frozen" / "traces.json"
+FILE = Path(__file__).parents[2] / "frozen" / "traces.json"
 FROZEN = json.loads(FILE.read_text())
 SEEDS, LIVES = (0, 1), 200
 SUBJECTS = {s.name: s for family in FAMILIES for s in resolve(family)}

@@ -44,7 +44,7 @@ from stepcheck.harness.support import settings
 from stepcheck.harness.telling import repro
 from stepcheck.harness.zoo import life as wrong
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 #: Subject, dtype, check, how many lives it takes, and what its script must hold, for each kind of divergence of torch.
 KNOWN = {

@@ -27,7 +27,7 @@ from stepcheck.harness.record.stream import Recorder, Stream
 from stepcheck.harness.record.verdict import Life, Result, Tally
 from stepcheck.reference import SPECS
 
-TREE = Path(__file__).resolve().parents[2]
+TREE = Path(__file__).resolve().parents[3]
 ABOUT = {"processor": "Some GPU 80GB", "capability": "9.0", "torch": "2.11.0", "stepcheck": "0.0"}
 
 
