@@ -208,7 +208,7 @@ def cuda(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def versions(session: nox.Session) -> None:
-    """Known issues under versions of torch, into ``harness/known/versions.json``: ``-- 2.9.1 2.12.1``; ``--check`` plays the main job as well.
+    """Known issues under versions of torch, into ``harness/versions.json``: ``-- 2.9.1 2.12.1``; ``--check`` plays the main job as well.
 
     An environment takes some 6 GB: they are made one at a time, and removed after use.
     """

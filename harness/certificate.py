@@ -63,9 +63,10 @@ from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.numbers.bounded import Bounded, outcomes
 from stepcheck.harness.numbers.comparison import ratios
 from stepcheck.harness.numbers.formats import BINARY64, COUNTERS64, FORMATS, Arithmetic, Format
+from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.recording import Recording
-from stepcheck.harness.play.subjects import Subject, UsageError, resolve
+from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.readers.report import environment
 from stepcheck.harness.record import store
 from stepcheck.harness.record.stream import Stream

@@ -1,6 +1,6 @@
 """Known issues under the torch that is installed: every entry's own life, played on every subject that it concerns.
 
-``python -m stepcheck.harness.versions`` plays them and adds what it saw to ``harness/known/versions.json`` (:mod:`.evidence` has the schema), or
+``python -m stepcheck.harness.versions`` plays them and adds what it saw to ``harness/versions.json`` (:mod:`.evidence` has the schema), or
 to the file named with ``--file``. ``nox -s versions -- 2.9.1 2.12.1`` does it under each of these versions, in an environment of its own.
 """
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from stepcheck.harness.known import evidence, ledger
 from stepcheck.harness.known.evidence import Played
 from stepcheck.harness.known.ledger import LEDGER, Entry
-from stepcheck.harness.play.subjects import TORCH_MODES, Subject, can_play, no_such_class, torch_subject
+from stepcheck.harness.play.families import TORCH_MODES, can_play, no_such_class, torch_subject
+from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.readers import report
 from stepcheck.harness.search.campaign import patience
 from stepcheck.harness.search.workers import in_child, warm_up

@@ -11,7 +11,8 @@ from typing import Any
 
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.life.trace import DTYPES
-from stepcheck.harness.play.subjects import ANY_CLASS, Profile, Subject, UsageError, asked_for, class_subject
+from stepcheck.harness.play.profiles import ANY_CLASS, Profile
+from stepcheck.harness.play.subjects import Subject, UsageError, asked_for, class_subject
 from stepcheck.harness.readers.report import describe
 from stepcheck.harness.record import store
 from stepcheck.harness.record.verdict import Divergence, Result

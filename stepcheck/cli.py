@@ -269,7 +269,7 @@ def commands() -> None:
 def list_() -> int:
     """Optimizers, subjects and checks known here."""
     from stepcheck.harness.checking.checks import CHECKS
-    from stepcheck.harness.play.subjects import TORCH_MODES, torch_subject
+    from stepcheck.harness.play.families import TORCH_MODES, torch_subject
     from stepcheck.reference import SPECS
 
     _console.print("[bold]optimizers[/] (references), and the modes and dtypes of torch.optim that are held to them")
@@ -404,7 +404,8 @@ def check(
 
 def _chosen(subjects: Sequence[str], like: str | None, dtypes: Sequence[str]) -> dict[str, Subject]:
     """The subjects that are meant, by name."""
-    from stepcheck.harness.play.subjects import FAMILIES, UsageError, resolve
+    from stepcheck.harness.play.families import FAMILIES, resolve
+    from stepcheck.harness.play.subjects import UsageError
     from stepcheck.harness.support.processes import silenced
 
     with silenced():
@@ -481,7 +482,8 @@ def _recorded(
 
 def _all_exist(names: Iterable[str]) -> None:
     """Refuse what needs a class that this torch lacks: the zoo and the kernels of all optimizers are imported together."""
-    from stepcheck.harness.play.subjects import UsageError, no_such_class
+    from stepcheck.harness.play.families import no_such_class
+    from stepcheck.harness.play.subjects import UsageError
 
     for why in filter(None, map(no_such_class, names)):
         raise UsageError(f"{why}; install a later torch")
@@ -613,7 +615,8 @@ def replay(name: str, subject: str | None, out: Path) -> int:
 def _player(path: Path, saved: Saved, subject: str | None, out: Path) -> Subject:
     """Who plays a saved life."""
     from stepcheck.harness.checking.checks import CHECKS
-    from stepcheck.harness.play.subjects import FAMILIES, UsageError, resolve
+    from stepcheck.harness.play.families import FAMILIES, resolve
+    from stepcheck.harness.play.subjects import UsageError
     from stepcheck.harness.record import store
     from stepcheck.harness.support.processes import silenced
 
@@ -779,7 +782,8 @@ def bench(
     from stepcheck.harness.bench import rounds as benchmark
     from stepcheck.harness.bench import tables
     from stepcheck.harness.bench.workloads import QUICK, WORKLOADS, takes
-    from stepcheck.harness.play.subjects import UsageError, existing
+    from stepcheck.harness.play.families import existing
+    from stepcheck.harness.play.subjects import UsageError
 
     if host:
         others = {"--device cuda": device == "cuda", "--workload": workloads, "--compiled": compiled, "--scaling": scaling,
@@ -891,7 +895,8 @@ def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | Non
     NAME is an optimizer, such as Adam; default all. Exit status is 1 if a count leaves its model, and 3 if a kernel could not be compiled
     or counted.
     """
-    from stepcheck.harness.play.subjects import UsageError, no_triton
+    from stepcheck.harness.play.families import no_triton
+    from stepcheck.harness.play.subjects import UsageError
 
     absent = no_triton()
     if absent:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from stepcheck.harness.play.subjects import no_cuda
+from stepcheck.harness.play.families import no_cuda
 
 
 @pytest.hookimpl(tryfirst=True)  # before it is decided which are slow

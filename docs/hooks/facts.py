@@ -24,7 +24,7 @@ from stepcheck.harness.known.ledger import LEDGER, Entry
 from stepcheck.harness.life import trace
 from stepcheck.harness.page import faults as known_faults
 from stepcheck.harness.page import versions
-from stepcheck.harness.play.subjects import ANY_CLASS, TORCH_CPU
+from stepcheck.harness.play.profiles import ANY_CLASS, TORCH_CPU
 from stepcheck.harness.power.statistics import proportion, quantile
 from stepcheck.harness.power.tables import KINDS
 from stepcheck.reference import SPECS

@@ -16,7 +16,7 @@ from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import Rule
 from stepcheck.harness.bench import ceiling, cuda
 from stepcheck.harness.bench.workloads import Problem
-from stepcheck.harness.play.subjects import TORCH_MODES, torch_subject
+from stepcheck.harness.play.families import TORCH_MODES, torch_subject
 
 #: The capturable mode, replayed by a CUDA graph; and the fast class.
 GRAPH, FAST_GRAPH = "graph", "fast graph"

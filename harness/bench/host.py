@@ -29,7 +29,8 @@ from stepcheck.fast.optimizer import ByRule
 from stepcheck.harness.bench.contenders import fast_class
 from stepcheck.harness.bench.rounds import Progress
 from stepcheck.harness.bench.workloads import WORKLOADS, Shape
-from stepcheck.harness.play.subjects import TORCH_MODES, UsageError, existing
+from stepcheck.harness.play.families import TORCH_MODES, existing
+from stepcheck.harness.play.subjects import UsageError
 from stepcheck.reference import SPECS
 
 #: Lists of parameters: of models, and one of many small tensors.

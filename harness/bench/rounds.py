@@ -35,7 +35,8 @@ from stepcheck.harness.bench.contenders import (
     modes,
 )
 from stepcheck.harness.bench.workloads import Problem, Workload, dense, options, takes
-from stepcheck.harness.play.subjects import UsageError, no_cuda
+from stepcheck.harness.play.families import no_cuda
+from stepcheck.harness.play.subjects import UsageError
 
 ROUNDS = 15
 QUICK_ROUNDS = 3

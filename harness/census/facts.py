@@ -9,7 +9,7 @@ from dataclasses import replace
 from stepcheck.fast.cuda import runtime
 from stepcheck.harness.census import flow, ptx
 from stepcheck.harness.census.kernels import kernels_of
-from stepcheck.harness.play.subjects import Profile, fast_profile
+from stepcheck.harness.play.profiles import Profile, fast_profile
 
 #: Roundings that an instruction costs, by the largest errors that the PTX ISA states (floating point instructions); an error of one ulp is
 #: two roundings, a relative one of 2^-23 is two of float32. A reciprocal makes a quotient with one product more.

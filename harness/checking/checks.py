@@ -39,11 +39,12 @@ from stepcheck.harness.life.trace import (
     plain,
 )
 from stepcheck.harness.numbers.formats import BINARY32, FORMATS
+from stepcheck.harness.play.families import can_play, no_such_class, torch_subject
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.recording import CALLERS_GROUPS, Recording
 from stepcheck.harness.play.resume import AGED_BY
 from stepcheck.harness.play.spoil import Arrival
-from stepcheck.harness.play.subjects import Subject, can_play, no_such_class, torch_subject
+from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.support.clocks import Clocks
 from stepcheck.reference.spec import PARAMETER
 

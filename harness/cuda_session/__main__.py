@@ -20,7 +20,7 @@ from stepcheck.harness.cuda_session.folder import SUMMARY, Folder, unpack
 from stepcheck.harness.cuda_session.page import page, status, verdicts
 from stepcheck.harness.cuda_session.plan import Place, tasks
 from stepcheck.harness.cuda_session.session import Budget, Session
-from stepcheck.harness.play.subjects import no_cuda
+from stepcheck.harness.play.families import no_cuda
 from stepcheck.harness.readers import report
 
 MINUTES = 8.0

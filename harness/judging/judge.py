@@ -26,8 +26,9 @@ from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.comparison import RATIO_CLASSES, Array, Comparison, ratios, reals
 from stepcheck.harness.numbers.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, SCALARS64, Arithmetic, Format
 from stepcheck.harness.numbers.options import bounded_option
+from stepcheck.harness.play.profiles import Profile
 from stepcheck.harness.play.recording import Life, Recording, StepRecord
-from stepcheck.harness.play.subjects import Profile, Subject
+from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.support.clocks import Clocks
 from stepcheck.reference.spec import PARAMETER, Buffer, HyperValues, Spec
 

@@ -1,7 +1,7 @@
 """On which versions of torch each known issue was seen: what was played, not what is claimed.
 
 ``nox -s versions`` plays the own life of each entry of the ledger on every subject that it concerns, under one version of torch after the
-other, and keeps what it saw in ``harness/known/versions.json``. Ranges of versions are read off that file and written down nowhere else.
+other, and keeps what it saw in ``harness/versions.json``. Ranges of versions are read off that file and written down nowhere else.
 
 Schema of ``versions.json`` (version 1)::
 
@@ -28,7 +28,7 @@ import torch
 from packaging.version import Version
 
 SCHEMA = 1
-FILE = Path(__file__).with_name("versions.json")
+FILE = Path(__file__).parents[1] / "versions.json"
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,11 @@ from stepcheck.harness.life.trace import (
 )
 from stepcheck.harness.numbers.comparison import reals
 from stepcheck.harness.play import spoil
+from stepcheck.harness.play.families import TORCH_MODES, resolve
 from stepcheck.harness.play.recording import Life
 from stepcheck.harness.play.resume import AGE
 from stepcheck.harness.play.signature import inherits
-from stepcheck.harness.play.subjects import TORCH_MODES, Subject, resolve
+from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.record import store
 from stepcheck.harness.record.store import Saved
 from stepcheck.reference import SPECS

@@ -30,7 +30,7 @@ from stepcheck.harness.known import evidence
 from stepcheck.harness.known.evidence import Played, Span
 from stepcheck.harness.known.ledger import LEDGER, Entry
 from stepcheck.harness.page.gravity import GRADES, gravest
-from stepcheck.harness.play.subjects import MODES, TORCH_MODES
+from stepcheck.harness.play.families import MODES, TORCH_MODES
 from stepcheck.harness.search.campaign import reproduction, tell
 from stepcheck.reference import SPECS
 

@@ -12,7 +12,7 @@ from stepcheck.harness.numbers.comparison import RATIO_EDGES
 from stepcheck.harness.page import model
 from stepcheck.harness.page.canvas import INK, LINE, MARKERS, MUTED, SERIES, Canvas, plain
 from stepcheck.harness.page.model import Report, RunInfo
-from stepcheck.harness.play.subjects import MODES
+from stepcheck.harness.play.families import MODES
 from stepcheck.harness.record.stream import Run
 
 _WIDTH = 960

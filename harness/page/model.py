@@ -47,7 +47,7 @@ from stepcheck import __version__
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.known import ledger
 from stepcheck.harness.page.render import count, ratio
-from stepcheck.harness.play.subjects import MODES
+from stepcheck.harness.play.families import MODES
 from stepcheck.harness.readers.report import failed
 from stepcheck.harness.record import store
 from stepcheck.harness.record.stream import Run

@@ -67,6 +67,7 @@ from stepcheck.harness.life.trace import (
 )
 from stepcheck.harness.numbers.comparison import reals
 from stepcheck.harness.play import resume, spoil, validation
+from stepcheck.harness.play.families import sibling
 from stepcheck.harness.play.recording import (
     CALLERS_GROUPS,
     Breach,
@@ -80,7 +81,7 @@ from stepcheck.harness.play.recording import (
     StepRecord,
 )
 from stepcheck.harness.play.signature import Closure, closure_of, inherits, takes_keyword
-from stepcheck.harness.play.subjects import Subject, UsageError, sibling
+from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.support import settings
 from stepcheck.harness.support.text import named, said
 from stepcheck.reference import SPECS

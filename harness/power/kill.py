@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stepcheck.harness.play.subjects import ANY_CLASS, Profile, class_subject
+from stepcheck.harness.play.profiles import ANY_CLASS, Profile
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import steer
 from stepcheck.harness.search.campaign import DEFAULT_EXAMPLES, Campaign, Settings
 from stepcheck.harness.search.steer import Feature

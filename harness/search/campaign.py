@@ -40,8 +40,9 @@ from stepcheck.harness.known.ledger import Entry
 from stepcheck.harness.life.features import features
 from stepcheck.harness.life.trace import AddGroup, Trace
 from stepcheck.harness.play import validation
+from stepcheck.harness.play.profiles import Profile
 from stepcheck.harness.play.signature import REFUSALS
-from stepcheck.harness.play.subjects import Profile, Subject, UsageError
+from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.record.stream import Recorder
 from stepcheck.harness.record.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, Life, Result, Tally
 from stepcheck.harness.search import shrink, steer

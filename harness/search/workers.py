@@ -21,7 +21,8 @@ from stepcheck.harness.checking.checks import Finding
 from stepcheck.harness.known import evidence, ledger
 from stepcheck.harness.known.ledger import Entry
 from stepcheck.harness.life.trace import Trace, loads
-from stepcheck.harness.play.subjects import Subject, UsageError, resolve
+from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.record.stream import Recorder, Stream
 from stepcheck.harness.record.verdict import HANGS, Divergence, Result, Tally
 from stepcheck.harness.search.campaign import Campaign, Settings, first_patience, patience, tell

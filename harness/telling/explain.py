@@ -30,7 +30,8 @@ from stepcheck.harness.life.trace import (
     ZeroGrad,
 )
 from stepcheck.harness.numbers.bounded import GIVEN
-from stepcheck.harness.play.subjects import Subject, sibling
+from stepcheck.harness.play.families import sibling
+from stepcheck.harness.play.subjects import Subject
 
 _LAYOUTS = {
     "transposed": "column-major (a transposed view)",

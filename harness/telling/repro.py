@@ -53,8 +53,9 @@ from stepcheck.harness.life.trace import (
 )
 from stepcheck.harness.numbers.comparison import Array
 from stepcheck.harness.play import resume, spoil
+from stepcheck.harness.play.families import sibling
 from stepcheck.harness.play.recording import CALLERS_GROUPS
-from stepcheck.harness.play.subjects import Subject, sibling
+from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.support import settings
 from stepcheck.reference.spec import PARAMETER
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stepcheck.harness.play.subjects import ANY_CLASS, Profile
+from stepcheck.harness.play.profiles import ANY_CLASS, Profile
 
 #: The checks that a deviation from the reference may be told by.
 DEVIATES = (

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from stepcheck.harness.play.subjects import ANY_CLASS
+from stepcheck.harness.play.profiles import ANY_CLASS
 from stepcheck.harness.zoo.fault import Variant
 
 

@@ -11,7 +11,7 @@ import pytest
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.life import trace
-from stepcheck.harness.play.subjects import Profile
+from stepcheck.harness.play.profiles import Profile
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

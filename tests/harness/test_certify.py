@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from stepcheck.harness import certificate
 from stepcheck.harness.certificate import SHORT, Effort, certify, declared, measure, ulp
 from stepcheck.harness.numbers.formats import BINARY16, BINARY32, BINARY64
-from stepcheck.harness.play.subjects import resolve
+from stepcheck.harness.play.families import resolve
 from stepcheck.reference import SPECS
 
 FEW = Effort(elements=40, rounds=1, traces=4, candidates=2, costly=False)

@@ -10,15 +10,9 @@ from stepcheck.fast import interpreted, rules
 from stepcheck.fast.rules import sqrt
 from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.play import resume
-from stepcheck.harness.play.subjects import (
-    UsageError,
-    class_subject,
-    fast_modes,
-    fast_profile,
-    fast_subject,
-    no_cuda,
-    resolve,
-)
+from stepcheck.harness.play.families import fast_modes, fast_subject, no_cuda, resolve
+from stepcheck.harness.play.profiles import fast_profile
+from stepcheck.harness.play.subjects import UsageError, class_subject
 from stepcheck.harness.search import campaign
 from stepcheck.harness.search.campaign import Campaign, Settings
 from stepcheck.reference import SPECS

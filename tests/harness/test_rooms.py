@@ -23,9 +23,19 @@ PIPELINE = (
     "readers",
 )
 #: What measures stands apart: the pipeline imports none of it.
-MEASURING = ("bench", "census", "certificate.py", "cuda_session", "page", "power", "versions.py", "zoo")
+MEASURING = (
+    "bench",
+    "census",
+    "certificate.py",
+    "cuda_session",
+    "page",
+    "power",
+    "versions.json",
+    "versions.py",
+    "zoo",
+)
 #: The budgets of kernels for CUDA come from what the census counts in them, and are asked for when such a kernel is judged.
-LATE = {("play/subjects.py", "census")}
+LATE = {("play/profiles.py", "census")}
 
 
 def imports(file):

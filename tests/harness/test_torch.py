@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stepcheck.harness.known.ledger import LEDGER, shows
-from stepcheck.harness.play.subjects import resolve
+from stepcheck.harness.play.families import resolve
 from stepcheck.harness.search import workers
 from stepcheck.harness.search.campaign import Campaign, Settings, findings
 from stepcheck.harness.telling.repro import script

@@ -8,15 +8,8 @@ from packaging.version import Version
 
 from stepcheck import cli, fast
 from stepcheck.fast.muon import adjustment
-from stepcheck.harness.play.subjects import (
-    TORCH_MODES,
-    _modes,
-    class_subject,
-    existing,
-    fast_subject,
-    resolve,
-    torch_subject,
-)
+from stepcheck.harness.play.families import TORCH_MODES, _modes, existing, fast_subject, resolve, torch_subject
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.campaign import Campaign, Settings
 from stepcheck.harness.search.generate import _Decoder
 from stepcheck.reference import SPECS

@@ -9,7 +9,7 @@ import torch
 from stepcheck import fast
 from stepcheck.fast import interpreted
 from stepcheck.harness.life.memory import Allocation
-from stepcheck.harness.play.subjects import TORCH_MODES
+from stepcheck.harness.play.families import TORCH_MODES
 from stepcheck.reference import SPECS
 
 pytestmark = [

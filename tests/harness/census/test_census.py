@@ -19,7 +19,7 @@ from stepcheck.harness.census.occupancy import occupancy, resident_warps
 from stepcheck.harness.judging.judge import ratios
 from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.formats import BINARY32, COUNTERS64, Arithmetic
-from stepcheck.harness.play import subjects
+from stepcheck.harness.play import profiles, subjects
 from stepcheck.harness.search.campaign import Campaign, Settings
 
 PTX = """
@@ -328,13 +328,13 @@ def test_a_step_launches_as_often_for_many_tensors_as_for_one():
 def test_the_facts_of_shipped_kernels_are_those_of_exact_arithmetic_but_for_powers():
     slow = 2.0 * runtime.POWER_ULPS
     for name, power in (("SGD", 2.0), ("Adamax", slow), ("Adafactor", slow), ("Muon", 2.0), ("LBFGS", 2.0)):
-        counted, plain = facts.cuda_profile(name, 90), subjects.fast_profile(name, "cuda")
+        counted, plain = facts.cuda_profile(name, 90), profiles.fast_profile(name, "cuda")
         assert dataclasses.replace(counted, reason=plain.reason) == dataclasses.replace(plain, power=power)
         assert "sm_90" in counted.reason
 
 
 def test_facts_follow_from_instructions():
-    exact = subjects.fast_profile("SGD")
+    exact = profiles.fast_profile("SGD")
     made = facts.profile_of(exact, {"div.full.ftz.f32": 3, "sqrt.approx.f32": 1}, "sm_90", powers=True)
     assert (made.division, made.square_root, made.power, made.flush_to_zero) == (4.0, 2.0, 4.0, True)
     with pytest.raises(ValueError, match="how accurate rsqrt"):
@@ -342,13 +342,13 @@ def test_facts_follow_from_instructions():
 
 
 def test_a_power_that_is_two_ulps_off_is_within_the_budget_that_says_so():
-    loose = dataclasses.replace(subjects.fast_profile("Adam"), power=4.0).kept("float64")
+    loose = dataclasses.replace(profiles.fast_profile("Adam"), power=4.0).kept("float64")
     five = 5 * np.spacing(0.999**7.0)
     for arithmetic, accepted in ((loose, True), (COUNTERS64, False)):
         bound = Bounded(np.float64(0.999), 0.0, arithmetic) ** Bounded(np.float64(7.0), 0.0, arithmetic)
         # Just below 1 an ulp is half of what two roundings may cost, and the reference's own pow takes two of them.
         assert (five <= bound.error) == accepted
-    assert subjects.fast_profile("Adam").kept("float64") is COUNTERS64
+    assert profiles.fast_profile("Adam").kept("float64") is COUNTERS64
 
 
 FLUSHING = Arithmetic(BINARY32, flushes=True)
@@ -409,7 +409,7 @@ def _flushing_sgd(params, lr=1e-3, maximize=False):
 
 @pytest.mark.parametrize(("flush_to_zero", "verdict"), [(True, "pass"), (False, "fail")])
 def test_a_subject_that_flushes_is_right_only_where_its_profile_says_so(flush_to_zero, verdict):
-    profile = dataclasses.replace(subjects.fast_profile("SGD"), flush_to_zero=flush_to_zero)
+    profile = dataclasses.replace(profiles.fast_profile("SGD"), flush_to_zero=flush_to_zero)
     subject = dataclasses.replace(
         subjects.class_subject(_flushing_sgd, "SGD", "flushing", profile), dtypes=("float32",), sparse=False
     )

@@ -12,8 +12,9 @@ from stepcheck.harness.judging.judge import bounded_hyper, judge
 from stepcheck.harness.life.trace import Gradient, Group, Parameter, Step, Trace, Values
 from stepcheck.harness.numbers.bounded import Bounded, outcomes
 from stepcheck.harness.numbers.formats import BINARY32, BINARY64, COUNTERS32, COUNTERS64, Arithmetic
+from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
-from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.reference import SPECS
 
 SINGLE, DOUBLE = Arithmetic(BINARY32), Arithmetic(BINARY64)

@@ -18,8 +18,9 @@ from stepcheck.harness.life.trace import Group, Objective, Parameter, Scalar, Se
 from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.comparison import ratios
 from stepcheck.harness.numbers.formats import BFLOAT16, BINARY16, BINARY32, BINARY64, Arithmetic
+from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
-from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.generate import TRACE_BYTES, decoder
 from stepcheck.harness.zoo.lbfgs import RightLBFGS, TakesLastGradient, WithoutScale
 from stepcheck.reference.lbfgs import LBFGS, Pair, _direction

@@ -12,7 +12,8 @@ from stepcheck.harness.known import evidence, ledger
 from stepcheck.harness.known.evidence import Played, Span
 from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.life.trace import Gradient, Group, Parameter, Reload, Step, Trace, Values
-from stepcheck.harness.play.subjects import TORCH_MODES, class_subject, resolve, torch_subject
+from stepcheck.harness.play.families import TORCH_MODES, resolve, torch_subject
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers import report
 from stepcheck.harness.record.verdict import Life
 from stepcheck.harness.search import workers

@@ -26,7 +26,8 @@ from stepcheck.harness.life.trace import (
     Trace,
     Values,
 )
-from stepcheck.harness.play.subjects import class_subject, resolve, torch_subject
+from stepcheck.harness.play.families import resolve, torch_subject
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers import report
 from stepcheck.harness.readers.scripts import to_json
 from stepcheck.harness.record import store

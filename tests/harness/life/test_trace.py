@@ -55,8 +55,8 @@ from stepcheck.harness.life.trace import (
     splitmix64,
     splitmix64_word,
 )
+from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
-from stepcheck.harness.play.subjects import resolve
 from stepcheck.harness.search.generate import ESSENTIALS, TRACE_BYTES, decoder, traces
 from stepcheck.reference import SPECS
 

@@ -19,7 +19,7 @@ from stepcheck.harness.judging.judge import arithmetic, bounded_hyper
 from stepcheck.harness.numbers import bounded
 from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.formats import BINARY32, FORMATS
-from stepcheck.harness.play.subjects import ANY_CLASS
+from stepcheck.harness.play.profiles import ANY_CLASS
 from stepcheck.harness.search.generate import candidates, option_sets
 from stepcheck.reference import SPECS
 

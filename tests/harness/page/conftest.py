@@ -16,7 +16,7 @@ from stepcheck.harness.life.trace import DTYPES
 from stepcheck.harness.numbers.comparison import RATIO_CLASSES
 from stepcheck.harness.page import model
 from stepcheck.harness.page.figures import figures
-from stepcheck.harness.play.subjects import resolve
+from stepcheck.harness.play.families import resolve
 from stepcheck.harness.search.campaign import Campaign, Settings
 
 

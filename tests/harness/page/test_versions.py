@@ -8,7 +8,7 @@ import pytest
 from stepcheck.harness.known import evidence
 from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.page import faults, page, versions
-from stepcheck.harness.play.subjects import TORCH_MODES
+from stepcheck.harness.play.families import TORCH_MODES
 
 HERE = evidence.installed()
 NEVER_STORES = "fused-sgd-never-stores-narrow-vectors"

@@ -10,7 +10,8 @@ import pytest
 from recorded import ENVIRONMENT
 
 from stepcheck.harness.page import write
-from stepcheck.harness.play.subjects import UsageError, resolve
+from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.record.stream import Recorder, Stream
 from stepcheck.harness.search.campaign import Campaign, Settings
 

@@ -13,9 +13,10 @@ from stepcheck.harness.life import memory
 from stepcheck.harness.life.memory import Allocation, SparseAllocation
 from stepcheck.harness.life.schedules import as_given, place
 from stepcheck.harness.life.trace import Gradient, Group, Objective, Parameter, Scalar, Sparse, Step, Trace, Values
-from stepcheck.harness.play import subjects
+from stepcheck.harness.play import profiles
+from stepcheck.harness.play.families import fast_subject, no_cuda
 from stepcheck.harness.play.player import Player
-from stepcheck.harness.play.subjects import class_subject, fast_subject, no_cuda
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import workers
 from stepcheck.harness.search.campaign import Campaign, Settings
 from stepcheck.harness.search.workers import Listener
@@ -188,9 +189,9 @@ def test_the_subject_is_the_class_itself_and_asks_for_its_profile_late(monkeypat
     assert subject.device == "cuda"
     assert subject.imports == "from stepcheck.fast import Adam"
     asked = []
-    late = dataclasses.replace(subject, computes=lambda: asked.append(1) or subjects.ANY_CLASS)
+    late = dataclasses.replace(subject, computes=lambda: asked.append(1) or profiles.ANY_CLASS)
     assert not asked
-    assert late.profile is late.profile is subjects.ANY_CLASS
+    assert late.profile is late.profile is profiles.ANY_CLASS
     assert len(asked) == 1
 
 
@@ -203,5 +204,5 @@ def test_a_subject_on_a_device_is_played_by_a_process_that_is_not_forked(monkeyp
 
 
 def test_somebodys_class_keeps_the_profile_that_it_is_given():
-    subject = class_subject(torch.optim.SGD, "SGD", profile=subjects.TORCH_CPU)
-    assert subject.profile is subjects.TORCH_CPU
+    subject = class_subject(torch.optim.SGD, "SGD", profile=profiles.TORCH_CPU)
+    assert subject.profile is profiles.TORCH_CPU

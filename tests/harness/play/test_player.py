@@ -37,8 +37,9 @@ from stepcheck.harness.life.trace import (
     Values,
     ZeroGrad,
 )
+from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player, _random_state
-from stepcheck.harness.play.subjects import UsageError, class_subject, resolve
+from stepcheck.harness.play.subjects import UsageError, class_subject
 from stepcheck.harness.search.campaign import findings
 from stepcheck.harness.support import settings
 

@@ -19,7 +19,8 @@ from stepcheck.harness.life.trace import (
     Values,
 )
 from stepcheck.harness.play import spoil
-from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.zoo import life
 from stepcheck.harness.zoo.adam import RightAdam
 from stepcheck.harness.zoo.sgd import RightSGD

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from stepcheck.harness.life.trace import Group, Parameter, SetOption, Trace
-from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.play.validation import (
     PLACES,
     Cell,

@@ -25,7 +25,8 @@ from stepcheck.harness.judging.judge import Judgement
 from stepcheck.harness.life.features import features
 from stepcheck.harness.life.trace import AddGroup, Gradient, Group, Parameter, Reload, Scalar, Sparse, Step, Trace
 from stepcheck.harness.numbers.comparison import RATIO_CLASSES, RATIO_EDGES
-from stepcheck.harness.play.subjects import UsageError, class_subject, resolve
+from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.subjects import UsageError, class_subject
 from stepcheck.harness.readers.junit import junit
 from stepcheck.harness.readers.markdown import markdown
 from stepcheck.harness.readers.scripts import to_json

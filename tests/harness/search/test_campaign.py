@@ -10,7 +10,8 @@ from hypothesis.internal.conjecture import providers
 
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.life.trace import Gradient, Group, Parameter, Step, Trace, Values
-from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers.terminal import throughput
 from stepcheck.harness.record.verdict import Result
 from stepcheck.harness.search import campaign as campaigns

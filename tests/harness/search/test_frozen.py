@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stepcheck.harness.life.trace import Trace
-from stepcheck.harness.play.subjects import FAMILIES, resolve
+from stepcheck.harness.play.families import FAMILIES, resolve
 from stepcheck.harness.record.store import KNOWN_FOLDER
 from stepcheck.harness.search.campaign import Campaign, Settings
 from stepcheck.harness.search.generate import decoder

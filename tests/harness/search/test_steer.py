@@ -12,7 +12,8 @@ import pytest
 
 from stepcheck.harness.checking.checks import CHECKS, Evidence
 from stepcheck.harness.life.trace import Gradient, Group, Parameter, Reload, Sparse, Step, Trace, Values
-from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import steer
 from stepcheck.harness.search.campaign import Campaign, Settings
 from stepcheck.harness.search.generate import PAGE, TRACE_BYTES, decoder, page

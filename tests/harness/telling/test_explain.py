@@ -7,7 +7,8 @@ import pytest
 
 from stepcheck.harness.checking.checks import Evidence, Finding, told_apart
 from stepcheck.harness.life.trace import Gradient, Group, Parameter, Reload, Step, Trace, Values
-from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.record import store
 from stepcheck.harness.search.campaign import Campaign, Settings, tell
 from stepcheck.harness.telling import explain

@@ -38,7 +38,8 @@ from stepcheck.harness.life.trace import (
     Values,
     ZeroGrad,
 )
-from stepcheck.harness.play.subjects import class_subject, resolve
+from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.campaign import Campaign, Settings, findings
 from stepcheck.harness.support import settings
 from stepcheck.harness.telling import repro
