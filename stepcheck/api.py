@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stepcheck.harness.checking.checks import CHECKS
-from stepcheck.harness.life.trace import DTYPES
+from stepcheck.harness.life.values import DTYPES
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
 from stepcheck.harness.play.subjects import Subject, UsageError, asked_for, class_subject
 from stepcheck.harness.readers.report import describe

@@ -129,7 +129,7 @@ def _checks() -> Iterable[str]:
 
 
 def _dtypes() -> Iterable[str]:
-    from stepcheck.harness.life.trace import DTYPES
+    from stepcheck.harness.life.values import DTYPES
 
     return DTYPES
 

@@ -17,8 +17,7 @@ import torch
 from stepcheck.harness.checking import twins
 from stepcheck.harness.checking.twins import Twin, Unset
 from stepcheck.harness.judging.judge import Deviation, Judge, Judgement
-from stepcheck.harness.life.memory import Raw, identical
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     Accumulate,
     AddGroup,
     Event,
@@ -33,11 +32,12 @@ from stepcheck.harness.life.trace import (
     SetOption,
     Spoil,
     Step,
-    Trace,
     ZeroGrad,
-    is_complex,
     plain,
 )
+from stepcheck.harness.life.memory import Raw, identical
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import is_complex
 from stepcheck.harness.numbers.formats import BINARY32, FORMATS
 from stepcheck.harness.play.families import can_play, no_such_class, torch_subject
 from stepcheck.harness.play.player import Player

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stepcheck.harness.judging.judge import Deviation
-from stepcheck.harness.life.memory import identical
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     STAYS,
     AddGroup,
     Event,
@@ -26,10 +25,11 @@ from stepcheck.harness.life.trace import (
     Schedule,
     SetOption,
     Step,
-    Trace,
     ZeroGrad,
-    in_reals,
 )
+from stepcheck.harness.life.memory import identical
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import in_reals
 from stepcheck.harness.numbers.comparison import reals, rounding
 from stepcheck.harness.play.recording import Recording, StepRecord
 from stepcheck.reference.spec import PARAMETER

@@ -19,8 +19,9 @@ import numpy as np
 
 from stepcheck.harness.judging import evaluations, orthogonal
 from stepcheck.harness.judging.evaluations import EVALUATION
+from stepcheck.harness.life.events import plain
 from stepcheck.harness.life.memory import SparseRaw, rounded_fill
-from stepcheck.harness.life.trace import in_reals, is_complex, plain
+from stepcheck.harness.life.values import in_reals, is_complex
 from stepcheck.harness.numbers import bounded
 from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.comparison import RATIO_CLASSES, Array, Comparison, ratios, reals

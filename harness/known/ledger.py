@@ -26,8 +26,7 @@ import torch
 
 from stepcheck.harness.checking.checks import CHECKS, Evidence, Finding
 from stepcheck.harness.known import evidence as versions
-from stepcheck.harness.life.memory import SparseRaw, identical, rounded_fill, strides
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     Accumulate,
     Event,
     Fail,
@@ -40,11 +39,12 @@ from stepcheck.harness.life.trace import (
     ScheduleStep,
     SetOption,
     Step,
-    Trace,
-    is_complex,
     keywords,
     plain,
 )
+from stepcheck.harness.life.memory import SparseRaw, identical, rounded_fill, strides
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import is_complex
 from stepcheck.harness.numbers.comparison import reals
 from stepcheck.harness.play import spoil
 from stepcheck.harness.play.families import TORCH_MODES, resolve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     Accumulate,
     AddGroup,
     Event,
@@ -20,10 +20,10 @@ from stepcheck.harness.life.trace import (
     SetOption,
     Spoil,
     Step,
-    Trace,
     ZeroGrad,
-    is_complex,
 )
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import is_complex
 
 #: By what happens in it. A step is in every life.
 _EVENTS: dict[type[Event], str] = {

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stepcheck.harness.life.trace import DTYPES, Sparse
+from stepcheck.harness.life.events import Sparse
+from stepcheck.harness.life.values import DTYPES
 
 Raw = npt.NDArray[Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.life.trace import OBJECTIVES, Objective
+from stepcheck.harness.life.events import OBJECTIVES, Objective
 
 #: A scalar of ``x``, a float64 vector: a parameter's distance from its centre.
 EXPRESSIONS: dict[str, str] = {

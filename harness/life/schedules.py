@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim import lr_scheduler
 
-from stepcheck.harness.life.trace import SCHEDULES, Option, Scalar
+from stepcheck.harness.life.events import SCHEDULES, Option, Scalar
 
 #: Arguments, such that few steps show what a schedule does, and no learning rate becomes negative.
 _ARGUMENTS: dict[str, dict[str, Any]] = {

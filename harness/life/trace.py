@@ -1,24 +1,60 @@
 """The life of an optimizer as data: parameters, groups and events. It says nothing about who plays it.
 
 A trace is JSON. Numbers that matter are hex floats, so that they survive the round trip to the last bit, and tensors are
-either listed or described by a recipe and a seed. A recipe's meaning never changes: a new one gets a new name, so a trace saved
-today means the same for ever.
+either listed or described by a recipe and a seed (``values``). ``events`` has what can happen.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from stepcheck.reference.spec import Spec, Value
+from stepcheck.harness.life.events import (
+    CLOSURES,
+    DICTIONARIES,
+    FAILURES,
+    FORMS,
+    GRADIENT_LAYOUTS,
+    HOOKS,
+    LAYOUTS,
+    OBJECTIVES,
+    PLACES,
+    SCALINGS,
+    SCHEDULES,
+    SPOILING_WAYS,
+    SPOILINGS,
+    WAYS,
+    Accumulate,
+    AddGroup,
+    Event,
+    Fail,
+    Freeze,
+    Gradient,
+    Group,
+    Hook,
+    Objective,
+    Option,
+    Parameter,
+    Refuse,
+    Reload,
+    Scalar,
+    Schedule,
+    ScheduleStep,
+    SetOption,
+    Sparse,
+    Spoil,
+    Step,
+    ZeroGrad,
+    plain,
+)
+from stepcheck.harness.life.values import DTYPES, RECIPES, Values, in_reals, is_complex
+from stepcheck.reference.spec import Spec
 
 SCHEMA = 1
 
@@ -35,487 +71,9 @@ PARAMETER_WORK = 1 << 9
 #: Calls of a closure that a step with an objective may make, unless options allow more.
 _EVALUATIONS = 25
 
-DTYPES = ("float32", "float64", "bfloat16", "float16", "complex64", "complex128")
-#: ``offset`` is contiguous as well, and a view that starts inside a larger buffer whoever plays it.
-LAYOUTS = ("contiguous", "transposed", "sliced", "channels_last", "offset")
-#: ``expanded`` repeats the first row (stride 0); ``conjugated`` is a lazy conjugate (torch's conjugate bit) of complex memory.
-GRADIENT_LAYOUTS = (*LAYOUTS, "expanded", "conjugated")
-
-#: How the parameters of a life are given to the constructor: a list (of tensors, or of the groups' dictionaries), a tuple, an iterator,
-#: pairs of a name and a tensor, or dictionaries even where there is one group; ``mixed``, with every other option that all groups
-#: have in common as a keyword, and the others in dictionaries.
-FORMS = ("list", "tuple", "iterator", "named", "dicts", "mixed")
-#: What a closure gives back: the loss as a number or a tensor, nothing, or a tensor whose gradients it computed by backward().
-CLOSURES = ("float", "tensor", "none", "backward")
-#: Gradient scaling: unscaled within the scaler's step, or before it by the user.
-SCALINGS = ("step", "unscale")
-#: How a state goes from one optimizer to the next. The first four carry its state_dict to an optimizer built anew, the last two the
-#: optimizer itself.
-WAYS = ("memory", "saved", "deepcopied", "pickled", "copied", "unpickled")
-#: No way at all: the optimizer stays. No trace is written with it; a life with a round trip is compared with the same one without.
-STAYS = "stays"
-#: The dictionary that is loaded: as it was saved; as older versions saved it, with numbers for counters and without the flags that
-#: select an implementation; with other identifiers for parameters, in another order, and with entries of somebody else's; or as it is
-#: after many more steps.
-DICTIONARIES = ("same", "older", "foreign", "aged")
-HOOKS = (
-    "step_pre", "step_post", "state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post",
-)  # fmt: skip
-#: Learning rate schedules of torch.optim.lr_scheduler; ``stepcheck.harness.life.schedules`` says with which arguments.
-SCHEDULES = (
-    "StepLR", "ExponentialLR", "LinearLR", "ConstantLR", "LambdaLR", "MultiplicativeLR", "CosineAnnealingLR",
-    "CosineAnnealingWarmRestarts", "PolynomialLR", "OneCycleLR", "CyclicLR", "ReduceLROnPlateau",
-)  # fmt: skip
-#: Why a step must fail: its closure raises, a hook before it raises, or a parameter has a gradient of a kind, or of a dtype, that is
-#: not taken.
-FAILURES = ("closure", "hook", "gradient", "dtype")
-#: What stands where a tensor of the state stood; ``stepcheck.harness.play.spoil`` makes it of that.
-SPOILINGS = (
-    "of half the elements", "a row short", "of one element", "empty", "twice as long", "flat", "with another dimension", "transposed",
-    "column-major", "strided", "lazily negative", "sparse", "of float64",
-)  # fmt: skip
-#: How it gets there.
-SPOILING_WAYS = ("assigned", "loaded")
-#: Where an option can be given: as a keyword; in a group's dictionary, to the constructor; in a group that is added later; in
-#: the groups of a dictionary that is loaded.
-PLACES = ("construction", "group", "add_param_group", "load_state_dict")
-
-Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """An option given as a float32 tensor of no dimension, of this value."""
-
-    value: float
-
-
-Option = Value | Scalar
-
 
 class TraceError(ValueError):
     """A file or object is not a trace of this schema; the message says what is wrong and where."""
-
-
-# Values ---------------------------------------------------------------------------------------------------------------
-
-
-_GOLDEN, _MIX1, _MIX2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-_1, _11, _27, _30, _31, _63 = map(np.uint64, (1, 11, 27, 30, 31, 63))
-_LOW10 = np.uint64((1 << 10) - 1)
-
-
-@functools.lru_cache(maxsize=256)
-def _golden_multiples(count: int) -> npt.NDArray[np.uint64]:
-    return np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-
-
-def splitmix64(seed: int, count: int) -> npt.NDArray[np.uint64]:
-    """``count`` pseudorandom 64-bit words: Steele, Lea, Flood, *Fast splittable pseudorandom number generators*, 2014."""
-    start = np.uint64(seed * 0xD1342543DE82EF95 % 2**64)
-    # Unsigned array arithmetic wraps around silently, as the algorithm wants.
-    z = _golden_multiples(count) + start
-    z ^= z >> _30
-    z *= _MIX1
-    z ^= z >> _27
-    z *= _MIX2
-    z ^= z >> _31
-    return z
-
-
-def splitmix64_word(seed: int) -> int:
-    """The first of these words: for one, an array costs more than Python's integers."""
-    z = (seed * 0xD1342543DE82EF95 + 0x9E3779B97F4A7C15) % 2**64
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
-    return z ^ z >> 31
-
-
-def _fraction(words: npt.NDArray[np.uint64]) -> Array:
-    """The upper 53 bits as a number in [0, 1)."""
-    fraction: Array = (words >> _11).astype(np.float64)
-    fraction *= 2.0**-53
-    return fraction
-
-
-def _constant(values: Values, count: int) -> Array:
-    return np.full(count, values.high)
-
-
-def _log(values: Values, count: int) -> Array:
-    """Random sign, magnitude from low to high, every binade as likely as the next.
-
-    Exact operations only (no logarithm), so the same on every machine.
-    """
-    if not 0 < values.low <= values.high < math.inf:
-        return np.zeros(count)
-    words = splitmix64(values.seed, count)
-    low, high = math.frexp(values.low)[1], math.frexp(values.high)[1]
-    exponent = ((words >> _1) & _LOW10).astype(np.int64)
-    exponent *= high - low + 1
-    exponent >>= 10
-    exponent += low
-    x = _fraction(words)
-    x *= 0.5
-    x += 0.5
-    np.ldexp(x, exponent, out=x)
-    np.maximum(x, values.low, out=x)
-    np.minimum(x, values.high, out=x)
-    # The lowest bit is the sign.
-    bits = x.view(np.uint64)
-    bits ^= words << _63
-    return x
-
-
-def _sparse_log(values: Values, count: int) -> Array:
-    """As ``log``, with a quarter of the elements zero, of either sign."""
-    x = _log(values, count)
-    drop = splitmix64(values.seed + 1, count) >> np.uint64(62) == 0
-    return np.where(drop, np.copysign(0.0, x), x)
-
-
-def _quarters(values: Values, count: int) -> Array:
-    """Multiples of a quarter of ``high``, from -high to high: exact in every format, easy to read."""
-    words = splitmix64(values.seed, count)
-    return ((words >> np.uint64(32)) % np.uint64(9)).astype(np.float64) * (values.high / 4) - values.high
-
-
-def _extremes(values: Values, count: int) -> Array:
-    """As ``log``, with an eighth of the elements infinite, an eighth NaN, an eighth ``low``, an eighth ``high``."""
-    x = _log(values, count)
-    which = (splitmix64(values.seed + 1, count) >> np.uint64(61)).astype(np.int64)
-    special = np.array([np.inf, np.nan, values.low, values.high, 0, 0, 0, 0])[which]
-    return np.where(which < 4, np.copysign(special, x), x)
-
-
-def _listed(values: Values, count: int) -> Array:
-    assert len(values.listed) == count
-    return np.array(values.listed, np.float64)
-
-
-RECIPES: dict[str, Callable[[Values, int], Array]] = {
-    "constant": _constant,
-    "quarters": _quarters,
-    "log": _log,
-    "sparse_log": _sparse_log,
-    "extremes": _extremes,
-    "listed": _listed,
-}
-
-
-@dataclass(frozen=True)
-class Values:
-    """The elements of a tensor, in row-major order, before rounding to the tensor's dtype."""
-
-    recipe: str = "constant"
-    seed: int = 0
-    low: float = 0.0
-    high: float = 0.0
-    listed: tuple[float, ...] = ()
-
-    def realise(self, shape: tuple[int, ...]) -> Array:
-        """A float64 array of ``shape``."""
-        return RECIPES[self.recipe](self, math.prod(shape)).reshape(shape)
-
-
-def is_complex(dtype: str) -> bool:
-    """Whether an element of ``dtype`` is two real numbers."""
-    return dtype.startswith("complex")
-
-
-def in_reals(shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
-    """The shape of the real numbers that a tensor holds: of a complex one, real and imaginary parts are a last dimension."""
-    return (*shape, 2) if is_complex(dtype) else shape
-
-
-# The trace ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter: shape, dtype and memory layout, and its first value.
-
-    Attributes:
-        within: an earlier parameter of the same shape and dtype, both of them ``sliced``, whose gaps this one's elements fill.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-    layout: str = "contiguous"
-    values: Values = Values()
-    within: int | None = None
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Some parameters, by index, and the options given for them; an option not given keeps its default."""
-
-    parameters: tuple[int, ...]
-    options: Mapping[str, Option] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Sparse:
-    """Which entries a sparse gradient names.
-
-    Attributes:
-        entries: indices into the first ``dimensions`` dimensions, counted row-major, one for each row of values.
-        coalesced: the tensor says that its entries are sorted and none is named twice.
-    """
-
-    entries: tuple[int, ...]
-    dimensions: int = 1
-    coalesced: bool = False
-
-    def problem(self, shape: tuple[int, ...]) -> str | None:
-        """Why a gradient for ``shape`` cannot name these entries, or ``None``."""
-        if not 1 <= self.dimensions <= len(shape):
-            return f"dimensions must be from 1 to {len(shape)}, got {self.dimensions}"
-        most = math.prod(shape[: self.dimensions])
-        if any(not 0 <= e < most for e in self.entries):
-            return f"entries must be from 0 to {most - 1}"
-        if self.coalesced and any(a >= b for a, b in itertools.pairwise(self.entries)):
-            return "coalesced entries must be sorted and unique"
-        return None
-
-    def within(self, shape: tuple[int, ...]) -> Sparse | None:
-        """The same entries as far as a gradient for ``shape`` has them; ``None`` where it cannot be sparse."""
-        if not shape:
-            return None
-        dimensions = min(self.dimensions, len(shape))
-        most = math.prod(shape[:dimensions])
-        return replace(self, entries=tuple(e for e in self.entries if e < most), dimensions=dimensions)
-
-    def shape_of_values(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (len(self.entries), *shape[self.dimensions :])
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """A gradient of its parameter's shape and dtype: dense, or sparse where it names entries; ``negated``, minus the values."""
-
-    values: Values = Values()
-    layout: str = "contiguous"
-    sparse: Sparse | None = None
-    negated: bool = False
-
-    def realise(self, shape: tuple[int, ...], dtype: str) -> Array:
-        """Its real numbers: of a sparse gradient, those of the entries that it names."""
-        named = shape if self.sparse is None else self.sparse.shape_of_values(shape)
-        values = self.values.realise(in_reals(named, dtype))
-        return -values if self.negated else values
-
-
-#: Functions of a parameter's distance from a centre; ``stepcheck.harness.life.objectives`` says what each is.
-OBJECTIVES = (
-    "quadratic",
-    "quartic",
-    "rosenbrock",
-    "saddle",
-    "linear",
-    "cliff",
-    "log",
-    "flat",
-    "ripples",
-    "saw",
-    "edges",
-    "kink",
-    "waves",
-)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a closure evaluates: the sum over all parameters of a function of their distance from a centre, times ``scale``.
-
-    The centre of parameter i is drawn from ``centre`` with its seed increased by i.
-
-    Attributes:
-        set_to_none: as of :class:`ZeroGrad`: how the closure clears the gradients before it evaluates them anew.
-    """
-
-    kind: str = "quadratic"
-    centre: Values = Values()
-    scale: float = 1.0
-    set_to_none: bool = True
-
-
-@dataclass(frozen=True)
-class Step:
-    """Assign gradients, then step. ``None`` takes the gradient away; a parameter not named keeps what it has.
-
-    With an objective the step is given a closure, which evaluates it and its gradients.
-
-    Attributes:
-        closure: one of ``CLOSURES``: the gradients are assigned by a closure that the step is given; empty for none.
-        scaling: one of ``SCALINGS``: the gradients are multiplied by the scale of a ``torch.amp.GradScaler``, which then steps
-            (its scale is 2**16 at first, and doubles after two good steps); empty for none.
-    """
-
-    gradients: Mapping[int, Gradient | None] = field(default_factory=dict)
-    objective: Objective | None = None
-    closure: str = ""
-    scaling: str = ""
-
-
-@dataclass(frozen=True)
-class Accumulate:
-    """A second backward pass: these gradients are added to those that the parameters have."""
-
-    gradients: Mapping[int, Gradient]
-
-
-@dataclass(frozen=True)
-class ZeroGrad:
-    """``optimizer.zero_grad(set_to_none=...)``."""
-
-    set_to_none: bool = True
-
-
-@dataclass(frozen=True)
-class SetOption:
-    """``optimizer.param_groups[group][option] = value``, as a learning rate schedule does."""
-
-    group: int
-    option: str
-    value: Option
-
-
-@dataclass(frozen=True)
-class Reload:
-    """Go on with another optimizer over the same parameters, that has the state of this one.
-
-    Attributes:
-        way: one of ``WAYS``; all but the last two build an optimizer with default options, which loads the state_dict.
-        dictionary: one of ``DICTIONARIES``.
-        form: one of ``FORMS``: how the new optimizer is given its parameters.
-        into: the implementation of the new optimizer, counted from the subject's own (see ``subjects.sibling``).
-    """
-
-    way: str = "memory"
-    dictionary: str = "same"
-    form: str = "list"
-    into: int = 0
-
-
-@dataclass(frozen=True)
-class AddGroup:
-    """``optimizer.add_param_group(...)``, with parameters that stand in no group before."""
-
-    group: Group
-
-
-@dataclass(frozen=True)
-class Freeze:
-    """``parameter.requires_grad_(not frozen)``; what decides whether it is stepped is its gradient."""
-
-    parameter: int
-    frozen: bool = True
-
-
-@dataclass(frozen=True)
-class Hook:
-    """Register a hook that counts its calls; a later optimizer of this life is given it as well."""
-
-    kind: str
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Attach a learning rate schedule, in place of any other."""
-
-    kind: str
-
-
-@dataclass(frozen=True)
-class ScheduleStep:
-    """``scheduler.step()``, where there is one."""
-
-
-@dataclass(frozen=True)
-class Fail:
-    """A step that must raise, and change nothing.
-
-    Attributes:
-        kind: one of ``FAILURES``.
-        parameter: whose gradient it is, where one cannot be taken.
-    """
-
-    kind: str
-    parameter: int = 0
-
-
-@dataclass(frozen=True)
-class Refuse:
-    """Something invalid, tried on an optimizer of its own; ``stepcheck.harness.play.validation`` says how.
-
-    Attributes:
-        option: the option, or ``params``.
-        kind: in what way it is invalid.
-        value: the value tried.
-        place: where it is given.
-        beside: options given with it.
-    """
-
-    option: str
-    kind: str
-    value: Option
-    place: str
-    beside: Mapping[str, Option] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Spoil:
-    """A tensor of the state is not what the optimizer left there; tried on a copy of it, as ``stepcheck.harness.play.spoil`` says.
-
-    Attributes:
-        how: one of ``SPOILINGS``.
-        way: one of ``SPOILING_WAYS``: assigned between two steps, or in a dictionary that is loaded.
-        parameter: whose state it is.
-        buffer: which of the tensors of that parameter's shape, in the order of their names, counted round.
-    """
-
-    how: str
-    way: str = "assigned"
-    parameter: int = 0
-    buffer: int = 0
-
-
-Event = (
-    Step
-    | Accumulate
-    | ZeroGrad
-    | SetOption
-    | Reload
-    | AddGroup
-    | Freeze
-    | Hook
-    | Schedule
-    | ScheduleStep
-    | Fail
-    | Refuse
-    | Spoil
-)
-
-
-def keywords(groups: Sequence[Mapping[str, Option]], form: str) -> frozenset[str]:
-    """The options that are given to the constructor as keywords, and not in each group."""
-    if form not in ("dicts", "mixed") and len(groups) == 1:
-        return frozenset(groups[0])
-    common = [k for k, v in groups[0].items() if all(k in g and g[k] == v for g in groups)]
-    if form == "mixed":
-        return frozenset(sorted(common)[::2])
-    # The same tensor for all groups, as somebody gives it who gives it once.
-    return frozenset(k for k in common if isinstance(groups[0][k], Scalar))
-
-
-def plain(options: Mapping[str, Option]) -> dict[str, Value]:
-    """Options as numbers, whether or not they are given as tensors."""
-    return {name: value.value if isinstance(value, Scalar) else value for name, value in options.items()}
 
 
 @dataclass(frozen=True)

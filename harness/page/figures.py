@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stepcheck.harness.life.trace import DTYPES
+from stepcheck.harness.life.values import DTYPES
 from stepcheck.harness.numbers.comparison import RATIO_EDGES
 from stepcheck.harness.page import model
 from stepcheck.harness.page.canvas import INK, LINE, MARKERS, MUTED, SERIES, Canvas, plain

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from stepcheck import __version__
 from stepcheck.harness.known import ledger
-from stepcheck.harness.life.trace import DTYPES
+from stepcheck.harness.life.values import DTYPES
 from stepcheck.harness.numbers.comparison import RATIO_EDGES
 from stepcheck.harness.page import model
 from stepcheck.harness.page.model import SOURCES, Cell, Report

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.life.trace import Scalar, Trace
+from stepcheck.harness.life.events import Scalar
+from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.profiles import MODE_PROFILES, TORCH_CPU, TORCH_PROFILES, counted_profile, fast_profile
 from stepcheck.harness.play.subjects import (
     COMPLEX,

@@ -23,23 +23,7 @@ import numpy.typing as npt
 import torch
 
 from stepcheck.harness.life import objectives, schedules
-from stepcheck.harness.life.memory import (
-    GUARD_ELEMENTS,
-    Allocation,
-    Raw,
-    SparseAllocation,
-    SparseRaw,
-    beside,
-    copy,
-    copy_gradient,
-    identical,
-    raw,
-    rounded,
-    rounded_fill,
-    values_of,
-)
-from stepcheck.harness.life.schedules import as_given, as_option
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     STAYS,
     Accumulate,
     AddGroup,
@@ -59,12 +43,28 @@ from stepcheck.harness.life.trace import (
     SetOption,
     Spoil,
     Step,
-    Trace,
     ZeroGrad,
-    in_reals,
     keywords,
     plain,
 )
+from stepcheck.harness.life.memory import (
+    GUARD_ELEMENTS,
+    Allocation,
+    Raw,
+    SparseAllocation,
+    SparseRaw,
+    beside,
+    copy,
+    copy_gradient,
+    identical,
+    raw,
+    rounded,
+    rounded_fill,
+    values_of,
+)
+from stepcheck.harness.life.schedules import as_given, as_option
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import in_reals
 from stepcheck.harness.numbers.comparison import reals
 from stepcheck.harness.play import resume, spoil, validation
 from stepcheck.harness.play.families import sibling

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from stepcheck.harness.life.events import Option
 from stepcheck.harness.life.memory import Raw, SparseRaw
-from stepcheck.harness.life.trace import Option, Trace
+from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.numbers.comparison import Array
 from stepcheck.harness.play.spoil import Arrival
 from stepcheck.harness.play.subjects import Subject

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from stepcheck.harness.life.events import SPOILINGS, Parameter, Spoil
 from stepcheck.harness.life.memory import GUARD, GUARD_ELEMENTS, raw
-from stepcheck.harness.life.trace import SPOILINGS, Parameter, Spoil
 from stepcheck.harness.numbers.comparison import Array, reals, rounding
 
 #: What takes the place of ``t``, a row-major tensor, as an expression, so that a script shows exactly what was tried.

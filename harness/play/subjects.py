@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.life.trace import Scalar, SetOption, Step, Trace
+from stepcheck.harness.life.events import Scalar, SetOption, Step
+from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play import signature
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
 from stepcheck.harness.play.signature import Closure, Signature

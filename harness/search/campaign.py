@@ -37,8 +37,9 @@ from stepcheck.harness.checking.twins import ADDED, FIRST, OTHER, TWINS
 from stepcheck.harness.judging.dialects import Dialects
 from stepcheck.harness.known import ledger
 from stepcheck.harness.known.ledger import Entry
+from stepcheck.harness.life.events import AddGroup
 from stepcheck.harness.life.features import features
-from stepcheck.harness.life.trace import AddGroup, Trace
+from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play import validation
 from stepcheck.harness.play.profiles import Profile
 from stepcheck.harness.play.signature import REFUSALS

@@ -15,19 +15,9 @@ import torch
 
 from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY, Evidence
 from stepcheck.harness.checking.twins import without
+from stepcheck.harness.life.events import STAYS, AddGroup, Event, Fail, Reload, Schedule, ScheduleStep, SetOption, Step
 from stepcheck.harness.life.schedules import SCHEDULED
-from stepcheck.harness.life.trace import (
-    STAYS,
-    AddGroup,
-    Event,
-    Fail,
-    Reload,
-    Schedule,
-    ScheduleStep,
-    SetOption,
-    Step,
-    Trace,
-)
+from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.record.verdict import Divergence
 

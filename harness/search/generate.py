@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     DICTIONARIES,
     FORMS,
     HOOKS,
@@ -52,14 +52,11 @@ from stepcheck.harness.life.trace import (
     Sparse,
     Spoil,
     Step,
-    Trace,
-    Values,
     ZeroGrad,
-    is_complex,
     plain,
-    splitmix64,
-    splitmix64_word,
 )
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values, is_complex, splitmix64, splitmix64_word
 from stepcheck.harness.numbers.formats import FORMATS
 from stepcheck.harness.play.resume import counts
 from stepcheck.harness.play.signature import inherits

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from stepcheck.harness.checking.checks import Finding
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     AddGroup,
     Event,
     Gradient,
@@ -26,12 +26,10 @@ from stepcheck.harness.life.trace import (
     SetOption,
     Spoil,
     Step,
-    Trace,
-    Values,
-    in_reals,
-    is_complex,
     plain,
 )
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values, in_reals, is_complex
 
 _SMALL_SHAPES: tuple[tuple[int, ...], ...] = ((1,), (2,), (3,), (2, 2), (3, 2), (5,), (8,), (9,), (1, 2, 3, 2), (33,))
 _ZERO = Values("constant")

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stepcheck.harness.life.trace import Trace, Values
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 
 #: Where something stands, and what.
 Feature = tuple[Any, ...]

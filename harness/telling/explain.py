@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping
 
 from stepcheck.harness.checking.checks import Evidence, Finding
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     Accumulate,
     AddGroup,
     Event,
@@ -25,10 +25,10 @@ from stepcheck.harness.life.trace import (
     SetOption,
     Spoil,
     Step,
-    Trace,
-    Values,
     ZeroGrad,
 )
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.numbers.bounded import GIVEN
 from stepcheck.harness.play.families import sibling
 from stepcheck.harness.play.subjects import Subject

@@ -21,9 +21,7 @@ from stepcheck.harness.judging import formula
 from stepcheck.harness.judging.evaluations import EVALUATION
 from stepcheck.harness.judging.judge import Deviation
 from stepcheck.harness.life import schedules
-from stepcheck.harness.life.memory import GUARD, GUARD_ELEMENTS, room, rounded, strides
-from stepcheck.harness.life.objectives import EXPRESSIONS
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     STAYS,
     Accumulate,
     AddGroup,
@@ -44,13 +42,13 @@ from stepcheck.harness.life.trace import (
     SetOption,
     Spoil,
     Step,
-    Trace,
-    Values,
     ZeroGrad,
-    in_reals,
-    is_complex,
     keywords,
 )
+from stepcheck.harness.life.memory import GUARD, GUARD_ELEMENTS, room, rounded, strides
+from stepcheck.harness.life.objectives import EXPRESSIONS
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values, in_reals, is_complex
 from stepcheck.harness.numbers.comparison import Array
 from stepcheck.harness.play import resume, spoil
 from stepcheck.harness.play.families import sibling

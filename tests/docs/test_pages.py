@@ -10,7 +10,7 @@ import pytest
 
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.known.ledger import LEDGER
-from stepcheck.harness.life import trace
+from stepcheck.harness.life import events, trace, values
 from stepcheck.harness.play.profiles import Profile
 
 ROOT = Path(__file__).parents[2]
@@ -86,9 +86,16 @@ def test_every_check_has_a_section_with_its_question_and_what_it_found():
 def test_every_event_recipe_layout_and_dtype_of_a_trace_is_told():
     page = text("traces.md")
     words = set(re.findall(r"`\"?([\w-]+)\"?`", page))
-    names = [*trace.RECIPES, *trace.GRADIENT_LAYOUTS, *trace.DTYPES, *trace.FORMS, *trace.WAYS, *trace.DICTIONARIES]
-    names += [*trace.HOOKS, *trace.SCHEDULES, *trace.FAILURES, *trace.PLACES, *trace.OBJECTIVES, *trace.CLOSURES]
-    names += [*trace.SCALINGS, *trace._EVENTS.values()]
+    names = [
+        *values.RECIPES,
+        *events.GRADIENT_LAYOUTS,
+        *values.DTYPES,
+        *events.FORMS,
+        *events.WAYS,
+        *events.DICTIONARIES,
+    ]
+    names += [*events.HOOKS, *events.SCHEDULES, *events.FAILURES, *events.PLACES, *events.OBJECTIVES, *events.CLOSURES]
+    names += [*events.SCALINGS, *trace._EVENTS.values()]
     assert not set(names) - words
 
 

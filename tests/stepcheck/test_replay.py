@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from stepcheck import cli
-from stepcheck.harness.life.trace import Group, Parameter, Step, Trace, Values
+from stepcheck.harness.life.events import Group, Parameter, Step
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.record import store
 from stepcheck.harness.record.verdict import HANGS, Divergence
 from stepcheck.harness.search import replay
@@ -77,7 +79,7 @@ LIFE = Trace("Adam", (Parameter((2,), values=ONES),), (Group((0,)),), (Step({0: 
 
 
 def life(**given):
-    from stepcheck.harness.life.trace import Gradient
+    from stepcheck.harness.life.events import Gradient
 
     return replace(LIFE, **{"events": (Step({0: Gradient(ONES)}),), **given})
 

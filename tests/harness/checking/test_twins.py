@@ -8,7 +8,9 @@ import torch
 from stepcheck import check_optimizer
 from stepcheck.harness.checking.checks import CHECKS, Evidence
 from stepcheck.harness.checking.twins import TWINS
-from stepcheck.harness.life.trace import AddGroup, Gradient, Group, Parameter, Reload, Step, Trace, Values
+from stepcheck.harness.life.events import AddGroup, Gradient, Group, Parameter, Reload, Step
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.campaign import Campaign, Settings
 from stepcheck.harness.telling.repro import script

@@ -14,7 +14,9 @@ import torch
 
 from stepcheck.harness.judging.evaluations import Evaluation, _Gradient, judge_step
 from stepcheck.harness.judging.judge import judge
-from stepcheck.harness.life.trace import Group, Objective, Parameter, Scalar, SetOption, Step, Trace, Values
+from stepcheck.harness.life.events import Group, Objective, Parameter, Scalar, SetOption, Step
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.comparison import ratios
 from stepcheck.harness.numbers.formats import BFLOAT16, BINARY16, BINARY32, BINARY64, Arithmetic

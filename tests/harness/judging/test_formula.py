@@ -6,7 +6,9 @@ import torch
 
 from stepcheck.harness.checking.checks import EXPLAINED_BY, Evidence
 from stepcheck.harness.judging import formula
-from stepcheck.harness.life.trace import Gradient, Group, Parameter, Sparse, Step, Trace, Values
+from stepcheck.harness.life.events import Gradient, Group, Parameter, Sparse, Step
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.campaign import findings
 from stepcheck.harness.telling import repro

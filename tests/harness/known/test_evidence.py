@@ -11,7 +11,9 @@ from stepcheck.harness import versions
 from stepcheck.harness.known import evidence, ledger
 from stepcheck.harness.known.evidence import Played, Span
 from stepcheck.harness.known.ledger import LEDGER
-from stepcheck.harness.life.trace import Gradient, Group, Parameter, Reload, Step, Trace, Values
+from stepcheck.harness.life.events import Gradient, Group, Parameter, Reload, Step
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import TORCH_MODES, resolve, torch_subject
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers import report

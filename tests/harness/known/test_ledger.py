@@ -12,7 +12,7 @@ from stepcheck.harness.checking.checks import Evidence, Finding
 from stepcheck.harness.judging.judge import Deviation
 from stepcheck.harness.known import ledger
 from stepcheck.harness.known.ledger import LEDGER, Entry, explanation
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     Gradient,
     Group,
     Hook,
@@ -23,9 +23,9 @@ from stepcheck.harness.life.trace import (
     SetOption,
     Sparse,
     Step,
-    Trace,
-    Values,
 )
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve, torch_subject
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers import report

@@ -11,18 +11,13 @@ import pytest
 from hypothesis import given, settings
 
 from stepcheck import cli
-from stepcheck.harness.life.objectives import FUNCTIONS
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     CLOSURES,
     DICTIONARIES,
     FAILURES,
     FORMS,
     HOOKS,
-    MAX_EVENTS,
-    MAX_WORK,
     OBJECTIVES,
-    PARAMETER_WORK,
-    RECIPES,
     SCALINGS,
     SCHEDULES,
     SPOILING_WAYS,
@@ -47,14 +42,11 @@ from stepcheck.harness.life.trace import (
     Sparse,
     Spoil,
     Step,
-    Trace,
-    TraceError,
-    Values,
     ZeroGrad,
-    loads,
-    splitmix64,
-    splitmix64_word,
 )
+from stepcheck.harness.life.objectives import FUNCTIONS
+from stepcheck.harness.life.trace import MAX_EVENTS, MAX_WORK, PARAMETER_WORK, Trace, TraceError, loads
+from stepcheck.harness.life.values import RECIPES, Values, splitmix64, splitmix64_word
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.search.generate import ESSENTIALS, TRACE_BYTES, decoder, traces

@@ -12,7 +12,7 @@ from recorded import REPORTS, WRONG, result, run
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.known import evidence
 from stepcheck.harness.known.evidence import Played
-from stepcheck.harness.life.trace import DTYPES
+from stepcheck.harness.life.values import DTYPES
 from stepcheck.harness.numbers.comparison import RATIO_CLASSES
 from stepcheck.harness.page import model
 from stepcheck.harness.page.figures import figures

@@ -10,9 +10,11 @@ import torch
 
 from stepcheck.harness.checking.checks import Finding
 from stepcheck.harness.life import memory
+from stepcheck.harness.life.events import Gradient, Group, Objective, Parameter, Scalar, Sparse, Step
 from stepcheck.harness.life.memory import Allocation, SparseAllocation
 from stepcheck.harness.life.schedules import as_given, place
-from stepcheck.harness.life.trace import Gradient, Group, Objective, Parameter, Scalar, Sparse, Step, Trace, Values
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play import profiles
 from stepcheck.harness.play.families import fast_subject, no_cuda
 from stepcheck.harness.play.player import Player

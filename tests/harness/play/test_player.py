@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from stepcheck.harness.life import schedules
-from stepcheck.harness.life.memory import GUARD, GUARD_ELEMENTS, room, strides
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     CLOSURES,
     FORMS,
     HOOKS,
@@ -33,10 +32,11 @@ from stepcheck.harness.life.trace import (
     SetOption,
     Sparse,
     Step,
-    Trace,
-    Values,
     ZeroGrad,
 )
+from stepcheck.harness.life.memory import GUARD, GUARD_ELEMENTS, room, strides
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player, _random_state
 from stepcheck.harness.play.subjects import UsageError, class_subject

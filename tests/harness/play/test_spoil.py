@@ -5,19 +5,10 @@ import torch
 
 from stepcheck.harness.checking.checks import CHECKS, Evidence
 from stepcheck.harness.known import ledger
+from stepcheck.harness.life.events import SPOILING_WAYS, SPOILINGS, Gradient, Group, Parameter, Reload, Spoil, Step
 from stepcheck.harness.life.memory import GUARD
-from stepcheck.harness.life.trace import (
-    SPOILING_WAYS,
-    SPOILINGS,
-    Gradient,
-    Group,
-    Parameter,
-    Reload,
-    Spoil,
-    Step,
-    Trace,
-    Values,
-)
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play import spoil
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject

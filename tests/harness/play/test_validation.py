@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stepcheck.harness.life.trace import Group, Parameter, SetOption, Trace
+from stepcheck.harness.life.events import Group, Parameter, SetOption
+from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.play.validation import (

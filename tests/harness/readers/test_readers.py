@@ -11,7 +11,8 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from stepcheck.harness.life.trace import Group, Parameter, Step, Trace
+from stepcheck.harness.life.events import Group, Parameter, Step
+from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.readers import report
 from stepcheck.harness.readers.junit import junit
 from stepcheck.harness.readers.markdown import markdown

@@ -22,8 +22,9 @@ import torch
 from stepcheck import cli
 from stepcheck.harness.checking.checks import Evidence
 from stepcheck.harness.judging.judge import Judgement
+from stepcheck.harness.life.events import AddGroup, Gradient, Group, Parameter, Reload, Scalar, Sparse, Step
 from stepcheck.harness.life.features import features
-from stepcheck.harness.life.trace import AddGroup, Gradient, Group, Parameter, Reload, Scalar, Sparse, Step, Trace
+from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.numbers.comparison import RATIO_CLASSES, RATIO_EDGES
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import UsageError, class_subject

@@ -9,7 +9,9 @@ import torch
 from hypothesis.internal.conjecture import providers
 
 from stepcheck.harness.checking.checks import CHECKS
-from stepcheck.harness.life.trace import Gradient, Group, Parameter, Step, Trace, Values
+from stepcheck.harness.life.events import Gradient, Group, Parameter, Step
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers.terminal import throughput

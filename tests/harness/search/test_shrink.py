@@ -2,7 +2,9 @@
 
 import torch
 
-from stepcheck.harness.life.trace import Gradient, Group, Parameter, Step, Trace, Values
+from stepcheck.harness.life.events import Gradient, Group, Parameter, Step
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import shrink
 from stepcheck.harness.search.campaign import unexplained

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import pytest
 
 from stepcheck.harness.checking.checks import CHECKS, Evidence
-from stepcheck.harness.life.trace import Gradient, Group, Parameter, Reload, Sparse, Step, Trace, Values
+from stepcheck.harness.life.events import Gradient, Group, Parameter, Reload, Sparse, Step
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import steer

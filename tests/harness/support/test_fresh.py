@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from stepcheck.harness.checking.checks import place_of
-from stepcheck.harness.life.trace import Gradient, Group, Parameter, Step, Trace, Values
+from stepcheck.harness.life.events import Gradient, Group, Parameter, Step
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.campaign import Campaign, Settings, _Idle, findings
 from stepcheck.harness.support.fresh import Fresh

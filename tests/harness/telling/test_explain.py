@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from stepcheck.harness.checking.checks import Evidence, Finding, told_apart
-from stepcheck.harness.life.trace import Gradient, Group, Parameter, Reload, Step, Trace, Values
+from stepcheck.harness.life.events import Gradient, Group, Parameter, Reload, Step
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.record import store

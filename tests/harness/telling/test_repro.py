@@ -15,7 +15,7 @@ import torch
 
 from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY, Evidence, Finding
 from stepcheck.harness.judging.judge import Deviation, Judge
-from stepcheck.harness.life.trace import (
+from stepcheck.harness.life.events import (
     Accumulate,
     AddGroup,
     Fail,
@@ -34,10 +34,10 @@ from stepcheck.harness.life.trace import (
     Sparse,
     Spoil,
     Step,
-    Trace,
-    Values,
     ZeroGrad,
 )
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.campaign import Campaign, Settings, findings

@@ -8,7 +8,9 @@ import torch
 
 from stepcheck import check_optimizer
 from stepcheck.harness.judging.judge import judge
-from stepcheck.harness.life.trace import Gradient, Group, Parameter, Step, Trace, Values
+from stepcheck.harness.life.events import Gradient, Group, Parameter, Step
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.power.kill import first_kill

@@ -9,20 +9,9 @@ import pytest
 
 from stepcheck import check_optimizer
 from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY, Evidence
-from stepcheck.harness.life.trace import (
-    WAYS,
-    AddGroup,
-    Fail,
-    Gradient,
-    Group,
-    Hook,
-    Parameter,
-    Reload,
-    Step,
-    Trace,
-    Values,
-    ZeroGrad,
-)
+from stepcheck.harness.life.events import WAYS, AddGroup, Fail, Gradient, Group, Hook, Parameter, Reload, Step, ZeroGrad
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import campaign
 from stepcheck.harness.telling import repro
