@@ -6,9 +6,12 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from stepcheck.harness.life.values import Array, Values, in_reals
 from stepcheck.reference.spec import Value
+
+T = TypeVar("T")
 
 #: ``offset`` is contiguous as well, and a view that starts inside a larger buffer whoever plays it.
 LAYOUTS = ("contiguous", "transposed", "sliced", "channels_last", "offset")
@@ -334,6 +337,26 @@ Event = (
     | Refuse
     | Spoil
 )
+
+
+#: Each kind of event, and its name in JSON.
+EVENTS: dict[type[Event], str] = {
+    Step: "step", Accumulate: "accumulate", ZeroGrad: "zero_grad", SetOption: "set_option", Reload: "reload",
+    AddGroup: "add_group", Freeze: "freeze", Hook: "hook", Schedule: "schedule", ScheduleStep: "schedule_step", Fail: "fail",
+    Refuse: "refuse", Spoil: "spoil",
+}  # fmt: skip
+
+
+def of_every_event(table: Mapping[type[Event], T]) -> dict[type[Event], T]:
+    """What a room does with each kind of event, so that a new one is forgotten nowhere.
+
+    Raises:
+        TypeError: a kind of event has no entry, or an entry is of no kind of event.
+    """
+    if set(table) != set(EVENTS):
+        names = sorted(kind.__name__ for kind in set(table) ^ set(EVENTS))
+        raise TypeError(f"a table of events has no entry of, or one too many: {', '.join(names)}")
+    return dict(table)
 
 
 def keywords(groups: Sequence[Mapping[str, Option]], form: str) -> frozenset[str]:

@@ -18,6 +18,7 @@ import numpy as np
 from stepcheck.harness.life.events import (
     CLOSURES,
     DICTIONARIES,
+    EVENTS,
     FAILURES,
     FORMS,
     GRADIENT_LAYOUTS,
@@ -326,16 +327,11 @@ def _gradient_to_json(g: Gradient) -> dict[str, Any]:
 
 
 #: The name of each kind of event in JSON.
-_EVENTS: dict[type[Event], str] = {
-    Step: "step", Accumulate: "accumulate", ZeroGrad: "zero_grad", SetOption: "set_option", Reload: "reload",
-    AddGroup: "add_group", Freeze: "freeze", Hook: "hook", Schedule: "schedule", ScheduleStep: "schedule_step", Fail: "fail",
-    Refuse: "refuse", Spoil: "spoil",
-}  # fmt: skip
 
 
 def _event_to_json(event: Event) -> dict[str, Any]:
     """The event's name and its fields; those that stand at their defaults are left out where older traces do not have them."""
-    result: dict[str, Any] = {"event": _EVENTS[type(event)]}
+    result: dict[str, Any] = {"event": EVENTS[type(event)]}
     if isinstance(event, (Step, Accumulate)):
         gradients = {str(i): None if g is None else _gradient_to_json(g) for i, g in event.gradients.items()}
         result["gradients"] = gradients
@@ -468,7 +464,7 @@ class _Reader:
 
     def _event(self, data: object, where: str, parameters: tuple[Parameter, ...]) -> Event:
         d = self._object(data, where)
-        kind = self._choice(d.get("event"), tuple(_EVENTS.values()), f"{where}.event")
+        kind = self._choice(d.get("event"), tuple(EVENTS.values()), f"{where}.event")
         event: Event = getattr(self, f"_{kind}")(d, where, parameters)
         return event
 

@@ -10,7 +10,7 @@ import pytest
 
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.known.ledger import LEDGER
-from stepcheck.harness.life import events, trace, values
+from stepcheck.harness.life import events, values
 from stepcheck.harness.play.profiles import Profile
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +95,7 @@ def test_every_event_recipe_layout_and_dtype_of_a_trace_is_told():
         *events.DICTIONARIES,
     ]
     names += [*events.HOOKS, *events.SCHEDULES, *events.FAILURES, *events.PLACES, *events.OBJECTIVES, *events.CLOSURES]
-    names += [*events.SCALINGS, *trace._EVENTS.values()]
+    names += [*events.SCALINGS, *events.EVENTS.values()]
     assert not set(names) - words
 
 
