@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nox
@@ -46,6 +49,21 @@ nox.options.sessions = [
 
 def _install(session: nox.Session, *packages: str) -> None:
     session.install("-c", "constraints.txt", *packages)
+
+
+@contextlib.contextmanager
+def _packed(name: str) -> Iterator[str]:
+    """A large file of ``reports/`` that is kept compressed: unpacked while a session reads and writes it."""
+    file = Path("reports", name).resolve()
+    packed = file.with_name(f"{name}.gz")
+    if packed.exists():
+        file.write_bytes(gzip.decompress(packed.read_bytes()))
+    try:
+        yield str(file)
+    finally:
+        if file.exists():
+            packed.write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+            file.unlink()
 
 
 @nox.session
@@ -100,10 +118,11 @@ def certificate_short(session: nox.Session) -> None:
 
 @nox.session
 def certificate(session: nox.Session) -> None:
-    """The same in full; writes ``reports/certificate.md`` and ``reports/certificate.json``."""
+    """The same in full; writes ``reports/certificate.md`` and ``reports/certificate.json.gz``."""
     _install(session, "-e", ".[test]")
-    written = ("--markdown", "reports/certificate.md", "--json", "reports/certificate.json")
-    session.run("python", "-m", "stepcheck.harness.certificate", *written, *session.posargs)
+    with _packed("certificate.json") as file:
+        written = ("--markdown", "reports/certificate.md", "--json", file)
+        session.run("python", "-m", "stepcheck.harness.certificate", *written, *session.posargs)
 
 
 @nox.session
@@ -123,9 +142,10 @@ def hunt(session: nox.Session) -> None:
 
 @nox.session
 def power(session: nox.Session) -> None:
-    """Which wrong optimizers are caught, how soon, and false alarms, in full; writes ``reports/power.json`` and ``reports/power.png``."""
+    """Which wrong optimizers are caught, how soon, and false alarms, in full; writes ``reports/power.json.gz`` and ``reports/power.png``."""
     _install(session, "-e", ".[plot]")
-    session.run("stepcheck", "power", "--json", "reports/power.json", "--plot", "reports/power.png", *session.posargs)
+    with _packed("power.json") as file:
+        session.run("stepcheck", "power", "--json", file, "--plot", "reports/power.png", *session.posargs)
 
 
 @nox.session
@@ -156,11 +176,12 @@ def report(session: nox.Session) -> None:
         Path(*session.posargs).resolve() if session.posargs else Path(session.create_tmp()).resolve() / ".stepcheck"
     )
     # Commands stand in the report as they were typed, so they are typed as a reader would, where their folder is.
-    with session.chdir(recorded.parent):
+    with _packed("report.json"), session.chdir(recorded.parent):
         if not session.posargs:
             shutil.rmtree(recorded, ignore_errors=True)
             _measure(session)
         session.run("stepcheck", "report", recorded.name, "--out", str(out))
+    (out / "versions.json").unlink()  # that is harness/versions.json in other words
     _picture(session, out)
 
 

@@ -7,6 +7,7 @@ given the names of :func:`facts`.
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 import re
 from collections import Counter
@@ -104,7 +105,7 @@ def known_issues() -> str:
 
 @functools.cache
 def _report(name: str) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((REPORTS / f"{name}.json").read_text(encoding="utf-8"))
+    data: dict[str, Any] = json.loads(gzip.decompress((REPORTS / f"{name}.json.gz").read_bytes()))
     return data
 
 
@@ -156,7 +157,7 @@ def _linked(links: Iterable[str]) -> str:
 
 
 class Power:
-    """``reports/power.json``, and what it comes to.
+    """``reports/power.json.gz``, and what it comes to.
 
     Attributes:
         data: the file.
@@ -234,7 +235,7 @@ def _answered(faults: Iterable[dict[str, Any]], oracle: str) -> float:
 
 
 class Certificate:
-    """``reports/certificate.json``: references against themselves at 200 bits, and torch.optim in ulps and budgets."""
+    """``reports/certificate.json.gz``: references against themselves at 200 bits, and torch.optim in ulps and budgets."""
 
     def __init__(self, data: dict[str, Any]) -> None:
         self.data = data

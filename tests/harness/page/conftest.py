@@ -1,5 +1,6 @@
 """Runs to report: two real campaigns, one of a wrong optimizer; and as many made-up ones as wanted."""
 
+import gzip
 import json
 import platform
 from dataclasses import replace
@@ -49,7 +50,10 @@ def documents():
             for o, extra in (("Adam", 0.0), ("SGD", 4.0)) for arch in ("sm_80", "sm_90")
         ]
     }  # fmt: skip
-    read = {name: json.loads((REPORTS / f"{name}.json").read_text()) for name in ("certificate", "power")}
+    read = {
+        name: json.loads(gzip.decompress((REPORTS / f"{name}.json.gz").read_bytes()))
+        for name in ("certificate", "power")
+    }
     return [
         run(name=f"2026112{n}-{name}", command=f"stepcheck {name}", documents={name: document})
         for n, (name, document) in enumerate({**read, "bench": bench, "census": census}.items())
