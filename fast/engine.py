@@ -158,6 +158,10 @@ def exotic(p: torch.Tensor, *, interpreted: bool = False, sharded: bool = False)
         reason = unavailable(p.device)
         if reason:
             return f"a parameter is on {p.device}: {reason}"
+    return _exotic_memory(p, g)
+
+
+def _exotic_memory(p: torch.Tensor, g: torch.Tensor | None) -> str:
     if p.layout is not torch.strided:
         return f"a parameter has the layout {p.layout}"
     if p.dtype not in REAL:
@@ -478,8 +482,10 @@ class Standing:
             gradients = list(map(local, gradients))
         if not self._looks.same(self._beside):
             return None
-        if self._gradient_looks.same(gradients):
-            return gradients
+        return gradients if self._gradient_looks.same(gradients) else self._with_spares(gradients)
+
+    def _with_spares(self, gradients: list[Any]) -> list[Any] | None:
+        """The gradients, with spares where there are none, if all others look as they did."""
         absent = np.fromiter(map(operator.is_, gradients, itertools.repeat(None)), np.bool_, len(gradients))
         if not self._forms or not absent.any():
             return None

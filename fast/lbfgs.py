@@ -385,19 +385,25 @@ def _broken(state: Mapping[str, Any], like: Tensor) -> str:
     if len(set(lengths)) > 1:
         return f"old_dirs, old_stps and ro in the state have {', '.join(map(str, lengths))} entries, and are to have as many each"
     for name, x in vectors.items():
-        if not isinstance(x, Tensor):
-            return f"{name} in the state is a {type(x).__name__}, not a tensor"
-        if tuple(x.shape) != tuple(like.shape):
-            return f"{name} in the state is {tuple(x.shape)}, all parameters together are {tuple(like.shape)}"
-        if not x.dtype.is_floating_point or x.layout is not torch.strided or x.device.type == "meta":
-            return f"{name} in the state is of {x.dtype} and layout {x.layout} on {x.device}, and is to be a vector of {like.dtype}"
-        if is_cut(local(x)):
-            return CUT.format(f"{name} in the state")
+        wrong = _no_vector(x, like)
+        if wrong:
+            return wrong.format(f"{name} in the state")
     for name, x in numbers.items():
         wrong = no_number(x)
         if wrong:
             return f"{name} in the state {wrong}"
     return ""
+
+
+def _no_vector(x: object, like: Tensor) -> str:
+    """Why this is no vector like another, with a place for its name, or nothing."""
+    if not isinstance(x, Tensor):
+        return f"{{}} is a {type(x).__name__}, not a tensor"
+    if tuple(x.shape) != tuple(like.shape):
+        return f"{{}} is {tuple(x.shape)}, all parameters together are {tuple(like.shape)}"
+    if not x.dtype.is_floating_point or x.layout is not torch.strided or x.device.type == "meta":
+        return f"{{}} is of {x.dtype} and layout {x.layout} on {x.device}, and is to be a vector of {like.dtype}"
+    return CUT if is_cut(local(x)) else ""
 
 
 class _Left:

@@ -43,17 +43,9 @@ _ORDERS = ("any_order", "any_order_of")
 def _changes(node):
     """What may stand in a node's place: each an expression with one thing changed."""
     match node:
-        case ast.BinOp(left, op, right):
-            if type(op) in _OPERATORS and not isinstance(op, ast.MatMult):
-                yield ast.BinOp(left, _OPERATORS[type(op)](), right)
-            yield left
-            if isinstance(op, ast.Add | ast.Mult | ast.Div | ast.MatMult):
-                yield right
-            if isinstance(op, ast.Sub | ast.Div | ast.Pow):
-                yield ast.BinOp(right, op, left)
-        case ast.UnaryOp(ast.USub(), operand):
-            yield operand
-        case ast.UnaryOp(ast.Not(), operand):
+        case ast.BinOp():
+            yield from _operations(node)
+        case ast.UnaryOp(ast.USub() | ast.Not(), operand):
             yield operand
         case ast.BoolOp(op, values):
             yield ast.BoolOp(ast.Or() if isinstance(op, ast.And) else ast.And(), values)
@@ -63,38 +55,49 @@ def _changes(node):
         case ast.Constant(bool()) | ast.Constant(str()) | ast.Constant(None):
             return
         case ast.Constant(int() | float() as value):
-            yield ast.Constant(value + 1)
-            if value not in (0, 1):
-                yield ast.Constant(value - 1)
-            elif value == 1:
-                yield ast.Constant(0 if isinstance(value, int) else 0.0)
+            yield from _constants(value)
         case ast.IfExp(_, body, orelse):
             yield from (body, orelse)
         case ast.Call(func, args, keywords):
-            name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
-            if name in _FUNCTIONS:
-                other = _FUNCTIONS[name]
-                numpy = isinstance(func, ast.Attribute) or name == "at_least"
-                called = (
-                    ast.Attribute(ast.Name("np", ast.Load()), other, ast.Load())
-                    if numpy
-                    else ast.Name(other, ast.Load())
-                )
-                yield ast.Call(called, args, keywords)
-            if name in (*_TRANSPARENT, *_FUNCTIONS) and args:
-                yield args[0]
-            if name == "where":
-                yield from args[1:]
-            elif (
-                len(args) > 1
-                and name not in (*_FUNCTIONS, *_ORDERS)
-                and not any(isinstance(a, ast.Starred) for a in args)
-            ):
-                yield ast.Call(func, [args[1], args[0], *args[2:]], keywords)
-                if len(args) > 2 and name != "addcmul":  # whose factors commute
-                    yield ast.Call(func, [*args[:-2], args[-1], args[-2]], keywords)
+            yield from _calls(func, args, keywords)
         case ast.Tuple(elts, ast.Store()) if len(elts) == 2:  # swapped on arrival
             yield ast.Tuple(elts[::-1], ast.Store())
+
+
+def _operations(node):
+    left, op, right = node.left, node.op, node.right
+    if type(op) in _OPERATORS and not isinstance(op, ast.MatMult):
+        yield ast.BinOp(left, _OPERATORS[type(op)](), right)
+    yield left
+    if isinstance(op, ast.Add | ast.Mult | ast.Div | ast.MatMult):
+        yield right
+    if isinstance(op, ast.Sub | ast.Div | ast.Pow):
+        yield ast.BinOp(right, op, left)
+
+
+def _constants(value):
+    yield ast.Constant(value + 1)
+    if value not in (0, 1):
+        yield ast.Constant(value - 1)
+    elif value == 1:
+        yield ast.Constant(0 if isinstance(value, int) else 0.0)
+
+
+def _calls(func, args, keywords):
+    name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+    if name in _FUNCTIONS:
+        other = _FUNCTIONS[name]
+        numpy = isinstance(func, ast.Attribute) or name == "at_least"
+        called = ast.Attribute(ast.Name("np", ast.Load()), other, ast.Load()) if numpy else ast.Name(other, ast.Load())
+        yield ast.Call(called, args, keywords)
+    if name in (*_TRANSPARENT, *_FUNCTIONS) and args:
+        yield args[0]
+    if name == "where":
+        yield from args[1:]
+    elif len(args) > 1 and name not in (*_FUNCTIONS, *_ORDERS) and not any(isinstance(a, ast.Starred) for a in args):
+        yield ast.Call(func, [args[1], args[0], *args[2:]], keywords)
+        if len(args) > 2 and name != "addcmul":  # whose factors commute
+            yield ast.Call(func, [*args[:-2], args[-1], args[-2]], keywords)
 
 
 class _Mutator:

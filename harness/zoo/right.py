@@ -1558,27 +1558,31 @@ class SearchingLBFGS(NumpyLBFGS):
 
     def search(self, tried, start, t, left, width):
         """A trial that meets the strong Wolfe conditions, or the best that was found; a trial is (t, loss, gradient, slope)."""
+        ends, made = self.bracketed(tried, start, t, left)
+        return ends if isinstance(ends, tuple) else self.narrowed(tried, start, ends, made, left, width)
 
-        def too_high(trial):
-            return trial[1] > start[1] + 1e-4 * trial[0] * start[3]
+    def too_high(self, trial, start):
+        return trial[1] > start[1] + 1e-4 * trial[0] * start[3]
 
-        def flat(trial):
-            return abs(trial[3]) <= -0.9 * start[3]
+    def flat(self, trial, start):
+        return abs(trial[3]) <= -0.9 * start[3]
 
-        ends = None
+    def bracketed(self, tried, start, t, left):
+        """Two ends with such a trial between them, or that trial, and how many were made after the first."""
         previous, new, made = start, tried(t), 0
-        while made < left and ends is None:
-            if too_high(new) or (made > 1 and new[1] >= previous[1]):
-                ends = [previous, new]
-            elif flat(new):
-                return new
-            elif new[3] >= 0:
-                ends = [previous, new]
-            else:
-                low, high = new[0] + 0.01 * (new[0] - previous[0]), 10 * new[0]
-                previous, new = new, tried(self.interpolated(previous, new, low, high))
-                made += 1
-        ends = ends or [start, new]
+        while made < left:
+            if self.too_high(new, start) or (made > 1 and new[1] >= previous[1]):
+                return [previous, new], made
+            if self.flat(new, start):
+                return new, made
+            if new[3] >= 0:
+                return [previous, new], made
+            low, high = new[0] + 0.01 * (new[0] - previous[0]), 10 * new[0]
+            previous, new = new, tried(self.interpolated(previous, new, low, high))
+            made += 1
+        return [start, new], made
+
+    def narrowed(self, tried, start, ends, made, left, width):
         stalled = False
         best = self.lower(ends)
         while made < left and not abs(ends[1][0] - ends[0][0]) * width < 1e-9:
@@ -1590,11 +1594,11 @@ class SearchingLBFGS(NumpyLBFGS):
                 near = False
             stalled = near
             new, made = tried(t), made + 1
-            if too_high(new) or new[1] >= ends[best][1]:
+            if self.too_high(new, start) or new[1] >= ends[best][1]:
                 ends[1 - best] = new
                 best = self.lower(ends)
                 continue
-            if flat(new):
+            if self.flat(new, start):
                 return new
             if new[3] * (ends[1 - best][0] - ends[best][0]) >= 0:
                 ends[1 - best] = ends[best]
