@@ -36,7 +36,7 @@ from stepcheck.harness.checking.checks import (
 from stepcheck.harness.checking.twins import ADDED, FIRST, OTHER, TWINS
 from stepcheck.harness.judging.dialects import Dialects
 from stepcheck.harness.known import ledger
-from stepcheck.harness.known.ledger import Entry
+from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.life.events import AddGroup
 from stepcheck.harness.life.features import features
 from stepcheck.harness.life.trace import Trace

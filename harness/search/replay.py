@@ -11,7 +11,7 @@ from typing import Any
 from stepcheck.harness.checking import determinism
 from stepcheck.harness.checking.checks import CHECKS, Evidence, Finding
 from stepcheck.harness.known import ledger
-from stepcheck.harness.known.ledger import Entry
+from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.play.signature import REFUSALS
 from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.record.store import Saved

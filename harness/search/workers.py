@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 import torch
 
 from stepcheck.harness.checking.checks import Finding
-from stepcheck.harness.known import evidence, ledger
-from stepcheck.harness.known.ledger import Entry
+from stepcheck.harness.known import entry as entries
+from stepcheck.harness.known import evidence
+from stepcheck.harness.known.entry import Entry
+from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.life.trace import Trace, loads
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import Subject, UsageError
@@ -310,7 +312,7 @@ def replay(subjects: Sequence[Subject], settings: Settings, stream: Stream | Non
     played: list[Replayed] = []
     if not checked:
         return played  # even to know whom an entry is about, torch imports its compiler
-    for entry in ledger.LEDGER.values():
+    for entry in LEDGER.values():
         subject = entry.subject
         # A costly subject is played only where it was asked for.
         wanted = subject.name in names if subject.cost > _CHEAP else subject.spec.name in checked
@@ -325,9 +327,9 @@ def replay(subjects: Sequence[Subject], settings: Settings, stream: Stream | Non
 
 
 def _replay(entry: Entry, subject: Subject) -> Replayed:
-    told = in_child(lambda: ledger.shows(subject, entry), patience(subject) + _SILENCE_SECONDS)
+    told = in_child(lambda: entries.shows(subject, entry), patience(subject) + _SILENCE_SECONDS)
     if entry.seen_here is None:
-        ledger.PLAYED[entry.name] = not told
+        entries.PLAYED[entry.name] = not told
     carried = entry.seen_here is None or (bool(told) and not evidence.same_processor())
     return Replayed(entry, not told, told, carried)
 

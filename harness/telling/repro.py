@@ -217,7 +217,7 @@ class _Writer:
             body = [*(line.format(cleared=self.cleared) for line in _CLOSURE), *body]
         helper = _VIEW if any(re.search(r"(?<![.\w])view\(", line) for line in body) else []
         imports = ["import torch"]
-        if getattr(self.subject.make, "__module__", "") == "stepcheck.harness.known.ledger":
+        if getattr(self.subject.make, "__module__", "") == "stepcheck.harness.known.around":
             # A class that is there to show what torch does is written out.
             imports += [
                 "from typing import Any",

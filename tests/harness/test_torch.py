@@ -5,7 +5,8 @@ import warnings
 import pytest
 import torch
 
-from stepcheck.harness.known.ledger import LEDGER, shows
+from stepcheck.harness.known.entry import shows
+from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.search import workers
 from stepcheck.harness.search.campaign import Campaign, Settings, findings

@@ -11,7 +11,8 @@ from stepcheck import cli
 from stepcheck.harness.checking.checks import Evidence, Finding
 from stepcheck.harness.judging.judge import Deviation
 from stepcheck.harness.known import ledger
-from stepcheck.harness.known.ledger import LEDGER, Entry, explanation
+from stepcheck.harness.known.entry import Entry
+from stepcheck.harness.known.ledger import LEDGER, explanation
 from stepcheck.harness.life.events import (
     Gradient,
     Group,
