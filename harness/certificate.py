@@ -60,8 +60,9 @@ from stepcheck import __version__
 from stepcheck.harness.judging.judge import Judge, bounded_hyper
 from stepcheck.harness.known.evidence import installed
 from stepcheck.harness.life.trace import Trace
-from stepcheck.harness.numbers.bounded import Bounded, outcomes
+from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.comparison import ratios
+from stepcheck.harness.numbers.decisions import outcomes
 from stepcheck.harness.numbers.formats import BINARY64, COUNTERS64, FORMATS, Arithmetic, Format
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player

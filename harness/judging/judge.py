@@ -22,10 +22,12 @@ from stepcheck.harness.judging.evaluations import EVALUATION
 from stepcheck.harness.life.events import plain
 from stepcheck.harness.life.memory import SparseRaw, rounded_fill
 from stepcheck.harness.life.values import in_reals, is_complex
-from stepcheck.harness.numbers import bounded
+from stepcheck.harness.numbers import audit
 from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.comparison import RATIO_CLASSES, Array, Comparison, ratios, reals
+from stepcheck.harness.numbers.decisions import outcomes
 from stepcheck.harness.numbers.formats import BINARY32, COUNTERS32, COUNTERS64, FORMATS, SCALARS64, Arithmetic, Format
+from stepcheck.harness.numbers.observed import seen
 from stepcheck.harness.numbers.options import bounded_option
 from stepcheck.harness.play.profiles import Profile
 from stepcheck.harness.play.recording import Life, Recording, StepRecord
@@ -479,7 +481,7 @@ class Judge:
             names = [*(b.name for b in self._buffers(hyper, batch[0].index)), PARAMETER]
             actual = {name: np.concatenate([self._actual(item, name) for item in batch]) for name in names}
             best: dict[str, tuple[Array, Bounded]] = {}
-            for predicted in bounded.outcomes(functools.partial(self._timed_update, batch, hyper, dtype, actual)):
+            for predicted in outcomes(functools.partial(self._timed_update, batch, hyper, dtype, actual)):
                 # Of the branches that rounding leaves open, an element may have taken the one that it agrees with.
                 for name in names:
                     r = ratios(actual[name], predicted[name]) if name not in self.result.free else np.zeros(1)
@@ -565,7 +567,7 @@ class Judge:
             else:
                 state[b.name] = formed(values, b.shape(shape) or ())
         observed = {b.name: actual[b.name] for b in self.spec.buffers if b.in_place and b.name not in self.result.free}
-        with bounded.seen(observed, profile.kept(profile.in_place)):
+        with seen(observed, profile.kept(profile.in_place)):
             new_p, after = self.spec.update(
                 formed(p, shape), formed(g, shape), state, self._options(hyper, element, profile.options)
             )
@@ -792,7 +794,7 @@ class Judge:
             return chosen
 
         with np.errstate(all="ignore"):
-            return bounded.terms(evaluate)
+            return audit.terms(evaluate)
 
 
 def _missing(name: str, problem: str) -> Comparison:
