@@ -57,7 +57,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from stepcheck import __version__
-from stepcheck.harness.judging.judge import Judge, bounded_hyper
+from stepcheck.harness.judging.judge import Judge
+from stepcheck.harness.judging.prediction import bounded_hyper
 from stepcheck.harness.known.evidence import installed
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.numbers.bounded import Bounded
@@ -634,7 +635,7 @@ class _Gauge(Judge):
 
     def _confront(self, batch: list[Any], name: str, actual: Array, r: Array, predicted: Bounded) -> None:
         super()._confront(batch, name, actual, r, predicted)
-        if name in self.per_parameter or name in self.result.free:
+        if name in self.fields.per_parameter or name in self.result.free:
             return
         number = FORMATS[batch[0].dtype]
         lengths = [len(actual)] if len(batch) == 1 else [item.slots for item in batch]
@@ -674,7 +675,7 @@ class _Gauge(Judge):
                 self.survey.consider(kind, float(size[largest]), settled(largest))
 
     def _hyper(self, item: Any) -> HyperValues:
-        hyper = item.record.hyper[self.group_of[item.index]]
+        hyper = self.fields.hyper_of(item)
         return self.spec.for_dtype(hyper, 2.0 * FORMATS[item.dtype].unit_roundoff)
 
     def _known(self, item: Any, length: int) -> npt.NDArray[np.bool_]:
@@ -712,7 +713,7 @@ class _Gauge(Judge):
     def _witness(
         self, item: Any, name: str, element: int, got: float, expected: float, bound: float, ulps: float, r: float
     ) -> Witness:
-        shape = self._shape(item, name)
+        shape = self.fields.shape(item, name)
         if np.iscomplexobj(item.life.value):
             shape = (*shape, 2)
         given = self._given(item, element)

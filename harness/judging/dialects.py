@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from stepcheck.harness.judging.judge import Judge, Judgement
+from stepcheck.harness.judging.judge import Judge
+from stepcheck.harness.judging.judgement import Judgement
 from stepcheck.harness.play.recording import Recording, StepRecord
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.reference.dialects import Dialect, dialects, with_options

@@ -19,7 +19,7 @@ from stepcheck.harness.checking import twins
 from stepcheck.harness.checking.checks import NO_EFFECT, TWIN, Finding
 from stepcheck.harness.judging import formula
 from stepcheck.harness.judging.evaluations import EVALUATION
-from stepcheck.harness.judging.judge import Deviation
+from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.life import schedules
 from stepcheck.harness.life.events import (
     STAYS,

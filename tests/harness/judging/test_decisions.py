@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.judging.judge import bounded_hyper, judge
+from stepcheck.harness.judging.judge import judge
+from stepcheck.harness.judging.prediction import bounded_hyper
 from stepcheck.harness.life.events import Gradient, Group, Parameter, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values

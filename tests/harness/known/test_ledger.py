@@ -9,7 +9,7 @@ import torch
 
 from stepcheck import cli
 from stepcheck.harness.checking.checks import Evidence, Finding
-from stepcheck.harness.judging.judge import Deviation
+from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.known import ledger
 from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.known.ledger import LEDGER, explanation

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stepcheck.harness import known
 from stepcheck.harness.checking.checks import Evidence, Finding
-from stepcheck.harness.judging.judge import Deviation
+from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.known import ledger
 from stepcheck.harness.known.ledger import KINDS, LEDGER, explanation
 from stepcheck.harness.known.seen import Seen

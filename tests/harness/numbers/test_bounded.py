@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.judging.judge import bounded_hyper, ratios
+from stepcheck.harness.judging.judge import ratios
+from stepcheck.harness.judging.prediction import bounded_hyper
 from stepcheck.harness.numbers.audit import terms
 from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.formats import (

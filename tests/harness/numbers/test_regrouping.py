@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stepcheck.harness.judging.judge import arithmetic, bounded_hyper
+from stepcheck.harness.judging.prediction import arithmetic, bounded_hyper
 from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.formats import BINARY32, FORMATS
 from stepcheck.harness.numbers.observed import seen

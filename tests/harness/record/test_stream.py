@@ -21,7 +21,7 @@ import torch
 
 from stepcheck import cli
 from stepcheck.harness.checking.checks import Evidence
-from stepcheck.harness.judging.judge import Judgement
+from stepcheck.harness.judging.judgement import Judgement
 from stepcheck.harness.life.events import AddGroup, Gradient, Group, Parameter, Reload, Scalar, Sparse, Step
 from stepcheck.harness.life.features import features
 from stepcheck.harness.life.trace import Trace

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY, Evidence, Finding
-from stepcheck.harness.judging.judge import Deviation, Judge
+from stepcheck.harness.judging.judge import Judge
+from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.life.events import (
     Accumulate,
     AddGroup,
