@@ -440,7 +440,8 @@ def _checked(
     from stepcheck.harness.readers.markdown import markdown
     from stepcheck.harness.readers.scripts import to_json
     from stepcheck.harness.readers.terminal import show
-    from stepcheck.harness.record.stream import UnwritableError, read
+    from stepcheck.harness.record.reading import read
+    from stepcheck.harness.record.stream import UnwritableError
     from stepcheck.harness.search import workers
 
     unwritten = Unwritten()
@@ -717,7 +718,7 @@ def power(
 def _measured(earlier: Path, plan: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
     """What an earlier run of the same plan recorded, and how long it took."""
     from stepcheck.harness.play.subjects import UsageError
-    from stepcheck.harness.record.stream import read
+    from stepcheck.harness.record.reading import read
 
     run = read(earlier)
     there = {k: v for k, v in run.settings.items() if k != "steps"}

@@ -50,7 +50,7 @@ from stepcheck.harness.page.render import count, ratio
 from stepcheck.harness.play.families import MODES
 from stepcheck.harness.readers.report import failed
 from stepcheck.harness.record import store
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.verdict import Divergence, Result, Tally
 
 if TYPE_CHECKING:

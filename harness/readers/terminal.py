@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stepcheck.harness.readers import report
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.verdict import Result
 from stepcheck.harness.support.text import shown
 

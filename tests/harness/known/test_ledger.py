@@ -32,7 +32,7 @@ from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers import report
 from stepcheck.harness.readers.scripts import to_json
 from stepcheck.harness.record import store
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.run import Run
 from stepcheck.harness.search import campaign, workers
 from stepcheck.harness.search.campaign import Campaign, Settings, findings
 
