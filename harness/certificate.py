@@ -73,8 +73,9 @@ from stepcheck.harness.readers.report import environment
 from stepcheck.harness.record import store
 from stepcheck.harness.record.stream import Stream
 from stepcheck.harness.record.verdict import Life
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.generate import candidates
+from stepcheck.harness.search.settings import Settings
 from stepcheck.reference import SPECS
 from stepcheck.reference.spec import PARAMETER, Hyper, HyperValues, Spec
 

@@ -18,7 +18,7 @@ from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.play.families import TORCH_MODES, can_play, no_such_class, torch_subject
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.readers import report
-from stepcheck.harness.search.campaign import patience
+from stepcheck.harness.search.limits import patience
 from stepcheck.harness.search.workers import in_child, warm_up
 
 #: Seconds that a life may take beyond those of its subject.

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from stepcheck.harness.record.stream import Stream
     from stepcheck.harness.record.verdict import Divergence, Result
     from stepcheck.harness.search import workers
-    from stepcheck.harness.search.campaign import Settings
+    from stepcheck.harness.search.settings import Settings
 
 CONFORMS, DIVERGES, BAD_USAGE, UNKNOWN = 0, 1, 2, 3
 
@@ -378,7 +378,7 @@ def check(
     SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], or package.module:ClassOrFactory with --like. Without any: torch and
     fast.
     """
-    from stepcheck.harness.search.campaign import Settings
+    from stepcheck.harness.search.settings import Settings
 
     if first:
         from stepcheck.harness.support import dynamo

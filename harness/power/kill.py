@@ -10,7 +10,8 @@ from typing import Any
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import steer
-from stepcheck.harness.search.campaign import DEFAULT_EXAMPLES, Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.search.steer import Feature
 
 #: From this life on, what it is made of is remembered, to tell what it waited for.

@@ -23,7 +23,8 @@ from stepcheck.harness.play.subjects import UsageError, class_subject
 from stepcheck.harness.power.kill import Kill, first_kill
 from stepcheck.harness.power.oracles import ORACLES, Oracle
 from stepcheck.harness.power.statistics import Interval, caught_within, proportion
-from stepcheck.harness.search.campaign import DEFAULT_EXAMPLES, Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.support.processes import end_with, forks
 from stepcheck.harness.zoo import catalogue
 from stepcheck.harness.zoo.fault import Fault, Variant

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
-import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import hypothesis
-from hypothesis import HealthCheck, Phase, configuration
-from hypothesis.internal.conjecture import providers
+from hypothesis import HealthCheck, Phase
 
 from stepcheck.harness.checking import determinism
 from stepcheck.harness.checking.checks import (
@@ -47,32 +41,28 @@ from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.record.stream import Recorder
 from stepcheck.harness.record.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, Life, Result, Tally
 from stepcheck.harness.search import shrink, steer
+from stepcheck.harness.search.asking import findings, reproduction, unexplained
 from stepcheck.harness.search.consequences import ROOTS, Consequences
+from stepcheck.harness.search.drawing import nothing_kept
 from stepcheck.harness.search.generate import ESSENTIALS, PAGE, PAGES, decoder
-from stepcheck.harness.support import defaults
+from stepcheck.harness.search.limits import FIRST_LIFE, Hang, patience, time_limit
+from stepcheck.harness.search.settings import Settings
+from stepcheck.harness.search.tell import tell
 from stepcheck.harness.support import settings as process_settings
 from stepcheck.harness.support.clocks import Clocks
 from stepcheck.harness.support.fresh import Fresh
-from stepcheck.harness.support.processes import queued
-from stepcheck.harness.telling import explain, repro
+from stepcheck.harness.telling import repro
 
-_T = TypeVar("_T")
-DEFAULT_EXAMPLES = defaults.EXAMPLES
 #: Traces drawn between two looks at the clock.
 _BATCH = 100
 #: Divergences of one subject that are shrunk and kept.
 _MOST_DIVERGENCES = 12
 #: Smaller lives that are tried for one divergence.
 _ATTEMPTS = 400
-TRACE_SECONDS = defaults.PATIENCE
-#: How much longer the first life of a subject may take: a class that compiles in its first step is no hang.
-_FIRST_LIFE = 5
 #: Lives that hang, after which no more is played.
 _MOST_HANGS = 2
 #: Where the first divergence is told at once: lives after which torch's own optimizer is asked about options. To have it takes seconds.
 _LIVES_FIRST = 8
-#: How often the clock rings in that time.
-_RINGS = 20
 #: Where the first divergence is told at once: smaller lives that are tried for it, and CPU seconds for them.
 _ATTEMPTS_AT_ONCE, _SECONDS_AT_ONCE = 60, 1.0
 #: Lives with one deviation in which an invariant is looked for that explains it.
@@ -99,113 +89,8 @@ _BY_SECOND_LIVES = (*TWINS, _OPTIONS)
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a campaign does.
-
-    Attributes:
-        examples: traces for each subject; ``None`` for as many as ``seconds`` allow.
-        seconds: time for each subject; ``None`` for no limit.
-        only: names of the checks to ask; empty for all.
-        first: stop after the first life with a divergence, and leave it as it was seen.
-        at_once: stop at the first divergence, and tell it: made smaller where that is soon done.
-        patience: seconds after which a subject hangs that is still busy with a life; what costs more is given more.
-    """
-
-    seed: int = 0
-    examples: int | None = DEFAULT_EXAMPLES
-    seconds: float | None = None
-    dtypes: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    first: bool = False
-    at_once: bool = False
-    patience: float | None = None
-
-    @property
-    def stops(self) -> bool:
-        """Whether one divergence is enough."""
-        return self.first or self.at_once
-
-    @property
-    def checks(self) -> tuple[str, ...]:
-        return self.only or tuple(CHECKS)
-
-
-class _Hang(BaseException):
-    """Not an Exception, so that no ``except Exception`` in somebody's step swallows it."""
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt Python code that runs longer. Code that never returns to the interpreter is beyond it.
-
-    Who is stopped meanwhile, or whose machine sleeps, is rung once for that, however long it takes: a pause is no hang. Nor is a wait for a
-    processor that others have.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    each = seconds / _RINGS
-    passed, waited = 0.0, queued()
-
-    def ring(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal passed, waited
-        now = queued()
-        passed, waited = passed + max(each - (now - waited), 0.0), now
-        if passed > seconds - each / 2:
-            signal.setitimer(signal.ITIMER_REAL, seconds)  # once more, should it be swallowed
-            raise _Hang
-
-    before = signal.signal(signal.SIGALRM, ring)
-    start = time.monotonic()
-    theirs = signal.setitimer(signal.ITIMER_REAL, each, each)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
-        _give_back(*theirs, time.monotonic() - start)
-
-
-def _give_back(left: float, interval: float, passed: float) -> None:
-    """Set the timer again that somebody had set, as a test suite's is; one that should have rung meanwhile rings now."""
-    if left > 0:
-        signal.setitimer(signal.ITIMER_REAL, max(left - passed, 1e-6), interval)
-
-
-@contextmanager
-def _nothing_kept() -> Iterator[None]:
-    """Hypothesis writes what it knows of somebody's modules to a folder where they stand: here to one that goes away."""
-    before = configuration.storage_directory(intent_to_write=False).home_directory
-    with tempfile.TemporaryDirectory(prefix="stepcheck-") as home, _nothing_read():
-        configuration.set_hypothesis_home_dir(home)
-        try:
-            yield
-        finally:
-            configuration.set_hypothesis_home_dir(before)
-
-
-@contextmanager
-def _nothing_read() -> Iterator[None]:
-    """Hypothesis reads constants in all of somebody's modules, to draw them: that takes a second, and is no key of a page.
-
-    One of just as many bytes would be drawn, and the same seed give other lives where it stands somewhere.
-    """
-    read: Any = getattr(providers, "_get_local_constants", None)
-    if read is None:  # in a version that has it elsewhere, it is read
-        yield
-        return
-    none = type(providers._local_constants)()  # noqa: SLF001
-    providers._get_local_constants = lambda: none  # noqa: SLF001
-    try:
-        yield
-    finally:
-        providers._get_local_constants = read  # noqa: SLF001
-
-
 @dataclass
-class _Idle:
+class Idle:
     """In how many lives, and elements that it should change, an option changed nothing; and whether it ever did change anything."""
 
     lives: int = 0
@@ -219,7 +104,7 @@ class _Idle:
 
 
 @dataclass
-class _Suspect:
+class Suspect:
     finding: Finding
     trace: Trace
     owner: str = ""
@@ -232,7 +117,7 @@ class _Suspect:
 
 
 def _note(
-    kept: dict[tuple[str, str], _Suspect],
+    kept: dict[tuple[str, str], Suspect],
     key: tuple[str, str],
     finding: Finding,
     trace: Trace,
@@ -243,18 +128,18 @@ def _note(
     lives = set() if before is None else before.lives
     # What is the subject's own is shown by a life of its own, though one that led into another mode came first.
     if before is None or (before.owner and not owner):
-        kept[key] = _Suspect(finding, trace, owner, lives)
+        kept[key] = Suspect(finding, trace, owner, lives)
     lives.add(number)
 
 
-def _rank(key: tuple[str, str]) -> tuple[bool, int]:
+def rank(key: tuple[str, str]) -> tuple[bool, int]:
     """The order in which new divergences are told: those first that others may follow from."""
     # Of those that no other may follow from, the order is that of CHECKS, which somebody may have added to.
     order = [*ROOTS, *(name for name in CHECKS if name not in ROOTS)]
     return key[1] not in (determinism.LEAKS, determinism.CHANCE), order.index(key[0])
 
 
-def _declared(profile: Profile) -> dict[str, Any]:
+def declared(profile: Profile) -> dict[str, Any]:
     """The facts of a profile that are not the default, as JSON has them, and their reason."""
     given = {f.name: getattr(profile, f.name) for f in fields(profile) if getattr(profile, f.name) != f.default}
     return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in given.items()}
@@ -304,11 +189,11 @@ class Campaign:
         self.clocks = Clocks()
         """The seconds of the life that is being played."""
         self.steering = steer.Steering()
-        self.suspects: dict[tuple[str, str], _Suspect] = {}
-        self.explained: dict[tuple[str, str], _Suspect] = {}
+        self.suspects: dict[tuple[str, str], Suspect] = {}
+        self.explained: dict[tuple[str, str], Suspect] = {}
         """What the ledger explains, by check and name of the entry."""
         self.shrunk: set[tuple[str, str]] = set()
-        self.idle: dict[str, _Idle] = {}
+        self.idle: dict[str, Idle] = {}
         """Options that changed nothing where they should have, by cause; until a life is seen in which they do."""
         self.told: dict[tuple[str, str], Divergence] = {}
         """Those of ``explained`` that were told."""
@@ -357,7 +242,7 @@ class Campaign:
     def _facts(self, *, supported: bool) -> dict[str, Any]:
         subject = self.subject
         facts = {"mode": subject.mode, "device": subject.device, "dtypes": list(self.dtypes), "examples": self.planned}
-        profile = {"profile": _declared(subject.profile)} if supported else {}
+        profile = {"profile": declared(subject.profile)} if supported else {}
         return facts | {"missing_options": list(subject.missing_options)} | profile
 
     def _run(self) -> None:
@@ -429,7 +314,7 @@ class Campaign:
     @property
     def patience(self) -> float:
         """Seconds that a life may take; the first is given more."""
-        return patience(self.subject, self.settings) * (1 if self.result.traces else _FIRST_LIFE)
+        return patience(self.subject, self.settings) * (1 if self.result.traces else FIRST_LIFE)
 
     def _ended(self) -> bool:
         return (
@@ -445,9 +330,9 @@ class Campaign:
         if self.settings.stops and VALIDATION in self.meaningless:
             return  # it would be told, not judged
         try:
-            with _time_limit(self.patience):
+            with time_limit(self.patience):
                 matrix = validation.matrix(self.subject)
-        except _Hang:
+        except Hang:
             told = f"to try what is invalid takes the subject longer than {self.patience:.0f} s"
             raise TimeoutError(f"{told}: a constructor that does not end") from None
         reported = self.subject.explicit or self.subject.mode == "forloop"
@@ -514,7 +399,7 @@ class Campaign:
         def collect(page: list[bytes]) -> None:
             drawn.update(dict.fromkeys(page))
 
-        with _nothing_kept():
+        with nothing_kept():
             collect()
         wanted = list(drawn)[: size * each]
         # Among the first lives of a campaign, each kind of event that some check waits for.
@@ -550,13 +435,13 @@ class Campaign:
         limit = self.patience
         self.about_to_play(trace)
         try:
-            with _time_limit(limit):
+            with time_limit(limit):
                 asked = self.settings.checks
                 evidence = Evidence(
                     self.subject, trace, asked, ledger.explanation, self._settled(), self.clocks,
                     answered=self.answered, effective=self.effective,
                 )  # fmt: skip
-        except _Hang:
+        except Hang:
             self.hangs += 1
             summary = f"the subject is still busy after {limit:.0f} s with a life of {len(trace.events)} events"
             name = "completes" if "completes" in result.tallies else next(iter(result.tallies))
@@ -616,7 +501,7 @@ class Campaign:
 
     def _note_effects(self, evidence: Evidence) -> None:
         for effect in evidence.effects if "option-effect" in self.result.tallies else ():
-            idle = self.idle.setdefault(effect.cause, _Idle())
+            idle = self.idle.setdefault(effect.cause, Idle())
             idle.lives += effect.idle
             idle.elements += effect.elements if effect.idle else 0
             idle.effective |= not effect.idle
@@ -751,7 +636,7 @@ class Campaign:
         """At the end of each batch, so that whoever interrupts a long campaign keeps what it found."""
         start = time.perf_counter()
         self._sort_effective()
-        new = sorted((key for key in self.ready if key not in self.shrunk), key=_rank)
+        new = sorted((key for key in self.ready if key not in self.shrunk), key=rank)
         most = 1 if self.settings.at_once else _MOST_DIVERGENCES
         for key in new[: most - len(self.shrunk)]:
             self.shrunk.add(key)
@@ -859,9 +744,9 @@ class Campaign:
             return None
         self.about_to_play(trace)
         try:
-            with _time_limit(patience(subject, self.settings)):
+            with time_limit(patience(subject, self.settings)):
                 return Evidence(subject, trace, self.settings.checks, ledger.explanation, effective=self.effective)
-        except _Hang:
+        except Hang:
             return None
 
     def _tell(self, divergence: Divergence, replaces: str = "") -> None:
@@ -893,7 +778,7 @@ class Campaign:
         self.told[key] = divergence
         self._tell(divergence, replaces="" if before is None else before.id)
 
-    def _smallest_known(self, seen: _Suspect, entry: Entry) -> tuple[Trace, Finding]:
+    def _smallest_known(self, seen: Suspect, entry: Entry) -> tuple[Trace, Finding]:
         """The life in which something known was seen, made smaller."""
 
         def recheck(trace: Trace) -> Finding | None:
@@ -986,119 +871,3 @@ class Campaign:
 
 def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({value})" for name, value in sorted(values.items()))
-
-
-def tell(
-    subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, evaluate: bool = True, twice: bool = False
-) -> Divergence:
-    """A finding as data that needs nothing else: the life told, and written as a script.
-
-    Args:
-        twice: it shows when the life is played for the second time in one process.
-        evaluate: play the trace once more, to tell what the budget is made of; not where it hangs or crashes.
-    """
-    lines = explain.life(subject, trace, finding)
-    if finding.owner:
-        finding = replace(finding, summary=f"{finding.owner}, which a round trip led into: {finding.summary}")
-    if evaluate and finding.deviation is not None:
-        told = explain.shares(Evidence(subject, trace), finding)
-        lines += [told] if told else []
-    return Divergence(
-        subject=subject.name,
-        like=subject.spec.name,
-        check=finding.check,
-        cause=finding.kind,
-        summary=finding.summary,
-        ratio=finding.ratio,
-        trace=trace,
-        life=lines,
-        script=repro.script(subject, trace, finding, twice=twice),
-        found_in=count,
-        owner=finding.owner,
-    )
-
-
-def patience(subject: Subject, settings: Settings | None = None) -> float:
-    """Seconds after which a subject hangs that is still busy with a trace."""
-    asked = None if settings is None else settings.patience
-    return (TRACE_SECONDS if asked is None else asked) * min(subject.cost, 9)
-
-
-def first_patience(subject: Subject, settings: Settings) -> float:
-    """The same, for the first life of a campaign."""
-    return patience(subject, settings) * _FIRST_LIFE
-
-
-def within(seconds: float, do: Callable[[], _T]) -> _T | None:
-    """What ``do`` returns; ``None`` where that takes longer."""
-    try:
-        with _time_limit(seconds):
-            return do()
-    except _Hang:
-        return None
-
-
-def played(
-    subject: Subject,
-    trace: Trace,
-    asked: Collection[str] = (),
-    effective: Collection[str] = (),
-    seconds: float | None = None,
-) -> Evidence | None:
-    """A trace played, to be asked about; ``None`` where the subject hangs."""
-    limit = patience(subject) if seconds is None else seconds
-    return within(limit, lambda: Evidence(subject, trace, asked, ledger.explanation, effective=effective))
-
-
-def findings(
-    subject: Subject,
-    trace: Trace,
-    check: str,
-    asked: Collection[str] = (),
-    effective: Collection[str] = (),
-    summary: str = "",
-    seconds: float | None = None,
-) -> Iterator[tuple[Finding, Entry | None]]:
-    """Play a trace and ask one check: what it finds, and what the ledger says of it. A life that makes no sense has none.
-
-    Args:
-        asked: the checks that are asked otherwise; all by default.
-        effective: options that are known to have an effect.
-        summary: what was told of it, where it was: some of it shows when the life is played for the second time.
-        seconds: after which the subject hangs; as many as :func:`patience` says by default.
-    """
-    if trace.problem(subject.spec) is not None or subject.problem(trace):
-        return
-    if determinism.LEAKS in summary or determinism.CHANCE in summary:
-        place = determinism.twice(subject, trace)
-        if place is not None and check == "completes":
-            yield determinism.finding(place, leaks=determinism.LEAKS in summary), None
-            return
-    limit = patience(subject) if seconds is None else seconds
-    evidence = played(subject, trace, asked, effective, limit)
-    if evidence is None:
-        yield Finding(check, HANGS, None, f"the subject is still busy after {limit:.0f} s"), None
-        return
-    for finding in CHECKS[check].find(evidence):
-        yield finding, ledger.knows(evidence, finding)
-
-
-def unexplained(
-    subject: Subject,
-    trace: Trace,
-    check: str,
-    asked: Collection[str] = (),
-    effective: Collection[str] = (),
-    seconds: float | None = None,
-) -> Iterator[Finding]:
-    """What a check finds in a trace that the ledger does not explain."""
-    found = findings(subject, trace, check, asked, effective, seconds=seconds)
-    return (finding for finding, entry in found if entry is None)
-
-
-def reproduction(subject: Subject, entry: Entry, check: str) -> tuple[Trace, Finding] | None:
-    """An entry's own life and what it shows, if it shows on this subject what the entry explains."""
-    trace = replace(entry.saved.trace, optimizer=subject.spec.name)
-    shown = (finding for finding, known in findings(subject, trace, check) if known is entry)
-    finding = next(shown, None)
-    return None if finding is None else (trace, finding)

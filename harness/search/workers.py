@@ -27,7 +27,10 @@ from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.record.stream import Recorder, Stream
 from stepcheck.harness.record.verdict import HANGS, Divergence, Result, Tally
-from stepcheck.harness.search.campaign import Campaign, Settings, first_patience, patience, tell
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.limits import first_patience, patience
+from stepcheck.harness.search.settings import Settings
+from stepcheck.harness.search.tell import tell
 from stepcheck.harness.support.processes import Silence, begin_child, cores, end, end_of, forks, quiet
 
 _T = TypeVar("_T")

@@ -10,8 +10,9 @@ from stepcheck import cli, fast
 from stepcheck.fast.muon import adjustment
 from stepcheck.harness.play.families import TORCH_MODES, _modes, existing, fast_subject, resolve, torch_subject
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.generate import _Decoder
+from stepcheck.harness.search.settings import Settings
 from stepcheck.reference import SPECS
 from stepcheck.reference.muon import adjusted_lr
 

@@ -12,7 +12,8 @@ from stepcheck.harness.life.events import AddGroup, Gradient, Group, Parameter, 
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.telling.repro import script
 from stepcheck.harness.zoo.catalogue import FAULTS
 

@@ -20,7 +20,9 @@ from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers import report
 from stepcheck.harness.record.verdict import Life
 from stepcheck.harness.search import workers
-from stepcheck.harness.search.campaign import Campaign, Settings, findings
+from stepcheck.harness.search.asking import findings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 
 STRIDES = "fused-cpu-ignores-strides"
 QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)

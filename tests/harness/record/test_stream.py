@@ -37,7 +37,7 @@ from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.stream import Stream
 from stepcheck.harness.record.verdict import Divergence, Life, Result, Tally
 from stepcheck.harness.search import workers
-from stepcheck.harness.search.campaign import Settings
+from stepcheck.harness.search.settings import Settings
 
 
 class Wrong(torch.optim.Adam):

@@ -3,7 +3,8 @@
 import pytest
 
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.zoo.lbfgs import EQUIVALENT, FAULTS, RightLBFGS
 
 

@@ -1,0 +1,41 @@
+"""Pages of bytes that Hypothesis draws, set up so that the seed alone decides."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hypothesis import configuration
+from hypothesis.internal.conjecture import providers
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Hypothesis writes what it knows of somebody's modules to a folder where they stand: here to one that goes away."""
+    before = configuration.storage_directory(intent_to_write=False).home_directory
+    with tempfile.TemporaryDirectory(prefix="stepcheck-") as home, _nothing_read():
+        configuration.set_hypothesis_home_dir(home)
+        try:
+            yield
+        finally:
+            configuration.set_hypothesis_home_dir(before)
+
+
+@contextmanager
+def _nothing_read() -> Iterator[None]:
+    """Hypothesis reads constants in all of somebody's modules, to draw them: that takes a second, and is no key of a page.
+
+    One of just as many bytes would be drawn, and the same seed give other lives where it stands somewhere.
+    """
+    read: Any = getattr(providers, "_get_local_constants", None)
+    if read is None:  # in a version that has it elsewhere, it is read
+        yield
+        return
+    none = type(providers._local_constants)()  # noqa: SLF001
+    providers._get_local_constants = lambda: none  # noqa: SLF001
+    try:
+        yield
+    finally:
+        providers._get_local_constants = read  # noqa: SLF001
