@@ -55,8 +55,8 @@ def first_kill(
     start = time.process_time()
     campaign = Campaign(class_subject(make, like, profile=profile), Settings(seed, examples, dtypes=dtypes, first=True))
     result = campaign.run()
-    checks = tuple(dict.fromkeys(check for check, _ in campaign.ready))
+    checks = tuple(dict.fromkeys(check for check, _ in campaign.suspects.ready))
     seconds = time.process_time() - start
     late = result.traces >= LATE and checks
-    shown = frozenset(steer.features(campaign.suspects[campaign.ready[0]].trace)) if late else frozenset()
+    shown = frozenset(steer.features(campaign.suspects.new[campaign.suspects.ready[0]].trace)) if late else frozenset()
     return Kill(seed, checks, result.traces, seconds, result.error, shown)

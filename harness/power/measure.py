@@ -138,7 +138,7 @@ def _judge_right(variant: Variant, seed: int, examples: int) -> _Judged:
         campaign = Campaign(subject, Settings(seed, examples, dtypes=dtypes, first=True))
         result = campaign.run()
         lives, steps = lives + result.traces, steps + result.steps
-        told = [f"{s.finding.check}: {s.finding.summary}" for s in campaign.suspects.values()]
+        told = [f"{s.finding.check}: {s.finding.summary}" for s in campaign.suspects.new.values()]
         alarms += [f"seed {seed}: {t}" for t in told[:1] + ([result.error] if result.error else [])]
     return _Judged(lives, steps, tuple(alarms), time.process_time() - start)
 

@@ -9,10 +9,16 @@ from stepcheck.harness.checking import determinism
 from stepcheck.harness.checking.checks import CHECKS, Evidence, Finding
 from stepcheck.harness.known import ledger
 from stepcheck.harness.known.entry import Entry
+from stepcheck.harness.life.events import AddGroup
 from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.play.signature import REFUSALS
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.record.verdict import HANGS
 from stepcheck.harness.search.limits import patience, within
+
+_REFUSALS = {error.__name__ for error in REFUSALS}
+#: Of these, what says by itself that something is not supported.
+_DECLARED = {"ValueError", "NotImplementedError"}
 
 
 def played(
@@ -79,3 +85,27 @@ def reproduction(subject: Subject, entry: Entry, check: str) -> tuple[Trace, Fin
     shown = (finding for finding, known in findings(subject, trace, check) if known is entry)
     finding = next(shown, None)
     return None if finding is None else (trace, finding)
+
+
+def refusal(evidence: Evidence) -> str | None:
+    """In which words somebody's optimizer declares that it does not support these options, or a group more; ``None`` where it does not."""
+    raised = evidence.recording.raised
+    if not evidence.subject.explicit or raised is None or raised.kind not in _REFUSALS:
+        return None
+    added = raised.event is not None and isinstance(evidence.trace.events[raised.event], AddGroup)
+    if not raised.constructing and not (added and raised.kind != "TypeError"):
+        return None
+    if raised.event is None and evidence.trace.form != "list":
+        listed = Evidence(evidence.subject, replace(evidence.trace, form="list")).recording.raised
+        if listed is None or listed.event is not None:
+            return None  # it refuses the form that the groups are given in, which it must take
+    if raised.kind not in _DECLARED and raised.event is None and _fails_by_default(evidence):
+        return None  # it does not take these parameters, whatever the options
+    return raised.message
+
+
+def _fails_by_default(evidence: Evidence) -> bool:
+    """Whether the constructor raises for the same parameters without options as well."""
+    trace = evidence.trace
+    plain = replace(trace, groups=tuple(replace(g, options={}) for g in trace.groups), events=())
+    return Evidence(evidence.subject, plain).recording.raised is not None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hypothesis import configuration
+import hypothesis
+from hypothesis import HealthCheck, Phase, configuration
 from hypothesis.internal.conjecture import providers
+
+from stepcheck.harness.search.generate import PAGE, PAGES
 
 
 @contextmanager
-def nothing_kept() -> Iterator[None]:
+def _nothing_kept() -> Iterator[None]:
     """Hypothesis writes what it knows of somebody's modules to a folder where they stand: here to one that goes away."""
     before = configuration.storage_directory(intent_to_write=False).home_directory
     with tempfile.TemporaryDirectory(prefix="stepcheck-") as home, _nothing_read():
@@ -39,3 +43,27 @@ def _nothing_read() -> Iterator[None]:
         yield
     finally:
         providers._get_local_constants = read  # noqa: SLF001
+
+
+def pages(text: str, most: int) -> list[bytes]:
+    """What ``most`` lives are made of, each once; ``text`` decides all of it.
+
+    It draws; shrinking works on the traces themselves.
+    """
+    drawn: dict[bytes, None] = {}  # in order
+
+    @hypothesis.settings(
+        max_examples=most // PAGE + 3,  # the first page is one life, the simplest
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @hypothesis.seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]))
+    @hypothesis.given(PAGES)
+    def collect(page: list[bytes]) -> None:
+        drawn.update(dict.fromkeys(page))
+
+    with _nothing_kept():
+        collect()
+    return list(drawn)[:most]

@@ -409,7 +409,7 @@ def _work_apart(
 
 
 def _send_seen(pipe: Connection, campaign: Campaign, key: tuple[str, str]) -> None:
-    seen = campaign.suspects[key]
+    seen = campaign.suspects.new[key]
     with suppress(Exception):  # then it is told when it is shrunk
         pipe.send(("seen", tell(campaign.subject, seen.trace, seen.finding, seen.count, evaluate=False)))
 
@@ -426,12 +426,12 @@ def _work(
     def progress(done: int, planned: int) -> None:
         nonlocal told, lives, begun
         # Shrinking may take minutes, and begins when a hundred lives were played: what was seen by then is not lost with this process.
-        for key in [*campaign.suspects][:_MOST_SEEN]:
+        for key in [*campaign.suspects.new][:_MOST_SEEN]:
             if key not in sent:
                 sent.add(key)
                 _send_seen(pipe, campaign, key)
-        if done > lives and campaign.shrunk:
-            pipe.send(("settled", set(campaign.shrunk)))
+        if done > lives and campaign.suspects.shrunk:
+            pipe.send(("settled", set(campaign.suspects.shrunk)))
         lives = done
         if time.monotonic() - told > _HEARTBEAT_SECONDS or (done and not begun):
             begun = done > 0

@@ -149,7 +149,7 @@ class Descends(fast.LBFGS):
 def test_an_lbfgs_that_never_maximizes_is_caught():
     looking = Campaign(class_subject(Descends, "LBFGS"), Settings(examples=60, first=True))
     looking.run()
-    assert looking.suspects
+    assert looking.suspects.new
     right = Campaign(fast_subject("LBFGS"), Settings(examples=60)).run()
     assert not right.divergences
     assert right.tallies["maximize-mirrors"].ran

@@ -119,9 +119,9 @@ class Drawing(Signum):
 def failing(make, like="SGD", examples=60):
     """The checks that say no, nothing made smaller, and the result."""
     campaign = Campaign(class_subject(make, like), Settings(0, examples))
-    campaign._shrink_new = campaign._sort_effective
+    campaign._shrink_new = campaign.suspects.sort_effective
     result = campaign.run()
-    return {check for check, _ in campaign.ready}, result
+    return {check for check, _ in campaign.suspects.ready}, result
 
 
 class OfItsAge(Signum):
