@@ -72,7 +72,7 @@ from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.readers.report import environment
 from stepcheck.harness.record import store
 from stepcheck.harness.record.stream import Stream
-from stepcheck.harness.record.verdict import Life
+from stepcheck.harness.record.verdict import LifeTally
 from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.generate import candidates
 from stepcheck.harness.search.settings import Settings
@@ -785,10 +785,10 @@ class _Survey(Campaign):
                 self.measured.ulps = settled
         return self.measured
 
-    def _ask(self, trace: Trace, life: Life) -> None:
+    def _ask(self, trace: Trace, life: LifeTally) -> None:
         self.measured.traces += 1
         recording = Player(self.subject, trace).play()
-        life.lives = len(recording.steps)
+        life.calls = len(recording.steps)
         if recording.raised is not None:
             self.measured.raised = f"{recording.raised.kind}: {recording.raised.message[:200]}"
         _Gauge(self, recording).judge()

@@ -137,16 +137,16 @@ def _counting(recording: Recording) -> Recording:
     taken: dict[int, int] = {}
     steps: list[StepRecord] = []
     for record in recording.steps:
-        lives = []
+        counted = []
         for i, life in enumerate(record.lives):
             n = taken.get(recording.trace.group_of[i], 0)
             before, after = {"step": np.float64(n)}, {"step": np.float64(n + 1)}
-            lives.append(
+            counted.append(
                 replace(life, begun=True, state={**life.state, **before}, state_after={**life.state_after, **after})
             )
         for group in range(len(record.hyper)):
             taken[group] = taken.get(group, 0) + 1
-        steps.append(replace(record, lives=lives))
+        steps.append(replace(record, lives=counted))
     return replace(recording, steps=steps)
 
 

@@ -374,7 +374,7 @@ def _cell(result: Result, n: int, folder: Path) -> Cell:
         ran=sum(q.ran for q in questions),
         unsupported=sum(q.unsupported for q in questions),
         traces=result.traces,
-        lives=result.lives,
+        lives=result.calls,
         steps=result.steps,
         elements=result.elements,
         undetermined=result.undetermined,

@@ -15,7 +15,7 @@ from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.record.data import Data, Unreadable, number_of, whole_of
 from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.stream import SCHEMA
-from stepcheck.harness.record.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, Life, Result, Tally
+from stepcheck.harness.record.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, LifeTally, Result, Tally
 
 #: Where a line begins: within one, quotes are escaped or other members follow.
 _BEGINNING = re.compile(rb'\{"event":"[a-z]+","at":')
@@ -235,13 +235,13 @@ class _Fold:
         if subject is None:
             return
         result = subject.result
-        life = Life(
+        life = LifeTally(
             d.whole("number"),
             d.text("end", ""),
             d.wholes("looked", result.tallies),
             d.numbers("worst_ratio", result.tallies),
             d.texts("known"),
-            lives=d.whole("lives", 0),
+            calls=d.whole("lives", 0),
             steps=d.whole("steps", 0),
             elements=d.whole("elements", 0),
             undetermined=d.whole("undetermined", 0),

@@ -61,7 +61,7 @@ from typing import Any, Self
 
 from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.record import store
-from stepcheck.harness.record.verdict import Divergence, Invalid, Life, Result
+from stepcheck.harness.record.verdict import Divergence, Invalid, LifeTally, Result
 
 SCHEMA = 1
 #: Raised when events or members are added that an older reader may skip.
@@ -192,7 +192,7 @@ class Recorder:
         ratios = {"worst_ratio": _numbers_out(invalid.worst_ratio)}
         self._write("invalid", lambda: {**vars(invalid), **ratios})
 
-    def life(self, life: Life) -> None:
+    def life(self, life: LifeTally) -> None:
         """One played trace."""
         self._write("life", lambda: _life_out(life))
 
@@ -213,8 +213,8 @@ class Recorder:
             self._stream.write(event, {**self._who, **data()})
 
 
-def _life_out(life: Life) -> dict[str, Any]:
-    data = {name: value for name, value in vars(life).items() if value}
+def _life_out(life: LifeTally) -> dict[str, Any]:
+    data = {"lives" if name == "calls" else name: value for name, value in vars(life).items() if value}
     data.pop("worst", None)
     if life.worst_ratio:
         data["worst_ratio"] = _numbers_out(life.worst_ratio)

@@ -19,7 +19,7 @@ from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play import validation
 from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.record.stream import Recorder
-from stepcheck.harness.record.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, Life, Result, Tally
+from stepcheck.harness.record.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, LifeTally, Result, Tally
 from stepcheck.harness.search import shrink, steer
 from stepcheck.harness.search.asking import findings, refusal, reproduction, unexplained
 from stepcheck.harness.search.consequences import Consequences
@@ -250,7 +250,7 @@ class Campaign:
                 invalid.ran += not outcome.control_failed
                 if not outcome.declared or outcome.changed:
                     evidence = Evidence(self.subject, validation.life(self.subject, cell), known=ledger.explanation)
-                    one = Life(-number)  # no life of the campaign
+                    one = LifeTally(-number)  # no life of the campaign
                     self.suspects.sort(VALIDATION, evidence, one)
                     invalid.known += one.known
                     for check, ratio in one.worst_ratio.items():
@@ -285,7 +285,7 @@ class Campaign:
                 if candidates is None:
                     break
                 chosen = self.steering.choose(candidates)
-            life = Life(self.result.traces + 1)
+            life = LifeTally(self.result.traces + 1)
             try:
                 self._ask(chosen, life)
             finally:
@@ -297,7 +297,7 @@ class Campaign:
                 self.recorder.life(life)
             self.progress(self.result.traces, self.settings.examples or 0)
 
-    def _ask(self, trace: Trace, life: Life) -> None:
+    def _ask(self, trace: Trace, life: LifeTally) -> None:
         result = self.result
         life.features = features(trace)
         limit = self.patience
@@ -334,7 +334,7 @@ class Campaign:
         if life.number <= _PLAYED_TWICE and self.subject.explicit and "completes" in result.tallies:
             self._play_twice(trace, life)
 
-    def _look_at_all(self, evidence: Evidence, life: Life) -> None:
+    def _look_at_all(self, evidence: Evidence, life: LifeTally) -> None:
         """Ask every check; where one divergence is enough, those first that play no second life."""
         names = list(self.result.tallies)
         if self.settings.at_once:
@@ -350,7 +350,7 @@ class Campaign:
             self.suspects.note_effects(evidence)
         self._look(evidence, life, names)
 
-    def _look(self, evidence: Evidence, life: Life, checks: Iterable[str]) -> None:
+    def _look(self, evidence: Evidence, life: LifeTally, checks: Iterable[str]) -> None:
         """Ask some checks, and sort what they find."""
         for name in checks:
             if name in self.meaningless or name == VALIDATION:
@@ -360,7 +360,7 @@ class Campaign:
                 life.looked[name] = looked
                 self.suspects.sort(name, evidence, life)
 
-    def _play_twice(self, trace: Trace, life: Life) -> None:
+    def _play_twice(self, trace: Trace, life: LifeTally) -> None:
         """Look whether a life comes out the same when it is played again."""
         place = self._in_fresh("twice", trace)
         if place is None:
@@ -369,10 +369,10 @@ class Campaign:
         finding = determinism.finding(place, leaks=digests[0] == digests[1])
         self.suspects.note(finding, trace, life.number)
 
-    def _count(self, evidence: Evidence, life: Life) -> None:
+    def _count(self, evidence: Evidence, life: LifeTally) -> None:
         judgement = evidence.judgement
         self.free |= judgement.free
-        life.lives, life.steps = judgement.steps, steps_judged(evidence)
+        life.calls, life.steps = judgement.steps, steps_judged(evidence)
         life.elements, life.undetermined = judgement.elements, judgement.undetermined
         life.fields, life.worst, life.ratios = judgement.fields, judgement.worst, judgement.classes()
         # What deviates is counted where it is sorted: what is known is no use of the budget.

@@ -22,7 +22,7 @@ from stepcheck.harness.checking.twins import ADDED, FIRST, OTHER, TWINS
 from stepcheck.harness.known import ledger
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.subjects import Subject
-from stepcheck.harness.record.verdict import Life
+from stepcheck.harness.record.verdict import LifeTally
 from stepcheck.harness.search.consequences import ROOTS
 from stepcheck.harness.support.clocks import Clocks
 
@@ -139,7 +139,7 @@ class Suspects:
             del self.new[key]
             evidence = Evidence(self.subject, suspect.trace, self.checks, effective=self.effective)
             if "agreement" in self.checks:
-                self.sort("agreement", evidence, Life(0))
+                self.sort("agreement", evidence, LifeTally(0))
 
     @property
     def ready(self) -> list[tuple[str, str]]:
@@ -173,7 +173,7 @@ class Suspects:
         first = self.idle.get(f"{option} {FIRST}{NO_EFFECT}")
         return where != FIRST and first is not None and first.shown
 
-    def sort(self, check: str, evidence: Evidence, life: Life) -> None:
+    def sort(self, check: str, evidence: Evidence, life: LifeTally) -> None:
         """Tell what the ledger explains from the first finding of a check that it does not; later ones may be its effects."""
         unexplained = False
         for finding in CHECKS[check].find(evidence):
@@ -191,7 +191,7 @@ class Suspects:
                     life.saw(check, finding.ratio)
                 self.note(finding, evidence.trace, life.number)
 
-    def _sort_row_major(self, evidence: Evidence, life: Life) -> bool:
+    def _sort_row_major(self, evidence: Evidence, life: LifeTally) -> bool:
         """Whether it is wrong in row-major memory as well: then strides are not the cause, and it is told without them."""
         plain = Evidence(
             evidence.subject,

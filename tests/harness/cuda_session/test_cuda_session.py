@@ -24,7 +24,7 @@ from stepcheck.harness.cuda_session.plan import Place, Task
 from stepcheck.harness.cuda_session.session import RESERVE, Budget, Outcome, Session, outcome
 from stepcheck.harness.record import reading
 from stepcheck.harness.record.stream import Recorder, Stream
-from stepcheck.harness.record.verdict import Life, Result, Tally
+from stepcheck.harness.record.verdict import LifeTally, Result, Tally
 from stepcheck.reference import SPECS
 
 TREE = Path(__file__).resolve().parents[3]
@@ -56,12 +56,12 @@ RECORDS = """
 import sys
 from pathlib import Path
 from stepcheck.harness.record.stream import Recorder, Stream
-from stepcheck.harness.record.verdict import Life, Result, Tally
+from stepcheck.harness.record.verdict import LifeTally, Result, Tally
 name = "fast:Adam[cuda]"
 stream = Stream.create(Path("record"), "stepcheck check", "0.0", {}, 0, {"subjects": [[name, "Adam"]]})
 recorder = Recorder(stream, name)
 recorder.begun(Result(name, "Adam", {"agreement": Tally("agreement")}))
-recorder.life(Life(1, looked={"agreement": 4}, steps=7))
+recorder.life(LifeTally(1, looked={"agreement": 4}, steps=7))
 """
 
 
@@ -360,7 +360,9 @@ def run_of(tmp_path, name, *, verdict="pass"):
     if verdict != "never begun":
         recorder.begun(result)
         result.add_life(
-            life := Life(1, looked={"agreement": 2}, steps=3, worst={"parameter": 0.5}, fields={"parameter": (4, 0)})
+            life := LifeTally(
+                1, looked={"agreement": 2}, steps=3, worst={"parameter": 0.5}, fields={"parameter": (4, 0)}
+            )
         )
         recorder.life(life)
         recorder.failed("") if verdict == "pass" else recorder.failed("it went wrong")

@@ -18,7 +18,7 @@ from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import TORCH_MODES, resolve, torch_subject
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers import report
-from stepcheck.harness.record.verdict import Life
+from stepcheck.harness.record.verdict import LifeTally
 from stepcheck.harness.search import workers
 from stepcheck.harness.search.asking import findings
 from stepcheck.harness.search.campaign import Campaign
@@ -182,7 +182,7 @@ def test_what_another_mode_did_is_told_of_that_mode():
     assert finding.owner == "torch:SGD[foreach]"
 
     looking = Campaign(subject, Settings(examples=1))
-    looking._ask(trace, Life(1))
+    looking._ask(trace, LifeTally(1))
     looking._shrink_new()
     tally = looking.result.tallies["gradient-unwritten"]
     assert [(d.entry, d.owner) for d in tally.known] == [(name, "torch:SGD[foreach]")]
@@ -193,7 +193,7 @@ def test_what_another_mode_did_is_told_of_that_mode():
     # The mode's own life is another matter, and takes the other's place.
     own = replace(trace, events=(step,))
     looking.subject = resolve("torch:SGD[foreach]")[0]
-    looking._ask(own, Life(2))
+    looking._ask(own, LifeTally(2))
     looking._shrink_new()
     assert [(d.entry, d.owner) for d in tally.known] == [(name, "")]
     assert tally.verdict == "known"

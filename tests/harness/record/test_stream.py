@@ -35,7 +35,7 @@ from stepcheck.harness.record import reading, stream
 from stepcheck.harness.record.reading import read
 from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.stream import Stream
-from stepcheck.harness.record.verdict import Divergence, Life, Result, Tally
+from stepcheck.harness.record.verdict import Divergence, LifeTally, Result, Tally
 from stepcheck.harness.search import workers
 from stepcheck.harness.search.settings import Settings
 
@@ -388,8 +388,8 @@ def test_what_an_attempt_says_once_a_later_one_has_begun_is_void(tmp_path):
         first, second = (stream.Recorder(written, subject.name, attempt) for attempt in (1, 2))
         for recorder in (first, second):
             recorder.begun(Result(subject.name, "Adam", {"agreement": Tally("agreement")}))
-            recorder.life(Life(1, looked={"agreement": 3}))
-        first.life(Life(2, looked={"agreement": 3}))
+            recorder.life(LifeTally(1, looked={"agreement": 3}))
+        first.life(LifeTally(2, looked={"agreement": 3}))
         first.failed("killed")
     (result,) = read(written.path).results
     assert (result.traces, result.tallies["agreement"].looked) == (1, 3)

@@ -257,7 +257,7 @@ def test_the_clocks_add_up_to_no_more_than_the_seconds():
 
 
 def test_the_throughput_tells_what_the_seconds_went_into():
-    result = Result("s", "SGD", {}, traces=300, lives=1500, seconds=2.0)
+    result = Result("s", "SGD", {}, traces=300, calls=1500, seconds=2.0)
     result.clocks.update(draw=0.25, play=1.0, reference=0.5, judge=0.7)
     told = throughput([result, result])
     assert "150 traces a second a core at 5.0 steps each" in told
