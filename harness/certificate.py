@@ -57,11 +57,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from stepcheck import __version__
-from stepcheck.harness.judging.judge import Judge, bounded_hyper
+from stepcheck.harness.judging.judge import Judge
+from stepcheck.harness.judging.prediction import bounded_hyper
 from stepcheck.harness.known.evidence import installed
 from stepcheck.harness.life.trace import Trace
-from stepcheck.harness.numbers.bounded import Bounded, outcomes
+from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.comparison import ratios
+from stepcheck.harness.numbers.decisions import outcomes
 from stepcheck.harness.numbers.formats import BINARY64, COUNTERS64, FORMATS, Arithmetic, Format
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
@@ -70,9 +72,10 @@ from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.readers.report import environment
 from stepcheck.harness.record import store
 from stepcheck.harness.record.stream import Stream
-from stepcheck.harness.record.verdict import Life
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.record.verdict import LifeTally
+from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.generate import candidates
+from stepcheck.harness.search.settings import Settings
 from stepcheck.reference import SPECS
 from stepcheck.reference.spec import PARAMETER, Hyper, HyperValues, Spec
 
@@ -633,7 +636,7 @@ class _Gauge(Judge):
 
     def _confront(self, batch: list[Any], name: str, actual: Array, r: Array, predicted: Bounded) -> None:
         super()._confront(batch, name, actual, r, predicted)
-        if name in self.per_parameter or name in self.result.free:
+        if name in self.fields.per_parameter or name in self.result.free:
             return
         number = FORMATS[batch[0].dtype]
         lengths = [len(actual)] if len(batch) == 1 else [item.slots for item in batch]
@@ -673,7 +676,7 @@ class _Gauge(Judge):
                 self.survey.consider(kind, float(size[largest]), settled(largest))
 
     def _hyper(self, item: Any) -> HyperValues:
-        hyper = item.record.hyper[self.group_of[item.index]]
+        hyper = self.fields.hyper_of(item)
         return self.spec.for_dtype(hyper, 2.0 * FORMATS[item.dtype].unit_roundoff)
 
     def _known(self, item: Any, length: int) -> npt.NDArray[np.bool_]:
@@ -711,7 +714,7 @@ class _Gauge(Judge):
     def _witness(
         self, item: Any, name: str, element: int, got: float, expected: float, bound: float, ulps: float, r: float
     ) -> Witness:
-        shape = self._shape(item, name)
+        shape = self.fields.shape(item, name)
         if np.iscomplexobj(item.life.value):
             shape = (*shape, 2)
         given = self._given(item, element)
@@ -782,10 +785,10 @@ class _Survey(Campaign):
                 self.measured.ulps = settled
         return self.measured
 
-    def _ask(self, trace: Trace, life: Life) -> None:
+    def _ask(self, trace: Trace, life: LifeTally) -> None:
         self.measured.traces += 1
         recording = Player(self.subject, trace).play()
-        life.lives = len(recording.steps)
+        life.calls = len(recording.steps)
         if recording.raised is not None:
             self.measured.raised = f"{recording.raised.kind}: {recording.raised.message[:200]}"
         _Gauge(self, recording).judge()

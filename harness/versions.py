@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stepcheck.harness.known import evidence, ledger
+from stepcheck.harness.known import evidence
+from stepcheck.harness.known.entry import Entry, shows
 from stepcheck.harness.known.evidence import Played
-from stepcheck.harness.known.ledger import LEDGER, Entry
+from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.play.families import TORCH_MODES, can_play, no_such_class, torch_subject
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.readers import report
-from stepcheck.harness.search.campaign import patience
+from stepcheck.harness.search.limits import patience
 from stepcheck.harness.search.workers import in_child, warm_up
 
 #: Seconds that a life may take beyond those of its subject.
@@ -60,7 +61,7 @@ def _concerned(entry: Entry, subjects: Sequence[Subject]) -> Iterator[Subject]:
 
 
 def _shows(subject: Subject, entry: Entry) -> bool:
-    return not in_child(lambda: ledger.shows(subject, entry), patience(subject) + _SILENCE_SECONDS)
+    return not in_child(lambda: shows(subject, entry), patience(subject) + _SILENCE_SECONDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,7 +16,8 @@ from stepcheck.harness.play.subjects import Subject, UsageError, asked_for, clas
 from stepcheck.harness.readers.report import describe
 from stepcheck.harness.record import store
 from stepcheck.harness.record.verdict import Divergence, Result
-from stepcheck.harness.search.campaign import DEFAULT_EXAMPLES, Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.support import dynamo
 from stepcheck.harness.support.defaults import PATIENCE
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from stepcheck.harness.record.stream import Stream
     from stepcheck.harness.record.verdict import Divergence, Result
     from stepcheck.harness.search import workers
-    from stepcheck.harness.search.campaign import Settings
+    from stepcheck.harness.search.settings import Settings
 
 CONFORMS, DIVERGES, BAD_USAGE, UNKNOWN = 0, 1, 2, 3
 
@@ -378,7 +378,7 @@ def check(
     SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], or package.module:ClassOrFactory with --like. Without any: torch and
     fast.
     """
-    from stepcheck.harness.search.campaign import Settings
+    from stepcheck.harness.search.settings import Settings
 
     if first:
         from stepcheck.harness.support import dynamo
@@ -440,7 +440,8 @@ def _checked(
     from stepcheck.harness.readers.markdown import markdown
     from stepcheck.harness.readers.scripts import to_json
     from stepcheck.harness.readers.terminal import show
-    from stepcheck.harness.record.stream import UnwritableError, read
+    from stepcheck.harness.record.reading import read
+    from stepcheck.harness.record.stream import UnwritableError
     from stepcheck.harness.search import workers
 
     unwritten = Unwritten()
@@ -717,7 +718,7 @@ def power(
 def _measured(earlier: Path, plan: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
     """What an earlier run of the same plan recorded, and how long it took."""
     from stepcheck.harness.play.subjects import UsageError
-    from stepcheck.harness.record.stream import read
+    from stepcheck.harness.record.reading import read
 
     run = read(earlier)
     there = {k: v for k, v in run.settings.items() if k != "steps"}

@@ -5,7 +5,7 @@ from pathlib import Path
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.life.events import Group, Parameter, Step
 from stepcheck.harness.life.trace import Trace
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.verdict import Divergence, Result, Tally
 
 REPORTS = Path(__file__).parents[1] / "reports"

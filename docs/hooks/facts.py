@@ -21,7 +21,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from stepcheck.harness.checking.checks import CHECKS
-from stepcheck.harness.known.ledger import LEDGER, Entry
+from stepcheck.harness.known.entry import Entry
+from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.life import events, trace, values
 from stepcheck.harness.page import faults as known_faults
 from stepcheck.harness.page import versions

@@ -16,7 +16,8 @@ import torch
 
 from stepcheck.harness.checking import twins
 from stepcheck.harness.checking.twins import Twin, Unset
-from stepcheck.harness.judging.judge import Deviation, Judge, Judgement
+from stepcheck.harness.judging.judge import Judge
+from stepcheck.harness.judging.judgement import Deviation, Judgement
 from stepcheck.harness.life.events import (
     Accumulate,
     AddGroup,

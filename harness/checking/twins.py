@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stepcheck.harness.judging.judge import Deviation
+from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.life.events import (
     STAYS,
     AddGroup,

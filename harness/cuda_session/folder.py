@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stepcheck.harness.play.subjects import UsageError
-from stepcheck.harness.record import stream
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record import reading
+from stepcheck.harness.record.run import Run
 
 SUMMARY, ENVIRONMENT, RESULTS, LOG, DIVERGENCES = (
     "summary.md", "environment.json", "results.jsonl", "log.txt", "divergences.zip",
@@ -68,7 +68,7 @@ class Folder:
     def take_in(self, task: str) -> None:
         """Append what was recorded since, line by line, with the task and the stream that each is from."""
         with (self.path / RESULTS).open("ab") as results:
-            for path in stream.runs(self.record):
+            for path in reading.runs(self.record):
                 name = self.tasks.setdefault(path, task)
                 head = f'{{"task":{json.dumps(name)},"stream":"{path.name}","line":'.encode()
                 for line in self._new_lines(path):
@@ -115,7 +115,7 @@ class Folder:
         """What was recorded, and by which task."""
         for path, task in self.tasks.items():
             try:
-                yield task, stream.read(path)
+                yield task, reading.read(path)
             except UsageError as error:
                 self.hear(f"{error}\n")
 

@@ -12,7 +12,7 @@ from stepcheck.harness.cuda_session import session
 from stepcheck.harness.cuda_session.folder import DIVERGENCES, ENVIRONMENT, LOG, RESULTS, Folder
 from stepcheck.harness.cuda_session.plan import Place
 from stepcheck.harness.cuda_session.session import Budget, Outcome
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.verdict import Result
 
 NOT_JUDGED = "not judged"

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from stepcheck.harness.judging.judge import Judge, Judgement
+from stepcheck.harness.judging.judge import Judge
+from stepcheck.harness.judging.judgement import Judgement
 from stepcheck.harness.play.recording import Recording, StepRecord
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.reference.dialects import Dialect, dialects, with_options
@@ -136,16 +137,16 @@ def _counting(recording: Recording) -> Recording:
     taken: dict[int, int] = {}
     steps: list[StepRecord] = []
     for record in recording.steps:
-        lives = []
+        counted = []
         for i, life in enumerate(record.lives):
             n = taken.get(recording.trace.group_of[i], 0)
             before, after = {"step": np.float64(n)}, {"step": np.float64(n + 1)}
-            lives.append(
+            counted.append(
                 replace(life, begun=True, state={**life.state, **before}, state_after={**life.state_after, **after})
             )
         for group in range(len(record.hyper)):
             taken[group] = taken.get(group, 0) + 1
-        steps.append(replace(record, lives=lives))
+        steps.append(replace(record, lives=counted))
     return replace(recording, steps=steps)
 
 

@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from stepcheck.harness.numbers.bounded import POINT, Bounded, outcomes, seen
+from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.comparison import Array, Comparison, ratios, reals
+from stepcheck.harness.numbers.decisions import outcomes
 from stepcheck.harness.numbers.formats import SCALARS64, Arithmetic
+from stepcheck.harness.numbers.observed import POINT, seen
 from stepcheck.harness.numbers.options import bounded_option
 from stepcheck.harness.play.recording import Evaluation
 from stepcheck.reference.lbfgs import LBFGS

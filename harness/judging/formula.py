@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from stepcheck.harness.judging.judge import Deviation
+from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.numbers.comparison import reals
 from stepcheck.reference import Spec
 from stepcheck.reference.spec import PARAMETER

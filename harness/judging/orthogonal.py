@@ -112,27 +112,15 @@ def judge_step(
         element: the format that parameter and state are stored in, where ``arithmetic`` has a wider one.
 
     Returns:
-        ``momentum_buffer``, if ``after`` has it, and comparisons of the parameter: after the products (if narrow), rounded
-        once (if so), and normwise, which is one number. Undetermined elements have an infinite error. An empty matrix has
-        none.
+        ``momentum_buffer``, if ``after`` has it, and comparisons of the parameter: after the products (if narrow), rounded once (if so), and
+        normwise, which is one number. Undetermined elements have an infinite error. An empty matrix has none.
     """
     if not p.size:
         return []
     with np.errstate(all="ignore"):
         scalars = _scalars(hyper, held)
-        buffered = before.get(BUFFER)
-        start = Bounded(np.zeros(p.shape) if buffered is None else buffered, 0.0, arithmetic)
         gradient = Bounded(g, 0.0, arithmetic)
-        buffer = _stored(_whole(muon.average(gradient, start, scalars)), element)
-        comparisons = []
-        if BUFFER in after:
-            comparisons.append(Comparison(BUFFER, after[BUFFER].reshape(-1), _flat(buffer), p.shape))
-            # The direction starts from what the subject holds, if that is right.
-            seen = ratios(after[BUFFER], buffer) <= 1
-            known = seen & np.isfinite(buffer.error)
-            buffer = Bounded(
-                np.where(known, after[BUFFER], buffer.value), np.where(known, 0.0, buffer.error), arithmetic
-            )
+        buffer, comparisons = _averaged(gradient, before.get(BUFFER), after.get(BUFFER), scalars, element)
         x = _direction(gradient, buffer, scalars)
 
         def judged_in(products: Format) -> list[Comparison]:
@@ -153,6 +141,21 @@ def judge_step(
         narrow = judged_in(BFLOAT16)
         # What neither rejects is best told by bfloat16, which has more to say of the learning rate.
         return comparisons + (narrow if all(map(_agrees, narrow)) or not all(map(_agrees, wide)) else wide)
+
+
+def _averaged(
+    gradient: Bounded, buffered: Array | None, held: Array | None, scalars: SimpleNamespace, element: Format | None
+) -> tuple[Bounded, list[Comparison]]:
+    """The momentum buffer that the direction starts from: what the subject holds, if that is right."""
+    arithmetic = gradient.arithmetic
+    start = Bounded(np.zeros(gradient.shape) if buffered is None else buffered, 0.0, arithmetic)
+    buffer = _stored(_whole(muon.average(gradient, start, scalars)), element)
+    if held is None:
+        return buffer, []
+    comparison = Comparison(BUFFER, held.reshape(-1), _flat(buffer), gradient.shape)
+    known = (ratios(held, buffer) <= 1) & np.isfinite(buffer.error)
+    buffer = Bounded(np.where(known, held, buffer.value), np.where(known, 0.0, buffer.error), arithmetic)
+    return buffer, [comparison]
 
 
 def _agrees(c: Comparison) -> bool:

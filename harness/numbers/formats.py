@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+#: A float64 array or a Python float, whichever is cheaper.
+Float = Any
 #: The unit roundoff of the float64 in which the reference itself is evaluated.
 REFERENCE_ROUNDOFF = 2.0**-53
 

@@ -27,11 +27,13 @@ from packaging.version import Version
 from stepcheck import __version__
 from stepcheck.harness.checking.checks import Finding
 from stepcheck.harness.known import evidence
+from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.known.evidence import Played, Span
-from stepcheck.harness.known.ledger import LEDGER, Entry
+from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.page.gravity import GRADES, gravest
 from stepcheck.harness.play.families import MODES, TORCH_MODES
-from stepcheck.harness.search.campaign import reproduction, tell
+from stepcheck.harness.search.asking import reproduction
+from stepcheck.harness.search.tell import tell
 from stepcheck.reference import SPECS
 
 SCHEMA = 1

@@ -13,7 +13,7 @@ from stepcheck.harness.page import model
 from stepcheck.harness.page.canvas import INK, LINE, MARKERS, MUTED, SERIES, Canvas, plain
 from stepcheck.harness.page.model import Report, RunInfo
 from stepcheck.harness.play.families import MODES
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.run import Run
 
 _WIDTH = 960
 #: Ulps from here on are of the largest numbers' differences; they stand at the edge.

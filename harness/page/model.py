@@ -50,7 +50,7 @@ from stepcheck.harness.page.render import count, ratio
 from stepcheck.harness.play.families import MODES
 from stepcheck.harness.readers.report import failed
 from stepcheck.harness.record import store
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.verdict import Divergence, Result, Tally
 
 if TYPE_CHECKING:
@@ -374,7 +374,7 @@ def _cell(result: Result, n: int, folder: Path) -> Cell:
         ran=sum(q.ran for q in questions),
         unsupported=sum(q.unsupported for q in questions),
         traces=result.traces,
-        lives=result.lives,
+        lives=result.calls,
         steps=result.steps,
         elements=result.elements,
         undetermined=result.undetermined,

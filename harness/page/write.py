@@ -13,8 +13,8 @@ from stepcheck.harness.page.figures import figures
 from stepcheck.harness.page.model import Report
 from stepcheck.harness.page.upgrade import Upgrade
 from stepcheck.harness.play.subjects import UsageError
-from stepcheck.harness.record import stream
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record import reading
+from stepcheck.harness.record.run import Run
 
 #: A first line that is longer is of no stream whose command can be read without reading it all.
 _MOST_BYTES = 1 << 20
@@ -49,7 +49,7 @@ def collect(paths: Sequence[Path]) -> Recorded:
     found = Recorded()
     for path in dict.fromkeys(p for given in paths for p in _streams(given)):
         try:
-            run = stream.read(path)
+            run = reading.read(path)
         except UsageError as error:
             found.unread.append(str(error))
             continue
@@ -64,7 +64,7 @@ def _streams(given: Path) -> Iterator[Path]:
     if not given.is_dir():
         yield given
         return
-    inside = stream.runs(given) or sorted(given.glob("*.jsonl"))
+    inside = reading.runs(given) or sorted(given.glob("*.jsonl"))
     if not inside:
         raise UsageError(f"{given}: no recorded runs; stepcheck check --out {given} makes one")
     yield from _newest(inside)

@@ -10,7 +10,8 @@ from typing import Any
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import steer
-from stepcheck.harness.search.campaign import DEFAULT_EXAMPLES, Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.search.steer import Feature
 
 #: From this life on, what it is made of is remembered, to tell what it waited for.
@@ -54,8 +55,8 @@ def first_kill(
     start = time.process_time()
     campaign = Campaign(class_subject(make, like, profile=profile), Settings(seed, examples, dtypes=dtypes, first=True))
     result = campaign.run()
-    checks = tuple(dict.fromkeys(check for check, _ in campaign.ready))
+    checks = tuple(dict.fromkeys(check for check, _ in campaign.suspects.ready))
     seconds = time.process_time() - start
     late = result.traces >= LATE and checks
-    shown = frozenset(steer.features(campaign.suspects[campaign.ready[0]].trace)) if late else frozenset()
+    shown = frozenset(steer.features(campaign.suspects.new[campaign.suspects.ready[0]].trace)) if late else frozenset()
     return Kill(seed, checks, result.traces, seconds, result.error, shown)

@@ -23,7 +23,8 @@ from stepcheck.harness.play.subjects import UsageError, class_subject
 from stepcheck.harness.power.kill import Kill, first_kill
 from stepcheck.harness.power.oracles import ORACLES, Oracle
 from stepcheck.harness.power.statistics import Interval, caught_within, proportion
-from stepcheck.harness.search.campaign import DEFAULT_EXAMPLES, Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.support.processes import end_with, forks
 from stepcheck.harness.zoo import catalogue
 from stepcheck.harness.zoo.fault import Fault, Variant
@@ -137,7 +138,7 @@ def _judge_right(variant: Variant, seed: int, examples: int) -> _Judged:
         campaign = Campaign(subject, Settings(seed, examples, dtypes=dtypes, first=True))
         result = campaign.run()
         lives, steps = lives + result.traces, steps + result.steps
-        told = [f"{s.finding.check}: {s.finding.summary}" for s in campaign.suspects.values()]
+        told = [f"{s.finding.check}: {s.finding.summary}" for s in campaign.suspects.new.values()]
         alarms += [f"seed {seed}: {t}" for t in told[:1] + ([result.error] if result.error else [])]
     return _Judged(lives, steps, tuple(alarms), time.process_time() - start)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stepcheck.harness.readers import report
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.verdict import SIGNS, Divergence
 from stepcheck.harness.support.text import in_one_line, shown
 

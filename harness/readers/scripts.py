@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stepcheck.harness.record import store
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.verdict import Divergence, Result
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stepcheck.harness.readers import report
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.verdict import Result
 from stepcheck.harness.support.text import shown
 
@@ -77,13 +77,13 @@ def throughput(results: Sequence[Result]) -> str:
     """How fast it went, from the clocks of the workers: drawing, playing and judging, not shrinking."""
     traces, steps = sum(r.traces for r in results), sum(r.steps for r in results)
     seconds = sum(r.seconds for r in results)
-    lives = sum(r.lives for r in results)
+    calls = sum(r.calls for r in results)
     if not seconds:
         return "no traces"
     return (
-        f"{traces:,} traces, {lives:,} optimizer steps ({steps:,} of single parameters), "
+        f"{traces:,} traces, {calls:,} optimizer steps ({steps:,} of single parameters), "
         f"{sum(r.elements for r in results):,} elements compared: {traces / seconds:.0f} traces a second a core "
-        f"at {lives / max(traces, 1):.1f} steps each ({_shares(results, seconds)})"
+        f"at {calls / max(traces, 1):.1f} steps each ({_shares(results, seconds)})"
     )
 
 

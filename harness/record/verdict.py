@@ -92,7 +92,7 @@ class Tally:
 
 
 @dataclass
-class Life:
+class LifeTally:
     """What one played trace adds to the result of its subject. Plain data.
 
     Attributes:
@@ -101,7 +101,7 @@ class Life:
         looked: of each check, the things that it looked at, where there were any.
         worst_ratio: of each check, the largest r that it has seen, if it has.
         known: the ledger's entries that explain something in it.
-        lives, steps, elements, undetermined, worst, fields: as of :class:`Result`.
+        calls, steps, elements, undetermined, worst, fields: as of :class:`Result`.
         ratios: of each field and dtype, the classes of r that occur and how many elements lie in each.
         clocks: seconds since the life before, by what they went into.
         seconds: all of them.
@@ -112,7 +112,7 @@ class Life:
     looked: dict[str, int] = field(default_factory=dict)
     worst_ratio: dict[str, float] = field(default_factory=dict)
     known: list[str] = field(default_factory=list)
-    lives: int = 0
+    calls: int = 0
     steps: int = 0
     elements: int = 0
     undetermined: int = 0
@@ -168,7 +168,7 @@ class Result:
     error: str = ""
     """Why the verdict is unknown, where the harness itself failed."""
     traces: int = 0
-    lives: int = 0
+    calls: int = 0
     """Calls of step()."""
     steps: int = 0
     """Steps of single parameters that were compared with the reference."""
@@ -190,7 +190,7 @@ class Result:
     known_lives: dict[str, int] = field(default_factory=dict)
     """For each entry of the ledger, how many traces showed what it explains."""
 
-    def add_life(self, life: Life) -> None:
+    def add_life(self, life: LifeTally) -> None:
         """Count one more trace."""
         self.traces += 1
         self._count(life)
@@ -204,7 +204,7 @@ class Result:
                 tally.planned += 1
                 tally.ran += name in life.looked
             tally.looked += life.looked.get(name, 0)
-        self.lives += life.lives
+        self.calls += life.calls
         self.steps += life.steps
         self.elements += life.elements
         self.undetermined += life.undetermined
@@ -233,7 +233,7 @@ class Result:
         self.validation += invalid.rows
         self._count(invalid)
 
-    def _count(self, found: Life | Invalid) -> None:
+    def _count(self, found: LifeTally | Invalid) -> None:
         for check, ratio in found.worst_ratio.items():
             tally = self.tallies[check]
             tally.worst_ratio = ratio if tally.worst_ratio is None else max(tally.worst_ratio, ratio)

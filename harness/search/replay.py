@@ -11,13 +11,13 @@ from typing import Any
 from stepcheck.harness.checking import determinism
 from stepcheck.harness.checking.checks import CHECKS, Evidence, Finding
 from stepcheck.harness.known import ledger
-from stepcheck.harness.known.ledger import Entry
+from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.play.signature import REFUSALS
 from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.record.store import Saved
 from stepcheck.harness.record.verdict import HANGS, VALIDATION
-from stepcheck.harness.search import campaign
-from stepcheck.harness.search.campaign import patience
+from stepcheck.harness.search.asking import played
+from stepcheck.harness.search.limits import patience, within
 from stepcheck.harness.search.workers import CRASH, Lost, played_apart, warm_up
 
 FIXED, FAILS, ERROR = "FIXED", "FAILS", "ERROR"
@@ -63,10 +63,10 @@ def _played(subject: Subject, saved: Saved) -> Outcome | UsageError:
     try:
         if any(word in saved.summary for word in (determinism.LEAKS, determinism.CHANCE)):
             return _twice(subject, saved)
-        evidence = campaign.played(subject, saved.trace, (saved.check,) if saved.check else ())
+        evidence = played(subject, saved.trace, (saved.check,) if saved.check else ())
         if evidence is None:
             return _lost(saved, Lost(f"is still busy after {patience(subject):.0f} s", hangs=True))
-        judged = campaign.within(_JUDGE_SECONDS, lambda: _asked(evidence, saved))
+        judged = within(_JUDGE_SECONDS, lambda: _asked(evidence, saved))
         return judged or Outcome(
             ERROR, (f"{saved.check or 'all checks'}: unknown: judging takes longer than {_JUDGE_SECONDS:.0f} s",)
         )

@@ -18,14 +18,19 @@ from typing import Any, TypeVar
 import torch
 
 from stepcheck.harness.checking.checks import Finding
-from stepcheck.harness.known import evidence, ledger
-from stepcheck.harness.known.ledger import Entry
+from stepcheck.harness.known import entry as entries
+from stepcheck.harness.known import evidence
+from stepcheck.harness.known.entry import Entry
+from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.life.trace import Trace, loads
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.record.stream import Recorder, Stream
 from stepcheck.harness.record.verdict import HANGS, Divergence, Result, Tally
-from stepcheck.harness.search.campaign import Campaign, Settings, first_patience, patience, tell
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.limits import first_patience, patience
+from stepcheck.harness.search.settings import Settings
+from stepcheck.harness.search.tell import tell
 from stepcheck.harness.support.processes import Silence, begin_child, cores, end, end_of, forks, quiet
 
 _T = TypeVar("_T")
@@ -310,7 +315,7 @@ def replay(subjects: Sequence[Subject], settings: Settings, stream: Stream | Non
     played: list[Replayed] = []
     if not checked:
         return played  # even to know whom an entry is about, torch imports its compiler
-    for entry in ledger.LEDGER.values():
+    for entry in LEDGER.values():
         subject = entry.subject
         # A costly subject is played only where it was asked for.
         wanted = subject.name in names if subject.cost > _CHEAP else subject.spec.name in checked
@@ -325,9 +330,9 @@ def replay(subjects: Sequence[Subject], settings: Settings, stream: Stream | Non
 
 
 def _replay(entry: Entry, subject: Subject) -> Replayed:
-    told = in_child(lambda: ledger.shows(subject, entry), patience(subject) + _SILENCE_SECONDS)
+    told = in_child(lambda: entries.shows(subject, entry), patience(subject) + _SILENCE_SECONDS)
     if entry.seen_here is None:
-        ledger.PLAYED[entry.name] = not told
+        entries.PLAYED[entry.name] = not told
     carried = entry.seen_here is None or (bool(told) and not evidence.same_processor())
     return Replayed(entry, not told, told, carried)
 
@@ -404,7 +409,7 @@ def _work_apart(
 
 
 def _send_seen(pipe: Connection, campaign: Campaign, key: tuple[str, str]) -> None:
-    seen = campaign.suspects[key]
+    seen = campaign.suspects.new[key]
     with suppress(Exception):  # then it is told when it is shrunk
         pipe.send(("seen", tell(campaign.subject, seen.trace, seen.finding, seen.count, evaluate=False)))
 
@@ -421,12 +426,12 @@ def _work(
     def progress(done: int, planned: int) -> None:
         nonlocal told, lives, begun
         # Shrinking may take minutes, and begins when a hundred lives were played: what was seen by then is not lost with this process.
-        for key in [*campaign.suspects][:_MOST_SEEN]:
+        for key in [*campaign.suspects.new][:_MOST_SEEN]:
             if key not in sent:
                 sent.add(key)
                 _send_seen(pipe, campaign, key)
-        if done > lives and campaign.shrunk:
-            pipe.send(("settled", set(campaign.shrunk)))
+        if done > lives and campaign.suspects.shrunk:
+            pipe.send(("settled", set(campaign.suspects.shrunk)))
         lives = done
         if time.monotonic() - told > _HEARTBEAT_SECONDS or (done and not begun):
             begun = done > 0

@@ -29,7 +29,7 @@ from stepcheck.harness.life.events import (
 )
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
-from stepcheck.harness.numbers.bounded import GIVEN
+from stepcheck.harness.numbers.audit import GIVEN
 from stepcheck.harness.play.families import sibling
 from stepcheck.harness.play.subjects import Subject
 

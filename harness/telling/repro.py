@@ -19,7 +19,7 @@ from stepcheck.harness.checking import twins
 from stepcheck.harness.checking.checks import NO_EFFECT, TWIN, Finding
 from stepcheck.harness.judging import formula
 from stepcheck.harness.judging.evaluations import EVALUATION
-from stepcheck.harness.judging.judge import Deviation
+from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.life import schedules
 from stepcheck.harness.life.events import (
     STAYS,
@@ -217,7 +217,7 @@ class _Writer:
             body = [*(line.format(cleared=self.cleared) for line in _CLOSURE), *body]
         helper = _VIEW if any(re.search(r"(?<![.\w])view\(", line) for line in body) else []
         imports = ["import torch"]
-        if getattr(self.subject.make, "__module__", "") == "stepcheck.harness.known.ledger":
+        if getattr(self.subject.make, "__module__", "") == "stepcheck.harness.known.around":
             # A class that is there to show what torch does is written out.
             imports += [
                 "from typing import Any",

@@ -14,7 +14,8 @@ from stepcheck.harness.play.families import fast_modes, fast_subject, no_cuda, r
 from stepcheck.harness.play.profiles import fast_profile
 from stepcheck.harness.play.subjects import UsageError, class_subject
 from stepcheck.harness.search import campaign
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 from stepcheck.reference import SPECS
 
 

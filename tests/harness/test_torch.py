@@ -5,10 +5,13 @@ import warnings
 import pytest
 import torch
 
-from stepcheck.harness.known.ledger import LEDGER, shows
+from stepcheck.harness.known.entry import shows
+from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.search import workers
-from stepcheck.harness.search.campaign import Campaign, Settings, findings
+from stepcheck.harness.search.asking import findings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.telling.repro import script
 
 #: Seen at this seed and number of examples; the others need luck.

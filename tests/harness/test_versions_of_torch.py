@@ -10,8 +10,9 @@ from stepcheck import cli, fast
 from stepcheck.fast.muon import adjustment
 from stepcheck.harness.play.families import TORCH_MODES, _modes, existing, fast_subject, resolve, torch_subject
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.generate import _Decoder
+from stepcheck.harness.search.settings import Settings
 from stepcheck.reference import SPECS
 from stepcheck.reference.muon import adjusted_lr
 
@@ -148,7 +149,7 @@ class Descends(fast.LBFGS):
 def test_an_lbfgs_that_never_maximizes_is_caught():
     looking = Campaign(class_subject(Descends, "LBFGS"), Settings(examples=60, first=True))
     looking.run()
-    assert looking.suspects
+    assert looking.suspects.new
     right = Campaign(fast_subject("LBFGS"), Settings(examples=60)).run()
     assert not right.divergences
     assert right.tallies["maximize-mirrors"].ran

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from stepcheck import cli
-from stepcheck.harness.record.stream import read
+from stepcheck.harness.record.reading import read
 from stepcheck.reference import SPECS
 
 WRONG = '''

@@ -10,7 +10,7 @@ from recorded import result
 
 from stepcheck import cli
 from stepcheck.harness.readers.terminal import table
-from stepcheck.harness.record.stream import read
+from stepcheck.harness.record.reading import read
 
 CLASSES = r'''
 import os

@@ -140,7 +140,7 @@ def test_a_life_without_events_shows_what_the_constructor_does_and_nothing_else(
 
 @pytest.mark.parametrize("check, cause, status", [("agreement", HANGS, 1), ("agreement", "parameter", 3)])
 def test_a_hang_is_told(again, monkeypatch, check, cause, status):
-    monkeypatch.setattr("stepcheck.harness.search.campaign.TRACE_SECONDS", 0.3)
+    monkeypatch.setattr("stepcheck.harness.search.limits.TRACE_SECONDS", 0.3)
     code, printed = again("Hangs", check, cause)
     assert (code, "still busy" in printed) == (status, True), printed
 

@@ -20,7 +20,8 @@ from stepcheck.harness.judging.judge import ratios
 from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.formats import BINARY32, COUNTERS64, Arithmetic
 from stepcheck.harness.play import profiles, subjects
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 
 PTX = """
 .version 8.0

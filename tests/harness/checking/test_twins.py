@@ -12,7 +12,8 @@ from stepcheck.harness.life.events import AddGroup, Gradient, Group, Parameter, 
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.telling.repro import script
 from stepcheck.harness.zoo.catalogue import FAULTS
 
@@ -118,9 +119,9 @@ class Drawing(Signum):
 def failing(make, like="SGD", examples=60):
     """The checks that say no, nothing made smaller, and the result."""
     campaign = Campaign(class_subject(make, like), Settings(0, examples))
-    campaign._shrink_new = campaign._sort_effective
+    campaign._shrink_new = campaign.suspects.sort_effective
     result = campaign.run()
-    return {check for check, _ in campaign.ready}, result
+    return {check for check, _ in campaign.suspects.ready}, result
 
 
 class OfItsAge(Signum):

@@ -22,9 +22,9 @@ from stepcheck.harness.cuda_session.folder import Folder, unpack
 from stepcheck.harness.cuda_session.page import NOT_JUDGED, page, status, verdicts
 from stepcheck.harness.cuda_session.plan import Place, Task
 from stepcheck.harness.cuda_session.session import RESERVE, Budget, Outcome, Session, outcome
-from stepcheck.harness.record import stream
+from stepcheck.harness.record import reading
 from stepcheck.harness.record.stream import Recorder, Stream
-from stepcheck.harness.record.verdict import Life, Result, Tally
+from stepcheck.harness.record.verdict import LifeTally, Result, Tally
 from stepcheck.reference import SPECS
 
 TREE = Path(__file__).resolve().parents[3]
@@ -56,12 +56,12 @@ RECORDS = """
 import sys
 from pathlib import Path
 from stepcheck.harness.record.stream import Recorder, Stream
-from stepcheck.harness.record.verdict import Life, Result, Tally
+from stepcheck.harness.record.verdict import LifeTally, Result, Tally
 name = "fast:Adam[cuda]"
 stream = Stream.create(Path("record"), "stepcheck check", "0.0", {}, 0, {"subjects": [[name, "Adam"]]})
 recorder = Recorder(stream, name)
 recorder.begun(Result(name, "Adam", {"agreement": Tally("agreement")}))
-recorder.life(Life(1, looked={"agreement": 4}, steps=7))
+recorder.life(LifeTally(1, looked={"agreement": 4}, steps=7))
 """
 
 
@@ -158,8 +158,8 @@ def test_a_rehearsal_times_as_many_tiny_sizes():
 def test_each_row_is_recorded_and_printed_as_it_comes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(work, "FIRST", ("SGD",))
     assert work.timings("first", "cpu", tmp_path) == 0
-    (path,) = stream.runs(tmp_path)
-    document = stream.read(path).documents["bench"]
+    (path,) = reading.runs(tmp_path)
+    document = reading.read(path).documents["bench"]
     assert [row["optimizer"] for row in document["results"]] == ["SGD"] * 5
     assert len({row["workload"] for row in document["results"]}) == len(document["workloads"]) == 5
     for row in document["results"]:
@@ -277,9 +277,9 @@ def test_what_was_recorded_is_there_line_by_line_and_can_be_reported(tmp_path):
     assert [(row["task"], row["line"]["event"]) for row in rows] == [
         ("lives", "run"), ("lives", "subject"), ("lives", "life"),
     ]  # fmt: skip
-    (original,) = stream.runs(tmp_path / "scratch" / "record")
+    (original,) = reading.runs(tmp_path / "scratch" / "record")
     assert unpack(tmp_path / "out" / "results.jsonl", tmp_path / "unpacked") == 1
-    (copy,) = stream.runs(tmp_path / "unpacked")
+    (copy,) = reading.runs(tmp_path / "unpacked")
     assert copy.read_text() == original.read_text()
 
 
@@ -360,13 +360,15 @@ def run_of(tmp_path, name, *, verdict="pass"):
     if verdict != "never begun":
         recorder.begun(result)
         result.add_life(
-            life := Life(1, looked={"agreement": 2}, steps=3, worst={"parameter": 0.5}, fields={"parameter": (4, 0)})
+            life := LifeTally(
+                1, looked={"agreement": 2}, steps=3, worst={"parameter": 0.5}, fields={"parameter": (4, 0)}
+            )
         )
         recorder.life(life)
         recorder.failed("") if verdict == "pass" else recorder.failed("it went wrong")
         if verdict == "pass":
             recorder.ended(result)
-    return "agreement", stream.read(own.path)
+    return "agreement", reading.read(own.path)
 
 
 def test_a_class_is_as_good_as_its_judges_say(tmp_path):

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.judging.judge import bounded_hyper, judge
+from stepcheck.harness.judging.judge import judge
+from stepcheck.harness.judging.prediction import bounded_hyper
 from stepcheck.harness.life.events import Gradient, Group, Parameter, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
-from stepcheck.harness.numbers.bounded import Bounded, outcomes
+from stepcheck.harness.numbers.bounded import Bounded
+from stepcheck.harness.numbers.decisions import outcomes
 from stepcheck.harness.numbers.formats import BINARY32, BINARY64, COUNTERS32, COUNTERS64, Arithmetic
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player

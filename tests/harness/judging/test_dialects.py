@@ -8,7 +8,8 @@ from right.base import Base
 
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import campaign
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from stepcheck.harness.life.events import Gradient, Group, Parameter, Sparse, St
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.search.campaign import findings
+from stepcheck.harness.search.asking import findings
 from stepcheck.harness.telling import repro
 from stepcheck.reference import SPECS
 from tests.harness.telling.test_repro import run_here

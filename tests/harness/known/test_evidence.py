@@ -8,7 +8,8 @@ import torch
 
 from stepcheck import cli
 from stepcheck.harness import versions
-from stepcheck.harness.known import evidence, ledger
+from stepcheck.harness.known import entry as entries
+from stepcheck.harness.known import evidence
 from stepcheck.harness.known.evidence import Played, Span
 from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.life.events import Gradient, Group, Parameter, Reload, Step
@@ -17,9 +18,11 @@ from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import TORCH_MODES, resolve, torch_subject
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers import report
-from stepcheck.harness.record.verdict import Life
+from stepcheck.harness.record.verdict import LifeTally
 from stepcheck.harness.search import workers
-from stepcheck.harness.search.campaign import Campaign, Settings, findings
+from stepcheck.harness.search.asking import findings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 
 STRIDES = "fused-cpu-ignores-strides"
 QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)
@@ -33,7 +36,7 @@ def played(version, shows=(), quiet=(), entry=STRIDES):
 def nothing_known(monkeypatch):
     """A version of torch that nobody played."""
     monkeypatch.setattr(evidence, "here", lambda: None)
-    monkeypatch.setattr(ledger, "PLAYED", {})
+    monkeypatch.setattr("stepcheck.harness.known.entry.PLAYED", {})
 
 
 # The file
@@ -86,21 +89,21 @@ def explained(entry=STRIDES, subject="torch:Adam[fused]"):
 
 def test_where_it_was_seen_it_explains(monkeypatch):
     monkeypatch.setattr(evidence, "here", lambda: played("2.13.0", shows=["SGD[fused]", "Adam[fused]"]))
-    monkeypatch.setattr(ledger, "shows", lambda *_: pytest.fail("it need not be played"))
+    monkeypatch.setattr("stepcheck.harness.known.entry.shows", lambda *_: pytest.fail("it need not be played"))
     assert explained() == {STRIDES}
 
 
 def test_where_its_life_was_played_and_quiet_it_explains_nothing(monkeypatch):
     monkeypatch.setattr(evidence, "here", lambda: played("2.99.0", quiet=["SGD[fused]", "Adam[fused]"]))
     assert explained() == {None}
-    assert LEDGER[STRIDES] not in ledger.entries()
+    assert not LEDGER[STRIDES].holds
 
 
 def test_where_nothing_is_known_its_own_life_decides(nothing_known, monkeypatch):
     assert explained() == {STRIDES}
-    assert ledger.PLAYED == {STRIDES: True}
-    monkeypatch.setattr(ledger, "shows", lambda *_: "its life shows nothing")
-    ledger.PLAYED.clear()
+    assert entries.PLAYED == {STRIDES: True}
+    monkeypatch.setattr("stepcheck.harness.known.entry.shows", lambda *_: "its life shows nothing")
+    entries.PLAYED.clear()
     assert explained() == {None}
 
 
@@ -179,7 +182,7 @@ def test_what_another_mode_did_is_told_of_that_mode():
     assert finding.owner == "torch:SGD[foreach]"
 
     looking = Campaign(subject, Settings(examples=1))
-    looking._ask(trace, Life(1))
+    looking._ask(trace, LifeTally(1))
     looking._shrink_new()
     tally = looking.result.tallies["gradient-unwritten"]
     assert [(d.entry, d.owner) for d in tally.known] == [(name, "torch:SGD[foreach]")]
@@ -190,7 +193,7 @@ def test_what_another_mode_did_is_told_of_that_mode():
     # The mode's own life is another matter, and takes the other's place.
     own = replace(trace, events=(step,))
     looking.subject = resolve("torch:SGD[foreach]")[0]
-    looking._ask(own, Life(2))
+    looking._ask(own, LifeTally(2))
     looking._shrink_new()
     assert [(d.entry, d.owner) for d in tally.known] == [(name, "")]
     assert tally.verdict == "known"
@@ -206,13 +209,13 @@ def test_every_entry_is_played_on_what_it_concerns_and_can_play_its_life():
     assert on("foreach-nesterov-writes-gradient") == ["SGD[foreach]"]
     assert {"SGD[fused]", "Adam[fused]", "Adam[capturable]"} == set(on(STRIDES))
     assert on("sgd-accepts-nan") == [f"SGD[{m}]" for m in TORCH_MODES["SGD"] if m != "compiled"]
-    assert on("super-step-runs-hooks-again") == ["stepcheck.harness.known.ledger:StepsBySuper"]
+    assert on("super-step-runs-hooks-again") == ["stepcheck.harness.known.around:StepsBySuper"]
     assert LEDGER["super-step-runs-hooks-again"].where == "SGD[forloop]"
 
 
 def test_what_does_not_show_with_the_kernels_of_another_processor_is_no_failure(monkeypatch):
     entry = LEDGER[STRIDES]
-    monkeypatch.setattr(ledger, "shows", lambda *_: "its life shows nothing")
+    monkeypatch.setattr("stepcheck.harness.known.entry.shows", lambda *_: "its life shows nothing")
     for capability, failed in ((torch.backends.cpu.get_cpu_capability(), True), ("VSX", False)):
         machine = {**report.environment(), "cpu_capability": capability}
         seen = replace(played("2.13.0", shows=[entry.where]), environment=machine)

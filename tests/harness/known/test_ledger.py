@@ -9,9 +9,10 @@ import torch
 
 from stepcheck import cli
 from stepcheck.harness.checking.checks import Evidence, Finding
-from stepcheck.harness.judging.judge import Deviation
+from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.known import ledger
-from stepcheck.harness.known.ledger import LEDGER, Entry, explanation
+from stepcheck.harness.known.entry import Entry
+from stepcheck.harness.known.ledger import LEDGER, explanation
 from stepcheck.harness.life.events import (
     Gradient,
     Group,
@@ -31,9 +32,12 @@ from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers import report
 from stepcheck.harness.readers.scripts import to_json
 from stepcheck.harness.record import store
-from stepcheck.harness.record.stream import Run
-from stepcheck.harness.search import campaign, workers
-from stepcheck.harness.search.campaign import Campaign, Settings, findings
+from stepcheck.harness.record.run import Run
+from stepcheck.harness.search import workers
+from stepcheck.harness.search.asking import findings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
+from stepcheck.harness.search.tell import tell
 
 QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)
 
@@ -316,7 +320,7 @@ class TwoFields(torch.optim.Adam):
 
 
 def test_one_cause_in_two_fields_is_told_once():
-    result = campaign.Campaign(class_subject(TwoFields, "Adam"), Settings(examples=60, only=("agreement",))).run()
+    result = Campaign(class_subject(TwoFields, "Adam"), Settings(examples=60, only=("agreement",))).run()
     causes = [d.cause for d in result.divergences]
     assert len([c for c in causes if c in ("parameter", "exp_avg")]) == 1, causes
     assert any("also: " in line for d in result.divergences for line in d.life)
@@ -364,7 +368,7 @@ def test_a_deviation_is_known_by_what_it_comes_from_where_that_check_is_not_aske
     assert (finding.check, finding.cause) == ("agreement", "mu_product, narrow")
     assert entry is LEDGER["load-state-dict-casts-scalars"]
     # So does a replay of that finding.
-    divergence = campaign.tell(subject, trace, finding)
+    divergence = tell(subject, trace, finding)
     store.save(tmp_path, divergence)
     monkeypatch.setattr("sys.argv", ["stepcheck", "replay", str(store.trace_path(tmp_path, divergence))])
     with pytest.raises(SystemExit) as ended:

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.judging.judge import bounded_hyper, ratios
-from stepcheck.harness.numbers.bounded import POINT, Bounded, seen, terms
+from stepcheck.harness.judging.judge import ratios
+from stepcheck.harness.judging.prediction import bounded_hyper
+from stepcheck.harness.numbers.audit import terms
+from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.formats import (
     BFLOAT16,
     BINARY16,
@@ -26,6 +28,7 @@ from stepcheck.harness.numbers.formats import (
     SCALARS64,
     Arithmetic,
 )
+from stepcheck.harness.numbers.observed import POINT, seen
 from stepcheck.harness.numbers.options import bounded_option
 from stepcheck.reference import SPECS
 from stepcheck.reference.arithmetic import addcdiv, addcmul, ema, norm, sum_of_squares

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stepcheck.harness.judging.judge import arithmetic, bounded_hyper
-from stepcheck.harness.numbers import bounded
+from stepcheck.harness.judging.prediction import arithmetic, bounded_hyper
 from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.formats import BINARY32, FORMATS
+from stepcheck.harness.numbers.observed import seen
 from stepcheck.harness.play.profiles import ANY_CLASS
 from stepcheck.harness.search.generate import candidates, option_sets
 from stepcheck.reference import SPECS
@@ -265,7 +265,7 @@ def budget(spec, hyper, dtype, p, g, state, observed):
     counted = {b.name for b in spec.buffers if b.per_parameter}
     kept = profile.kept(profile.counters)
     given = {k: None if v is None else Bounded(v, 0.0, kept if k in counted else arith) for k, v in state.items()}
-    with bounded.seen(observed, profile.kept(profile.in_place)):
+    with seen(observed, profile.kept(profile.in_place)):
         new, after = spec.update(
             Bounded(p, 0.0, arith), Bounded(g, 0.0, arith), given, bounded_hyper(hyper, profile.options)
         )

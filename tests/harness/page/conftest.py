@@ -18,7 +18,8 @@ from stepcheck.harness.numbers.comparison import RATIO_CLASSES
 from stepcheck.harness.page import model
 from stepcheck.harness.page.figures import figures
 from stepcheck.harness.play.families import resolve
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 
 
 @pytest.fixture(scope="session")

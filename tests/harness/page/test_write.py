@@ -13,7 +13,8 @@ from stepcheck.harness.page import write
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.record.stream import Recorder, Stream
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 
 FILES = {"index.html", "report.json", "report.md", "badge.svg", "versions.html", "versions.json", "known.md"}
 

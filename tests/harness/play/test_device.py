@@ -20,7 +20,8 @@ from stepcheck.harness.play.families import fast_subject, no_cuda
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import workers
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.search.workers import Listener
 from stepcheck.harness.telling import repro
 

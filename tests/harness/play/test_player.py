@@ -40,7 +40,7 @@ from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player, _random_state
 from stepcheck.harness.play.subjects import UsageError, class_subject
-from stepcheck.harness.search.campaign import findings
+from stepcheck.harness.search.asking import findings
 from stepcheck.harness.support import settings
 
 SGD = resolve("torch:SGD[forloop]")[0]

@@ -18,7 +18,7 @@ from stepcheck.harness.readers.junit import junit
 from stepcheck.harness.readers.markdown import markdown
 from stepcheck.harness.readers.scripts import to_json
 from stepcheck.harness.readers.terminal import show, table
-from stepcheck.harness.record.stream import Run
+from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.verdict import Divergence, Result, Tally
 
 OUT = Path("out")

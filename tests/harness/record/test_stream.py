@@ -21,7 +21,7 @@ import torch
 
 from stepcheck import cli
 from stepcheck.harness.checking.checks import Evidence
-from stepcheck.harness.judging.judge import Judgement
+from stepcheck.harness.judging.judgement import Judgement
 from stepcheck.harness.life.events import AddGroup, Gradient, Group, Parameter, Reload, Scalar, Sparse, Step
 from stepcheck.harness.life.features import features
 from stepcheck.harness.life.trace import Trace
@@ -31,11 +31,13 @@ from stepcheck.harness.play.subjects import UsageError, class_subject
 from stepcheck.harness.readers.junit import junit
 from stepcheck.harness.readers.markdown import markdown
 from stepcheck.harness.readers.scripts import to_json
-from stepcheck.harness.record import stream
-from stepcheck.harness.record.stream import Run, Stream, read
-from stepcheck.harness.record.verdict import Divergence, Life, Result, Tally
+from stepcheck.harness.record import reading, stream
+from stepcheck.harness.record.reading import read
+from stepcheck.harness.record.run import Run
+from stepcheck.harness.record.stream import Stream
+from stepcheck.harness.record.verdict import Divergence, LifeTally, Result, Tally
 from stepcheck.harness.search import workers
-from stepcheck.harness.search.campaign import Settings
+from stepcheck.harness.search.settings import Settings
 
 
 class Wrong(torch.optim.Adam):
@@ -153,7 +155,7 @@ def test_an_empty_parameter_has_no_r():
 def test_each_life_is_counted_once_for_each_of_its_features(recorded):
     folder, _, run = recorded
     right = run.results[2]
-    (path,) = stream.runs(folder)
+    (path,) = reading.runs(folder)
     events = map(json.loads, lines(path))
     lives = [e["features"] for e in events if e["event"] == "life" and e["subject"] == right.subject]
     assert len(lives) == 60
@@ -186,7 +188,7 @@ def test_a_subject_says_what_it_is(recorded):
 
 def test_cut_anywhere_it_reads_and_has_every_whole_line(recorded, tmp_path):
     folder, _, run = recorded
-    (path,) = stream.runs(folder)
+    (path,) = reading.runs(folder)
     whole = path.read_bytes()
     draw = random.Random(0)
     for length in (*(draw.randrange(len(whole)) for _ in range(12)), len(whole) - 1):
@@ -212,7 +214,7 @@ def test_cut_anywhere_it_reads_and_has_every_whole_line(recorded, tmp_path):
 
 def test_garbage_is_skipped_and_told(recorded, tmp_path):
     folder, _, run = recorded
-    (path,) = stream.runs(folder)
+    (path,) = reading.runs(folder)
     garbage = [b"\x00\xff\xfe\n", b"[1, 2]\n", b'{"event": 3}\n', b"\n", b"[" * 100_000 + b"\n"]
     again = rewritten(path, tmp_path / "a.jsonl", lambda ls: [*ls[:9], *garbage, *ls[9:]])
     assert plain(again.results) == plain(run.results)
@@ -221,7 +223,7 @@ def test_garbage_is_skipped_and_told(recorded, tmp_path):
 
 def test_a_line_after_one_that_was_cut_short_is_read(recorded, tmp_path):
     folder, _, run = recorded
-    (path,) = stream.runs(folder)
+    (path,) = reading.runs(folder)
 
     def torn(ls):
         divergence = next(line for line in ls if line.startswith(b'{"event":"divergence"'))
@@ -234,7 +236,7 @@ def test_a_line_after_one_that_was_cut_short_is_read(recorded, tmp_path):
 
 def test_events_of_a_later_minor_version_are_counted_and_told(recorded, tmp_path):
     folder, _, run = recorded
-    (path,) = stream.runs(folder)
+    (path,) = reading.runs(folder)
     later = [b'{"event":"weather","at":1.0,"sun":true}\n'] * 3
     again = rewritten(path, tmp_path / "a.jsonl", lambda ls: [*ls[:5], *later, *ls[5:]])
     assert plain(again.results) == plain(run.results)
@@ -249,7 +251,7 @@ def test_half_a_character_is_no_text_that_cannot_be_written(tmp_path):
 
 def test_a_missing_life_is_told(recorded, tmp_path):
     folder, *_ = recorded
-    (path,) = stream.runs(folder)
+    (path,) = reading.runs(folder)
 
     def without(ls):
         lives = [n for n, line in enumerate(ls) if line.startswith(b'{"event":"life"')]
@@ -261,7 +263,7 @@ def test_a_missing_life_is_told(recorded, tmp_path):
 
 def test_without_its_beginning_the_results_are_there(recorded, tmp_path):
     folder, _, run = recorded
-    (path,) = stream.runs(folder)
+    (path,) = reading.runs(folder)
     again = rewritten(path, tmp_path / "a.jsonl", lambda ls: ls[1:])
     assert sorted(r.subject for r in again.results) == sorted(r.subject for r in run.results)
     assert again.problems == ["its beginning is missing: command, seed and environment are not known"]
@@ -325,7 +327,7 @@ def test_a_later_attempt_supersedes_what_an_earlier_one_recorded(tmp_path):
     crashes, fine = run.results
     assert [r.verdict for r in run.results] == [r.verdict for r in results] == ["fail", "known"]
     assert plain(fine) == plain(results[1])
-    (path,) = stream.runs(tmp_path)
+    (path,) = reading.runs(tmp_path)
     events = [json.loads(line) for line in lines(path)]
     lives = {n: [e for e in events if e["event"] == "life" and e["subject"] == crashes.subject and e["attempt"] == n]
              for n in (1, 2)}  # fmt: skip
@@ -386,8 +388,8 @@ def test_what_an_attempt_says_once_a_later_one_has_begun_is_void(tmp_path):
         first, second = (stream.Recorder(written, subject.name, attempt) for attempt in (1, 2))
         for recorder in (first, second):
             recorder.begun(Result(subject.name, "Adam", {"agreement": Tally("agreement")}))
-            recorder.life(Life(1, looked={"agreement": 3}))
-        first.life(Life(2, looked={"agreement": 3}))
+            recorder.life(LifeTally(1, looked={"agreement": 3}))
+        first.life(LifeTally(2, looked={"agreement": 3}))
         first.failed("killed")
     (result,) = read(written.path).results
     assert (result.traces, result.tallies["agreement"].looked) == (1, 3)
@@ -447,7 +449,7 @@ def test_a_full_disk_is_one_line_and_not_a_verdict(tmp_path, monkeypatch, capsys
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "the disk is full" in line
-    (path,) = stream.runs(tmp_path)
+    (path,) = reading.runs(tmp_path)
     run = read(path)
     assert run.status == 2
     assert run.results[0].traces == 6
@@ -483,10 +485,10 @@ def killed(folder, seed):
                       "--seed", str(seed))  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while not stream.runs(out) and time.monotonic() < deadline:
+        while not reading.runs(out) and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(moment)
-        (path,) = stream.runs(out)
+        (path,) = reading.runs(out)
         before = path.read_bytes()
         workers_ = children(process.pid)
         if how == "group" or (how == "worker" and not workers_):
@@ -548,7 +550,7 @@ def test_two_runs_into_one_folder_leave_two_whole_streams(tmp_path):
     words = [("torch:SGD[forloop]", "--seed", str(seed), "--examples", "40") for seed in (1, 2)]
     runs = [started(tmp_path, *w) for w in words]
     assert [process.wait(timeout=120) for process in runs] == [0, 0]
-    read_back = [read(path) for path in stream.runs(tmp_path)]
+    read_back = [read(path) for path in reading.runs(tmp_path)]
     assert sorted(run.seed for run in read_back) == [1, 2]
     for run in read_back:
         assert (run.problems, run.status, run.results[0].traces) == ([], 0, 40)

@@ -16,9 +16,9 @@ from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers.terminal import throughput
 from stepcheck.harness.record.verdict import Result
-from stepcheck.harness.search import campaign as campaigns
-from stepcheck.harness.search import workers
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search import limits, workers
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.zoo import adam
 from stepcheck.reference import SPECS
 
@@ -133,7 +133,7 @@ def test_a_life_that_is_wrong_in_row_major_memory_as_well_shows_no_fault_of_stri
 
 
 def test_a_subject_that_hangs_is_judged(monkeypatch):
-    monkeypatch.setattr(campaigns, "TRACE_SECONDS", 0.3)
+    monkeypatch.setattr(limits, "TRACE_SECONDS", 0.3)
     result = campaign(class_subject(Hangs, "SGD"), examples=200)
     assert result.verdict == "fail"
     # One hang is no end of the campaign; a second one is.
@@ -162,7 +162,7 @@ def test_the_first_life_may_take_longer(monkeypatch):
         looking = Campaign(subject, Settings(examples=3, patience=patience, first=True))
         monkeypatch.setattr(SlowAtFirst, "compiled", False)
         looking.run()
-        assert (("completes", "hangs") in looking.suspects) == hangs
+        assert (("completes", "hangs") in looking.suspects.new) == hangs
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer")
@@ -179,7 +179,7 @@ def test_a_timer_that_somebody_set_is_given_back_with_what_is_left_of_it():
         assert interval == 7.0
         # One that should have rung while a life was played rings after it.
         signal.setitimer(signal.ITIMER_REAL, 0.02)
-        with campaigns._time_limit(5.0):
+        with limits.time_limit(5.0):
             time.sleep(0.1)
             assert not rung
         time.sleep(0.05)
@@ -257,7 +257,7 @@ def test_the_clocks_add_up_to_no_more_than_the_seconds():
 
 
 def test_the_throughput_tells_what_the_seconds_went_into():
-    result = Result("s", "SGD", {}, traces=300, lives=1500, seconds=2.0)
+    result = Result("s", "SGD", {}, traces=300, calls=1500, seconds=2.0)
     result.clocks.update(draw=0.25, play=1.0, reference=0.5, judge=0.7)
     told = throughput([result, result])
     assert "150 traces a second a core at 5.0 steps each" in told
@@ -340,7 +340,7 @@ class EndlessConstructor(torch.optim.SGD):
 
 
 def test_a_constructor_that_does_not_end_is_unknown_and_no_endless_run(monkeypatch):
-    monkeypatch.setattr("stepcheck.harness.search.campaign.TRACE_SECONDS", 1.0)
+    monkeypatch.setattr("stepcheck.harness.search.limits.TRACE_SECONDS", 1.0)
     result = campaign(class_subject(EndlessConstructor, "SGD"), examples=5)
     assert result.verdict == "unknown"
     assert "does not end" in result.error

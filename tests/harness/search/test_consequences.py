@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.zoo import adam, life, sgd, sparse_adam
 
 

@@ -15,8 +15,9 @@ import torch
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.families import FAMILIES, resolve
 from stepcheck.harness.record.store import KNOWN_FOLDER
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.generate import decoder
+from stepcheck.harness.search.settings import Settings
 
 FILE = Path(__file__).parents[2] / "frozen" / "traces.json"
 FROZEN = json.loads(FILE.read_text())

@@ -7,7 +7,7 @@ from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import shrink
-from stepcheck.harness.search.campaign import unexplained
+from stepcheck.harness.search.asking import unexplained
 
 
 class WrongInABand(torch.optim.SGD):

@@ -17,8 +17,9 @@ from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import steer
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.generate import PAGE, TRACE_BYTES, decoder, page
+from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.zoo import adam, asgd, nadam, sgd
 
 ADAM, SGD = (resolve(f"torch:{name}[forloop]")[0] for name in ("Adam", "SGD"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stepcheck.harness.search import campaign, workers
+from stepcheck.harness.search import limits, workers
 from stepcheck.harness.support import processes
 from stepcheck.harness.support.processes import Silence, cores
 
@@ -138,7 +138,7 @@ def test_who_is_stopped_does_not_hang(tmp_path):
             os.kill(os.getpid(), signal.SIGSTOP)
             return "went on"
 
-        return campaign.within(1.0, stop) or "hangs"
+        return limits.within(1.0, stop) or "hangs"
 
     def go_on():
         await_((tmp_path / "pid").is_file)
@@ -152,7 +152,7 @@ def test_who_is_stopped_does_not_hang(tmp_path):
 
 
 def test_who_is_busy_or_waits_hangs():
-    assert campaign.within(0.2, lambda: time.sleep(5)) is None
+    assert limits.within(0.2, lambda: time.sleep(5)) is None
     lost = workers.played_apart(lambda: time.sleep(60), 1.0)
     assert (lost.hangs, lost.how) == (True, "still plays after 1 s")
 
@@ -180,8 +180,8 @@ def test_who_waits_for_a_processor_does_not_hang(monkeypatch):
 
 
 def test_a_life_that_waits_for_a_processor_is_waited_for(monkeypatch):
-    monkeypatch.setattr(campaign, "queued", time.monotonic)
-    assert campaign.within(0.1, lambda: (time.sleep(0.4), "done")[1]) == "done"
+    monkeypatch.setattr(limits, "queued", time.monotonic)
+    assert limits.within(0.1, lambda: (time.sleep(0.4), "done")[1]) == "done"
 
 
 @pytest.mark.parametrize(

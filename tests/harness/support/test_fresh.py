@@ -12,7 +12,10 @@ from stepcheck.harness.life.events import Gradient, Group, Parameter, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.search.campaign import Campaign, Settings, _Idle, findings
+from stepcheck.harness.search.asking import findings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
+from stepcheck.harness.search.suspects import Idle
 from stepcheck.harness.support.fresh import Fresh
 from stepcheck.harness.support.processes import forks
 from stepcheck.harness.telling import repro
@@ -117,7 +120,7 @@ def test_a_clean_process_knows_which_options_have_an_effect():
     trace = Trace("RAdam", parameters, (Group((0,), options),), (Step({0: Gradient(Values("constant"))}),))
     campaign = Campaign(class_subject(decoupled, "RAdam"), Settings(examples=1))
     campaign.fresh = Fresh(campaign._tasks)
-    campaign.idle[place_of(trace, 0, "weight_decay")] = _Idle(effective=True)
+    campaign.suspects.idle[place_of(trace, 0, "weight_decay")] = Idle(effective=True)
     finding = campaign.recheck(trace, ("agreement", "exp_avg"))
     assert finding is not None
     assert campaign._shows_alone(trace, finding)

@@ -12,7 +12,9 @@ from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.record import store
-from stepcheck.harness.search.campaign import Campaign, Settings, tell
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
+from stepcheck.harness.search.tell import tell
 from stepcheck.harness.telling import explain
 from stepcheck.harness.zoo import adam
 

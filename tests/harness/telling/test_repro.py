@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY, Evidence, Finding
-from stepcheck.harness.judging.judge import Deviation, Judge
+from stepcheck.harness.judging.judge import Judge
+from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.life.events import (
     Accumulate,
     AddGroup,
@@ -40,7 +41,9 @@ from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.search.campaign import Campaign, Settings, findings
+from stepcheck.harness.search.asking import findings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.support import settings
 from stepcheck.harness.telling import repro
 from stepcheck.harness.zoo import life as wrong

@@ -8,6 +8,7 @@ import pytest
 from stepcheck import check_optimizer
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.search import campaign
+from stepcheck.harness.search.settings import DEFAULT_EXAMPLES
 from stepcheck.harness.zoo.history import HISTORY
 
 #: An issue or a pull request, whose number names one thread.
@@ -45,7 +46,7 @@ def test_a_fault_that_happened_is_found(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "_ATTEMPTS", 1)  # that it fails is asked here, not how small a life shows it
     failed = set()
     # Most faults show in the first few lives; all have to in as many as a campaign plays.
-    for examples in (3, 20, campaign.DEFAULT_EXAMPLES):
+    for examples in (3, 20, DEFAULT_EXAMPLES):
         if failed.isdisjoint(fault.checks):
             report = check_optimizer(fault.make, fault.like, examples=examples, only=fault.checks, out=tmp_path)
             failed = {d.check for d in report.divergences}

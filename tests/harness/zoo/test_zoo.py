@@ -14,6 +14,7 @@ from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import campaign
+from stepcheck.harness.search.settings import DEFAULT_EXAMPLES
 from stepcheck.harness.telling import repro
 from stepcheck.harness.zoo import adagrad, adam, history, life, rmsprop, sgd
 from stepcheck.harness.zoo.catalogue import RIGHT, WRONG
@@ -31,7 +32,7 @@ def _named(cls, *values):
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(("optimizer", "like"), [_named(cls, like) for cls, like in RIGHT.items()])
 def test_right_passes(optimizer, like, tmp_path):
-    examples = campaign.DEFAULT_EXAMPLES // (5 if like in COSTLY else 1)
+    examples = DEFAULT_EXAMPLES // (5 if like in COSTLY else 1)
     report = check_optimizer(optimizer, like, examples=examples, out=tmp_path)
     report.raise_on_divergence()
     assert report.verdict == "pass"
@@ -47,7 +48,7 @@ def test_wrong_fails(optimizer, like, check, tmp_path, monkeypatch):
     checks = (check,) if isinstance(check, str) else check
     failed = set()
     # Most faults show in the first few lives; all have to in as many as a campaign plays.
-    for examples in (3, 20, campaign.DEFAULT_EXAMPLES):
+    for examples in (3, 20, DEFAULT_EXAMPLES):
         if failed.isdisjoint(checks):
             report = check_optimizer(optimizer, like, examples=examples, only=checks, out=tmp_path)
             failed = {d.check for d in report.divergences}

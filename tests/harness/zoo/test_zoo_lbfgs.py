@@ -3,7 +3,8 @@
 import pytest
 
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.search.campaign import Campaign, Settings
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.zoo.lbfgs import EQUIVALENT, FAULTS, RightLBFGS
 
 
@@ -11,7 +12,7 @@ def failed(optimizer, **settings):
     """The checks that the first life with a divergence fails."""
     campaign = Campaign(class_subject(optimizer, "LBFGS"), Settings(first=True, **settings))
     campaign.run()
-    return {check for check, _ in campaign.suspects}
+    return {check for check, _ in campaign.suspects.new}
 
 
 @pytest.mark.sampled(3)

@@ -1,0 +1,75 @@
+"""What is said of a subject at the end of its campaign, beside what diverges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.play.profiles import Profile
+from stepcheck.harness.play.subjects import Subject
+from stepcheck.harness.record.verdict import Result
+
+#: Subjects that cost more than this are given few lives, of the plainest kinds.
+COSTLY = 9
+#: What is said of a check of which a subject lacks what it needs, where that is nothing that it would take.
+_LACKS = {
+    "malformed-state": "it keeps no tensor of a parameter's shape that could be spoilt, or cannot be built anew from its state"
+}
+
+
+def declared(profile: Profile) -> dict[str, Any]:
+    """The facts of a profile that are not the default, as JSON has them, and their reason."""
+    given = {f.name: getattr(profile, f.name) for f in fields(profile) if getattr(profile, f.name) != f.default}
+    return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in given.items()}
+
+
+def declare_unasked(subject: Subject, result: Result, lacks: set[str]) -> None:
+    """What was not asked because the subject has no such thing, or because its lives are few for their cost, is said."""
+    for tally in result.tallies.values():
+        needs = CHECKS[tally.check].needs
+        if tally.verdict == "unknown" and needs and needs <= lacks:
+            tally.unsupported = tally.planned
+            told = _LACKS.get(tally.check) or f"it takes no {' and no '.join(sorted(needs))}"
+            result.notes.append(f"unsupported: {tally.check}: {told}")
+    unasked = [t for t in result.tallies.values() if t.verdict == "unknown"]
+    if subject.cost > COSTLY and unasked:
+        for tally in unasked:
+            tally.unsupported = tally.planned
+        names = ", ".join(t.check for t in unasked)
+        result.notes.append(f"unsupported: not asked in the {result.traces} lives that its cost allows: {names}")
+
+
+def of_signature(subject: Subject) -> list[str]:
+    """What somebody's constructor takes otherwise than the reference, and what it refused when it was tried."""
+    takes, notes = subject.takes, []
+    if takes is None:
+        return []
+    if takes.unlike:
+        notes.append(f"options of the reference's name that are not given: {_listed(takes.unlike)}")
+    if takes.others:
+        notes.append(f"options that the reference does not have, left as they are: {', '.join(sorted(takes.others))}")
+    if not subject.options and subject.own_numbers:
+        names = ", ".join(subject.own_numbers)
+        notes.append(
+            f"unknown: no option was varied, for none is called as the reference's is ({names}): write a factory that names them so"
+        )
+    if takes.defaults:
+        default = vars(subject.spec.hyper_values())
+        told = ", ".join(f"{k}={default[k]!r} (its own: {v!r})" for k, v in sorted(takes.defaults.items()))
+        notes.append(f"its defaults differ from the reference's, which are passed instead: {told}")
+    if takes.constructor_only:
+        told = ", ".join(sorted(takes.constructor_only))
+        notes.append(f"options that its groups do not keep, so they were varied for all groups alike: {told}")
+    refused = [why for why in subject.refusals.values() if why]
+    if refused:
+        why = "; ".join(sorted(set(refused))[:3])
+        notes.append(
+            f"unsupported: the constructor refuses {len(refused)} of {len(subject.refusals)} sets of options ({why})"
+        )
+    return notes
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} ({value})" for name, value in sorted(values.items()))

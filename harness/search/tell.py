@@ -1,0 +1,41 @@
+"""A finding as data that needs nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stepcheck.harness.checking.checks import Evidence, Finding
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.play.subjects import Subject
+from stepcheck.harness.record.verdict import Divergence
+from stepcheck.harness.telling import explain, repro
+
+
+def tell(
+    subject: Subject, trace: Trace, finding: Finding, count: int = 1, *, evaluate: bool = True, twice: bool = False
+) -> Divergence:
+    """A finding as data that needs nothing else: the life told, and written as a script.
+
+    Args:
+        twice: it shows when the life is played for the second time in one process.
+        evaluate: play the trace once more, to tell what the budget is made of; not where it hangs or crashes.
+    """
+    lines = explain.life(subject, trace, finding)
+    if finding.owner:
+        finding = replace(finding, summary=f"{finding.owner}, which a round trip led into: {finding.summary}")
+    if evaluate and finding.deviation is not None:
+        told = explain.shares(Evidence(subject, trace), finding)
+        lines += [told] if told else []
+    return Divergence(
+        subject=subject.name,
+        like=subject.spec.name,
+        check=finding.check,
+        cause=finding.kind,
+        summary=finding.summary,
+        ratio=finding.ratio,
+        trace=trace,
+        life=lines,
+        script=repro.script(subject, trace, finding, twice=twice),
+        found_in=count,
+        owner=finding.owner,
+    )
