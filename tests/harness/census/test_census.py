@@ -8,9 +8,9 @@ import torch
 
 pytest.importorskip("triton")
 
+from stepcheck.fast import RULES
 from stepcheck.fast.cuda import adafactor, kernels, lbfgs, muon, runtime
 from stepcheck.fast.kernels import Layout
-from stepcheck.fast.rules import RULES
 from stepcheck.harness.census import compile as compiling
 from stepcheck.harness.census import facts, flow, launches, model, ptx, sass, tables
 from stepcheck.harness.census.compile import Job, count, count_all
