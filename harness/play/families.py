@@ -17,7 +17,14 @@ import torch
 
 from stepcheck.harness.life.events import Scalar
 from stepcheck.harness.life.trace import Trace
-from stepcheck.harness.play.profiles import MODE_PROFILES, TORCH_CPU, TORCH_PROFILES, counted_profile, fast_profile
+from stepcheck.harness.play.profiles import (
+    COMPILED_WIDE,
+    MODE_PROFILES,
+    TORCH_CPU,
+    TORCH_PROFILES,
+    counted_profile,
+    fast_profile,
+)
 from stepcheck.harness.play.subjects import (
     COMPLEX,
     FLOATING,
@@ -329,13 +336,8 @@ def can_play(subject: Subject, trace: Trace) -> bool:
     )
 
 
-#: Where the compiled code of these rounds to a narrow format is not known: Adafactor reads norms into Python numbers half-way, Muon
-#: multiplies matrices, Rprop writes its factors into a tensor.
-_COMPILED_WIDE = ("Adafactor", "Muon", "Rprop")
-
-
 def _torch_dtypes(spec: Spec, keywords: Mapping[str, bool], mode: str) -> tuple[str, ...]:
-    if mode == "compiled" and spec.name in _COMPILED_WIDE:
+    if mode == "compiled" and spec.name in COMPILED_WIDE:
         return ("float32", "float64")
     # Scalar products of LBFGS leave float16 where its vectors do not, and comparisons of infinities then decide which way it
     # goes: it is not checked there.
