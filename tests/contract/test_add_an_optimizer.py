@@ -1,6 +1,7 @@
 """Whoever does what docs/adding.md says has a new optimizer in every command, though torch.optim has none."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def test_all_are_timed(checkout):
 @pytest.mark.slow
 def test_its_mutants_are_caught(checkout):
     given = ("--seeds", "1", "--mutants", "2", "--steps", "0")
-    status, told = stepcheck(checkout, "power", "Lion", "Rprop", *given)
+    status, told = stepcheck(checkout, "power", "Lion", *given)
     assert status in (0, 1), told  # of one campaign, what may be missed is doubtful
     assert "Lion.source" in told
     assert "other oracles: not asked of Lion, which torch.optim does not have to compare with" in told
@@ -161,5 +162,5 @@ def test_its_kernels_are_counted(checkout):
 def test_its_reference_is_certified(checkout):
     status, told = run(checkout, "-m", "stepcheck.harness.certificate", "--short")
     assert status == 0, told
-    assert "Lion       exp_avg" in told
+    assert re.search("^Lion +exp_avg ", told, re.MULTILINE)
     assert "torch:Lion" not in told
