@@ -11,51 +11,32 @@ What the kernels do not take is stepped by torch's own code; ``optimizer.engine`
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stepcheck.fast.adafactor import Adafactor
-from stepcheck.fast.classes import (
-    ASGD,
-    SGD,
-    Adadelta,
-    Adagrad,
-    Adam,
-    Adamax,
-    AdamW,
-    NAdam,
-    RAdam,
-    RMSprop,
-    Rprop,
-    SparseAdam,
-)
-from stepcheck.fast.engine import Served
-from stepcheck.fast.lbfgs import LBFGS
+from stepcheck.fast.adafactor import Adafactor as Adafactor
+from stepcheck.fast.classes import *  # noqa: F403 - each class that stands there
+from stepcheck.fast.engine import Served as Served
+from stepcheck.fast.lbfgs import LBFGS as LBFGS
+from stepcheck.fast.optimizer import Fast
+from stepcheck.fast.rules import Rule
 
 if hasattr(torch.optim, "Muon"):  # from torch 2.9 on
-    from stepcheck.fast.muon import Muon
+    from stepcheck.fast.muon import Muon as Muon
 
-__all__ = [
-    "ASGD",
-    "LBFGS",
-    "SGD",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "NAdam",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-    "Served",
-    "SparseAdam",
-]
 
-if hasattr(torch.optim, "Muon"):
-    __all__ += ["Muon"]
+def _own() -> dict[str, Any]:
+    """The classes here, by name."""
+    found = ((name, cls) for name, cls in globals().items() if isinstance(cls, type) and issubclass(cls, Fast))
+    return {name: cls for name, cls in sorted(found) if cls.named() == name}
+
+
+#: The rule of each class whose step is one.
+RULES: dict[str, Rule] = {name: cls.rule for name, cls in _own().items() if hasattr(cls, "rule")}
+
+if not TYPE_CHECKING:  # to a type checker all names are public that are imported for others
+    __all__ = [*_own(), "Served"]  # noqa: PLE0604 - they are names
 
 
 def __getattr__(name: str) -> Any:

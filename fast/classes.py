@@ -1,4 +1,7 @@
-"""The classes of ``torch.optim`` whose step is a rule: one line of registration each."""
+"""The classes whose step is a rule: those of ``torch.optim``, and any that it lacks, whose base is ``torch.optim.Optimizer``.
+
+A class that stands here is one of :mod:`stepcheck.fast` by that alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all fast optimizers share: they are the classes of ``torch.optim`` with another step."""
+"""What all fast optimizers share: they are the classes of ``torch.optim`` with another step, or new ones beside them."""
 
 from __future__ import annotations
 
@@ -39,10 +39,12 @@ from stepcheck.fast.sparse import within_kernel
 
 Closure = Callable[[], Any]
 _UNSCALED = Scaling()
+#: Engines that are none of this package.
+_LEFT = ("torch", "none")
 
 
 class Fast(Optimizer):
-    """The part of a fast optimizer that is the same for all; it stands before the class of ``torch.optim``.
+    """The part of a fast optimizer that is the same for all; it stands before the class of ``torch.optim``, or before ``Optimizer`` itself.
 
     Beyond speed it departs from ``torch.optim`` where that is wrong: options are validated in groups as they are in the constructor;
     gradients are looked at before anything is stepped, so that one that is refused leaves all as it was; what is loaded, and the
@@ -66,17 +68,25 @@ class Fast(Optimizer):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if cls._replaces():
-            cls.__init__ = _validated(cls.__init__, cls._torch().__name__)  # type: ignore[method-assign]
+            cls.__init__ = _validated(cls.__init__, cls.named())  # type: ignore[method-assign]
 
     @classmethod
     def _torch(cls) -> type[Optimizer]:
-        """The class of ``torch.optim`` that this one replaces."""
+        """The class of ``torch.optim`` that this one replaces; ``Optimizer`` itself where there is none."""
         return next(c for c in cls.__mro__ if c.__module__.startswith("torch.optim"))
 
     @classmethod
     def _replaces(cls) -> bool:
-        """Whether it is this class that stands for one of ``torch.optim``, and not one that it is derived from."""
-        return any(base.__module__.startswith("torch.optim") for base in cls.__bases__)
+        """Whether it is this class that stands for one of ``torch.optim``, or for what it lacks, and not one that it is derived from."""
+        return cls is not Fast and any(base.__module__.startswith("torch.optim") for base in cls.__bases__)
+
+    @classmethod
+    def named(cls) -> str:
+        """The name of the optimizer that it is, under which its limits are known: that of ``torch.optim``, or its own where there is none."""
+        theirs = cls._torch()
+        if theirs is not Optimizer:
+            return theirs.__name__
+        return next((c.__name__ for c in cls.__mro__ if issubclass(c, Fast) and c._replaces()), "")  # noqa: SLF001 - a part of the class
 
     @classmethod
     def kernels(cls) -> Iterator[Kernel]:
@@ -94,8 +104,8 @@ class Fast(Optimizer):
         """Who steps each group, by its place in ``param_groups``, and why.
 
         ``llvm``: kernels of this package for the CPU; ``triton``: its kernels for CUDA; ``blas``: products and vector operations of
-        torch, arranged by this package; ``torch``: the code of ``torch.optim``, with the reason. Of DTensors, each rank steps what it
-        has, unless the reason says that the whole is gathered.
+        torch, arranged by this package; ``torch``: the code of ``torch.optim``, with the reason; ``none``: what ``torch.optim`` lacks, nobody
+        steps where kernels do not. Of DTensors, each rank steps what it has, unless the reason says that the whole is gathered.
         """
         return tuple(self._served(group) for group in self.param_groups)
 
@@ -112,7 +122,7 @@ class Fast(Optimizer):
         """
         group = dict(param_group)
         given = {k: v for k, v in group.items() if k != "params"}
-        wrong = problem(self._torch().__name__, {**self.defaults, **given})
+        wrong = problem(self.named(), {**self.defaults, **given})
         if wrong:
             raise ValueError(wrong)
         super().add_param_group(group)
@@ -183,7 +193,7 @@ class Fast(Optimizer):
 
     def _check_gradients(self, scaling: Scaling) -> None:
         """Refuse what cannot be taken before anything is stepped."""
-        name = self._torch().__name__
+        name = self.named()
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
             wrong = shard_refusal(p, self.state.get(p, {}), self._numbers, whole=self._whole)
             if wrong:
@@ -211,7 +221,7 @@ class Fast(Optimizer):
 
     def _step_by_torch(self, groups: list[Group], scaling: Scaling) -> None:
         """Step these groups by torch's own code, which finds the gradients unscaled."""
-        if scaling.skips:
+        if scaling.skips or self._torch() is Optimizer:  # of which gradients were refused
             return
         if scaling.grad_scale is not None:
             for p in (p for group in groups for p in group["params"] if p.grad is not None):
@@ -397,8 +407,8 @@ class Planned(Fast):
         """A step that looks at everything first, and remembers what it found if kernels serve all of it."""
         self._check_gradients(scaling)
         served = [(group, self._served(group).engine) for group in self.param_groups]
-        own = [group for group, engine in served if engine != "torch"]
-        left = [group for group, engine in served if engine == "torch"]
+        own = [group for group, engine in served if engine not in _LEFT]
+        left = [group for group, engine in served if engine in _LEFT]
         former, self._plans = self._plans or (), None
         self._recorded += tuple(plan for plan in former if plan.captured)
         plans = [self._plan(own, device, scaling, former) for device in _devices(own)]
@@ -458,7 +468,8 @@ class ByRule(Planned):
     def _served(self, group: Group) -> Served:
         reason = refusal(self.rule, group, self.state, interpreted=self._interpreted)
         devices = {p.device for p in group["params"]}
-        return Served("torch", reason) if reason else Served(engine_of(devices, interpreted=self._interpreted), "")
+        left = "none" if self._torch() is Optimizer else "torch"
+        return Served(left, reason) if reason else Served(engine_of(devices, interpreted=self._interpreted), "")
 
     def _broken(self, p: torch.Tensor, state: State) -> str:  # noqa: ARG002 - whatever the parameter is
         return broken(state, self._numbers, self._always, self._at_times)
@@ -466,14 +477,19 @@ class ByRule(Planned):
     def _check_gradients(self, scaling: Scaling) -> None:
         super()._check_gradients(scaling)
         for group in self.param_groups:
+            engine, why = self._served(group) if self._torch() is Optimizer else ("", "")
+            if engine == "none" and any(p.grad is not None for p in group["params"]):
+                raise RuntimeError(
+                    f"{self.named()}: torch.optim has none, and the kernels do not take this group: {why}; change that"
+                )
             reason = self.rule.dense_alone(group) if self.rule.sparse else ""
             if reason and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
-                raise RuntimeError(f"{self._torch().__name__} takes no sparse gradients with these options: {reason}")
+                raise RuntimeError(f"{self.named()} takes no sparse gradients with these options: {reason}")
             if compensates(group) and any(str(p.dtype).removeprefix("torch.") in NARROW for p in group["params"]):
                 reason = self._served(group).reason
                 if reason:
                     raise RuntimeError(
-                        f"{self._torch().__name__}: torch does not do compensated=True, and the kernels do not take this group: {reason}; change that, or set compensated=False for it"
+                        f"{self.named()}: torch does not do compensated=True, and the kernels do not take this group: {reason}; change that, or set compensated=False for it"
                     )
 
     def _plan(self, groups: list[Group], device: torch.device, scaling: Scaling, former: Sequence[Steps]) -> Plan:

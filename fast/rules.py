@@ -531,9 +531,3 @@ SPARSE_ADAM = Rule(
     sparse="only",
     whole=True,
 )
-
-
-RULES: dict[str, Rule] = {
-    "SGD": SGD, "ASGD": ASGD, "Adadelta": ADADELTA, "Adagrad": ADAGRAD, "Adam": ADAM, "AdamW": ADAM, "Adamax": ADAMAX,
-    "NAdam": NADAM, "RAdam": RADAM, "RMSprop": RMSPROP, "Rprop": RPROP, "SparseAdam": SPARSE_ADAM,
-}  # fmt: skip

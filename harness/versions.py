@@ -15,7 +15,7 @@ from stepcheck.harness.known import evidence
 from stepcheck.harness.known.entry import Entry, shows
 from stepcheck.harness.known.evidence import Played
 from stepcheck.harness.known.ledger import LEDGER
-from stepcheck.harness.play.families import TORCH_MODES, can_play, no_such_class, torch_subject
+from stepcheck.harness.play.families import TORCH, can_play
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.readers import report
 from stepcheck.harness.search.limits import patience
@@ -27,9 +27,9 @@ _SILENCE_SECONDS = 10.0
 
 def play(names: Sequence[str] = ()) -> Played:
     """What each entry shows here, or each of ``names``; of the others, what is known already."""
-    subjects = [torch_subject(name, mode) for name, modes in TORCH_MODES.items() for mode in modes]
+    subjects = TORCH.resolve(TORCH.name)
     here = [s for s in subjects if not s.unsupported]
-    lacks = {name: why for name in TORCH_MODES if (why := no_such_class(name))}
+    lacks = {name: why for name in TORCH.modes if (why := TORCH.lacks(name))}
     unsupported = {_short(s): s.unsupported for s in subjects if s.unsupported and s.spec.name not in lacks}
     known = next((p for p in evidence.versions() if names and p.torch == evidence.installed()), None)
     shows: dict[str, Sequence[str]] = {n: known.shows.get(n, ()) if known and n not in names else [] for n in LEDGER}

@@ -24,7 +24,7 @@ def _specs() -> dict[str, Spec]:
     return {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
 
 
-#: Every optimizer that has a reference, by its name in ``torch.optim``.
+#: Every optimizer that has a reference, by its name; who else has it, ``torch.optim`` or another, is not said here.
 SPECS: dict[str, Spec] = _specs()
 
 __all__ = ["SPECS", "Buffer", "Domain", "Hyper", "Spec"]

@@ -269,22 +269,27 @@ def commands() -> None:
 def list_() -> int:
     """Optimizers, subjects and checks known here."""
     from stepcheck.harness.checking.checks import CHECKS
-    from stepcheck.harness.play.families import TORCH_MODES, torch_subject
+    from stepcheck.harness.play.families import FAST, TORCH
     from stepcheck.reference import SPECS
 
     _console.print("[bold]optimizers[/] (references), and the modes and dtypes of torch.optim that are held to them")
-    for name, modes in TORCH_MODES.items():
-        subjects = [torch_subject(name, mode) for mode in modes]
+    for name, spec in SPECS.items():
+        family = TORCH if name in TORCH.modes else FAST
+        modes = family.modes.get(name, ())[: None if family is TORCH else 1]
+        subjects = [family.subject(name, mode) for mode in modes]
         supported = [s for s in subjects if not s.unsupported]
         shown = [mode if s in supported else f"[dim]({mode})[/]" for s, mode in zip(subjects, modes, strict=True)]
-        _console.print(f"  {name:<11}{' '.join(shown)}")
+        lacking = "" if family is TORCH else "[dim]none in torch.optim[/]"
+        _console.print(f"  {name:<11}{lacking or ' '.join(shown)}")
         dtypes = dict.fromkeys(d for s in supported for d in s.dtypes)
-        told = [d + _except(d, supported, modes) for d in dtypes]
-        sparse = {"": "", "only": "; sparse gradients alone"}.get(SPECS[name].sparse, "; sparse gradients")
+        told = [d + _except(d, supported, modes) for d in dtypes] or ["a class of yours, with --like"]
+        sparse = {"": "", "only": "; sparse gradients alone"}.get(spec.sparse, "; sparse gradients")
         _console.print(f"  {'':<11}[dim]{', '.join(told)}{sparse}[/]")
     _console.print("  A mode in parentheses is unsupported here: stepcheck check says why.", markup=False)
+    without = ", ".join(name for name in SPECS if name not in FAST.modes)
+    has = f"all of them but {without}" if without else "all of them"
     for line in (
-        "  stepcheck.fast has all of them, in the same dtypes: fast:NAME. With compensated=True the elementwise ones are",
+        f"  stepcheck.fast has {has}, in the same dtypes: fast:NAME. With compensated=True the elementwise ones are",
         "  fast:NAME[compensated]. Kernels for CUDA are checked as fast:NAME[triton], run by Triton's interpreter, and as",
         "  fast:NAME[cuda] on a GPU.",
     ):
@@ -481,12 +486,12 @@ def _recorded(
     return Stream.create(folder, command, __version__, environment or report.environment(), seed, settings)
 
 
-def _all_exist(names: Iterable[str]) -> None:
+def _whole_torch() -> None:
     """Refuse what needs a class that this torch lacks: the zoo and the kernels of all optimizers are imported together."""
-    from stepcheck.harness.play.families import no_such_class
+    from stepcheck.harness.play.families import TORCH
     from stepcheck.harness.play.subjects import UsageError
 
-    for why in filter(None, map(no_such_class, names)):
+    for why in filter(None, map(TORCH.lacks, TORCH.modes)):
         raise UsageError(f"{why}; install a later torch")
 
 
@@ -679,7 +684,7 @@ def power(
     """
     from stepcheck.harness.bench import tables
 
-    _all_exist(_specs())
+    _whole_torch()
     from stepcheck.harness.power import tables as found  # these import the whole zoo
     from stepcheck.harness.power.measure import Plan, measure
 
@@ -783,7 +788,7 @@ def bench(
     from stepcheck.harness.bench import rounds as benchmark
     from stepcheck.harness.bench import tables
     from stepcheck.harness.bench.workloads import QUICK, WORKLOADS, takes
-    from stepcheck.harness.play.families import existing
+    from stepcheck.harness.play.families import FAST, TORCH, existing
     from stepcheck.harness.play.subjects import UsageError
 
     if host:
@@ -796,7 +801,10 @@ def bench(
             )
         return _bench_host(names, rounds or (benchmark.QUICK_ROUNDS if quick else benchmark.ROUNDS), json_file, out)
     benchmark.check_device(device)
-    _all_exist(names)
+    for name in (n for n in names if n not in existing()):
+        raise UsageError(
+            f"{TORCH.lacks(name)}{'; install a later torch' if name in TORCH.modes else f', and {FAST.lacks(name)}'}"
+        )
     chosen = names or existing()
     named = workloads or (QUICK if quick else tuple(WORKLOADS))
     for name in names:
@@ -902,7 +910,7 @@ def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | Non
     absent = no_triton()
     if absent:
         raise UsageError(f"census: {absent}; pip install triton (Linux)")
-    _all_exist(_specs())
+    _whole_torch()
     # Triton is imported where it is needed alone.
     from stepcheck.harness.census import tables as counted
 

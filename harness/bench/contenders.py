@@ -16,7 +16,7 @@ from stepcheck.fast.kernels import Layout
 from stepcheck.fast.rules import Rule
 from stepcheck.harness.bench import ceiling, cuda
 from stepcheck.harness.bench.workloads import Problem
-from stepcheck.harness.play.families import TORCH_MODES, torch_subject
+from stepcheck.harness.play.families import TORCH
 
 #: The capturable mode, replayed by a CUDA graph; and the fast class.
 GRAPH, FAST_GRAPH = "graph", "fast graph"
@@ -24,8 +24,6 @@ GRAPH, FAST_GRAPH = "graph", "fast graph"
 TIMED_MODES = ("forloop", "foreach", "fused", "capturable", GRAPH, "compiled")
 _FOR_GRAPHS = ("capturable", GRAPH)
 FAST, CEILING = "fast", "ceiling"
-#: What reads numbers from the device in the middle of a step, which no graph can record.
-_NEVER_CAPTURED = ("LBFGS", "SparseAdam")
 #: What a class keeps for each element, where no rule says: Adafactor of vectors, Muon.
 _USUAL_BUFFERS = 1
 
@@ -75,12 +73,18 @@ def _norm(tensors: Iterable[torch.Tensor]) -> float:
 
 
 def modes(name: str, kind: str, *, compiled: bool, device: str = "cpu") -> tuple[str, ...]:
-    """The modes of ``torch.optim.<name>`` that take a kind of workload; the first is the plain one."""
+    """The modes of ``torch.optim.<name>`` that take a kind of workload, the plain one first; none where torch has no such class."""
     left_out = {*(() if compiled else ("compiled",)), *(() if device == "cuda" else _FOR_GRAPHS)}
-    if name in _NEVER_CAPTURED or kind == "sparse":
+    if not _capturable(kind):
         left_out.add(GRAPH)
-    named = [mode for mode in TIMED_MODES if mode not in left_out and _plain(mode) in TORCH_MODES[name]]
-    return tuple(mode for mode in named if kind != "sparse" or torch_subject(name, mode).sparse)
+    had = TORCH.modes.get(name, ())
+    named = [mode for mode in TIMED_MODES if mode not in left_out and _plain(mode) in had]
+    return tuple(mode for mode in named if kind != "sparse" or TORCH.subject(name, mode).sparse)
+
+
+def _capturable(kind: str) -> bool:
+    """Whether a graph can record a step: with sparse gradients, and a closure, it reads numbers from the device in its middle."""
+    return kind not in ("sparse", "objective")
 
 
 def _plain(mode: str) -> str:
@@ -88,16 +92,15 @@ def _plain(mode: str) -> str:
     return "capturable" if mode == GRAPH else mode
 
 
-def fast_modes(name: str, kind: str, device: str) -> tuple[str, ...]:
+def fast_ways(name: str, kind: str, device: str) -> tuple[str, ...]:
     """The ways in which the fast class, if there is one, takes a kind of workload."""
     if fast_class(name) is None:
         return ()
-    graph = device == "cuda" and name not in _NEVER_CAPTURED and kind != "sparse"
-    return (FAST, FAST_GRAPH) if graph else (FAST,)
+    return (FAST, FAST_GRAPH) if device == "cuda" and _capturable(kind) else (FAST,)
 
 
 def fast_class(name: str) -> Any:
-    """The class of :mod:`stepcheck.fast`, or ``None`` where there is none yet."""
+    """The class of :mod:`stepcheck.fast`, or ``None`` where there is none."""
     return getattr(fast, name, None)
 
 
@@ -138,10 +141,10 @@ def build(name: str, contender: str, options: Mapping[str, Any], problem: Proble
     if contender == FAST:
         optimizer = fast_class(name)(parameters, **options)
     elif contender == FAST_GRAPH:
-        flags = {"capturable": True} if "capturable" in TORCH_MODES[name] else {}
+        flags = {"capturable": True} if "capturable" in TORCH.modes.get(name, ()) else {}
         optimizer = fast_class(name)(parameters, **options, **flags)
     else:
-        subject = torch_subject(name, _plain(contender))
+        subject = TORCH.subject(name, _plain(contender))
         if subject.unsupported and problem.device.type == "cpu":  # it is not said of others
             raise RuntimeError(subject.unsupported)
         known = inspect.signature(getattr(torch.optim, name)).parameters

@@ -29,7 +29,7 @@ from stepcheck.fast.optimizer import ByRule
 from stepcheck.harness.bench.contenders import fast_class
 from stepcheck.harness.bench.rounds import Progress
 from stepcheck.harness.bench.workloads import WORKLOADS, Shape
-from stepcheck.harness.play.families import TORCH_MODES, existing
+from stepcheck.harness.play.families import FAST, TORCH
 from stepcheck.harness.play.subjects import UsageError
 from stepcheck.reference import SPECS
 
@@ -90,7 +90,7 @@ class HostRow:
 
 def takers() -> tuple[str, ...]:
     """The optimizers whose step is a launch for all parameters, whatever their shapes and gradients."""
-    by_rule = (name for name in existing() if issubclass(fast_class(name), ByRule))
+    by_rule = (name for name in FAST.here if issubclass(fast_class(name), ByRule))
     return tuple(name for name in by_rule if SPECS[name].sparse != "only")
 
 
@@ -134,7 +134,7 @@ def measured(name: str, listed: str, shapes: Sequence[Shape], gradients: str, ro
     """One row, on parameters of these shapes with each dimension shrunk to 1."""
     row = HostRow(name, listed, len(shapes), gradients)
     contenders = [(row.fast, _Contender(getattr(interpreted, name), shapes, gradients))]
-    if "fused" in TORCH_MODES[name]:
+    if "fused" in TORCH.modes.get(name, ()):
         contenders.append((row.fused, _Contender(getattr(torch.optim, name), shapes, gradients, fused=True)))
     collecting, threads = gc.isenabled(), torch.get_num_threads()
     gc.disable()

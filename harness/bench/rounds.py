@@ -30,12 +30,12 @@ from stepcheck.harness.bench.contenders import (
     buffers,
     build,
     fast_class,
-    fast_modes,
+    fast_ways,
     layout,
     modes,
 )
-from stepcheck.harness.bench.workloads import Problem, Workload, dense, options, takes
-from stepcheck.harness.play.families import no_cuda
+from stepcheck.harness.bench.workloads import Problem, Workload, dense, kinds, options, takes
+from stepcheck.harness.play.families import no_cuda, no_such_class
 from stepcheck.harness.play.subjects import UsageError
 
 ROUNDS = 15
@@ -268,7 +268,7 @@ def _planned(row: Row, settings: Settings) -> list[str]:
     kind, device = row.workload.kind, settings.device
     named = [*modes(row.optimizer, kind, compiled=settings.compiled, device=device)]
     if fast_class(row.optimizer) is not None:
-        named += [*fast_modes(row.optimizer, kind, device), *([CEILING] if _has_ceiling(row, settings) else [])]
+        named += [*fast_ways(row.optimizer, kind, device), *([CEILING] if _has_ceiling(row, settings) else [])]
     return [name for name in named if name in settings.only] if settings.only else named
 
 
@@ -301,7 +301,7 @@ def _too_large(row: Row, settings: Settings, *, made: bool) -> str:
 
 def _too_slow(row: Row, settings: Settings) -> str:
     """Why a step would take too long, or nothing: judged by one matrix, whose products grow with its elements times its shorter side."""
-    if settings.patient or row.workload.kind != "matrices":
+    if settings.patient or row.workload.kind != "matrices" or no_such_class(row.optimizer):
         return ""
     costs = [math.prod(shape) * min(shape) for shape in row.workload.shapes]
     least = row.workload.shapes[costs.index(min(costs))]
@@ -357,6 +357,8 @@ def _served(row: Row, contender: Contender | None, steps: int) -> str:
         return f"fast: {row.fast.error}"
     row.engine, reason = contender.served
     told = [f"stepped by torch: {reason}"] if row.engine == "torch" else []
+    alone = no_such_class(row.optimizer)
+    told += [f"beside nothing: {alone}"] if alone else []
     told += [
         f"WRONG: after {steps} steps {t.name} is {t.distance:.2g} of torch's way from torch's parameters"
         for t in (row.fast, row.fast_graph)
@@ -454,19 +456,18 @@ class Scaling:
 
 _TENSORS = (100, 200, 400)
 _ELEMENTS = (1 << 18, 1 << 19, 1 << 20)
-#: What Muon does with a matrix does not grow with its elements alone, and LBFGS and SparseAdam have workloads of their own.
-_NO_LINE = ("SparseAdam", "LBFGS")
 
 
 def scalings(names: Sequence[str], settings: Settings, progress: Progress) -> Iterator[Scaling]:
     """The cost of a tensor and of an element, for each optimizer that has such costs."""
-    lined = [n for n in names if n not in _NO_LINE]
+    lined = [n for n in names if {"dense", "matrices"} & set(kinds(n))]
     for done, name in enumerate(lined):
         progress(f"scaling {name}", done, len(lined))
-        shape = (8, 8) if name == "Muon" else (64,)
+        products = "dense" not in kinds(name)
+        shape = (8, 8) if products else (64,)
         per_tensor, note = _slopes(name, [dense(count, *shape) for count in _TENSORS], _TENSORS, settings)
         per_element: dict[str, float] = {}
-        if name != "Muon":
+        if not products:  # what is done with a matrix does not grow with its elements alone
             per_element, _ = _slopes(name, [dense(1, count) for count in _ELEMENTS], _ELEMENTS, settings)
         yield Scaling(name, per_tensor, per_element, note)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from stepcheck.harness.bench.machine import MIB, cache_bytes
+from stepcheck.reference import SPECS
 
 Shape = tuple[int, ...]
 #: What the workload beyond the cache may take, all contenders together.
@@ -203,13 +204,20 @@ WORKLOADS: dict[str, Workload] = {
 #: Those of the short form.
 QUICK = ("100x64", "400x1024", "1M", "embedding-10k", "12x128x128", "quadratic-10k")
 
-_KINDS = {"SparseAdam": ("sparse",), "Muon": ("matrices",), "LBFGS": ("objective",)}
-_SPARSE_TOO = ("SGD", "Adagrad")
+
+def kinds(name: str) -> tuple[str, ...]:
+    """The kinds of workloads that an optimizer is timed on."""
+    spec = SPECS[name]
+    if spec.closure:
+        return ("objective",)
+    if spec.products:
+        return ("matrices",)
+    return {"": ("dense",), "only": ("sparse",)}.get(spec.sparse, ("dense", "sparse"))
 
 
 def takes(name: str, workload: Workload) -> bool:
     """Whether an optimizer is timed on a workload."""
-    return workload.kind in _KINDS.get(name, ("dense", "sparse") if name in _SPARSE_TOO else ("dense",))
+    return workload.kind in kinds(name)
 
 
 def options(name: str, workload: Workload) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from stepcheck.fast import RULES
 from stepcheck.fast.cuda import kernels
 from stepcheck.fast.cuda.runtime import Source
 from stepcheck.fast.kernels import Layout
-from stepcheck.fast.rules import RULES, Rule, always
+from stepcheck.fast.rules import Rule, always
 from stepcheck.harness.census.families import FAMILIES
 from stepcheck.harness.census.model import ANY, PREPARE, Model, of_layout, of_prepare
 

@@ -9,10 +9,9 @@ from unittest import mock
 
 import torch
 
-from stepcheck.fast import interpreted
+from stepcheck.fast import RULES, interpreted
 from stepcheck.fast.cuda import runtime
 from stepcheck.fast.cuda.runtime import Source
-from stepcheck.fast.rules import RULES
 from stepcheck.harness.census.families import FAMILIES
 from stepcheck.harness.census.kernels import kernels_of
 from stepcheck.harness.census.model import PREPARE

@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from stepcheck.fast.rules import RULES
+from stepcheck.fast import RULES
 from stepcheck.harness.census import compile as compiling
 from stepcheck.harness.census import launches, model
 from stepcheck.harness.census.compile import Counts, Job
@@ -18,7 +18,7 @@ from stepcheck.harness.census.families import FAMILIES
 from stepcheck.harness.census.kernels import Kernel, kernels_of
 from stepcheck.harness.census.model import ANY, PREPARE, Model
 from stepcheck.harness.census.occupancy import occupancy
-from stepcheck.reference import SPECS
+from stepcheck.harness.play.families import FAST
 
 ARCHITECTURES = (80, 90, 100)
 #: Bytes per second of memory, by NVIDIA's data sheets: A100 80GB SXM, H100 SXM, H200 SXM; HGX B200, up to 8 TB/s per GPU.
@@ -115,7 +115,7 @@ def take(
 
 def known() -> tuple[str, ...]:
     """The optimizers that have CUDA kernels."""
-    return tuple(name for name in SPECS if name in RULES or name in FAMILIES)
+    return tuple(name for name in FAST.here if name in RULES or name in FAMILIES)
 
 
 # --- Table

@@ -16,7 +16,7 @@ from typing import Any
 
 from stepcheck.harness.census.occupancy import LIMITS
 from stepcheck.harness.cuda_session import work
-from stepcheck.reference import SPECS
+from stepcheck.harness.play.families import FAST
 
 _STEPCHECK = (sys.executable, "-m", "stepcheck")
 _OWN = (sys.executable, "-m", "stepcheck.harness.cuda_session")
@@ -87,7 +87,7 @@ class Place:
     @property
     def subjects(self) -> tuple[str, ...]:
         """Every fast class, as its kernels for CUDA are played here."""
-        return tuple(f"fast:{name}[{'triton' if self.rehearsal else 'cuda'}]" for name in SPECS)
+        return tuple(f"fast:{name}[{'triton' if self.rehearsal else 'cuda'}]" for name in FAST.modes)
 
 
 def tasks(place: Place, which: Callable[[str], str | None] = shutil.which) -> list[Task]:

@@ -16,6 +16,8 @@ from stepcheck.harness.bench import rounds, tables
 from stepcheck.harness.bench.contenders import CEILING, FAST
 from stepcheck.harness.bench.rounds import Row, Settings
 from stepcheck.harness.bench.workloads import WORKLOADS, Workload, dense, takes
+from stepcheck.harness.play.families import FAST as FAST_FAMILY
+from stepcheck.harness.play.families import existing
 from stepcheck.harness.record.stream import Stream
 from stepcheck.reference import SPECS
 
@@ -54,7 +56,7 @@ def kernels(capability: int) -> int:
     from stepcheck.harness.census.compile import Job, run
     from stepcheck.harness.census.kernels import kernels_of
 
-    jobs = {k.source: Job(k.source, capability, k.model.way) for name in SPECS for k in kernels_of(name)}
+    jobs = {k.source: Job(k.source, capability, k.model.way) for name in FAST_FAMILY.here for k in kernels_of(name)}
     failures = 0
     for done, (_, counts) in enumerate(run(jobs), 1):
         if isinstance(counts, str):
@@ -71,7 +73,7 @@ def kernels(capability: int) -> int:
 FIRST = ("AdamW", "Adam", "SGD")
 #: From hundreds of tiny tensors to a model that no cache holds; what says most comes first.
 SIZES = ("gpt2", "100x64", "1M", "resnet50", "400x1024")
-_ELEMENTWISE = tuple(name for name in SPECS if takes(name, WORKLOADS["1M"]))
+_ELEMENTWISE = tuple(name for name in existing() if takes(name, WORKLOADS["1M"]))
 #: What a fast class must beat, and what it cannot.
 _COMPARED = ("foreach", "fused", FAST, CEILING)
 #: Workloads of those that take no dense ones; the first parts do not have them.
@@ -92,7 +94,7 @@ def parts(tiny: bool = False) -> dict[str, tuple[Sequence[str], Sequence[Workloa
     return {
         "first": (FIRST, sizes, _COMPARED),
         "others": ([name for name in _ELEMENTWISE if name not in FIRST], sizes, _COMPARED),
-        "all": ((*FIRST, *(name for name in SPECS if name not in FIRST)), (*others, *sizes, *rest), ()),
+        "all": ((*FIRST, *(name for name in existing() if name not in FIRST)), (*others, *sizes, *rest), ()),
     }
 
 
@@ -127,7 +129,8 @@ def _line(row: Row) -> str:
 
 def exercise(device: str = "cuda") -> int:
     """A few steps of every fast optimizer, over sizes that fill no block, strides, dtypes, new gradients and sparse ones."""
-    for name, spec in SPECS.items():
+    for name in FAST_FAMILY.here:
+        spec = SPECS[name]
         shapes = [(7, 5), (33, 65)] if spec.products else [(1,), (1000, 3), (2049,), (4, 0)]
         for dtype in (torch.float32, torch.bfloat16):
             parameters = [torch.ones(shape, dtype=dtype, device=device) for shape in shapes]

@@ -31,10 +31,9 @@ from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.known.evidence import Played, Span
 from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.page.gravity import GRADES, gravest
-from stepcheck.harness.play.families import MODES, TORCH_MODES
+from stepcheck.harness.play.families import MODES, TORCH
 from stepcheck.harness.search.asking import reproduction
 from stepcheck.harness.search.tell import tell
-from stepcheck.reference import SPECS
 
 SCHEMA = 1
 #: What a check asserts that knows no numbers of a witness: the event alone is enough.
@@ -143,10 +142,10 @@ def build() -> Faults:
 
 def _subjects(played: Sequence[Played]) -> list[tuple[str, str]]:
     """Optimizers and modes that this torch or another one has."""
-    named = {(name, mode) for name, modes in TORCH_MODES.items() for mode in modes}
+    named = {(name, mode) for name, modes in TORCH.modes.items() for mode in modes}
     for p in played:
         for subjects in (p.unsupported, *p.shows.values(), *p.quiet.values()):
-            named |= {parts for parts in map(_parts, subjects) if parts[0] in SPECS}
+            named |= {parts for parts in map(_parts, subjects) if parts[0] in TORCH.modes}
     order = list(MODES)
     return sorted(named, key=lambda s: (s[0].lower(), order.index(s[1]) if s[1] in MODES else len(order), s[1]))
 

@@ -122,7 +122,7 @@ SOURCES = {
     "ledger": Source("entries of the ledger whose own lives were played again", "harness/known/ledger.py"),
     "features": Source("lives that had the feature", "harness/life/features.py"),
     "seconds": Source("seconds of drawing, playing and judging, without shrinking", "harness/search/campaign.py"),
-    "certificate": Source("as the certificate measures it: its docstring has the definitions", "harness/certificate.py"),
+    "certificate": Source("as the certificate measures it: its docstring has the definitions", "harness/certificate/__init__.py"),
 }  # fmt: skip
 
 

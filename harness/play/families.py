@@ -10,14 +10,21 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from stepcheck.harness.life.events import Scalar
 from stepcheck.harness.life.trace import Trace
-from stepcheck.harness.play.profiles import MODE_PROFILES, TORCH_CPU, TORCH_PROFILES, counted_profile, fast_profile
+from stepcheck.harness.play.profiles import (
+    COMPILED_WIDE,
+    MODE_PROFILES,
+    TORCH_CPU,
+    TORCH_PROFILES,
+    counted_profile,
+    fast_profile,
+)
 from stepcheck.harness.play.subjects import (
     COMPLEX,
     FLOATING,
@@ -45,9 +52,76 @@ MODES: dict[str, dict[str, bool]] = {
     "differentiable": {"differentiable": True},
     "compiled": {},
 }
-FAMILIES = ("torch", "fast")
-#: torch.compile leaves their step to the interpreter (sparse tensors, a closure): there is nothing to check.
-_NEVER_COMPILED = ("SparseAdam", "LBFGS")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Whose optimizers are subjects by their names alone.
+
+    What it has is what it says, and nothing follows from there being a reference.
+
+    Attributes:
+        name: as it stands before the colon.
+        tabled: gives the modes of each of its optimizers, that which is meant by none first.
+        lacks: of any name, why it has no optimizer of it under the torch that is installed, or nothing.
+        subject: makes the subject of a name and a mode.
+        order: of all subjects, those of one mode stand together, in this order; empty: those of one optimizer do.
+        all_modes: the name of an optimizer means it in all its modes, and not in the first alone.
+        left_out: modes that are played only where they are asked for by name.
+        told: an optimizer and its modes, in words.
+    """
+
+    name: str
+    tabled: Callable[[], Mapping[str, tuple[str, ...]]]
+    lacks: Callable[[str], str]
+    subject: Callable[[str, str], Subject]
+    order: tuple[str, ...]
+    all_modes: bool
+    left_out: Callable[[], tuple[str, ...]]
+    told: str
+
+    @property
+    def modes(self) -> Mapping[str, tuple[str, ...]]:
+        """Of each of its optimizers, those too that another torch has alone."""
+        return self.tabled()
+
+    @property
+    def here(self) -> tuple[str, ...]:
+        """Its optimizers under the torch that is installed."""
+        return tuple(name for name in self.modes if not self.lacks(name))
+
+    def resolve(self, text: str) -> list[Subject]:
+        """The subjects that its name means, or it and that of an optimizer, or both and a mode.
+
+        Raises:
+            UsageError: it has no such optimizer, or mode.
+        """
+        _, colon, rest = text.partition(":")
+        if not colon:
+            return self._all()
+        if not rest:
+            raise UsageError(f"{text!r}: name an optimizer after the colon (one of {', '.join(self.modes)})")
+        name, bracket, mode = rest.partition("[")
+        spec_of(name)
+        if name not in self.modes:
+            others = [family.name for family in FAMILIES.values() if name in family.modes]
+            told = f", {' and '.join(others)} has" if others else ""
+            raise UsageError(f"{text}: {self.lacks(name)}{told}; --like {name} holds any class to its reference")
+        modes = self.modes[name]
+        if not bracket:
+            return [self.subject(name, mode) for mode in (modes if self.all_modes else modes[:1])]
+        mode = mode.removesuffix("]")
+        if not mode or mode not in modes or not rest.endswith("]"):
+            named = ", ".join(filter(None, modes))
+            raise UsageError(f"{text!r}: {self.told.format(name=name, modes=named)}")
+        return [self.subject(name, mode)]
+
+    def _all(self) -> list[Subject]:
+        left_out = self.left_out()
+        both = [(name, mode) for name, modes in self.modes.items() for mode in modes if mode not in left_out]
+        if self.order:
+            both.sort(key=lambda of: self.order.index(of[1]))
+        return [self.subject(*of) for of in both]
 
 
 def _compiled(cls: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,21 +153,21 @@ def no_such_class(name: str) -> str:
     return f"torch {torch.__version__} has no torch.optim.{name}{since}"
 
 
-def existing() -> tuple[str, ...]:
-    """The optimizers that the torch that is installed has."""
-    return tuple(name for name in SPECS if not no_such_class(name))
-
-
-def _modes(name: str) -> tuple[str, ...]:
+def _modes(spec: Spec) -> tuple[str, ...]:
     """The modes that a class of torch.optim has the keywords for; the first is its plain one."""
-    if no_such_class(name):
+    if no_such_class(spec.name):
         return ("forloop",)
-    keywords = inspect.signature(getattr(torch.optim, name)).parameters
+    keywords = inspect.signature(getattr(torch.optim, spec.name)).parameters
     keyed = (mode for mode in MODES if mode != "forloop" and mode in keywords)
-    return ("forloop", *keyed, *(("compiled",) if name not in _NEVER_COMPILED else ()))
+    # torch.compile leaves a step with sparse tensors, or a closure, to the interpreter: there is nothing to check.
+    left = spec.sparse == "only" or spec.closure
+    return ("forloop", *keyed, *(() if left else ("compiled",)))
 
 
-TORCH_MODES: dict[str, tuple[str, ...]] = {name: _modes(name) for name in SPECS}
+#: What torch.optim has, under this torch or a later one. A reference of anything else says nothing about it.
+TORCH_MODES: dict[str, tuple[str, ...]] = {
+    name: _modes(spec) for name, spec in SPECS.items() if spec.since or not no_such_class(name)
+}
 
 
 @functools.cache
@@ -163,9 +237,21 @@ FAST_MODES = (COMPENSATED, "triton", "cuda")
 _MODE_COST = 4
 
 
-def fast_modes(name: str) -> tuple[str, ...]:
-    """The modes of one of the classes."""
-    return FAST_MODES if SPECS[name].elementwise else tuple(mode for mode in FAST_MODES if mode != COMPENSATED)
+def _no_fast_class(name: str) -> str:
+    from stepcheck import fast  # whose classes nobody needs for one of their own
+
+    lacked = no_such_class(name) if SPECS[name].since else ""  # it would stand in for that
+    return lacked or ("" if name in fast.__all__ else f"stepcheck.fast has no {name}")
+
+
+@functools.cache
+def _fast_modes() -> Mapping[str, tuple[str, ...]]:
+    """What stepcheck.fast has, under this torch or a later one; the first mode, by no name, is that of kernels for the CPU."""
+    had = {name: spec for name, spec in SPECS.items() if spec.since or not _no_fast_class(name)}
+    return {
+        name: ("", *(mode for mode in FAST_MODES if spec.elementwise or mode != COMPENSATED))
+        for name, spec in had.items()
+    }
 
 
 @functools.cache
@@ -181,8 +267,7 @@ def fast_subject(name: str, mode: str = "") -> Subject:
     module = importlib.import_module(f"stepcheck.fast{'.interpreted' if mode == 'triton' else ''}")
     spec, cls = SPECS[name], getattr(module, name, None)
     if cls is None:
-        why = no_such_class(name) or f"stepcheck.fast has no {name}"
-        return _lacking(f"fast:{name}[{mode}]" if mode else f"fast:{name}", spec, why)
+        return _lacking(f"fast:{name}[{mode}]" if mode else f"fast:{name}", spec, _no_fast_class(name))
     cost = 2 if spec.closure or spec.products else 1
     carries = mode == COMPENSATED
     return Subject(
@@ -251,18 +336,43 @@ def can_play(subject: Subject, trace: Trace) -> bool:
     )
 
 
-#: Where the compiled code of these rounds to a narrow format is not known: Adafactor reads norms into Python numbers half-way, Muon
-#: multiplies matrices, Rprop writes its factors into a tensor.
-_COMPILED_WIDE = ("Adafactor", "Muon", "Rprop")
-
-
 def _torch_dtypes(spec: Spec, keywords: Mapping[str, bool], mode: str) -> tuple[str, ...]:
-    if mode == "compiled" and spec.name in _COMPILED_WIDE:
+    if mode == "compiled" and spec.name in COMPILED_WIDE:
         return ("float32", "float64")
     # Scalar products of LBFGS leave float16 where its vectors do not, and comparisons of infinities then decide which way it
     # goes: it is not checked there.
     floating = tuple(d for d in FLOATING if not (spec.closure and d == "float16"))
     return floating + (COMPLEX if spec.complex and "fused" not in keywords else ())
+
+
+TORCH = Family(
+    "torch",
+    lambda: TORCH_MODES,
+    no_such_class,
+    torch_subject,
+    order=(),
+    all_modes=True,
+    left_out=tuple,
+    told="torch.optim.{name} has the modes {modes}",
+)
+FAST = Family(
+    "fast",
+    _fast_modes,
+    _no_fast_class,
+    fast_subject,
+    order=("", *FAST_MODES),
+    all_modes=False,
+    left_out=lambda: ("cuda",) if no_cuda() else (),
+    told="fast:{name} has the modes {modes}, or none, for the CPU",
+)
+#: By the word that names it.
+FAMILIES = {family.name: family for family in (TORCH, FAST)}
+
+
+def existing() -> tuple[str, ...]:
+    """The optimizers that a family has under the torch that is installed."""
+    here = {name for family in FAMILIES.values() for name in family.here}
+    return tuple(name for name in SPECS if name in here)
 
 
 def resolve(text: str, like: str | None = None) -> list[Subject]:
@@ -276,10 +386,8 @@ def resolve(text: str, like: str | None = None) -> list[Subject]:
         UsageError: no such subject.
     """
     family, _, rest = text.partition(":")
-    if family == "torch":
-        return _resolve_torch(text, rest)
-    if family == "fast":
-        return _resolve_fast(text, rest)
+    if family in FAMILIES:
+        return FAMILIES[family].resolve(text)
     if not rest:
         raise UsageError(
             f"unknown subject {text!r}; known: {', '.join(FAMILIES)}, torch:NAME[MODE], or package.module:Class with --like"
@@ -289,37 +397,6 @@ def resolve(text: str, like: str | None = None) -> list[Subject]:
     subject = class_subject(_load(family, rest, text), like, text)
     # Scripts import what was named, which need not be where it was defined.
     return [replace(subject, callee=rest, imports=f"from {family} import {rest.partition('.')[0]}")]
-
-
-def _resolve_torch(text: str, rest: str) -> list[Subject]:
-    if not rest:
-        if text != "torch":
-            raise UsageError(f"{text!r}: name an optimizer after the colon (one of {', '.join(SPECS)})")
-        return [torch_subject(name, mode) for name in SPECS for mode in TORCH_MODES[name]]
-    name, bracket, mode = rest.partition("[")
-    spec_of(name)
-    if not bracket:
-        return [torch_subject(name, mode) for mode in TORCH_MODES[name]]
-    mode = mode.removesuffix("]")
-    if mode not in TORCH_MODES[name] or not rest.endswith("]"):
-        raise UsageError(f"{text!r}: torch.optim.{name} has the modes {', '.join(TORCH_MODES[name])}")
-    return [torch_subject(name, mode)]
-
-
-def _resolve_fast(text: str, rest: str) -> list[Subject]:
-    if not rest:
-        if text != "fast":
-            raise UsageError(f"{text!r}: name an optimizer after the colon (one of {', '.join(SPECS)})")
-        modes = ("", *(mode for mode in FAST_MODES if mode != "cuda" or not no_cuda()))
-        return [fast_subject(name, mode) for mode in modes for name in SPECS if mode in ("", *fast_modes(name))]
-    name, bracket, mode = rest.partition("[")
-    spec_of(name)
-    if not bracket:
-        return [fast_subject(name)]
-    mode = mode.removesuffix("]")
-    if mode not in fast_modes(name) or not rest.endswith("]"):
-        raise UsageError(f"{text!r}: fast:{name} has the modes {', '.join(fast_modes(name))}, or none, for the CPU")
-    return [fast_subject(name, mode)]
 
 
 def _load(module: str, attribute: str, text: str) -> Callable[..., Any]:

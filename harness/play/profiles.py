@@ -232,6 +232,9 @@ TORCH_PROFILES: dict[tuple[str, str], Profile] = {
         for mode in ("forloop", "foreach", "differentiable")
     },
 }  # fmt: skip
+#: Where the compiled code of these rounds to a narrow format is not known: Adafactor reads norms into Python numbers half-way, Muon
+#: multiplies matrices, Rprop writes its factors into a tensor.
+COMPILED_WIDE = ("Adafactor", "Muon", "Rprop")
 ANY_CLASS = Profile(
     reason=(
         "nothing is known of somebody's class but that it computes in the parameter's dtype or a wider one, with hyperparameters as"

@@ -21,6 +21,7 @@ import torch
 
 from stepcheck.harness.play.subjects import UsageError, class_subject
 from stepcheck.harness.power.kill import Kill, first_kill
+from stepcheck.harness.power.optim_db import knows
 from stepcheck.harness.power.oracles import ORACLES, Oracle
 from stepcheck.harness.power.statistics import Interval, caught_within, proportion
 from stepcheck.harness.search.campaign import Campaign
@@ -203,8 +204,8 @@ def measure(
     _warm_up()
     units: list[Unit] = [
         *(("kill", n, plan.seed + s) for n in range(len(faults)) for s in range(plan.seeds)),
-        *(("fault oracle", n, o) for n in range(len(faults)) for o in range(len(ORACLES))),
-        *(("right oracle", n, o) for n in range(len(right)) for o in range(len(ORACLES))),
+        *(("fault oracle", n, o) for n, r in enumerate(faults) if knows(r.fault.like) for o in range(len(ORACLES))),
+        *(("right oracle", n, o) for n, r in enumerate(right) if knows(r.variant.like) for o in range(len(ORACLES))),
         *(("right", n, plan.seed) for n in range(len(right))),
     ]
     had = {_key(row): _outcome(row) for row in known}

@@ -170,6 +170,11 @@ def options(make: Callable[..., Any], like: str) -> list[dict[str, Any]]:
     return copy.deepcopy(found)  # a schedule writes to an lr that is a tensor
 
 
+def knows(like: str) -> bool:
+    """Whether it is an optimizer of ``torch.optim``; of any other, neither the database nor who compares with torch has anything to say."""
+    return like in OPTIONS
+
+
 def schedules(like: str) -> tuple[tuple[Callable[..., Any], ...], ...]:
     """``scheduler_inputs``: each a combination of schedulers, to be called with the optimizer."""
     return _SCHEDULES.get(like, ((_STEPWISE, _BY_LOSS),))

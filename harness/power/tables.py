@@ -14,6 +14,7 @@ from rich.table import Table
 
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.power.measure import FaultRow, Power, RightRow
+from stepcheck.harness.power.optim_db import knows
 from stepcheck.harness.power.oracles import ORACLES
 from stepcheck.harness.power.reasons import reason
 from stepcheck.harness.power.statistics import Interval, proportion, quantile
@@ -93,6 +94,10 @@ def _share(rows: Iterable[FaultRow], oracle: str) -> float:
     return sum(answers) / len(answers) if answers else math.nan
 
 
+def _was_asked(rows: Sequence[FaultRow], oracle: str) -> bool:
+    return not rows or any(oracle in r.answers for r in rows)
+
+
 def kill_matrix(power: Power) -> Table:
     """Which checks say no to which faults: a row for each check, a column for each kind, faults that it ended a campaign of."""
     made = _table("check", *KINDS, "all", "alone")
@@ -161,15 +166,20 @@ def false_alarms(power: Power) -> list[str]:
     for name, rows in groups.items():
         steps, lives = sum(r.steps for r in rows), sum(r.lives for r in rows)
         alarms = sum(len(r.alarms) for r in rows)
+        asked = [r for r in rows if knows(r.variant.like)]
         high = proportion(min(alarms, lives), lives).high if lives else 1.0
         others = [
-            f"{o.name} {sum(bool(r.answers[o.name].why) for r in rows if o.name in r.answers)} of {len(rows)}"
+            f"{o.name} {sum(bool(r.answers[o.name].why) for r in rows if o.name in r.answers)} of {len(asked)}"
             for o in ORACLES
         ]
         lines.append(
             f"false alarms: {alarms} in {steps:,} judged steps ({lives:,} lives) of {len(rows)} {name}; fewer than"
             f" {high:.2g} a life with 95 % confidence. Other oracles: {', '.join(others)}."
         )
+    unasked = dict.fromkeys(r.variant.like for r in power.right if not knows(r.variant.like))
+    lines += [
+        f"other oracles: not asked of {name}, which torch.optim does not have to compare with" for name in unasked
+    ]
     lines += [f"FALSE ALARM: {row.variant.name} ({row.variant.told}), {alarm}" for row, alarm in power.alarms]
     return lines
 
@@ -196,7 +206,9 @@ def to_json(power: Power, version: str) -> dict[str, Any]:
             "cpu_seconds": _quantiles([k.seconds for k in kills if k.caught]),
             "judged_steps": power.steps,
             "false_alarms": len(power.alarms),
-            "other_oracles": {o.name: _share(power.faults, o.name) for o in ORACLES},
+            "other_oracles": {
+                o.name: _share(power.faults, o.name) for o in ORACLES if _was_asked(power.faults, o.name)
+            },
         },
         "faults": [_fault(r, examples) for r in power.faults],
         "slowest": [{"name": r.fault.name, "lives": _mean_lives(r), "reason": reason(r)} for r in slowest_rows(power)],

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from stepcheck import fast
-from stepcheck.fast import interpreted
+from stepcheck.fast import RULES, interpreted
 from stepcheck.fast.cuda import kernels as cuda
 from stepcheck.fast.kernels import Layout
-from stepcheck.fast.rules import RULES
 
 BY_RULE = [name for name in RULES if hasattr(fast, name)]
 DENSE = [name for name in BY_RULE if name != "SparseAdam"]

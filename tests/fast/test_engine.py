@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from stepcheck import fast
-from stepcheck.fast import engine, interpreted, kernels, rules, tensors
+from stepcheck.fast import RULES, engine, interpreted, kernels, rules, tensors
 from stepcheck.fast.engine import walk
-from stepcheck.fast.rules import RULES
 
 
 def byte_offsets(way):

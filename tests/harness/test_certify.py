@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stepcheck.harness import certificate
-from stepcheck.harness.certificate import SHORT, Effort, certify, declared, measure, ulp
+from stepcheck.harness.certificate import __main__ as command
+from stepcheck.harness.certificate import whole
+from stepcheck.harness.certificate.inputs import FULL, SHORT, Effort
+from stepcheck.harness.certificate.references import certify, declared
+from stepcheck.harness.certificate.survey import measure, ulp
 from stepcheck.harness.numbers.formats import BINARY16, BINARY32, BINARY64
 from stepcheck.harness.play.families import resolve
 from stepcheck.reference import SPECS
@@ -23,7 +26,7 @@ SUBJECTS = [s for name in ("SGD[forloop]", "NAdam[forloop]", "Adafactor[foreach]
 @pytest.fixture(scope="module")
 def certified():
     """All references, and three torch subjects."""
-    return certificate.certificate(FEW, seed=0, subjects=SUBJECTS)
+    return whole.certificate(FEW, seed=0, subjects=SUBJECTS)
 
 
 def test_every_reference_is_certified_or_declared(certified):
@@ -68,9 +71,9 @@ def test_a_wrong_reference_exceeds_its_bound(monkeypatch):
 
     wrong = certify(dataclasses.replace(spec, update=coarse), FEW)
     assert max(c.ratio for c in wrong) > 1e6
-    monkeypatch.setattr(certificate, "SPECS", {"SGD": dataclasses.replace(spec, update=coarse)})
-    monkeypatch.setattr(certificate, "resolve", lambda text: [])
-    assert CliRunner().invoke(certificate.main, ["--short"]).exit_code == 1
+    monkeypatch.setattr(whole, "SPECS", {"SGD": dataclasses.replace(spec, update=coarse)})
+    monkeypatch.setattr(whole, "resolve", lambda text: [])
+    assert CliRunner().invoke(command.main, ["--short"]).exit_code == 1
 
 
 def test_what_does_not_run_is_declared_with_its_reason():
@@ -100,7 +103,7 @@ def test_wide_dtypes_are_measured_from_the_truth():
 
 
 def test_unsupported_subjects_are_declared():
-    made = certificate.certificate(FEW, specs=[], subjects=resolve("torch:Rprop[capturable]"))
+    made = whole.certificate(FEW, specs=[], subjects=resolve("torch:Rprop[capturable]"))
     assert made.torch == []
     assert made.declared["torch:Rprop[capturable]"]
 
@@ -128,7 +131,7 @@ def test_ulp_is_the_spacing_of_the_format(number, x, expected):
 def test_json_round_trip_and_determinism(certified):
     written = certified.to_json()
     assert json.loads(json.dumps(written, allow_nan=False)) == written
-    again = certificate.certificate(FEW, seed=0, specs=[SPECS["RAdam"]], subjects=SUBJECTS[:1]).to_json()
+    again = whole.certificate(FEW, seed=0, specs=[SPECS["RAdam"]], subjects=SUBJECTS[:1]).to_json()
     for part, key in (("references", "optimizer"), ("torch", "subject")):
         names = {entry[key] for entry in again[part]}
         assert names
@@ -136,11 +139,12 @@ def test_json_round_trip_and_determinism(certified):
 
 
 def test_command_writes_both_files(monkeypatch, tmp_path):
-    monkeypatch.setattr(certificate, "SPECS", {"SGD": SPECS["SGD"]})
-    monkeypatch.setattr(certificate, "resolve", lambda text: SUBJECTS[:1])
-    monkeypatch.setattr(certificate, "SHORT", FEW)
+    monkeypatch.setattr(whole, "SPECS", {"SGD": SPECS["SGD"]})
+    monkeypatch.setattr(whole, "resolve", lambda text: SUBJECTS[:1])
+    for module in (command, whole):
+        monkeypatch.setattr(module, "SHORT", FEW)
     files = ["--json", str(tmp_path / "c.json"), "--markdown", str(tmp_path / "c.md")]
-    result = CliRunner().invoke(certificate.main, ["--short", *files])
+    result = CliRunner().invoke(command.main, ["--short", *files])
     assert result.exit_code == 0, result.output
     assert "momentum_buffer" in result.output
     data = json.loads((tmp_path / "c.json").read_text())
@@ -152,5 +156,5 @@ def test_command_writes_both_files(monkeypatch, tmp_path):
 
 
 def test_short_form_is_smaller():
-    assert SHORT.traces < certificate.FULL.traces
-    assert SHORT.elements < certificate.FULL.elements
+    assert SHORT.traces < FULL.traces
+    assert SHORT.elements < FULL.elements

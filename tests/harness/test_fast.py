@@ -10,7 +10,7 @@ from stepcheck.fast import interpreted, rules
 from stepcheck.fast.rules import sqrt
 from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.play import resume
-from stepcheck.harness.play.families import fast_modes, fast_subject, no_cuda, resolve
+from stepcheck.harness.play.families import FAST, fast_subject, no_cuda, resolve
 from stepcheck.harness.play.profiles import fast_profile
 from stepcheck.harness.play.subjects import UsageError, class_subject
 from stepcheck.harness.search import campaign
@@ -21,9 +21,9 @@ from stepcheck.reference import SPECS
 
 def test_there_is_one_for_each_reference():
     modes = ["", "[compensated]", "[triton]", *([] if no_cuda() else ["[cuda]"])]
-    expected = [f"fast:{name}{mode}" for mode in modes for name in SPECS if mode[1:-1] in ("", *fast_modes(name))]
+    expected = [f"fast:{name}{mode}" for mode in modes for name in SPECS if mode[1:-1] in FAST.modes[name]]
     assert [s.name for s in resolve("fast")] == expected
-    assert [name for name in SPECS if "compensated" not in fast_modes(name)] == ["Adafactor", "LBFGS", "Muon"]
+    assert [name for name in SPECS if "compensated" not in FAST.modes[name]] == ["Adafactor", "LBFGS", "Muon"]
     assert resolve("fast:Adam") == [fast_subject("Adam")]
     assert resolve("fast:Adam[triton]") == [fast_subject("Adam", "triton")]
     assert resolve("fast:Adam[cuda]") == [fast_subject("Adam", "cuda")]
@@ -44,9 +44,7 @@ def test_what_there_is_not_is_told(text, said):
         resolve(text)
 
 
-@pytest.mark.parametrize(
-    "name, mode", [(name, mode) for name in SPECS for mode in ("", *fast_modes(name)) if mode != "cuda"]
-)
+@pytest.mark.parametrize("name, mode", [(name, mode) for name in SPECS for mode in FAST.modes[name] if mode != "cuda"])
 def test_the_ledger_excuses_none_of_them(name, mode):
     subject = fast_subject(name, mode)
     assert not any(entry.concerns(subject, subject.make) for entry in LEDGER.values())

@@ -26,7 +26,7 @@ PIPELINE = (
 MEASURING = (
     "bench",
     "census",
-    "certificate.py",
+    "certificate",
     "cuda_session",
     "page",
     "power",

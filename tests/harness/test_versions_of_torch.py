@@ -22,7 +22,7 @@ HERE = Version(Version(torch.__version__).base_version)
 def test_a_class_that_this_torch_lacks_is_unsupported_and_says_since_when_there_is_one(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     monkeypatch.delattr(fast, "Muon")
-    assert _modes("Muon") == ("forloop",)
+    assert _modes(SPECS["Muon"]) == ("forloop",)
     for subject in (torch_subject.__wrapped__("Muon", "forloop"), fast_subject.__wrapped__("Muon")):
         why = f"torch {torch.__version__} has no torch.optim.Muon, which came with torch 2.9"
         assert subject.unsupported == why

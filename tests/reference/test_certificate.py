@@ -7,18 +7,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from stepcheck.harness.certificate import (
-    Inputs,
-    bounded,
-    combinations,
-    confront,
-    declared,
-    draw,
-    fields,
-    lives,
-    plain,
-    shapes,
-)
+from stepcheck.harness.certificate.inputs import Inputs, combinations, draw, lives, shapes
+from stepcheck.harness.certificate.references import bounded, confront, declared, fields, plain
 from stepcheck.harness.numbers.comparison import ratios
 from stepcheck.harness.numbers.formats import BINARY32, BINARY64, Arithmetic
 from stepcheck.reference import SPECS

@@ -38,7 +38,7 @@ def test_it_steps_from_the_sum(spec, lost):
 
 @pytest.mark.parametrize("spec", ELEMENTWISE, ids=lambda spec: spec.name)
 def test_fast_has_the_same_buffers(spec):
-    from stepcheck.fast.rules import RULES
+    from stepcheck.fast import RULES
 
     ours = {b.name: b.of.replace("parameter", "p") for b in compensated(spec).buffers if b.of}
     assert RULES[spec.name].carried == ours

@@ -11,7 +11,7 @@ from stepcheck.fast import interpreted, rules
 from stepcheck.fast.cuda import engine, kernels, runtime
 from stepcheck.fast.kernels import Layout
 
-ELEMENTWISE = [name for name in rules.RULES if name != "SparseAdam"]
+ELEMENTWISE = [name for name in fast.RULES if name != "SparseAdam"]
 OPTIONS = {
     "SGD": {"momentum": 0.9, "dampening": 0.1},
     "RMSprop": {"momentum": 0.9, "centered": True},

@@ -1,5 +1,6 @@
 """The benchmark: what it steps, whom it times, what it makes of the times, and what it says."""
 
+import dataclasses
 import importlib.util
 import io
 import itertools
@@ -19,6 +20,7 @@ from stepcheck.harness.bench import ceiling, contenders, machine, tables, worklo
 from stepcheck.harness.bench import rounds as bench
 from stepcheck.harness.bench.rounds import Row, Settings, Timing
 from stepcheck.harness.bench.workloads import WORKLOADS, Workload, dense, takes
+from stepcheck.harness.play.families import TORCH
 from stepcheck.reference import SPECS
 
 TINY = dense(3, 5)
@@ -247,7 +249,8 @@ def test_a_wrong_mode_of_torch_is_not_the_best(monkeypatch):
 
 
 def test_who_cannot_be_built_says_why_and_the_rest_go_on(monkeypatch):
-    monkeypatch.setattr(contenders, "torch_subject", lambda name, mode: (_ for _ in ()).throw(OSError("no disk")))
+    broken = dataclasses.replace(TORCH, subject=lambda name, mode: (_ for _ in ()).throw(OSError("no disk")))
+    monkeypatch.setattr(contenders, "TORCH", broken)
     (row,) = rows(["Adam"], TINY)
     assert [t.error for t in row.torch] == ["OSError: no disk"] * 3
     assert row.fast.seconds

@@ -63,10 +63,10 @@ def test_on_a_gpu_torch_has_the_modes_for_graphs_too():
 
 
 def test_the_fast_class_is_replayed_where_a_graph_can_be_recorded():
-    assert contenders.fast_modes("Adam", "dense", "cuda") == ("fast", "fast graph")
-    assert contenders.fast_modes("Adam", "dense", "cpu") == ("fast",)
-    assert contenders.fast_modes("LBFGS", "objective", "cuda") == ("fast",)
-    assert contenders.fast_modes("SGD", "sparse", "cuda") == ("fast",)
+    assert contenders.fast_ways("Adam", "dense", "cuda") == ("fast", "fast graph")
+    assert contenders.fast_ways("Adam", "dense", "cpu") == ("fast",)
+    assert contenders.fast_ways("LBFGS", "objective", "cuda") == ("fast",)
+    assert contenders.fast_ways("SGD", "sparse", "cuda") == ("fast",)
 
 
 def test_ratios_are_of_like_and_like():

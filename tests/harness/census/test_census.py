@@ -8,16 +8,16 @@ import torch
 
 pytest.importorskip("triton")
 
+from stepcheck.fast import RULES
 from stepcheck.fast.cuda import adafactor, kernels, lbfgs, muon, runtime
 from stepcheck.fast.kernels import Layout
-from stepcheck.fast.rules import RULES
 from stepcheck.harness.census import compile as compiling
 from stepcheck.harness.census import facts, flow, launches, model, ptx, sass, tables
 from stepcheck.harness.census.compile import Job, count, count_all
 from stepcheck.harness.census.kernels import DENSE, SCATTERED, kernels_of
 from stepcheck.harness.census.occupancy import occupancy, resident_warps
-from stepcheck.harness.judging.judge import ratios
 from stepcheck.harness.numbers.bounded import Bounded
+from stepcheck.harness.numbers.comparison import ratios
 from stepcheck.harness.numbers.formats import BINARY32, COUNTERS64, Arithmetic
 from stepcheck.harness.play import profiles, subjects
 from stepcheck.harness.search.campaign import Campaign

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from stepcheck import check_optimizer
+from stepcheck.api import check_optimizer
 from stepcheck.harness.checking.checks import CHECKS, Evidence
 from stepcheck.harness.checking.twins import TWINS
 from stepcheck.harness.life.events import AddGroup, Gradient, Group, Parameter, Reload, Step

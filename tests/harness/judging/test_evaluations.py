@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.judging.evaluations import Evaluation, _Gradient, judge_step
+from stepcheck.harness.judging.evaluations import _Gradient, judge_step
 from stepcheck.harness.judging.judge import judge
 from stepcheck.harness.life.events import Group, Objective, Parameter, Scalar, SetOption, Step
 from stepcheck.harness.life.trace import Trace
@@ -22,6 +22,7 @@ from stepcheck.harness.numbers.comparison import ratios
 from stepcheck.harness.numbers.formats import BFLOAT16, BINARY16, BINARY32, BINARY64, Arithmetic
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
+from stepcheck.harness.play.recording import Evaluation
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.generate import TRACE_BYTES, decoder
 from stepcheck.harness.zoo.lbfgs import RightLBFGS, TakesLastGradient, WithoutScale

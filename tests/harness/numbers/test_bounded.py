@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.judging.judge import ratios
 from stepcheck.harness.judging.prediction import bounded_hyper
 from stepcheck.harness.numbers.audit import terms
 from stepcheck.harness.numbers.bounded import Bounded
+from stepcheck.harness.numbers.comparison import ratios
 from stepcheck.harness.numbers.formats import (
     BFLOAT16,
     BINARY16,

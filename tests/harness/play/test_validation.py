@@ -8,22 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stepcheck.harness.life.events import Group, Parameter, SetOption
+from stepcheck.harness.life.events import PLACES, Group, Parameter, SetOption
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.play.validation import (
-    PLACES,
-    Cell,
-    Outcome,
-    attempt,
-    cells,
-    matrix,
-    parameter_cells,
-    table,
-    told,
-)
-from stepcheck.reference import SPECS, Domain, Hyper, Spec
+from stepcheck.harness.play.validation import Cell, Outcome, attempt, cells, matrix, parameter_cells, table, told
+from stepcheck.reference import SPECS
+from stepcheck.reference.spec import Domain, Hyper, Spec
 
 KINDS = {
     "negative", "zero", "too small", "too large", "nan", "inf", "wrong type", "wrong length", "not an integer", "not a choice",
