@@ -20,19 +20,10 @@ from hypothesis import HealthCheck, Phase, configuration
 from hypothesis.internal.conjecture import providers
 
 from stepcheck.harness.checking import determinism
-from stepcheck.harness.checking.checks import (
-    AFTER,
-    CHECKS,
-    DEVIATES,
-    EXPLAINED_BY,
-    NO_EFFECT,
-    STRIDED,
-    TWIN,
-    Evidence,
-    Finding,
-    place_of,
-    steps_judged,
-)
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.check import steps_judged
+from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY
+from stepcheck.harness.checking.findings import AFTER, DEVIATES, NO_EFFECT, STRIDED, TWIN, Finding, place_of
 from stepcheck.harness.checking.twins import ADDED, FIRST, OTHER, TWINS
 from stepcheck.harness.judging.dialects import Dialects
 from stepcheck.harness.known import ledger

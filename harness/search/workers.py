@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from stepcheck.harness.checking.checks import Finding
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.known import evidence, ledger
 from stepcheck.harness.known.ledger import Entry
 from stepcheck.harness.life.trace import Trace, loads

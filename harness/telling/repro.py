@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from stepcheck.harness.checking import twins
-from stepcheck.harness.checking.checks import NO_EFFECT, TWIN, Finding
+from stepcheck.harness.checking.findings import NO_EFFECT, TWIN, Finding
 from stepcheck.harness.judging import formula
 from stepcheck.harness.judging.evaluations import EVALUATION
 from stepcheck.harness.judging.judge import Deviation

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY, Evidence, Finding
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.judging.judge import Deviation, Judge
 from stepcheck.harness.life.events import (
     Accumulate,
