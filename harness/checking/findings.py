@@ -9,23 +9,7 @@ import numpy as np
 from stepcheck.harness.checking import twins
 from stepcheck.harness.checking.twins import Twin, Unset
 from stepcheck.harness.judging.judge import Deviation
-from stepcheck.harness.life.events import (
-    Accumulate,
-    AddGroup,
-    Fail,
-    Freeze,
-    Hook,
-    Option,
-    Refuse,
-    Reload,
-    Schedule,
-    ScheduleStep,
-    SetOption,
-    Spoil,
-    Step,
-    ZeroGrad,
-    of_every_event,
-)
+from stepcheck.harness.life import events
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import is_complex
 from stepcheck.harness.numbers.formats import BINARY32, FORMATS
@@ -66,7 +50,7 @@ class Finding:
     parameter: int | None = None
     ratio: float | None = None
     deviation: Deviation | None = None
-    option: tuple[int, str, Option] | None = None
+    option: tuple[int, str, events.Option] | None = None
     owner: str = ""
     spoilt: Arrival | None = None
 
@@ -83,7 +67,7 @@ def idle_cause(unset: Unset) -> str:
 
 def place_of(trace: Trace, group: int, option: str) -> str:
     """The cause that an option of a group would have if it had no effect where a life sets it."""
-    later = any(isinstance(e, SetOption) and (e.group, e.option) == (group, option) for e in trace.events)
+    later = any(isinstance(e, events.SetOption) and (e.group, e.option) == (group, option) for e in trace.events)
     return f"{option} {twins.place(group, later=later, at_first=len(trace.groups))}{NO_EFFECT}"
 
 
@@ -102,18 +86,18 @@ def accounted(check: str, cause: str, beginning: str, d: Deviation) -> Finding:
 
 
 #: What goes wrong, where an event does.
-_NAMES = of_every_event({
-    Step: "step()", Accumulate: "a backward pass", ZeroGrad: "zero_grad()", SetOption: "setting an option",
-    Reload: "load_state_dict()", AddGroup: "add_param_group()", Freeze: "freezing a parameter", Hook: "registering a hook",
-    Schedule: "attaching a schedule", ScheduleStep: "a step of the schedule", Fail: "a step that must fail",
-    Refuse: "something invalid", Spoil: "a step with malformed state",
+_NAMES = events.of_every_event({
+    events.Step: "step()", events.Accumulate: "a backward pass", events.ZeroGrad: "zero_grad()", events.SetOption: "setting an option",
+    events.Reload: "load_state_dict()", events.AddGroup: "add_param_group()", events.Freeze: "freezing a parameter", events.Hook: "registering a hook",
+    events.Schedule: "attaching a schedule", events.ScheduleStep: "a step of the schedule", events.Fail: "a step that must fail",
+    events.Refuse: "something invalid", events.Spoil: "a step with malformed state",
 })  # fmt: skip
 
 
 def event_name(trace: Trace, event: int) -> str:
     """Which event goes wrong, or what is done in it that may."""
     what = trace.events[event]
-    if isinstance(what, Reload) and what.way in ("copied", "unpickled"):
+    if isinstance(what, events.Reload) and what.way in ("copied", "unpickled"):
         return "copying the optimizer" if what.way == "copied" else "pickling the optimizer"
     return _NAMES[type(what)]
 
@@ -130,7 +114,7 @@ def strided(trace: Trace, event: int, parameter: int) -> str:
     """Whose memory is not row-major, up to an event; nobody's is an empty string."""
     if trace.parameters[parameter].layout != "contiguous":
         return f"{STRIDED} parameter"
-    assigned = [e.gradients.get(parameter) for e in trace.events[: event + 1] if isinstance(e, Step)]
+    assigned = [e.gradients.get(parameter) for e in trace.events[: event + 1] if isinstance(e, events.Step)]
     if any(g is not None and g.layout != "contiguous" for g in assigned):
         return f"{STRIDED} gradient"
     return ""

@@ -113,6 +113,12 @@ options_hold = _noted(
 )
 
 
+def _setting(writer: Writer) -> Sequence[str]:
+    """What the setting of the process that the cause names is at first: the constructor may change it as well."""
+    cause = writer.finding.cause
+    return [f"before = {settings.EXPRESSIONS[cause]}"] if cause in settings.EXPRESSIONS else []
+
+
 def _called(writer: Writer) -> Sequence[str]:
     event = writer.event
     if isinstance(event, Step) and event.objective is not None:
@@ -125,7 +131,7 @@ def _called(writer: Writer) -> Sequence[str]:
 closure = _noted(
     "closure",
     "Is a closure called with gradients enabled, as often as specified, and its loss returned?",
-    Witness(_called),
+    Witness(_called, first=_setting),
     needs="closures",
 )
 
@@ -251,21 +257,16 @@ random_state = _noted(
 )
 
 
-def _setting(writer: Writer) -> str:
+def _now(writer: Writer) -> str:
     return settings.EXPRESSIONS.get(writer.finding.cause, "str(optimizer.defaults)")
-
-
-def _process_s(writer: Writer) -> bool:
-    """Whether it is a setting of the process, which the constructor may change as well."""
-    return writer.finding.cause in settings.EXPRESSIONS
 
 
 settings_kept = _noted(
     "settings-kept",
     "Are the settings of the process, and the optimizer's own defaults, left as they were?",
     Witness(
-        lambda w: [f"assert before == {_setting(w)}, (before, {_setting(w)})"],
-        lambda w: [] if _process_s(w) else [f"before = {_setting(w)}"],
-        first=lambda w: [f"before = {_setting(w)}"] if _process_s(w) else [],
+        lambda w: [f"assert before == {_now(w)}, (before, {_now(w)})"],
+        lambda w: [] if _setting(w) else [f"before = {_now(w)}"],
+        first=_setting,
     ),
 )
