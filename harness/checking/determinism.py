@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from stepcheck.harness.checking.checks import Finding
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.life.memory import Raw, identical
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.player import Player

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepcheck.harness.checking.checks import CHECKS, Evidence, Finding
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.known import evidence as versions
 from stepcheck.harness.known.seen import Seen
 from stepcheck.harness.play.families import resolve

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepcheck.harness.checking.checks import Evidence, Finding
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.known import around, compiled, fused, gradients, invalid, lbfgs, numerics, sgd, state
 from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.known.seen import Seen

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from stepcheck.harness.checking.checks import Evidence, Finding
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.life.events import Accumulate, Event, Gradient, Parameter, Reload, SetOption, Step, plain
 from stepcheck.harness.life.memory import SparseRaw, strides
 from stepcheck.harness.life.trace import Trace

@@ -25,7 +25,7 @@ from typing import Any
 from packaging.version import Version
 
 from stepcheck import __version__
-from stepcheck.harness.checking.checks import Finding
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.known import evidence
 from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.known.evidence import Played, Span

@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from stepcheck.harness.checking import determinism
-from stepcheck.harness.checking.checks import CHECKS, Evidence, Finding
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.known import ledger
 from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.life.events import AddGroup

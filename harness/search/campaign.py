@@ -9,7 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from stepcheck.harness.checking import determinism
-from stepcheck.harness.checking.checks import CHECKS, STRIDED, Evidence, Finding, steps_judged
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.check import steps_judged
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.checking.findings import STRIDED, Finding
 from stepcheck.harness.checking.twins import TWINS
 from stepcheck.harness.judging.dialects import Dialects
 from stepcheck.harness.known import ledger

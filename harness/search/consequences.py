@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY, Evidence
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY
 from stepcheck.harness.checking.twins import without
 from stepcheck.harness.life.events import STAYS, AddGroup, Event, Fail, Reload, Schedule, ScheduleStep, SetOption, Step
 from stepcheck.harness.life.schedules import SCHEDULED

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepcheck.harness.checking import determinism
-from stepcheck.harness.checking.checks import CHECKS, Evidence, Finding
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.known import ledger
 from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.play.signature import REFUSALS

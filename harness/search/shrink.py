@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from stepcheck.harness.checking.checks import Finding
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.life.events import (
     AddGroup,
     Event,

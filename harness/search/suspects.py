@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from stepcheck.harness.checking import determinism
-from stepcheck.harness.checking.checks import (
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.findings import (
     AFTER,
     CHECKS,
     DEVIATES,
@@ -14,7 +15,6 @@ from stepcheck.harness.checking.checks import (
     NO_EFFECT,
     STRIDED,
     TWIN,
-    Evidence,
     Finding,
     place_of,
 )

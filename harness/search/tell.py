@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stepcheck.harness.checking.checks import Evidence, Finding
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.record.verdict import Divergence

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from stepcheck.harness.checking.checks import Finding
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.known import entry as entries
 from stepcheck.harness.known import evidence
 from stepcheck.harness.known.entry import Entry

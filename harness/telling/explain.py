@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from stepcheck.harness.checking.checks import Evidence, Finding
-from stepcheck.harness.life.events import (
-    Accumulate,
-    AddGroup,
-    Event,
-    Fail,
-    Freeze,
-    Gradient,
-    Group,
-    Hook,
-    Option,
-    Parameter,
-    Refuse,
-    Reload,
-    Scalar,
-    Schedule,
-    ScheduleStep,
-    SetOption,
-    Spoil,
-    Step,
-    ZeroGrad,
-)
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.findings import Finding
+from stepcheck.harness.life import events
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.numbers.audit import GIVEN
@@ -98,22 +80,22 @@ def _cast(trace: Trace) -> str:
     return ". ".join(groups) + "."
 
 
-def _group(g: Group, trace: Trace) -> str:
+def _group(g: events.Group, trace: Trace) -> str:
     members = "; ".join(_parameter(trace.parameters[i], i, len(trace.parameters)) for i in g.parameters)
     return f"{options(g.options) or 'default options'}): {members}"
 
 
-def options(given: Mapping[str, Option]) -> str:
+def options(given: Mapping[str, events.Option]) -> str:
     """Options as they are written in a call."""
     return ", ".join(f"{k}={option(v)}" for k, v in given.items())
 
 
-def option(value: Option) -> str:
+def option(value: events.Option) -> str:
     """One of them."""
-    return f"torch.tensor({value.value!r})" if isinstance(value, Scalar) else repr(value)
+    return f"torch.tensor({value.value!r})" if isinstance(value, events.Scalar) else repr(value)
 
 
-def _parameter(p: Parameter, index: int, of: int) -> str:
+def _parameter(p: events.Parameter, index: int, of: int) -> str:
     shape = f"of size {'x'.join(map(str, p.shape))}" if p.shape else "of no dimension"
     layout = "" if p.layout == "contiguous" else f", {_LAYOUTS[p.layout]}"
     layout = layout if p.within is None else f", in the gaps of p{p.within}"
@@ -121,7 +103,7 @@ def _parameter(p: Parameter, index: int, of: int) -> str:
     return f"{name} {p.dtype} parameter {shape}{layout}, {_values(p.values)}"
 
 
-def _named(g: Gradient) -> str:
+def _named(g: events.Gradient) -> str:
     if g.sparse is None:
         return ""
     entries, kind = g.sparse.entries, "coalesced" if g.sparse.coalesced else "uncoalesced"
@@ -173,43 +155,18 @@ _FAILURES = {
 }  # fmt: skip
 
 
-def _event(event: Event, trace: Trace, subject: Subject) -> str:
-    if isinstance(event, Step):
-        return _step(event, trace)
-    if isinstance(event, Accumulate):
-        return "a second backward pass that adds " + _gradients(event.gradients, trace)
-    if isinstance(event, ZeroGrad):
-        return f"zero_grad(set_to_none={event.set_to_none})"
-    if isinstance(event, SetOption):
-        return f"{event.option} of group {event.group} set to {option(event.value)}"
-    if isinstance(event, Reload):
-        playing = sibling(subject, event.into, trace)
-        into = f", into {playing.mode}" if playing is not subject else ""
-        return _WAYS[event.way] + into + _DICTIONARIES[event.dictionary] + _FORMS[event.form]
-    if isinstance(event, AddGroup):
-        return f"add_param_group ({_group(event.group, trace)}"
-    if isinstance(event, Freeze):
-        return f"requires_grad_({not event.frozen}) of p{event.parameter}"
-    if isinstance(event, Hook):
-        return f"a {event.kind} hook registered"
-    if isinstance(event, Schedule):
-        return f"a {event.kind} attached"
-    if isinstance(event, ScheduleStep):
-        return "a step of the schedule"
-    if isinstance(event, Fail):
-        return _FAILURES[event.kind].format(event.parameter)
-    if isinstance(event, Spoil):
-        return _spoil(event, trace)
-    assert isinstance(event, Refuse)
-    return f"{event.option}={option(event.value)} ({event.kind}) tried in {event.place}"
+def _reload(event: events.Reload, trace: Trace, subject: Subject) -> str:
+    playing = sibling(subject, event.into, trace)
+    into = f", into {playing.mode}" if playing is not subject else ""
+    return _WAYS[event.way] + into + _DICTIONARIES[event.dictionary] + _FORMS[event.form]
 
 
-def _spoil(event: Spoil, trace: Trace) -> str:
+def _spoil(event: events.Spoil, trace: Trace, _: Subject) -> str:
     of = f" of p{event.parameter}" if len(trace.parameters) > 1 else ""
     return f"two steps, then a tensor of the state{of} that is {event.how}, {event.way}, and two more steps"
 
 
-def _step(event: Step, trace: Trace) -> str:
+def _step(event: events.Step, trace: Trace, _: Subject) -> str:
     if event.objective is not None:
         o = event.objective
         scale = "" if o.scale == 1 else f" times {o.scale:g}"
@@ -219,7 +176,7 @@ def _step(event: Step, trace: Trace) -> str:
     return f"step {manner}{', ' if manner else ''}with " + _gradients(event.gradients, trace)
 
 
-def _gradients(gradients: Mapping[int, Gradient | None], trace: Trace) -> str:
+def _gradients(gradients: Mapping[int, events.Gradient | None], trace: Trace) -> str:
     told = []
     for i in range(len(trace.parameters)):
         name = "gradient" if len(trace.parameters) == 1 else f"gradient of p{i}"
@@ -235,3 +192,26 @@ def _gradients(gradients: Mapping[int, Gradient | None], trace: Trace) -> str:
     if len(told) > 4:
         told = [*told[:3], f"{len(told) - 3} more gradients"]
     return ", ".join(told)
+
+
+_Told = Callable[[Any, Trace, Subject], str]
+#: Each kind of event in words.
+_EVENTS: Mapping[type[events.Event], _Told] = events.of_every_event({
+    events.Step: _step,
+    events.Accumulate: lambda e, trace, _: "a second backward pass that adds " + _gradients(e.gradients, trace),
+    events.ZeroGrad: lambda e, *_: f"zero_grad(set_to_none={e.set_to_none})",
+    events.SetOption: lambda e, *_: f"{e.option} of group {e.group} set to {option(e.value)}",
+    events.Reload: _reload,
+    events.AddGroup: lambda e, trace, _: f"add_param_group ({_group(e.group, trace)}",
+    events.Freeze: lambda e, *_: f"requires_grad_({not e.frozen}) of p{e.parameter}",
+    events.Hook: lambda e, *_: f"a {e.kind} hook registered",
+    events.Schedule: lambda e, *_: f"a {e.kind} attached",
+    events.ScheduleStep: lambda *_: "a step of the schedule",
+    events.Fail: lambda e, *_: _FAILURES[e.kind].format(e.parameter),
+    events.Refuse: lambda e, *_: f"{e.option}={option(e.value)} ({e.kind}) tried in {e.place}",
+    events.Spoil: _spoil,
+})  # fmt: skip
+
+
+def _event(event: events.Event, trace: Trace, subject: Subject) -> str:
+    return _EVENTS[type(event)](event, trace, subject)

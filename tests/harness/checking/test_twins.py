@@ -5,8 +5,9 @@ import random
 import pytest
 import torch
 
-from stepcheck.api import check_optimizer
-from stepcheck.harness.checking.checks import CHECKS, Evidence
+from stepcheck import check_optimizer
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.checking.twins import TWINS
 from stepcheck.harness.life.events import AddGroup, Gradient, Group, Parameter, Reload, Step
 from stepcheck.harness.life.trace import Trace

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.checking.checks import EXPLAINED_BY, Evidence
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import EXPLAINED_BY
 from stepcheck.harness.judging import formula
 from stepcheck.harness.life.events import Gradient, Group, Parameter, Sparse, Step
 from stepcheck.harness.life.trace import Trace

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from stepcheck import cli
-from stepcheck.harness.checking.checks import Evidence, Finding
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.known import ledger
 from stepcheck.harness.known.entry import Entry

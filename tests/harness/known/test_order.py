@@ -4,7 +4,8 @@ import math
 from pathlib import Path
 
 from stepcheck.harness import known
-from stepcheck.harness.checking.checks import Evidence, Finding
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.known import ledger
 from stepcheck.harness.known.ledger import KINDS, LEDGER, explanation

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepcheck.harness.checking.checks import Finding
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.life import memory
 from stepcheck.harness.life.events import Gradient, Group, Objective, Parameter, Scalar, Sparse, Step
 from stepcheck.harness.life.memory import Allocation, SparseAllocation

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from stepcheck.harness.checking.checks import CHECKS, Evidence
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.known import ledger
 from stepcheck.harness.life.events import SPOILING_WAYS, SPOILINGS, Gradient, Group, Parameter, Reload, Spoil, Step
 from stepcheck.harness.life.memory import GUARD

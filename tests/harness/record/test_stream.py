@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from stepcheck import cli
-from stepcheck.harness.checking.checks import Evidence
+from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.judging.judgement import Judgement
 from stepcheck.harness.life.events import AddGroup, Gradient, Group, Parameter, Reload, Scalar, Sparse, Step
 from stepcheck.harness.life.features import features

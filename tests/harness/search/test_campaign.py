@@ -280,13 +280,14 @@ def test_a_dtype_that_a_subject_does_not_take_is_unsupported():
 
 
 def test_an_error_of_the_harness_is_unknown_and_never_green(monkeypatch):
-    from stepcheck.harness.checking import checks
+    from stepcheck.harness.checking.check import Check
+    from stepcheck.harness.checking.checks import CHECKS
 
     def broken(evidence):
         raise ZeroDivisionError("harness")
         yield
 
-    monkeypatch.setitem(checks.CHECKS, "agreement", checks.Check("agreement", "", lambda e: 1, broken))
+    monkeypatch.setitem(CHECKS, "agreement", Check("agreement", "", lambda e: 1, broken))
     result = campaign(SGD, examples=5)
     assert result.verdict == "unknown"
     assert "ZeroDivisionError" in result.error

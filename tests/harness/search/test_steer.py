@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from stepcheck.harness.checking.checks import CHECKS, Evidence
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.life.events import Gradient, Group, Parameter, Reload, Sparse, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from stepcheck.harness.checking.checks import place_of
+from stepcheck.harness.checking.findings import place_of
 from stepcheck.harness.life.events import Gradient, Group, Parameter, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values

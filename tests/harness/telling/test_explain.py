@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from stepcheck.harness.checking.checks import Evidence, Finding, told_apart
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.findings import Finding, told_apart
 from stepcheck.harness.life.events import Gradient, Group, Parameter, Reload, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values

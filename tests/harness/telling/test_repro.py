@@ -13,10 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY, Evidence, Finding
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.check import Check
+from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY
+from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.judging.judge import Judge
 from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.life.events import (
+    FAILURES,
     Accumulate,
     AddGroup,
     Fail,
@@ -332,6 +336,7 @@ TOLD = {
     "stepped all the same": (wrong.StepsAnyway, "failed-step", (GO, Fail("closure")), {}),
     "moved before the hook": (wrong.DecaysBeforeHook, "failed-step", (GO, Fail("hook")), {}),
     "error swallowed": (wrong.SwallowsErrors, "failed-step", (Fail("closure"),), {}),
+    "gradients gone": (wrong.ClearsOnError, "failed-step", (GO, Fail("closure")), {}),
     "hook not run": (wrong.BypassesHooks, "failed-step", (Fail("hook"),), {}),
     "infinity not skipped": (wrong.IgnoresFoundInf, "skipped-step", (GO, Step({0: INFINITE}, scaling="step")), {}),
     "caller's dictionary": (wrong.MarksDictionary, "dicts-unchanged", (GO, Reload()), {"momentum": 0.5}),
@@ -401,6 +406,40 @@ def test_script_of_each_finding_of_a_life_fails_for_the_wrong_and_not_for_the_ri
     right_one = run_here(script.replace(".zoo.life", ".zoo.sgd").replace(finding_class(script), "RightSGD"))
     assert wrong_one.startswith("AssertionError"), script
     assert bool(right_one) == (kind in OF_TORCH), right_one
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_script_of_gradients_that_a_failing_step_must_leave_passes_on_a_right_class(kind):
+    unfit = Gradient(Values("extremes", 3))  # not a number is the same before and after
+    script = told(life(Step({0: unfit}), Fail(kind)), check="failed-step", cause="gradient", event=1)
+    assert run_here(script) == "", script
+    before, _, after = script.rpartition("after = ")
+    assert run_here(f"{before}params[0].grad = None\nafter = {after}").startswith("AssertionError")
+
+
+def test_script_of_a_check_without_a_witness_fails_and_says_why(monkeypatch):
+    monkeypatch.setitem(CHECKS, "mine", Check("mine", "Is it mine?", lambda e: 1, lambda e: iter(())))
+    script = told(life(Step({0: ONE})), check="mine", cause="it is not")
+    assert run_here(script) == "AssertionError: no assertion belongs to the check mine: give it a witness"
+    assert repro.run(script).startswith("This script shows nothing: no assertion belongs to the check mine")
+
+
+def test_every_check_has_a_witness_or_compares_with_the_reference():
+    assert {name for name, check in CHECKS.items() if check.witness is None} <= set(EXPLAINED_BY)
+
+
+def test_script_remembers_what_stood_before_the_construction():
+    script = told(life(Step({0: ONE})), check="random-state", cause="random state", event=None)
+    assert run_here(script) == "", script
+    drawing = script.replace("optimizer = ", "torch.rand(1); optimizer = ")
+    assert run_here(drawing).startswith("AssertionError")
+
+
+def test_script_counts_the_groups():
+    trace = Trace("SGD", (VECTOR, VECTOR), (Group((0,)),), (AddGroup(Group((1,))), Step({0: ONE})))
+    script = told(trace, check="options-hold", cause="groups", event=1)
+    assert run_here(script) == "", script
+    assert run_here(script.replace("optimizer.add_param_group(group)", "")) == "AssertionError: 1"
 
 
 def finding_class(script):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from stepcheck import check_optimizer
-from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY, Evidence
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY
 from stepcheck.harness.life.events import WAYS, AddGroup, Fail, Gradient, Group, Hook, Parameter, Reload, Step, ZeroGrad
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
