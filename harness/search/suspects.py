@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 from stepcheck.harness.checking import determinism
 from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY
 from stepcheck.harness.checking.findings import (
     AFTER,
-    CHECKS,
     DEVIATES,
-    EXPLAINED_BY,
     NO_EFFECT,
     STRIDED,
     TWIN,
