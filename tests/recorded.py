@@ -24,7 +24,7 @@ def result(subject="torch:Adam[foreach]", like="Adam", **more):
     tallies = {
         c: Tally(c, planned=200, ran=190, looked=1000, worst_ratio=0.5 if c == "agreement" else None) for c in CHECKS
     }
-    about = {"traces": 200, "lives": 900, "steps": 1500, "elements": 40_000, "worst": {"parameter": 0.5}}
+    about = {"traces": 200, "calls": 900, "steps": 1500, "elements": 40_000, "worst": {"parameter": 0.5}}
     fields = {"parameter": (40_000, 3)}
     ratios = {"parameter": {"float32": [9, *[100] * 10, *[0] * 11]}}
     return Result(
