@@ -21,7 +21,7 @@ from mkdocs.structure.pages import Page
 
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.known.ledger import LEDGER, Entry
-from stepcheck.harness.life import events, trace, values
+from stepcheck.harness.life import events, fields, trace, values
 from stepcheck.harness.page import faults as known_faults
 from stepcheck.harness.page import versions
 from stepcheck.harness.play.profiles import ANY_CLASS, TORCH_CPU
@@ -91,6 +91,7 @@ def facts() -> Mapping[str, Any]:
         "specs": SPECS,
         "text": cell,
         "events": events,
+        "fields": fields,
         "trace": trace,
         "values": values,
     }

@@ -20,7 +20,8 @@ import torch
 from stepcheck.harness.checking.checks import Finding
 from stepcheck.harness.known import evidence, ledger
 from stepcheck.harness.known.ledger import Entry
-from stepcheck.harness.life.trace import Trace, loads
+from stepcheck.harness.life.reading import loads
+from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.record.stream import Recorder, Stream
