@@ -72,7 +72,7 @@ from stepcheck.harness.record import store
 from stepcheck.harness.record.stream import Stream
 from stepcheck.harness.record.verdict import Life
 from stepcheck.harness.search.campaign import Campaign, Settings
-from stepcheck.harness.search.generate import candidates
+from stepcheck.harness.search.options import candidates
 from stepcheck.reference import SPECS
 from stepcheck.reference.spec import PARAMETER, Hyper, HyperValues, Spec
 
