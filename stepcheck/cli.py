@@ -222,7 +222,7 @@ def _run(out: Output) -> int:
 
 def _bad_usage() -> tuple[type[Exception], ...]:
     """What is told in one line; looked up when something was raised."""
-    from stepcheck.harness.life.trace import TraceError
+    from stepcheck.harness.life.reading import TraceError
     from stepcheck.harness.play.subjects import UsageError
 
     return UsageError, TraceError

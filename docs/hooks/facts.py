@@ -23,7 +23,7 @@ from mkdocs.structure.pages import Page
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.known.ledger import LEDGER
-from stepcheck.harness.life import events, trace, values
+from stepcheck.harness.life import events, fields, trace, values
 from stepcheck.harness.page import faults as known_faults
 from stepcheck.harness.page import versions
 from stepcheck.harness.play.profiles import ANY_CLASS, TORCH_CPU
@@ -93,6 +93,7 @@ def facts() -> Mapping[str, Any]:
         "specs": SPECS,
         "text": cell,
         "events": events,
+        "fields": fields,
         "trace": trace,
         "values": values,
     }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stepcheck.harness.search.generate import candidates
+from stepcheck.harness.search.options import candidates
 from stepcheck.reference.spec import Hyper, HyperValues, Spec
 
 Array = npt.NDArray[np.float64]

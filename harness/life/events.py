@@ -6,9 +6,22 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Annotated, TypeVar, get_args
 
-from stepcheck.harness.life.values import Array, Values, in_reals
+from stepcheck.harness.life.fields import (
+    FIRST,
+    LATER,
+    MAX_DIMENSIONS,
+    MAX_ELEMENTS,
+    MAX_OPTIONS,
+    MAX_PARAMETERS,
+    OF_A_PARAMETER,
+    SPREAD,
+    AtMost,
+    OneOf,
+    Within,
+)
+from stepcheck.harness.life.values import DTYPES, Array, Values, in_reals
 from stepcheck.reference.spec import Value
 
 T = TypeVar("T")
@@ -76,11 +89,11 @@ class Parameter:
         within: an earlier parameter of the same shape and dtype, both of them ``sliced``, whose gaps this one's elements fill.
     """
 
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-    layout: str = "contiguous"
+    shape: Annotated[tuple[int, ...], AtMost(MAX_DIMENSIONS), Within(0, MAX_ELEMENTS)]
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
+    layout: Annotated[str, OneOf(LAYOUTS)] = "contiguous"
     values: Values = Values()
-    within: int | None = None
+    within: Annotated[int | None, Within(0, MAX_PARAMETERS), LATER] = None
 
     @property
     def numel(self) -> int:
@@ -91,7 +104,7 @@ class Parameter:
 class Group:
     """Some parameters, by index, and the options given for them; an option not given keeps its default."""
 
-    parameters: tuple[int, ...]
+    parameters: Annotated[tuple[int, ...], AtMost(MAX_PARAMETERS), OF_A_PARAMETER]
     options: Mapping[str, Option] = field(default_factory=dict)
 
 
@@ -104,8 +117,8 @@ class Sparse:
         coalesced: the tensor says that its entries are sorted and none is named twice.
     """
 
-    entries: tuple[int, ...]
-    dimensions: int = 1
+    entries: Annotated[tuple[int, ...], AtMost(MAX_ELEMENTS), Within(0, MAX_ELEMENTS)]
+    dimensions: Annotated[int, Within(1, MAX_DIMENSIONS)] = 1
     coalesced: bool = False
 
     def problem(self, shape: tuple[int, ...]) -> str | None:
@@ -136,9 +149,9 @@ class Gradient:
     """A gradient of its parameter's shape and dtype: dense, or sparse where it names entries; ``negated``, minus the values."""
 
     values: Values = Values()
-    layout: str = "contiguous"
-    sparse: Sparse | None = None
-    negated: bool = False
+    layout: Annotated[str, OneOf(GRADIENT_LAYOUTS), FIRST] = "contiguous"
+    sparse: Annotated[Sparse | None, LATER] = None
+    negated: Annotated[bool, LATER] = False
 
     def realise(self, shape: tuple[int, ...], dtype: str) -> Array:
         """Its real numbers: of a sparse gradient, those of the entries that it names."""
@@ -149,20 +162,8 @@ class Gradient:
 
 #: Functions of a parameter's distance from a centre; ``stepcheck.harness.life.objectives`` says what each is.
 OBJECTIVES = (
-    "quadratic",
-    "quartic",
-    "rosenbrock",
-    "saddle",
-    "linear",
-    "cliff",
-    "log",
-    "flat",
-    "ripples",
-    "saw",
-    "edges",
-    "kink",
-    "waves",
-)
+    "quadratic", "quartic", "rosenbrock", "saddle", "linear", "cliff", "log", "flat", "ripples", "saw", "edges", "kink", "waves",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -175,10 +176,10 @@ class Objective:
         set_to_none: as of :class:`ZeroGrad`: how the closure clears the gradients before it evaluates them anew.
     """
 
-    kind: str = "quadratic"
+    kind: Annotated[str, OneOf(OBJECTIVES)] = "quadratic"
     centre: Values = Values()
     scale: float = 1.0
-    set_to_none: bool = True
+    set_to_none: Annotated[bool, LATER] = True
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,9 @@ class Step:
     """
 
     gradients: Mapping[int, Gradient | None] = field(default_factory=dict)
-    objective: Objective | None = None
-    closure: str = ""
-    scaling: str = ""
+    objective: Annotated[Objective | None, LATER] = None
+    closure: Annotated[str, OneOf(("", *CLOSURES)), LATER] = ""
+    scaling: Annotated[str, OneOf(("", *SCALINGS)), LATER] = ""
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ class ZeroGrad:
 class SetOption:
     """``optimizer.param_groups[group][option] = value``, as a learning rate schedule does."""
 
-    group: int
+    group: Annotated[int, Within(0, MAX_PARAMETERS)]
     option: str
     value: Option
 
@@ -233,24 +234,24 @@ class Reload:
         into: the implementation of the new optimizer, counted from the subject's own (see ``subjects.sibling``).
     """
 
-    way: str = "memory"
-    dictionary: str = "same"
-    form: str = "list"
-    into: int = 0
+    way: Annotated[str, OneOf(WAYS), LATER] = "memory"
+    dictionary: Annotated[str, OneOf(DICTIONARIES), LATER] = "same"
+    form: Annotated[str, OneOf(FORMS), LATER] = "list"
+    into: Annotated[int, Within(0, MAX_OPTIONS), LATER] = 0
 
 
 @dataclass(frozen=True)
 class AddGroup:
     """``optimizer.add_param_group(...)``, with parameters that stand in no group before."""
 
-    group: Group
+    group: Annotated[Group, SPREAD]
 
 
 @dataclass(frozen=True)
 class Freeze:
     """``parameter.requires_grad_(not frozen)``; what decides whether it is stepped is its gradient."""
 
-    parameter: int
+    parameter: Annotated[int, OF_A_PARAMETER]
     frozen: bool = True
 
 
@@ -258,14 +259,14 @@ class Freeze:
 class Hook:
     """Register a hook that counts its calls; a later optimizer of this life is given it as well."""
 
-    kind: str
+    kind: Annotated[str, OneOf(HOOKS)]
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Attach a learning rate schedule, in place of any other."""
 
-    kind: str
+    kind: Annotated[str, OneOf(SCHEDULES)]
 
 
 @dataclass(frozen=True)
@@ -282,8 +283,8 @@ class Fail:
         parameter: whose gradient it is, where one cannot be taken.
     """
 
-    kind: str
-    parameter: int = 0
+    kind: Annotated[str, OneOf(FAILURES)]
+    parameter: Annotated[int, OF_A_PARAMETER] = 0
 
 
 @dataclass(frozen=True)
@@ -301,7 +302,7 @@ class Refuse:
     option: str
     kind: str
     value: Option
-    place: str
+    place: Annotated[str, OneOf(PLACES)]
     beside: Mapping[str, Option] = field(default_factory=dict)
 
 
@@ -316,10 +317,10 @@ class Spoil:
         buffer: which of the tensors of that parameter's shape, in the order of their names, counted round.
     """
 
-    how: str
-    way: str = "assigned"
-    parameter: int = 0
-    buffer: int = 0
+    how: Annotated[str, OneOf(SPOILINGS)]
+    way: Annotated[str, OneOf(SPOILING_WAYS)] = "assigned"
+    parameter: Annotated[int, OF_A_PARAMETER] = 0
+    buffer: Annotated[int, Within(0, MAX_OPTIONS)] = 0
 
 
 Event = (
@@ -345,6 +346,7 @@ EVENTS: dict[type[Event], str] = {
     AddGroup: "add_group", Freeze: "freeze", Hook: "hook", Schedule: "schedule", ScheduleStep: "schedule_step", Fail: "fail",
     Refuse: "refuse", Spoil: "spoil",
 }  # fmt: skip
+assert set(EVENTS) == set(get_args(Event)), "each kind of event must have a name, and stand in the type of all of them"
 
 
 def of_every_event(table: Mapping[type[Event], T]) -> dict[type[Event], T]:

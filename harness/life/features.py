@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from stepcheck.harness.life.events import (
     Accumulate,
@@ -21,25 +22,10 @@ from stepcheck.harness.life.events import (
     Spoil,
     Step,
     ZeroGrad,
+    of_every_event,
 )
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import is_complex
-
-#: By what happens in it. A step is in every life.
-_EVENTS: dict[type[Event], str] = {
-    Accumulate: "accumulate",
-    AddGroup: "add_group",
-    Fail: "failed_step",
-    Freeze: "freeze",
-    Hook: "hook",
-    Refuse: "invalid",
-    Reload: "reload",
-    Schedule: "schedule",
-    ScheduleStep: "schedule",
-    SetOption: "set_option",
-    Spoil: "malformed_state",
-    ZeroGrad: "zero_grad",
-}
 
 
 def features(trace: Trace) -> list[str]:
@@ -72,16 +58,16 @@ def _of_groups(trace: Trace) -> Iterator[str]:
 
 def _of_events(trace: Trace) -> Iterator[str]:
     for event in trace.events:
-        if isinstance(event, Step):
-            if event.closure or event.objective is not None:
-                yield "closure"
-            if event.scaling:
-                yield "grad_scaling"
-            yield from _of_gradients(event.gradients)
-        else:
-            yield _EVENTS[type(event)]
-            if isinstance(event, Accumulate):
-                yield from _of_gradients(event.gradients)
+        yield from _EVENTS[type(event)](event)
+
+
+def _of_step(step: Step) -> Iterator[str]:
+    # There is one in every life.
+    if step.closure or step.objective is not None:
+        yield "closure"
+    if step.scaling:
+        yield "grad_scaling"
+    yield from _of_gradients(step.gradients)
 
 
 def _of_gradients(gradients: Mapping[int, Gradient | None]) -> Iterator[str]:
@@ -92,3 +78,26 @@ def _of_gradients(gradients: Mapping[int, Gradient | None]) -> Iterator[str]:
             yield "sparse"
         elif g.layout != "contiguous":
             yield "strided_gradient"
+
+
+def _named(name: str) -> Callable[[Event], Iterable[str]]:
+    return lambda _: (name,)
+
+
+_EVENTS: dict[type[Event], Callable[[Any], Iterable[str]]] = of_every_event(
+    {
+        Step: _of_step,
+        Accumulate: lambda e: ("accumulate", *_of_gradients(e.gradients)),
+        AddGroup: _named("add_group"),
+        Fail: _named("failed_step"),
+        Freeze: _named("freeze"),
+        Hook: _named("hook"),
+        Refuse: _named("invalid"),
+        Reload: _named("reload"),
+        Schedule: _named("schedule"),
+        ScheduleStep: _named("schedule"),
+        SetOption: _named("set_option"),
+        Spoil: _named("malformed_state"),
+        ZeroGrad: _named("zero_grad"),
+    }
+)

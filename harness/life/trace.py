@@ -7,30 +7,15 @@ either listed or described by a recipe and a seed (``values``). ``events`` has w
 from __future__ import annotations
 
 import functools
-import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from stepcheck.harness.life.events import (
-    CLOSURES,
-    DICTIONARIES,
-    EVENTS,
-    FAILURES,
     FORMS,
-    GRADIENT_LAYOUTS,
-    HOOKS,
-    LAYOUTS,
-    OBJECTIVES,
-    PLACES,
-    SCALINGS,
-    SCHEDULES,
-    SPOILING_WAYS,
-    SPOILINGS,
-    WAYS,
     Accumulate,
     AddGroup,
     Event,
@@ -38,43 +23,41 @@ from stepcheck.harness.life.events import (
     Freeze,
     Gradient,
     Group,
-    Hook,
-    Objective,
     Option,
     Parameter,
     Refuse,
-    Reload,
     Scalar,
     Schedule,
-    ScheduleStep,
     SetOption,
-    Sparse,
     Spoil,
     Step,
-    ZeroGrad,
     plain,
 )
-from stepcheck.harness.life.values import DTYPES, RECIPES, Values, in_reals, is_complex
+from stepcheck.harness.life.fields import MAX_ELEMENTS, MAX_PARAMETERS
+from stepcheck.harness.life.reading import (
+    TraceError,
+    as_known,
+    as_list,
+    as_object,
+    one_of,
+    read,
+    read_event,
+    text,
+    to_json,
+)
+from stepcheck.harness.life.values import Values, in_reals, is_complex
 from stepcheck.reference.spec import Spec
 
 SCHEMA = 1
 
-#: Bounds on what a trace may ask for, so that a hostile file cannot exhaust the machine.
-MAX_ELEMENTS = 1 << 20
-MAX_PARAMETERS = 1 << 10
+#: A hostile file cannot exhaust the machine: this bounds it, and ``fields`` does.
 MAX_EVENTS = 1 << 12
-MAX_DIMENSIONS = 8
-MAX_OPTIONS = 64
 #: Elements times events, each parameter counted as ``PARAMETER_WORK`` elements more. Played and judged, that takes some 20 s and 3 GB.
 MAX_WORK = 1 << 23
 #: A parameter of no elements takes as long as one of so many.
 PARAMETER_WORK = 1 << 9
 #: Calls of a closure that a step with an objective may make, unless options allow more.
 _EVALUATIONS = 25
-
-
-class TraceError(ValueError):
-    """A file or object is not a trace of this schema; the message says what is wrong and where."""
 
 
 @dataclass(frozen=True)
@@ -256,9 +239,9 @@ class Trace:
         return {
             "schema": SCHEMA,
             "optimizer": self.optimizer,
-            "parameters": [_parameter_to_json(p) for p in self.parameters],
-            "groups": [_group_to_json(g) for g in self.groups],
-            "events": [_event_to_json(e) for e in self.events],
+            "parameters": [to_json(p) for p in self.parameters],
+            "groups": [to_json(g) for g in self.groups],
+            "events": [to_json(e) for e in self.events],
             **({"form": self.form} if self.form != "list" else {}),
         }
 
@@ -267,105 +250,56 @@ class Trace:
         """The trace that ``data`` describes.
 
         Raises:
-            TraceError: ``data`` is not a trace of this schema, or asks for more than the bounds above.
+            TraceError: ``data`` is not a trace of this schema, or asks for more than the bounds here and in ``fields``.
         """
-        return _Reader().trace(data)
+        top = as_object(data, "the trace")
+        schema = top.get("schema")
+        if schema != SCHEMA:
+            raise TraceError(f"trace schema {schema!r}; this version of stepcheck reads schema {SCHEMA}")
+        as_known(top, {"schema", "optimizer", "parameters", "groups", "events", "form"}, "the trace")
+        optimizer = text(top.get("optimizer"), "optimizer")
+        raw = as_list(top.get("parameters"), "parameters", MAX_PARAMETERS)
+        parameters = tuple(read(Parameter, p, f"parameters[{i}]") for i, p in enumerate(raw))
+        if sum(p.numel for p in parameters) > MAX_ELEMENTS:
+            raise TraceError(f"parameters: more than {MAX_ELEMENTS} elements")
+        raw = as_list(top.get("groups"), "groups", MAX_PARAMETERS)
+        groups = tuple(read(Group, g, f"groups[{i}]", parameters) for i, g in enumerate(raw))
+        raw = as_list(top.get("events"), "events", MAX_EVENTS)
+        events = tuple(read_event(e, f"events[{i}]", parameters) for i, e in enumerate(raw))
+        trace = Trace(optimizer, parameters, groups, events, one_of(top.get("form", "list"), FORMS, "form"))
+        _check(trace)
+        return trace
 
 
-def loads(text: str) -> object:
-    """Parse JSON.
-
-    Raises:
-        TraceError: ``text`` is not JSON, or is cut short.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TraceError(f"not JSON, or cut short ({error})") from None
+# What one part of a trace says of another ------------------------------------------------------------------------------
 
 
-# JSON out -------------------------------------------------------------------------------------------------------------
+def _check(trace: Trace) -> None:
+    members = [i for g in trace.all_groups for i in g.parameters]
+    if sorted(members) != list(range(len(trace.parameters))) or not trace.groups:
+        raise TraceError("groups: each parameter must stand in exactly one group")
+    work = _work(trace)
+    if work > MAX_WORK:
+        raise TraceError(
+            f"events: {work} elements in all events together, each parameter counted as {PARAMETER_WORK} more; at most {MAX_WORK}"
+        )
+    groups = len(trace.groups)
+    for n, event in enumerate(trace.events):
+        groups += isinstance(event, AddGroup)
+        if isinstance(event, SetOption) and event.group >= groups:
+            raise TraceError(f"events[{n}].group: there are {groups} groups by then")
+    for n, p in enumerate(trace.parameters):
+        if p.within is not None:
+            _check_within(trace.parameters[:n], p, p.within, f"parameters[{n}].within")
 
 
-def _values_to_json(values: Values) -> dict[str, Any]:
-    if values.recipe == "listed":
-        return {"recipe": "listed", "listed": [x.hex() for x in values.listed]}
-    return {"recipe": values.recipe, "seed": values.seed, "low": values.low.hex(), "high": values.high.hex()}
-
-
-def _parameter_to_json(p: Parameter) -> dict[str, Any]:
-    result = {"shape": list(p.shape), "dtype": p.dtype, "layout": p.layout, "values": _values_to_json(p.values)}
-    return result if p.within is None else {**result, "within": p.within}
-
-
-def _group_to_json(g: Group) -> dict[str, Any]:
-    return {"parameters": list(g.parameters), "options": _options_to_json(g.options)}
-
-
-def _options_to_json(options: Mapping[str, Option]) -> dict[str, Any]:
-    return {name: option_to_json(value) for name, value in options.items()}
-
-
-def option_to_json(value: Option) -> Any:
-    """An option as it stands in JSON."""
-    # Text stands in an object of its own: "abc" is a hex float as well.
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, Scalar):
-        return {"tensor": value.value.hex()}
-    if isinstance(value, str):
-        return {"text": value}
-    return [option_to_json(x) for x in value] if isinstance(value, tuple) else value.hex()
-
-
-def _gradient_to_json(g: Gradient) -> dict[str, Any]:
-    result = {"layout": g.layout, "values": _values_to_json(g.values)}
-    if g.sparse is not None:
-        s = g.sparse
-        result["sparse"] = {"entries": list(s.entries), "dimensions": s.dimensions, "coalesced": s.coalesced}
-    return {**result, "negated": True} if g.negated else result
-
-
-#: The name of each kind of event in JSON.
-
-
-def _event_to_json(event: Event) -> dict[str, Any]:
-    """The event's name and its fields; those that stand at their defaults are left out where older traces do not have them."""
-    result: dict[str, Any] = {"event": EVENTS[type(event)]}
-    if isinstance(event, (Step, Accumulate)):
-        gradients = {str(i): None if g is None else _gradient_to_json(g) for i, g in event.gradients.items()}
-        result["gradients"] = gradients
-    if isinstance(event, Step):
-        if event.objective is not None:
-            o = event.objective
-            result["objective"] = {"kind": o.kind, "centre": _values_to_json(o.centre), "scale": o.scale.hex()}
-            result["objective"] |= {} if o.set_to_none else {"set_to_none": False}
-        result |= {k: v for k in ("closure", "scaling") if (v := getattr(event, k))}
-    elif isinstance(event, ZeroGrad):
-        result["set_to_none"] = event.set_to_none
-    elif isinstance(event, SetOption):
-        result |= {"group": event.group, "option": event.option, "value": option_to_json(event.value)}
-    elif isinstance(event, Reload):
-        plain_one = Reload()
-        keys = ("way", "dictionary", "form", "into")
-        result |= {k: getattr(event, k) for k in keys if getattr(event, k) != getattr(plain_one, k)}
-    elif isinstance(event, AddGroup):
-        result |= _group_to_json(event.group)
-    elif isinstance(event, Freeze):
-        result |= {"parameter": event.parameter, "frozen": event.frozen}
-    elif isinstance(event, (Hook, Schedule)):
-        result["kind"] = event.kind
-    elif isinstance(event, Fail):
-        result |= {"kind": event.kind, "parameter": event.parameter}
-    elif isinstance(event, Refuse):
-        result |= {"option": event.option, "kind": event.kind, "value": option_to_json(event.value)}
-        result |= {"place": event.place, "beside": _options_to_json(event.beside)}
-    elif isinstance(event, Spoil):
-        result |= {"how": event.how, "way": event.way, "parameter": event.parameter, "buffer": event.buffer}
-    return result
-
-
-# JSON in: everything is checked before anything is believed ---------------------------------------------------------------
+def _check_within(earlier: Sequence[Parameter], p: Parameter, within: int, where: str) -> None:
+    other = earlier[within] if within < len(earlier) else None
+    beside = [q.within for q in earlier]
+    if other is None or (other.shape, other.dtype) != (p.shape, p.dtype) or within in beside:
+        raise TraceError(f"{where}: must name an earlier parameter of the same shape and dtype, once")
+    if (other.layout, p.layout, other.within) != ("sliced", "sliced", None):
+        raise TraceError(f"{where}: both parameters must be sliced")
 
 
 def _work(trace: Trace) -> int:
@@ -380,302 +314,3 @@ def _work(trace: Trace) -> int:
     sparse = ((g.sparse, trace.parameters[i]) for i, g in trace.assigned if g.sparse is not None)
     named = sum(math.prod(s.shape_of_values(p.shape)) for s, p in sparse)
     return each * (max(len(trace.events), 1) + more) + named
-
-
-class _Reader:
-    def trace(self, data: object) -> Trace:
-        top = self._object(data, "the trace")
-        schema = top.get("schema")
-        if schema != SCHEMA:
-            raise TraceError(f"trace schema {schema!r}; this version of stepcheck reads schema {SCHEMA}")
-        self._only(top, {"schema", "optimizer", "parameters", "groups", "events", "form"}, "the trace")
-        optimizer = self._string(top.get("optimizer"), "optimizer")
-        raw = self._list(top.get("parameters"), "parameters", MAX_PARAMETERS)
-        parameters = tuple(self._parameter(p, f"parameters[{i}]") for i, p in enumerate(raw))
-        if sum(p.numel for p in parameters) > MAX_ELEMENTS:
-            raise TraceError(f"parameters: more than {MAX_ELEMENTS} elements")
-        raw = self._list(top.get("groups"), "groups", MAX_PARAMETERS)
-        groups = tuple(self._group(g, f"groups[{i}]", len(parameters)) for i, g in enumerate(raw))
-        raw = self._list(top.get("events"), "events", MAX_EVENTS)
-        events = tuple(self._event(e, f"events[{i}]", parameters) for i, e in enumerate(raw))
-        form = self._choice(top.get("form", "list"), FORMS, "form")
-        trace = Trace(optimizer, parameters, groups, events, form)
-        self._consistent(trace)
-        return trace
-
-    def _consistent(self, trace: Trace) -> None:
-        """What one part of a trace says of another."""
-        members = [i for g in trace.all_groups for i in g.parameters]
-        if sorted(members) != list(range(len(trace.parameters))) or not trace.groups:
-            raise TraceError("groups: each parameter must stand in exactly one group")
-        work = _work(trace)
-        if work > MAX_WORK:
-            raise TraceError(
-                f"events: {work} elements in all events together, each parameter counted as {PARAMETER_WORK} more; at most {MAX_WORK}"
-            )
-        groups = len(trace.groups)
-        for n, event in enumerate(trace.events):
-            groups += isinstance(event, AddGroup)
-            if isinstance(event, SetOption) and event.group >= groups:
-                raise TraceError(f"events[{n}].group: there are {groups} groups by then")
-        for n, p in enumerate(trace.parameters):
-            if p.within is None:
-                continue
-            other = trace.parameters[p.within] if p.within < n else None
-            beside = [q.within for q in trace.parameters[:n]]
-            if other is None or (other.shape, other.dtype) != (p.shape, p.dtype) or p.within in beside:
-                raise TraceError(
-                    f"parameters[{n}].within: must name an earlier parameter of the same shape and dtype, once"
-                )
-            if (other.layout, p.layout, other.within) != ("sliced", "sliced", None):
-                raise TraceError(f"parameters[{n}].within: both parameters must be sliced")
-
-    def _parameter(self, data: object, where: str) -> Parameter:
-        d = self._object(data, where)
-        self._only(d, {"shape", "dtype", "layout", "values", "within"}, where)
-        shape = tuple(
-            self._integer(n, f"{where}.shape", 0, MAX_ELEMENTS)
-            for n in self._list(d.get("shape"), f"{where}.shape", MAX_DIMENSIONS)
-        )
-        if math.prod(max(n, 1) for n in shape) > MAX_ELEMENTS:
-            raise TraceError(f"{where}.shape: more than {MAX_ELEMENTS} elements")
-        dtype = self._choice(d.get("dtype"), DTYPES, f"{where}.dtype")
-        layout = self._choice(d.get("layout"), LAYOUTS, f"{where}.layout")
-        if layout == "channels_last" and len(shape) != 4:
-            raise TraceError(f"{where}.layout: channels_last needs 4 dimensions, got {len(shape)}")
-        count = math.prod(in_reals(shape, dtype))
-        within = d.get("within")
-        if within is not None:
-            within = self._integer(within, f"{where}.within", 0, MAX_PARAMETERS)
-        return Parameter(shape, dtype, layout, self._values(d.get("values"), f"{where}.values", count), within)
-
-    def _group(self, data: object, where: str, parameters: int) -> Group:
-        d = self._object(data, where)
-        self._only(d, {"parameters", "options", "event"}, where)
-        members = self._list(d.get("parameters"), f"{where}.parameters", MAX_PARAMETERS)
-        indices = tuple(self._integer(i, f"{where}.parameters", 0, parameters - 1) for i in members)
-        return Group(indices, self._options(d.get("options"), f"{where}.options"))
-
-    def _options(self, data: object, where: str) -> dict[str, Option]:
-        given = self._object(data, where)
-        if len(given) > MAX_OPTIONS:
-            raise TraceError(f"{where}: {len(given)} entries, at most {MAX_OPTIONS}")
-        return {self._string(k, where): self._option(v, f"{where}.{k[:40]}") for k, v in given.items()}
-
-    def _event(self, data: object, where: str, parameters: tuple[Parameter, ...]) -> Event:
-        d = self._object(data, where)
-        kind = self._choice(d.get("event"), tuple(EVENTS.values()), f"{where}.event")
-        event: Event = getattr(self, f"_{kind}")(d, where, parameters)
-        return event
-
-    def _step(self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]) -> Step:
-        self._only(d, {"event", "gradients", "objective", "closure", "scaling"}, where)
-        given = d.get("objective")
-        objective = None if given is None else self._objective(given, f"{where}.objective")
-        closure = self._choice(d.get("closure", ""), ("", *CLOSURES), f"{where}.closure")
-        scaling = self._choice(d.get("scaling", ""), ("", *SCALINGS), f"{where}.scaling")
-        if closure and scaling:
-            raise TraceError(f"{where}.scaling: a step with gradient scaling takes no closure")
-        return Step(self._gradients(d, where, parameters), objective, closure, scaling)
-
-    def _accumulate(self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]) -> Accumulate:
-        self._only(d, {"event", "gradients"}, where)
-        gradients = self._gradients(d, where, parameters)
-        dense = {i: g for i, g in gradients.items() if g is not None and g.sparse is None}
-        if len(dense) < len(gradients):
-            raise TraceError(f"{where}.gradients: what is added must be dense")
-        return Accumulate(dense)
-
-    def _gradients(
-        self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]
-    ) -> dict[int, Gradient | None]:
-        gradients = {}
-        for key, g in self._object(d.get("gradients"), f"{where}.gradients").items():
-            there = f"{where}.gradients.{key[:40]}"
-            index = self._integer(int(key) if key.isdecimal() and len(key) < 10 else key, there, 0, len(parameters) - 1)
-            gradients[index] = None if g is None else self._gradient(g, there, parameters[index])
-        return gradients
-
-    def _zero_grad(self, d: dict[str, Any], where: str, _: object) -> ZeroGrad:
-        self._only(d, {"event", "set_to_none"}, where)
-        return ZeroGrad(self._flag(d.get("set_to_none"), f"{where}.set_to_none"))
-
-    def _set_option(self, d: dict[str, Any], where: str, _: object) -> SetOption:
-        self._only(d, {"event", "group", "option", "value"}, where)
-        group = self._integer(d.get("group"), f"{where}.group", 0, MAX_PARAMETERS)
-        option = self._string(d.get("option"), f"{where}.option")
-        return SetOption(group, option, self._option(d.get("value"), f"{where}.value"))
-
-    def _reload(self, d: dict[str, Any], where: str, _: object) -> Reload:
-        self._only(d, {"event", "way", "dictionary", "form", "into"}, where)
-        return Reload(
-            self._choice(d.get("way", WAYS[0]), WAYS, f"{where}.way"),
-            self._choice(d.get("dictionary", DICTIONARIES[0]), DICTIONARIES, f"{where}.dictionary"),
-            self._choice(d.get("form", FORMS[0]), FORMS, f"{where}.form"),
-            self._integer(d.get("into", 0), f"{where}.into", 0, MAX_OPTIONS),
-        )
-
-    def _add_group(self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]) -> AddGroup:
-        return AddGroup(self._group(d, where, len(parameters)))
-
-    def _freeze(self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]) -> Freeze:
-        self._only(d, {"event", "parameter", "frozen"}, where)
-        index = self._integer(d.get("parameter"), f"{where}.parameter", 0, len(parameters) - 1)
-        return Freeze(index, self._flag(d.get("frozen"), f"{where}.frozen"))
-
-    def _hook(self, d: dict[str, Any], where: str, _: object) -> Hook:
-        self._only(d, {"event", "kind"}, where)
-        return Hook(self._choice(d.get("kind"), HOOKS, f"{where}.kind"))
-
-    def _schedule(self, d: dict[str, Any], where: str, _: object) -> Schedule:
-        self._only(d, {"event", "kind"}, where)
-        return Schedule(self._choice(d.get("kind"), SCHEDULES, f"{where}.kind"))
-
-    def _schedule_step(self, d: dict[str, Any], where: str, _: object) -> ScheduleStep:
-        self._only(d, {"event"}, where)
-        return ScheduleStep()
-
-    def _fail(self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]) -> Fail:
-        self._only(d, {"event", "kind", "parameter"}, where)
-        kind = self._choice(d.get("kind"), FAILURES, f"{where}.kind")
-        return Fail(kind, self._integer(d.get("parameter"), f"{where}.parameter", 0, len(parameters) - 1))
-
-    def _refuse(self, d: dict[str, Any], where: str, _: object) -> Refuse:
-        self._only(d, {"event", "option", "kind", "value", "place", "beside"}, where)
-        option, kind = (self._string(d.get(k), f"{where}.{k}") for k in ("option", "kind"))
-        place = self._choice(d.get("place"), PLACES, f"{where}.place")
-        value = self._option(d.get("value"), f"{where}.value")
-        return Refuse(option, kind, value, place, self._options(d.get("beside"), f"{where}.beside"))
-
-    def _spoil(self, d: dict[str, Any], where: str, parameters: tuple[Parameter, ...]) -> Spoil:
-        self._only(d, {"event", "how", "way", "parameter", "buffer"}, where)
-        return Spoil(
-            self._choice(d.get("how"), SPOILINGS, f"{where}.how"),
-            self._choice(d.get("way"), SPOILING_WAYS, f"{where}.way"),
-            self._integer(d.get("parameter"), f"{where}.parameter", 0, len(parameters) - 1),
-            self._integer(d.get("buffer"), f"{where}.buffer", 0, MAX_OPTIONS),
-        )
-
-    def _objective(self, data: object, where: str) -> Objective:
-        d = self._object(data, where)
-        self._only(d, {"kind", "centre", "scale", "set_to_none"}, where)
-        kind = self._choice(d.get("kind"), OBJECTIVES, f"{where}.kind")
-        centre = self._values(d.get("centre"), f"{where}.centre", -1)
-        scale = self._number(d.get("scale"), f"{where}.scale")
-        return Objective(kind, centre, scale, self._flag(d.get("set_to_none", True), f"{where}.set_to_none"))
-
-    def _gradient(self, data: object, where: str, parameter: Parameter) -> Gradient:
-        d = self._object(data, where)
-        self._only(d, {"layout", "values", "sparse", "negated"}, where)
-        layout = self._choice(d.get("layout"), GRADIENT_LAYOUTS, f"{where}.layout")
-        shape, dtype = parameter.shape, parameter.dtype
-        if layout == "channels_last" and len(shape) != 4:
-            raise TraceError(f"{where}.layout: channels_last needs 4 dimensions, got {len(shape)}")
-        if layout == "conjugated" and not is_complex(dtype):
-            raise TraceError(f"{where}.layout: conjugated needs a complex dtype, got {dtype}")
-        sparse = None if d.get("sparse") is None else self._sparse(d["sparse"], f"{where}.sparse", shape)
-        named = shape if sparse is None else sparse.shape_of_values(shape)
-        values = self._values(d.get("values"), f"{where}.values", math.prod(in_reals(named, dtype)))
-        return Gradient(values, layout, sparse, self._flag(d.get("negated", False), f"{where}.negated"))
-
-    def _sparse(self, data: object, where: str, shape: tuple[int, ...]) -> Sparse:
-        d = self._object(data, where)
-        self._only(d, {"entries", "dimensions", "coalesced"}, where)
-        entries = tuple(
-            self._integer(n, f"{where}.entries", 0, MAX_ELEMENTS)
-            for n in self._list(d.get("entries"), f"{where}.entries", MAX_ELEMENTS)
-        )
-        dimensions = self._integer(d.get("dimensions"), f"{where}.dimensions", 1, MAX_DIMENSIONS)
-        sparse = Sparse(entries, dimensions, self._flag(d.get("coalesced"), f"{where}.coalesced"))
-        problem = sparse.problem(shape)
-        if problem:
-            raise TraceError(f"{where}: {problem}")
-        if math.prod(sparse.shape_of_values(shape)) > MAX_ELEMENTS:
-            raise TraceError(f"{where}.entries: more than {MAX_ELEMENTS} elements")
-        return sparse
-
-    def _values(self, data: object, where: str, count: int) -> Values:
-        d = self._object(data, where)
-        recipe = self._choice(d.get("recipe"), tuple(RECIPES), f"{where}.recipe")
-        if recipe == "listed":
-            self._only(d, {"recipe", "listed"}, where)
-            listed = tuple(
-                self._number(x, f"{where}.listed") for x in self._list(d.get("listed"), f"{where}.listed", MAX_ELEMENTS)
-            )
-            if len(listed) != count:
-                raise TraceError(f"{where}.listed: {len(listed)} numbers for {count} elements")
-            return Values("listed", listed=listed)
-        self._only(d, {"recipe", "seed", "low", "high"}, where)
-        seed = self._integer(d.get("seed"), f"{where}.seed", 0, 2**64 - 1)
-        return Values(
-            recipe, seed, self._number(d.get("low"), f"{where}.low"), self._number(d.get("high"), f"{where}.high")
-        )
-
-    def _option(self, data: object, where: str) -> Option:
-        if data is None or isinstance(data, bool):
-            return data
-        if isinstance(data, int):
-            return self._integer(data, where, -(2**53), 2**53)
-        if isinstance(data, dict) and "tensor" in data:
-            self._only(data, {"tensor"}, where)
-            return Scalar(self._number(data["tensor"], where))
-        if isinstance(data, dict):
-            self._only(data, {"text"}, where)
-            return self._string(data.get("text"), where)
-        if isinstance(data, list):
-            entries = self._list(data, where, MAX_DIMENSIONS)
-            return tuple(None if x is None else self._number(x, where) for x in entries)
-        return self._number(data, where)
-
-    @staticmethod
-    def _number(data: object, where: str) -> float:
-        if isinstance(data, str):
-            try:
-                return float.fromhex(data)
-            except (ValueError, OverflowError):
-                pass
-        raise TraceError(f"{where}: must be a hex float such as '0x1.8p-3', got {str(data)[:40]!r}")
-
-    @staticmethod
-    def _integer(data: object, where: str, low: int, high: int) -> int:
-        if isinstance(data, bool) or not isinstance(data, int) or not low <= data <= high:
-            raise TraceError(f"{where}: must be an integer from {low} to {high}, got {str(data)[:40]!r}")
-        return data
-
-    @staticmethod
-    def _flag(data: object, where: str) -> bool:
-        if not isinstance(data, bool):
-            raise TraceError(f"{where}: must be true or false")
-        return data
-
-    @staticmethod
-    def _string(data: object, where: str) -> str:
-        if not isinstance(data, str) or len(data) > 200:
-            raise TraceError(f"{where}: must be a short string")
-        return data
-
-    @staticmethod
-    def _choice(data: object, choices: tuple[str, ...], where: str) -> str:
-        if not isinstance(data, str) or data not in choices:
-            raise TraceError(f"{where}: must be one of {', '.join(choices)}, got {str(data)[:40]!r}")
-        return data
-
-    @staticmethod
-    def _object(data: object, where: str) -> dict[str, Any]:
-        if not isinstance(data, dict):
-            raise TraceError(f"{where}: must be a JSON object, got {type(data).__name__}")
-        return data
-
-    @staticmethod
-    def _list(data: object, where: str, most: int) -> list[Any]:
-        if not isinstance(data, list):
-            raise TraceError(f"{where}: must be a JSON array, got {type(data).__name__}")
-        if len(data) > most:
-            raise TraceError(f"{where}: {len(data)} entries, at most {most}")
-        return data
-
-    @staticmethod
-    def _only(data: dict[str, Any], known: set[str], where: str) -> None:
-        extra = sorted(set(data) - known)
-        if extra:
-            raise TraceError(f"{where}: unknown key {extra[0][:40]!r}")

@@ -21,6 +21,8 @@ from stepcheck.harness.support.text import shown
 CALLERS_GROUPS = "the groups given to the constructor"
 #: The tensors and numbers that an optimizer keeps for one parameter.
 State = Mapping[str, Raw | float]
+#: The value and state of each parameter at one time.
+Snapshot = list[tuple[Raw, State]]
 
 
 @dataclass

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from stepcheck.harness.life.events import PLACES, Group, Option, Parameter, Refuse
-from stepcheck.harness.life.trace import Trace, option_to_json
+from stepcheck.harness.life.reading import option_to_json
+from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.support.text import said
 from stepcheck.reference.spec import Domain, Hyper, Spec

@@ -7,7 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepcheck.harness.life.trace import SCHEMA, Trace, TraceError, loads
+from stepcheck.harness.life.reading import TraceError, loads
+from stepcheck.harness.life.trace import SCHEMA, Trace
 from stepcheck.harness.record.verdict import Divergence
 from stepcheck.harness.support import defaults
 from stepcheck.harness.support.text import shown

@@ -9,23 +9,33 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.life.events import (
+    Accumulate,
     AddGroup,
     Event,
+    Fail,
+    Freeze,
     Gradient,
+    Hook,
     Objective,
     Parameter,
+    Refuse,
     Reload,
     Scalar,
+    Schedule,
+    ScheduleStep,
     SetOption,
     Spoil,
     Step,
+    ZeroGrad,
+    of_every_event,
     plain,
 )
 from stepcheck.harness.life.trace import Trace
@@ -33,7 +43,6 @@ from stepcheck.harness.life.values import Values, in_reals, is_complex
 
 _SMALL_SHAPES: tuple[tuple[int, ...], ...] = ((1,), (2,), (3,), (2, 2), (3, 2), (5,), (8,), (9,), (1, 2, 3, 2), (33,))
 _ZERO = Values("constant")
-_RELOAD = Reload()
 _QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)
 
 
@@ -66,19 +75,7 @@ def _turns_of(trace: Trace) -> int:
     """In how many ways a life is not told plainly."""
     tensors = sum(isinstance(v, Scalar) for o in trace.given_options for v in o.values())
     pairs = sum(p.within is not None for p in trace.parameters)
-    return sum(map(_turns, trace.events)) + (trace.form != "list") + pairs + tensors
-
-
-def _turns(event: Event) -> int:
-    """In how many ways an event is not the plain one of its kind."""
-    if isinstance(event, Step):
-        turned = sum(g is not None and g.negated for g in event.gradients.values())
-        return bool(event.closure) + bool(event.scaling) + turned
-    if isinstance(event, Reload):
-        return sum(getattr(event, f.name) != getattr(_RELOAD, f.name) for f in fields(event))
-    if isinstance(event, Spoil):
-        return (event.way != "assigned") + (event.buffer != 0)
-    return int(isinstance(event, AddGroup))
+    return sum(_PLAINER[type(e)].turns(e) for e in trace.events) + (trace.form != "list") + pairs + tensors
 
 
 def cut(
@@ -244,7 +241,7 @@ def _with_plainer_events(trace: Trace) -> Iterator[Trace]:
     added = len(trace.groups)
     for n, event in enumerate(trace.events):
         before, after = trace.events[:n], trace.events[n + 1 :]
-        for simpler in _plainer(event):
+        for simpler in _PLAINER[type(event)].plainer(event):
             yield replace(trace, events=(*before, simpler, *after))
         if isinstance(event, AddGroup):
             if added == len(trace.groups):  # the first to be added can be there at once
@@ -252,23 +249,51 @@ def _with_plainer_events(trace: Trace) -> Iterator[Trace]:
             added += 1
 
 
-def _plainer(event: Event) -> Iterator[Event]:
-    if isinstance(event, Step):
-        yield replace(event, closure="")
-        yield replace(event, scaling="")
-    elif isinstance(event, Reload):
-        yield _RELOAD
-        for f in fields(event):
-            yield replace(event, **{f.name: getattr(_RELOAD, f.name)})
-    elif isinstance(event, Spoil):
-        yield replace(event, way="assigned")
-        yield replace(event, buffer=0)
-    elif isinstance(event, SetOption) and isinstance(event.value, Scalar):
-        yield replace(event, value=event.value.value)
-    elif isinstance(event, AddGroup):
-        for name in event.group.options:
-            rest = {k: v for k, v in event.group.options.items() if k != name}
-            yield AddGroup(replace(event.group, options=rest))
+class _Plainer(NamedTuple):
+    """How a kind of event is made plainer.
+
+    Attributes:
+        turns: in how many ways an event is not the plain one of its kind.
+        plainer: plainer ones of its kind.
+    """
+
+    turns: Callable[[Any], int]
+    plainer: Callable[[Any], Iterable[Event]]
+
+
+#: There is but one of its kind, or none is plainer than another.
+_AS_IT_IS = _Plainer(lambda _: 0, lambda _: ())
+
+
+def _turns_of_step(step: Step) -> int:
+    turned = sum(g is not None and g.negated for g in step.gradients.values())
+    return bool(step.closure) + bool(step.scaling) + turned
+
+
+def _with_fewer_options(event: AddGroup) -> Iterator[Event]:
+    for name in event.group.options:
+        rest = {k: v for k, v in event.group.options.items() if k != name}
+        yield AddGroup(replace(event.group, options=rest))
+
+
+_PLAINER = of_every_event(
+    {
+        Step: _Plainer(_turns_of_step, lambda e: (replace(e, closure=""), replace(e, scaling=""))),
+        Reload: _Plainer(
+            lambda e: sum(getattr(e, f.name) != f.default for f in fields(e)),
+            lambda e: (Reload(), *(replace(e, **{f.name: f.default}) for f in fields(e))),
+        ),
+        Spoil: _Plainer(
+            lambda e: (e.way != "assigned") + (e.buffer != 0),
+            lambda e: (replace(e, way="assigned"), replace(e, buffer=0)),
+        ),
+        AddGroup: _Plainer(lambda _: 1, _with_fewer_options),
+        SetOption: _Plainer(
+            lambda _: 0, lambda e: (replace(e, value=e.value.value),) if isinstance(e.value, Scalar) else ()
+        ),
+        **dict.fromkeys((Accumulate, ZeroGrad, Freeze, Hook, Schedule, ScheduleStep, Fail, Refuse), _AS_IT_IS),
+    }
+)
 
 
 def _with_parameter(trace: Trace, index: int, parameter: Parameter) -> Trace:

@@ -22,7 +22,8 @@ from stepcheck.harness.known import entry as entries
 from stepcheck.harness.known import evidence
 from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.known.ledger import LEDGER
-from stepcheck.harness.life.trace import Trace, loads
+from stepcheck.harness.life.reading import loads
+from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.record.stream import Recorder, Stream

@@ -11,7 +11,7 @@ from stepcheck.fast.muon import adjustment
 from stepcheck.harness.play.families import TORCH_MODES, _modes, existing, fast_subject, resolve, torch_subject
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.campaign import Campaign
-from stepcheck.harness.search.generate import _Decoder
+from stepcheck.harness.search.generate import tables
 from stepcheck.harness.search.settings import Settings
 from stepcheck.reference import SPECS
 from stepcheck.reference.muon import adjusted_lr
@@ -52,8 +52,8 @@ def test_every_optimizer_stands_in_the_tables_whether_this_torch_has_it_or_not()
 def test_no_life_sets_what_the_subject_does_not_have(subject):
     if subject.unsupported:
         pytest.skip(subject.unsupported)
-    tables = _Decoder(subject, subject.dtypes)
-    for options, _ in tables.options:
+    of = tables(subject, subject.dtypes)
+    for options, _ in of.options:
         assert set(options) <= subject.options
         assert not [name for name, value in options.items() if subject.refuses(name, value)]
 

@@ -45,7 +45,8 @@ from stepcheck.harness.life.events import (
     ZeroGrad,
 )
 from stepcheck.harness.life.objectives import FUNCTIONS
-from stepcheck.harness.life.trace import MAX_EVENTS, MAX_WORK, PARAMETER_WORK, Trace, TraceError, loads
+from stepcheck.harness.life.reading import TraceError, loads
+from stepcheck.harness.life.trace import MAX_EVENTS, MAX_WORK, PARAMETER_WORK, Trace
 from stepcheck.harness.life.values import RECIPES, Values, splitmix64, splitmix64_word
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player

@@ -20,7 +20,7 @@ from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.formats import BINARY32, FORMATS
 from stepcheck.harness.numbers.observed import seen
 from stepcheck.harness.play.profiles import ANY_CLASS
-from stepcheck.harness.search.generate import candidates, option_sets
+from stepcheck.harness.search.options import candidates, option_sets
 from stepcheck.reference import SPECS
 
 #: Where elements do not depend on each other, and each has a gradient.

@@ -37,8 +37,11 @@ from stepcheck.harness.life.events import (
 from stepcheck.harness.life.memory import GUARD, GUARD_ELEMENTS, room, strides
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
+from stepcheck.harness.play.building import construct
+from stepcheck.harness.play.events import PLAYS
 from stepcheck.harness.play.families import resolve
-from stepcheck.harness.play.player import Player, _random_state
+from stepcheck.harness.play.player import Player
+from stepcheck.harness.play.process import random_state
 from stepcheck.harness.play.subjects import UsageError, class_subject
 from stepcheck.harness.search.asking import findings
 from stepcheck.harness.support import settings
@@ -117,7 +120,7 @@ def test_zero_grad_in_place_leaves_a_zero_gradient():
 
 def test_a_reload_goes_on_with_another_optimizer_that_holds_the_same_state():
     player = Player(SGD, life(Step({0: ONES}), Reload(), Step({0: ONES}), options={"momentum": 0.5, "lr": 0.25}))
-    first = player._construct(player.subject, player.options, "list")
+    first = construct(player, player.subject, player.options, "list")
     recording = player.play()
     assert player.optimizer is not first
     (reload,) = recording.reloads
@@ -709,19 +712,19 @@ def test_who_writes_over_the_gaps_changes_the_other_parameter():
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_each_way_leads_to_another_optimizer_with_the_same_state(way):
+def test_each_way_leads_to_another_optimizer_with_the_same_state(way, monkeypatch):
     trace = Trace(
         "Adam", (Parameter((2,)),), (Group((0,), {"lr": 0.5}),), (Step({0: ONES}), Reload(way), Step({0: ONES}))
     )
     player, seen = Player(ADAM, trace), []
-    reload = player._reload
+    reload = PLAYS[Reload]
 
-    def watched(event, what):
+    def watched(player, event, what):
         seen.extend([player.optimizer, player.optimizer.state[player.parameters[0]]])
-        reload(event, what)
+        reload.play(player, event, what)
         seen.extend([player.optimizer, player.optimizer.state[player.parameters[0]]])
 
-    player._reload = watched
+    monkeypatch.setitem(PLAYS, Reload, reload._replace(play=watched))
     recording = player.play()
     assert recording.raised is None, recording.raised
     old, before, new, after = seen
@@ -799,7 +802,7 @@ def test_round_trip_leads_into_another_implementation():
 def test_hooks_are_counted_and_follow_into_the_next_optimizer(kind):
     step, reload = Step({0: ONES}), Reload("deepcopied")
     player = lived(SGD, Hook(kind), Hook(kind), step, reload, step, reload)
-    assert player.hooks == [kind, kind]
+    assert player.hooks.kinds == [kind, kind]
     assert player.recording.looked["hooks-run-once"] == 2
 
 
@@ -862,18 +865,18 @@ def test_schedule_of_a_tensor_lr_writes_the_tensor():
 
 
 @pytest.mark.parametrize("kind", ["closure", "hook", "gradient", "dtype"])
-def test_failing_step_puts_the_gradient_back(kind):
+def test_failing_step_puts_the_gradient_back(kind, monkeypatch):
     trace = Trace("Adam", (Parameter((2,)),), (Group((0,), {"lr": 0.5}),), (Step({0: TWO}), Fail(kind), Step({})))
     player, seen = Player(ADAM, trace), []
-    fail = player._fail
+    fail = PLAYS[Fail]
 
-    def watched(what):
+    def watched(player, event, what):
         before = player.parameters[0].grad
-        fail(what)
+        fail.play(player, event, what)
         seen.append(player.parameters[0].grad is before)
         player.optimizer.step()  # its hook is gone, and a float32 gradient fits again
 
-    player._fail = watched
+    monkeypatch.setitem(PLAYS, Fail, fail._replace(play=watched))
     recording = player.play()
     assert recording.raised is None, recording.raised
     assert seen == [True]
@@ -937,10 +940,10 @@ def test_seeding_is_noticed_where_the_generator_was_just_seeded_the_same(generat
             return super().step(closure)
 
     seed(0)
-    before = _random_state("cpu")
+    before = random_state("cpu")
     recording = Player(class_subject(Reseeds, "SGD"), life(Step({0: ONES}))).play()
     assert [b.check for b in recording.breaches] == ["random-state"]
-    assert _random_state("cpu") == before
+    assert random_state("cpu") == before
 
 
 SETS = {

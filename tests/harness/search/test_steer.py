@@ -141,7 +141,7 @@ def test_the_seed_alone_decides():
 import hashlib
 from stepcheck.harness.search.campaign import Campaign, Settings
 from stepcheck.harness.search.generate import decoder
-from stepcheck.harness.play.subjects import resolve
+from stepcheck.harness.play.families import resolve
 
 c = Campaign(resolve("torch:Adam[forloop]")[0], Settings(seed=5))
 c.decode = decoder(c.subject, c.dtypes)

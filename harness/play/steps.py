@@ -1,0 +1,217 @@
+"""A step: with a closure or without, within a scaler of gradients, and what became of each parameter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from stepcheck.harness.life import objectives
+from stepcheck.harness.life.events import Objective, Step
+from stepcheck.harness.life.memory import Allocation, copy, copy_gradient, identical, values_of
+from stepcheck.harness.life.values import in_reals
+from stepcheck.harness.numbers.comparison import reals
+from stepcheck.harness.play.recording import Evaluation, Life, Snapshot, StepRecord
+from stepcheck.harness.play.tensors import Given, backward
+from stepcheck.harness.play.untouched import untouched
+from stepcheck.harness.support.text import named
+
+if TYPE_CHECKING:
+    from stepcheck.harness.play.player import Player
+
+
+def step(player: Player, event: int, step: Step) -> None:
+    """Assign gradients, step, and take note of each parameter before and after."""
+    how = player.closure
+    closure = step.closure if step.closure and player.has("closures", how.taken) else ""
+    closure = closure or ("tensor" if how.required and step.objective is None else "")
+    if not closure:
+        player.tensors.assign_all(step.gradients)
+    before = player.snapshot()
+    given = player.given()
+    evaluations: list[Evaluation] = []
+    # A scaler steps without a closure.
+    scaled = (
+        bool(step.scaling)
+        and player.has("scaling", not how.required)
+        and any(g is not None for g in given[0])
+        and player.is_torch("scaling")
+    )
+    if scaled:
+        if _overflows(player):
+            _skipped(player, step, before)
+            return
+        given = _summed_by_scaler(player, given)
+        _scaled_step(player, step)
+    elif step.objective is not None:
+        _step_with(player, _Evaluator(player, step.objective, evaluations))
+        given = player.given()
+    elif closure:
+        call = _Closure(player, step)
+        _step_with(player, call)
+        given = call.given or given
+    else:
+        player.optimizer.step()
+    player.hooks.expect("step_pre", "step_post")
+    player.latest = None
+    player.latest = player.snapshot()
+    # An objective writes the gradients itself, and a scaler unscales them.
+    written = step.objective is None and not scaled
+    lives = [
+        Life(
+            value=before[i][0],
+            gradient=given[0][i],
+            state=before[i][1],
+            value_after=player.latest[i][0],
+            state_after=player.latest[i][1],
+            gradient_written=written and player.tensors.written(i, given[0][i], given[1][i], known=player.knows(i)),
+            beside_written=player.tensors.allocations[i].written_at(player.tensors.outside[i]),
+            begun=i in player.begun,
+        )
+        for i in range(len(player.parameters))
+    ]
+    player.recording.steps.append(StepRecord(event, player.playing, tuple(player.hyper), lives, evaluations))
+
+
+def _step_with(player: Player, closure: _Closure | _Evaluator) -> None:
+    returned = player.call_step(closure)
+    once = closure.calls == 1 if isinstance(closure, _Closure) else closure.calls >= 1
+    player.note("closure", once, "calls", f"calls its closure {closure.calls} times")
+    if not closure.calls:
+        return
+    player.note("closure", closure.with_gradients, "grad mode", "calls its closure with gradients disabled")
+    told = f"returns {_short(returned)} where its closure returned {_short(closure.result)}"
+    player.note("closure", _is_result(returned, closure.result), "result", told)
+
+
+def _overflows(player: Player) -> bool:
+    """Scale the gradients, as the backward pass of a scaled loss would; whether one of them then is infinite or NaN."""
+    if player.scaler is None:
+        player.scaler = torch.amp.GradScaler(player.subject.device, growth_interval=2)
+        player.scaler.scale(torch.zeros((), device=player.subject.device))
+    scale, finite = player.scaler.get_scale(), True
+    for i in (i for g in player.groups for i in g.parameters):
+        p, allocation = player.parameters[i], player.tensors.gradients[i]
+        if p.grad is None:
+            continue
+        if allocation is not None and isinstance(allocation, Allocation) and allocation.repeats:
+            p.grad = p.grad.clone()  # nothing can be multiplied in place that stands in memory once for many
+        with torch.no_grad():
+            values = values_of(p.grad)
+            values.mul_(scale)
+            if p.grad.is_sparse and p.dtype is torch.float16:
+                # So the scaler does before it looks: the sum of entries, its rounding and its overflow are the scaler's.
+                p.grad = p.grad.coalesce()
+                values = values_of(p.grad)
+            finite &= bool(torch.isfinite(values).all())
+    return not finite
+
+
+def _summed_by_scaler(player: Player, given: Given) -> Given:
+    """The gradients that a step is given by the scaler: of sparse ones in float16, the sums of entries."""
+    assert player.scaler is not None
+    gradients = list(given[0])
+    for i, p in enumerate(player.parameters):
+        if gradients[i] is not None and p.grad is not None and p.grad.is_sparse and p.dtype is torch.float16:
+            gradients[i] = copy_gradient(p.grad / player.scaler.get_scale())
+    return gradients, given[1]
+
+
+def _scaled_step(player: Player, step: Step) -> None:
+    assert player.scaler is not None
+    if getattr(player.subject.make, "_unscales", False):
+        player.optimizer._step_supports_amp_scaling = player.subject.unscales(player.trace, step)  # noqa: SLF001
+    if step.scaling == "unscale" and not getattr(player.optimizer, "_step_supports_amp_scaling", False):
+        player.scaler.unscale_(player.optimizer)
+    player.scaler.step(player.optimizer)
+    player.scaler.update()
+
+
+def _skipped(player: Player, step: Step, before: Snapshot) -> None:
+    _scaled_step(player, step)
+    player.hooks.calls.clear()  # a fused step is called and does nothing, others are not called
+    untouched(player, "skipped-step", "skipped", before)
+
+
+class _Closure:
+    """A closure that assigns the gradients of a step."""
+
+    def __init__(self, player: Player, step: Step) -> None:
+        self.player, self.step = player, step
+        self.calls, self.with_gradients = 0, True
+        self.result: Any = None
+        self.given: Given | None = None
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        self.with_gradients &= torch.is_grad_enabled()
+        player, kind = self.player, self.step.closure
+        player.tensors.assign_all(self.step.gradients)
+        loss = torch.tensor(0.75)
+        if kind == "backward" and not player.subject.differentiable:
+            loss = self._backward() or loss
+        self.given = player.given()
+        self.result = None if kind == "none" else float(loss) if kind == "float" else loss
+        return self.result
+
+    def _backward(self) -> torch.Tensor | None:
+        """The same gradients once more, by autograd."""
+        player, pairs = self.player, []
+        for i, gradient in self.step.gradients.items():
+            p = player.parameters[i]
+            if gradient is not None and gradient.sparse is None and p.requires_grad:
+                player.tensors.put_aside(i)
+                p.grad = None
+                pairs.append((p, player.tensors.product(i, gradient)))
+        return backward(pairs) if pairs and self.with_gradients else None
+
+
+class _Evaluator:
+    """A closure that evaluates an objective and its gradients, and takes note."""
+
+    def __init__(self, player: Player, objective: Objective, evaluations: list[Evaluation]) -> None:
+        self.player, self.objective, self.evaluations = player, objective, evaluations
+        self.calls, self.with_gradients = 0, True
+        self.result: Any = None
+        self.shapes = [in_reals(p.shape, p.dtype) for p in player.trace.parameters]
+        seeds = range(objective.centre.seed, objective.centre.seed + len(self.shapes))
+        self.centres = [
+            torch.from_numpy(replace(objective.centre, seed=seed).realise((math.prod(shape),))).to(
+                player.subject.device
+            )
+            for seed, shape in zip(seeds, self.shapes, strict=True)
+        ]
+
+    def __call__(self) -> torch.Tensor:
+        self.calls += 1
+        self.with_gradients &= torch.is_grad_enabled()
+        parameters = self.player.parameters
+        for p in parameters:
+            if self.objective.set_to_none or p.grad is None:
+                p.grad = None
+            else:
+                p.grad.zero_()
+        with torch.enable_grad():
+            loss = objectives.loss(self.objective, parameters, self.centres)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        point = np.concatenate([reals(copy(p)) for p in parameters])
+        zeros = [np.zeros(math.prod(shape)) for shape in self.shapes]
+        gradient = [z if p.grad is None else reals(copy(p.grad)) for p, z in zip(parameters, zeros, strict=True)]
+        self.evaluations.append(Evaluation(point, float(loss.detach()), np.concatenate(gradient)))
+        # Of several evaluations, a step returns the first.
+        self.result = loss if self.calls == 1 else self.result
+        return loss
+
+
+def _is_result(returned: Any, expected: Any) -> bool:
+    if isinstance(returned, (torch.Tensor, float)) and isinstance(expected, (torch.Tensor, float)):
+        return identical(float(returned), float(expected))
+    return returned is expected
+
+
+def _short(x: Any) -> str:
+    return f"{float(x):g}" if isinstance(x, torch.Tensor) and x.numel() == 1 else named(x)[:40]

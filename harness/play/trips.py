@@ -1,0 +1,120 @@
+"""Round trips: the life goes on with another optimizer, that has the state of this one."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stepcheck.harness.life import schedules
+from stepcheck.harness.life.events import STAYS, Reload
+from stepcheck.harness.play import resume
+from stepcheck.harness.play.building import construct, train, unchanged
+from stepcheck.harness.play.families import sibling
+from stepcheck.harness.play.recording import ReloadRecord
+from stepcheck.harness.play.untouched import foremost
+
+if TYPE_CHECKING:
+    from stepcheck.harness.play.player import Player
+
+
+def reload(player: Player, event: int, what: Reload) -> None:
+    """Go on with another optimizer."""
+    player.latest = None
+    if what.dictionary == "aged" and what.way not in ("copied", "unpickled"):
+        _age(player)
+    saved, saved_options = [player.state(i) for i in range(len(player.parameters))], player.options_now()
+    if what.way in ("copied", "unpickled"):
+        way = what.way if what.way == "copied" or player.has("pickling", _pickles(player)) else "copied"
+        duplicate = resume.copied if way == "copied" else resume.unpickled
+        player.optimizer = duplicate(player.optimizer, player.parameters)
+        train(player.subject, player.optimizer)
+        player.hooks.kinds.clear()  # whether a copy has them is its own affair
+        player.schedule = None
+    elif what.way != STAYS:
+        before = player.playing
+        player.optimizer = _resumed(player, what)
+        if player.playing is not before:
+            player.recording.handovers.append((event, player.playing))
+    loaded = [player.state(i) for i in range(len(player.parameters))]
+    player.recording.reloads.append(ReloadRecord(event, saved, loaded, saved_options, player.options_now()))
+
+
+def _pickles(player: Player) -> bool:
+    """Whether somebody's optimizer can be pickled: one that holds a function or a file cannot, and need not."""
+    try:
+        pickle.dumps(player.optimizer.__dict__ if player.subject.explicit else None)
+    except Exception:  # noqa: BLE001 - whatever pickle says of it
+        return False
+    return True
+
+
+def _age(player: Player) -> None:
+    """Let the optimizer be older: somebody's class by taking steps, with gradients of zeros."""
+    if not player.subject.explicit:
+        resume.age(player.optimizer, player.subject.spec)
+        return
+    if not resume.ages(player.trace):
+        return
+    kept = [p.grad for p in player.parameters]
+    for p in player.parameters:
+        zeros = torch.zeros_like(p).detach()
+        sparse = player.subject.spec.sparse == "only"
+        p.grad = None if not p.requires_grad else zeros.to_sparse() if sparse else zeros
+    player.ageing = True
+    for _ in range(resume.AGED_BY):
+        player.call_step(lambda: 0.75) if player.closure.required else player.optimizer.step()
+    player.ageing = False
+    for p, gradient in zip(player.parameters, kept, strict=True):
+        p.grad = gradient
+    player.hooks.calls.clear()
+    player.begun.update(range(len(player.parameters)))
+    player.recording.aged = player.event if player.recording.aged is None else player.recording.aged
+
+
+def _resumed(player: Player, what: Reload) -> Any:
+    """A new optimizer that has loaded the state_dict."""
+    source = player.optimizer.state_dict()
+    player.hooks.expect_of("state_dict", player.subject, player.optimizer)
+    playing = sibling(player.subject, what.into, player.trace)
+    # Somebody's class is built as its user builds it; torch's own must find all options in the dictionary.
+    given = [g.options if player.subject.explicit else {} for g in player.groups]
+    optimizer = construct(player, playing, given, what.form)
+    if player.schedule is not None and player.rehearsal is not None:
+        state = player.schedule.state_dict()
+        player.schedule = schedules.attach(player.kind_of_schedule, optimizer, cycle=player.rehearsal.cycle)
+        player.schedule.load_state_dict(state)
+    for kind in player.hooks.kinds:
+        player.hooks.register(optimizer, kind)
+    if playing is not player.playing:
+        source = resume.flagged(source, playing.mode_options)
+    if what.dictionary == "older":
+        source = resume.older(source, player.subject.spec)
+    elif what.dictionary == "foreign":
+        source = resume.foreign(source)
+    way = what.way if what.way not in ("pickled", "saved") or player.has("pickling", _pickles(player)) else "deepcopied"
+    source = resume.carried(way, source)
+    before = resume.outline(source)
+    optimizer.load_state_dict(source)
+    player.hooks.expect_of("load_state_dict", player.subject, player.optimizer)
+    unchanged(player, "the state_dict given to load_state_dict()", before, resume.outline(source))
+    if what.way == "memory":  # else nobody but the new optimizer has the dictionary
+        _note_sharing(player, source, optimizer)
+    if what.dictionary == "older":
+        # An older dictionary does not say which implementation it is for.
+        for group in optimizer.param_groups:
+            group.update(playing.mode_options)
+    player.playing = playing
+    return optimizer
+
+
+def _note_sharing(player: Player, source: Any, optimizer: Any) -> None:
+    if not isinstance(source, dict):
+        return
+    memory = {t.untyped_storage().data_ptr() for _, t in resume.tensors(source.get("state")) if t.numel()}
+    state = getattr(optimizer, "state", {})
+    for i, p in enumerate(player.parameters):
+        shared = [n for n, t in resume.tensors(state.get(p, {})) if t.untyped_storage().data_ptr() in memory]
+        told = f"loads {foremost(shared)} as the very tensor of the source, so that the two go on together"
+        player.note("loaded-state-apart", not shared, "state", told, i)
