@@ -58,6 +58,10 @@ class Contender:
                 off = max(0.0, off - 2 * steps * torch.finfo(start[0].dtype).eps / 2 * _norm(start))
         return off / way if way else float(off != 0)
 
+    def is_finite(self) -> bool:
+        """Whether all its parameters are: float16 has no eps of 1e-8, and torch's plain modes then divide by zero."""
+        return all(bool(torch.isfinite(p).all()) for p in self.parameters)
+
     @property
     def served(self) -> tuple[str, str]:
         """The engine that steps it, and why it is not another; of a class that does not say, torch."""

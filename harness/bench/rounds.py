@@ -98,7 +98,8 @@ class Timing:
         seconds: of a step, for each round.
         batch: steps of a round.
         host: seconds of a step until it returns, for each round; on a GPU alone, which may then still have to do it.
-        distance: from torch's plain mode after the same steps, in lengths of the way that it went; ``None``: not compared.
+        distance: from the first mode of torch that came to finite numbers, after the same steps, in lengths of the way that it went; not
+            finite where the contender came to none; ``None``: not compared.
         error: why it did not take part.
     """
 
@@ -335,11 +336,10 @@ def _time(row: Row, problem: Problem, settings: Settings) -> None:
             timing.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
         contenders[name] = contender
-    reference, steps = next(iter(contenders.values()), None), _COMPARED_STEPS[settings.device]
-    for timing in row.timings:
-        if reference is not None and timing.name in contenders and timing.name not in (reference.name, CEILING):
-            timing.distance = contenders[timing.name].distance(reference, problem.start, steps)
-    row.note = _served(row, contenders.get(FAST), steps)
+    steps = _COMPARED_STEPS[settings.device]
+    row.note = "; ".join(
+        filter(None, (_compare(row, contenders, problem, steps), _served(row, contenders.get(FAST), steps)))
+    )
     timed = [(t, contenders[t.name]) for t in row.timings if t.name in contenders]
     if not settings.cold:
         _rounds([(t, c.step) for t, c in timed], row, settings)
@@ -347,6 +347,18 @@ def _time(row: Row, problem: Problem, settings: Settings) -> None:
     other = torch.zeros(2 * machine.cache_bytes(settings.device) // 4, device=problem.device)
     cold = [(t, _Cold(c.step, functools.partial(problem.renew, c.parameters), other)) for t, c in timed]
     _rounds([(t, c.step) for t, c in cold], row, settings, [c.seconds for _, c in cold])
+
+
+def _compare(row: Row, contenders: Mapping[str, Contender], problem: Problem, steps: int) -> str:
+    """How far each is from where torch came; why that cannot be told, or nothing."""
+    modes = [t.name for t in row.torch if t.name in contenders]
+    finite = [name for name in modes if contenders[name].is_finite()]
+    if not finite:
+        return "not compared: in this dtype every mode of torch comes to numbers that are not finite" if modes else ""
+    for timing in row.timings:
+        if timing.name in contenders and timing.name not in (finite[0], CEILING):
+            timing.distance = contenders[timing.name].distance(contenders[finite[0]], problem.start, steps)
+    return ""
 
 
 def _served(row: Row, contender: Contender | None, steps: int) -> str:

@@ -119,6 +119,12 @@ def _ratio(row: Row) -> tuple[str, str]:
     return f"[{colour}]{_three(row.ratio)}[/]", f"[dim]{by_rounds}[/]"
 
 
+def _apart(timing: Timing) -> str:
+    if timing.distance is None or not math.isfinite(timing.distance):
+        return "comes to numbers that are not finite, as others do not"
+    return f"ends {timing.distance:.2g} of torch's way from torch's other modes"
+
+
 def notes(rows: Iterable[Row]) -> list[str]:
     """What the tables do not show, a line for each."""
     told: dict[str, list[str]] = {}
@@ -126,7 +132,7 @@ def notes(rows: Iterable[Row]) -> list[str]:
         if row.note:
             told.setdefault(f"{row.optimizer}: {row.note}", []).append(row.workload.name)
         for timing in row.torch:
-            wrong = "" if timing.sane else f"differs from {row.torch[0].name} by {timing.distance:.2g} of its way"
+            wrong = "" if timing.sane else _apart(timing)
             if timing.error or wrong:
                 told.setdefault(f"{row.optimizer}, torch's {timing.name}: {timing.error or wrong}", []).append(
                     row.workload.name

@@ -179,6 +179,18 @@ def test_a_narrow_format_hides_no_wrong_class(monkeypatch):
     assert row.wrong
 
 
+def test_where_torch_divides_by_zero_in_float16_fast_is_compared_with_a_mode_that_does_not():
+    adam, rmsprop = rows(["Adam", "RMSprop"], WORKLOADS["100x64"], dtype="float16")
+    assert not adam.wrong
+    assert [t.name for t in adam.torch if t.sane] == ["fused"]
+    assert adam.fast.distance < 1e-3
+    assert adam.best.name == "fused"
+    told = "Adam, torch's forloop: comes to numbers that are not finite, as others do not (100x64)"
+    assert told in tables.notes([adam])
+    assert not rmsprop.wrong
+    assert rmsprop.note.startswith("not compared: in this dtype every mode of torch")
+
+
 def test_options_go_to_all_and_what_torch_lacks_to_fast_alone(monkeypatch):
     built = []
     monkeypatch.setattr(contenders.Contender, "distance", lambda self, *_: built.append(self) or 0.0)
@@ -245,7 +257,7 @@ def test_a_wrong_mode_of_torch_is_not_the_best(monkeypatch):
     row.fast = Timing("fast", [1.0])
     assert row.best.name == "forloop"
     assert row.ratio == 2.0
-    assert tables.notes([row]) == ["Adam, torch's fused: differs from forloop by 0.5 of its way (3x5)"]
+    assert tables.notes([row]) == ["Adam, torch's fused: ends 0.5 of torch's way from torch's other modes (3x5)"]
 
 
 def test_who_cannot_be_built_says_why_and_the_rest_go_on(monkeypatch):
