@@ -23,7 +23,7 @@ def tables(root):
     for file in sorted((root / "harness").rglob("*.py")):
         text = file.read_text()
         for node in ast.walk(ast.parse(text)) if "of_every_event" in text else ():
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "of_every_event":
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("of_every_event"):
                 found[str(file.relative_to(root))] = node.args[0].end_lineno - 1, node.args[0].end_col_offset - 1
     return found
 
@@ -46,7 +46,9 @@ def enter(root, name):
     lines[line] = f"{lines[line][:column]}{ENTRIES[name]}\n{lines[line][column:]}"
     text = "".join(lines)
     imported = re.search(r"from stepcheck\.harness\.life\.events import \(\n", text)
-    file.write_text(f"{text[: imported.end()]}    Clear,\n{text[imported.end() :]}")
+    if ENTRIES[name].startswith("Clear"):  # and not events.Clear
+        text = f"{text[: imported.end()]}    Clear,\n{text[imported.end() :]}"
+    file.write_text(text)
 
 
 def copied(folder):
