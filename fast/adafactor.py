@@ -20,6 +20,8 @@ last-level cache together.
 from __future__ import annotations
 
 import functools
+import inspect
+import itertools
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +30,28 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from stepcheck.fast import native
+from stepcheck.fast import adafactor_kernels, native
+from stepcheck.fast.adafactor_kernels import (
+    BLOCK_MOVE,
+    BLOCK_SUMS,
+    FACTORS,
+    MATRIX,
+    POINT,
+    SHARED,
+    TILE_MOVE,
+    TILE_SQUARES,
+    TILE_SUMS,
+    VECTOR,
+    WHOLE,
+    Block,
+    Launch,
+    Matrix,
+    Options,
+    Row,
+    Scalars,
+    Task,
+    Tile,
+)
 from stepcheck.fast.engine import (
     REAL,
     SIZE,
@@ -59,473 +82,18 @@ from stepcheck.fast.tensors import Addresses, Words
 PIECE = 1 << 15
 #: Row tiles of a matrix at most: each has sums of its own for all columns.
 TILES = 64
-#: Columns whose sums stay in a first-level cache.
-STRIP = 1 << 10
 #: Elements of a wave, about: parameter and gradient of it fit into a third-level cache.
 WAVE = 1 << 20
 #: Elements from which on more threads than one take part.
 SPREAD = 1 << 17
 
-# Words of a launch. The kernel takes tasks from NEXT to END; each thread takes a slot of the scratch.
-(
-    NEXT,
-    END,
-    SLOT,
-    TASKS,
-    ROWS,
-    SCALARS,
-    OPTIONS,
-    COUNT,
-    BLOCKS,
-    MATRICES,
-    TILE_TABLE,
-    PARTIALS,
-    SCRATCH,
-    SCRATCH_WORDS,
-    WORDS,
-) = range(15)
-# Words of a row, which is a parameter; it is IDLE while it has no gradient. Distances are in bytes; outer and inner dimension are rows and columns, or columns and rows if
-# SWAPPED. R is the state of the outer dimension, C that of the inner one.
-(
-    KIND, GROUP, STEP, WIDE, P, G, R, C, OUTER, INNER, SWAPPED, DENSE, P_OUTER, P_INNER, G_OUTER, G_INNER, R_OUTER, C_INNER,
-    P_NEXT, G_NEXT, R_NEXT, C_NEXT, ELEMENTS, FIRST_PART, END_PART, FIRST_BLOCK, END_BLOCK, IDLE, ROW_WORDS,
-) = range(29)  # fmt: skip
-#: What a parameter is made of: elements, matrices, or matrices of one element.
-VECTOR, MATRIX, POINT = range(3)
-# Words of a block: matrices (or elements) in a run, and where the run begins in each stream.
-B_ROW, B_COUNT, B_P, B_G, B_R, B_C, BLOCK_WORDS = range(7)
-# Words of a matrix that is cut: where it begins in each stream, its sums (a row for each column tile, a row for each row tile), its
-# factors and its new state, and how the factors are to be used.
-(
-    M_ROW,
-    M_P,
-    M_G,
-    M_R,
-    M_C,
-    M_ROW_SUMS,
-    M_COLUMN_SUMS,
-    M_A,
-    M_NEW_R,
-    M_B,
-    M_NEW_C,
-    M_DOWN,
-    M_ACROSS,
-    M_MODE,
-    MATRIX_WORDS,
-) = range(15)
-# Words of a tile: its matrix, its rows and columns, its place among the tiles of the matrix, and of the partial sums.
-T_MATRIX, T_I0, T_I1, T_J0, T_J1, T_DOWN, T_ACROSS, T_PART, TILE_WORDS = range(9)
-# Words of a task, and what it does with items from FIRST to END.
-WORK, FIRST, LAST, TASK_WORDS = range(4)
-WHOLE, BLOCK_SUMS, BLOCK_MOVE, TILE_SUMS, FACTORS, TILE_SQUARES, TILE_MOVE = range(7)
-# Scalars of a row, and options of a group.
-S_FORGET, S_DECAY, S_RHO, S_EPS1, S_EPS2, S_D, S_SIGN, SCALAR_WORDS = range(8)
-O_LR, O_BETA2_DECAY, O_EPS1, O_EPS2, O_D, O_WEIGHT_DECAY, O_MAXIMIZE, OPTION_WORDS = range(8)
-
-
 # --- Kernels
-
-#: Counts the steps of the parameters of a launch and makes their scalars.
-_PREPARE = f"""
-def kernel(launch):
-    rows, scalars = load_int64(launch, {ROWS}), load_int64(launch, {SCALARS})
-    last_step, last_group, forget, rho = 0.0, -1, 0.0, 0.0
-    for r in range(load_int64(launch, {COUNT})):
-        row, scalar = rows + r * {8 * ROW_WORDS}, scalars + r * {8 * SCALAR_WORDS}
-        if load_int64(row, {IDLE}) != 0:
-            continue
-        group, at = load_int64(row, {GROUP}), load_int64(row, {STEP})
-        options = load_int64(launch, {OPTIONS}) + group * {8 * OPTION_WORDS}
-        if load_int64(row, {WIDE}) != 0:
-            step = load_float64(at, 0) + 1.0
-            store_float64(at, 0, step)
-        else:
-            stored = float32(load_float32(at, 0) + float32(1.0))
-            store_float32(at, 0, stored)
-            step = float64(stored)
-        lr = load_float64(options, {O_LR})
-        if step != last_step or group != last_group:
-            forget = step ** load_float64(options, {O_BETA2_DECAY})
-            rho = minimum(lr, 1.0 / sqrt(step))
-            last_step, last_group = step, group
-        store_float64(scalar, {S_FORGET}, forget)
-        store_float64(scalar, {S_DECAY}, 1.0 - lr * load_float64(options, {O_WEIGHT_DECAY}))
-        store_float64(scalar, {S_RHO}, rho)
-        store_float64(scalar, {S_EPS1}, load_float64(options, {O_EPS1}))
-        store_float64(scalar, {S_EPS2}, load_float64(options, {O_EPS2}))
-        store_float64(scalar, {S_D}, load_float64(options, {O_D}))
-        store_float64(scalar, {S_SIGN}, 1.0 - 2.0 * load_float64(options, {O_MAXIMIZE}))
-"""
-
-#: The innermost loops, over elements of the inner dimension of a matrix, or of a vector, or over points. Two of each: ``dense`` ones
-#: are vectorized; the others follow distances, and, careful, make infinite what :math:`R_i C_j` beyond the format makes infinite.
-_LOOPS = """
-@SUMMING
-def sums_dense(n, p, g, columns):
-    of_g = of_p = 0.0
-    for j in range(n):
-        x, y = float64(load_g(g, j)), float64(load_p(p, j))
-        of_g += x * x
-        of_p += y * y
-        store_columns(columns, j, load_columns(columns, j) + x * x)
-    return of_g, of_p
-
-@SUMMING
-def sums_strided(n, p, g, columns, dp, dg):
-    of_g = of_p = 0.0
-    for j in range(n):
-        x, y = float64(load_g(g + j * dg, 0)), float64(load_p(p + j * dp, 0))
-        of_g += x * x
-        of_p += y * y
-        store_columns(columns, j, load_columns(columns, j) + x * x)
-    return of_g, of_p
-
-@SUMMING
-def squares_dense(n, g, b, a, cap):
-    total = 0.0
-    for j in range(n):
-        f = a * load_b(b, j)
-        u = float64((cap if f > cap else f) * load_g(g, j))
-        total += u * u
-    return total
-
-@SUMMING
-def squares_strided(n, g, b, a, cap, dg, r, c, beyond):
-    total = 0.0
-    for j in range(n):
-        f = a * load_b(b, j)
-        f = beyond if abs(r * load_new_c(c, j)) > LARGEST else f
-        u = float64((cap if f > cap else f) * load_g(g + j * dg, 0))
-        total += u * u
-    return total
-
-def move_dense(n, p, g, b, a, cap, decay, rate):
-    for j in range(n):
-        f = a * load_b(b, j)
-        u = (cap if f > cap else f) * load_g(g, j)
-        store_p(p, j, decay * load_p(p, j) - rate * u)
-
-def move_strided(n, p, g, b, a, cap, decay, rate, dp, dg, r, c, beyond):
-    for j in range(n):
-        f = a * load_b(b, j)
-        f = beyond if abs(r * load_new_c(c, j)) > LARGEST else f
-        u = (cap if f > cap else f) * load_g(g + j * dg, 0)
-        store_p(p + j * dp, 0, decay * load_p(p + j * dp, 0) - rate * u)
-"""
-
-
-def _run_loops(name: str, variance: str, streams: tuple[str, ...]) -> str:
-    """The loops over a run of elements that each have state of their own: a vector's, or matrices of one element."""
-    source = ""
-    for dense in (True, False):
-        suffix = "dense" if dense else "strided"
-        at = "at_{s}, j" if dense else "at_{s} + j * d{s}, 0"
-        arguments = ", ".join((*(f"at_{s}" for s in streams), *(() if dense else (f"d{s}" for s in streams))))
-        load = {s: f"load_{s}({at.format(s=s)})" for s in streams}
-        states = [s for s in streams if s in "rc"]
-        found = "\n        ".join(f"{s} = keep * {load[s]} + forget * (x * x)" for s in states)
-        stored = "\n        ".join(f"store_{s}({at.format(s=s)}, {s})" for s in states)
-        update = f"x = {load['g']}\n        {found}\n        u = x / maximum(sqrt({variance}), eps1)"
-        source += f"""
-@SUMMING
-def {name}_squares_{suffix}(n, {arguments}, keep, forget, eps1):
-    of_p = of_u = 0.0
-    for j in range(n):
-        {update}
-        y, w = float64({load["p"]}), float64(u)
-        of_p += y * y
-        of_u += w * w
-    return of_p, of_u
-
-def {name}_move_{suffix}(n, {arguments}, keep, forget, eps1, decay, rate):
-    for j in range(n):
-        {update}
-        {stored}
-        store_p({at.format(s="p")}, decay * {load["p"]} - rate * u)
-"""
-    return source
-
-
-_MATRIX = f"""
-def tile_sums(row, p, g, row_sums, column_sums, i0, i1, j0, j1):
-    # Sums of squares of the rows and columns of a tile; returned: of the parameter.
-    po, pi = load_int64(row, {P_OUTER}), load_int64(row, {P_INNER})
-    go, gi = load_int64(row, {G_OUTER}), load_int64(row, {G_INNER})
-    dense = load_int64(row, {DENSE}) != 0
-    total = 0.0
-    for i in range(i0, i1):
-        store_float64(row_sums, i, 0.0)
-    for j in range(j0, j1):
-        store_float64(column_sums, j, 0.0)
-    j = j0
-    while j < j1:
-        n = min({STRIP}, j1 - j)
-        columns = column_sums + 8 * j
-        for i in range(i0, i1):
-            at_p, at_g = p + i * po + j * pi, g + i * go + j * gi
-            if dense:
-                of_g, of_p = sums_dense(n, at_p, at_g, columns)
-            else:
-                of_g, of_p = sums_strided(n, at_p, at_g, columns, pi, gi)
-            store_float64(row_sums, i, load_float64(row_sums, i) + of_g)
-            total += of_p
-        j += {STRIP}
-    return total
-
-def added(sums, n, parts):
-    # Add up what each part found, in order, into the first.
-    for k in range(1, parts):
-        more = sums + 8 * k * n
-        for i in range(n):
-            store_sums(sums, i, load_sums(sums, i) + load_more(more, i))
-
-@SUMMING
-def averaged(n, sums, length, old, distance, new, keep, forget):
-    # The new averages of one dimension; returned: their sum and the largest.
-    total, top = 0.0, 0.0
-    for i in range(n):
-        mean = load_float64(sums, i) / length
-        x = real(keep * float64(load_state(old + i * distance, 0)) + forget * mean)
-        store_real(new, i, x)
-        total += float64(x)
-        top = maximum(top, float64(x))
-    return total, top
-
-def roots(n, scale, new, out):
-    for i in range(n):
-        store_out(out, i, real(scale / sqrt(float64(load_real(new, i)))))
-
-def factors(row, scalar, r, c, row_sums, across, column_sums, down, a, new_r, b, new_c):
-    # From the sums to the new state and the factors; returned: 0, or how products beyond the format are met, 1: V is
-    # infinite there, 2: V is infinity by infinity.
-    outer, inner = load_int64(row, {OUTER}), load_int64(row, {INNER})
-    forget = load_float64(scalar, {S_FORGET})
-    keep = 1.0 - forget
-    added(row_sums, outer, across)
-    added(column_sums, inner, down)
-    sum_r, top_r = averaged(outer, row_sums, float64(inner), r, load_int64(row, {R_OUTER}), new_r, keep, forget)
-    sum_c, top_c = averaged(inner, column_sums, float64(outer), c, load_int64(row, {C_INNER}), new_c, keep, forget)
-    swapped = load_int64(row, {SWAPPED}) != 0
-    mean = sum_c / float64(inner) if swapped else sum_r / float64(outer)
-    root = sqrt(maximum(mean, load_float64(scalar, {S_EPS1})))
-    # The root stands with the row state, whose mean it comes from: for a normal number neither factor then leaves the format.
-    roots(outer, 1.0 if swapped else root, new_r, a)
-    roots(inner, root if swapped else 1.0, new_c, b)
-    if not (top_r * top_c > LARGEST64):
-        return 0
-    return 2 if root > LARGEST64 else 1
-
-def keep_state(row, r, c, new_r, new_c):
-    distance = load_int64(row, {R_OUTER})
-    for i in range(load_int64(row, {OUTER})):
-        store_state(r + i * distance, 0, load_real(new_r, i))
-    distance = load_int64(row, {C_INNER})
-    for j in range(load_int64(row, {INNER})):
-        store_state(c + j * distance, 0, load_real(new_c, j))
-
-def tile_squares(row, scalar, mode, g, a, b, new_r, new_c, i0, i1, j0, j1):
-    go, gi = load_int64(row, {G_OUTER}), load_int64(row, {G_INNER})
-    dense = load_int64(row, {DENSE}) != 0 and mode == 0
-    cap = real(1.0 / load_float64(scalar, {S_EPS1}))
-    beyond = real(NAN) if mode == 2 else real(0.0)
-    total = 0.0
-    for i in range(i0, i1):
-        at, factor = g + i * go + j0 * gi, load_real(a, i)
-        if dense:
-            total += squares_dense(j1 - j0, at, b + j0 * REAL, factor, cap)
-        else:
-            r = load_real(new_r, i) if mode != 0 else real(0.0)
-            total += squares_strided(j1 - j0, at, b + j0 * REAL, factor, cap, gi, r, new_c + j0 * REAL, beyond)
-    return total
-
-def tile_move(row, scalar, mode, p, g, a, b, new_r, new_c, i0, i1, j0, j1, rate):
-    po, pi = load_int64(row, {P_OUTER}), load_int64(row, {P_INNER})
-    go, gi = load_int64(row, {G_OUTER}), load_int64(row, {G_INNER})
-    dense = load_int64(row, {DENSE}) != 0 and mode == 0
-    cap, decay = real(1.0 / load_float64(scalar, {S_EPS1})), real(load_float64(scalar, {S_DECAY}))
-    beyond = real(NAN) if mode == 2 else real(0.0)
-    for i in range(i0, i1):
-        at_p, at_g, factor = p + i * po + j0 * pi, g + i * go + j0 * gi, load_real(a, i)
-        if dense:
-            move_dense(j1 - j0, at_p, at_g, b + j0 * REAL, factor, cap, decay, rate)
-        else:
-            r = load_real(new_r, i) if mode != 0 else real(0.0)
-            move_strided(j1 - j0, at_p, at_g, b + j0 * REAL, factor, cap, decay, rate, pi, gi, r, new_c + j0 * REAL, beyond)
-"""
-
-
-def _run_calls(name: str, streams: tuple[str, ...], more: str) -> tuple[str, str]:
-    """Calls of a dense and of a strided loop over runs."""
-    distances = {"p": P_NEXT, "g": G_NEXT, "r": R_NEXT, "c": C_NEXT}
-    given = ", ".join(streams)
-    return (
-        f"{name}_dense(n, {given}, keep, forget, eps1{more})",
-        f"{name}_strided(n, {given}, {', '.join(f'load_int64(row, {distances[s]})' for s in streams)}, keep, forget, eps1{more})",
-    )
-
-
-def _block(work: str) -> str:
-    """A function that sums over, or updates, one block."""
-    move = work == "move"
-    more = ", decay, rate" if move else ""
-    runs = ""
-    for name, kind, streams in (("vector", VECTOR, ("p", "g", "r")), ("point", POINT, ("p", "g", "r", "c"))):
-        dense, strided = _run_calls(f"{name}_{work}", streams, more)
-        result = "" if move else "of_p, of_u = "
-        runs += f"""
-    if kind == {kind}:
-        if load_int64(row, {DENSE}) != 0:
-            {result}{dense}
-        else:
-            {result}{strided}
-        {"return" if move else "return of_p, of_u"}"""
-    each = """
-        if known == 0:
-            tile_sums(row, p, g, sums, columns, none, outer, none, inner)
-            mode = factors(row, scalar, r, c, sums, one, columns, one, a, new_r, b, new_c)
-        else:
-            mode = known - 1
-        tile_move(row, scalar, mode, p, g, a, b, new_r, new_c, none, outer, none, inner, rate)
-        keep_state(row, r, c, new_r, new_c)
-""" if move else """
-        of_p += tile_sums(row, p, g, sums, columns, none, outer, none, inner)
-        mode = factors(row, scalar, r, c, sums, one, columns, one, a, new_r, b, new_c)
-        of_u += tile_squares(row, scalar, mode, g, a, b, new_r, new_c, none, outer, none, inner)
-        store_float64(scratch, 0, float64(mode))
-"""  # fmt: skip
-    return f"""
-def block_{work}(block, row, scalar, scratch{", rate, known" if move else ""}):
-    n, kind = load_int64(block, {B_COUNT}), load_int64(row, {KIND})
-    p, g = load_int64(row, {P}) + load_int64(block, {B_P}), load_int64(row, {G}) + load_int64(block, {B_G})
-    r, c = load_int64(row, {R}) + load_int64(block, {B_R}), load_int64(row, {C}) + load_int64(block, {B_C})
-    forget64 = load_float64(scalar, {S_FORGET})
-    keep, forget, eps1 = real(1.0 - forget64), real(forget64), real(load_float64(scalar, {S_EPS1}))
-    {f"decay = real(load_float64(scalar, {S_DECAY}))" if move else ""}{runs}
-    outer, inner = load_int64(row, {OUTER}), load_int64(row, {INNER})
-    sums, columns = scratch + 8, scratch + 8 * (1 + outer)
-    a, new_r = columns + 8 * inner, columns + 8 * (inner + outer)
-    b, new_c = columns + 8 * (inner + 2 * outer), columns + 8 * (2 * inner + 2 * outer)
-    none, one = int64(0), int64(1)
-    {"" if move else "of_p = of_u = 0.0"}
-    for _ in range(n):{each}
-        p += load_int64(row, {P_NEXT})
-        g += load_int64(row, {G_NEXT})
-        r += load_int64(row, {R_NEXT})
-        c += load_int64(row, {C_NEXT})
-    {"" if move else "return of_p, of_u"}
-"""
-
-
-_TASKS = f"""
-def rate_of(row, scalar, of_p, of_u):
-    # What the update is multiplied by. Of NaN the bounds stand, as in torch.optim: one bad element does not spoil the others.
-    n = float64(load_int64(row, {ELEMENTS}))
-    size, change = sqrt(of_p / n), sqrt(of_u / n) / load_float64(scalar, {S_D})
-    least = load_float64(scalar, {S_EPS2})
-    alpha = (size if size > least else least) * load_float64(scalar, {S_RHO})
-    return real(load_float64(scalar, {S_SIGN}) * alpha / (change if change > 1.0 else 1.0))
-
-def rate_of_parts(row, scalar, partials):
-    of_p = of_u = 0.0
-    for k in range(load_int64(row, {FIRST_PART}), load_int64(row, {END_PART})):
-        of_p += load_float64(partials, 2 * k)
-        of_u += load_float64(partials, 2 * k + 1)
-    return rate_of(row, scalar, of_p, of_u)
-
-def whole(blocks, row, scalar, scratch):
-    first, end = load_int64(row, {FIRST_BLOCK}), load_int64(row, {END_BLOCK})
-    of_p = of_u = 0.0
-    for k in range(first, end):
-        p2, u2 = block_squares(blocks + k * {8 * BLOCK_WORDS}, row, scalar, scratch)
-        of_p += p2
-        of_u += u2
-    rate = rate_of(row, scalar, of_p, of_u)
-    # The factors of a single matrix are still there.
-    single = end == first + 1 and load_int64(blocks + first * {8 * BLOCK_WORDS}, {B_COUNT}) == 1
-    known = 1 + int64(load_float64(scratch, 0)) if single and load_int64(row, {KIND}) == {MATRIX} else int64(0)
-    for k in range(first, end):
-        block_move(blocks + k * {8 * BLOCK_WORDS}, row, scalar, scratch, rate, known)
-
-def one_tile(work, tile, matrices, rows, scalars, partials):
-    m = matrices + load_int64(tile, {T_MATRIX}) * {8 * MATRIX_WORDS}
-    number = load_int64(m, {M_ROW})
-    row, scalar = rows + number * {8 * ROW_WORDS}, scalars + number * {8 * SCALAR_WORDS}
-    p, g = load_int64(row, {P}) + load_int64(m, {M_P}), load_int64(row, {G}) + load_int64(m, {M_G})
-    i0, i1 = load_int64(tile, {T_I0}), load_int64(tile, {T_I1})
-    j0, j1 = load_int64(tile, {T_J0}), load_int64(tile, {T_J1})
-    part, mode = load_int64(tile, {T_PART}), load_int64(m, {M_MODE})
-    a, b = load_int64(m, {M_A}), load_int64(m, {M_B})
-    new_r, new_c = load_int64(m, {M_NEW_R}), load_int64(m, {M_NEW_C})
-    if work == {TILE_SUMS}:
-        row_sums = load_int64(m, {M_ROW_SUMS}) + 8 * load_int64(tile, {T_ACROSS}) * load_int64(row, {OUTER})
-        column_sums = load_int64(m, {M_COLUMN_SUMS}) + 8 * load_int64(tile, {T_DOWN}) * load_int64(row, {INNER})
-        store_float64(partials, 2 * part, tile_sums(row, p, g, row_sums, column_sums, i0, i1, j0, j1))
-    elif work == {TILE_SQUARES}:
-        store_float64(partials, 2 * part + 1, tile_squares(row, scalar, mode, g, a, b, new_r, new_c, i0, i1, j0, j1))
-    else:
-        rate = rate_of_parts(row, scalar, partials)
-        tile_move(row, scalar, mode, p, g, a, b, new_r, new_c, i0, i1, j0, j1, rate)
-
-def one_matrix(m, rows, scalars):
-    number = load_int64(m, {M_ROW})
-    row, scalar = rows + number * {8 * ROW_WORDS}, scalars + number * {8 * SCALAR_WORDS}
-    r, c = load_int64(row, {R}) + load_int64(m, {M_R}), load_int64(row, {C}) + load_int64(m, {M_C})
-    new_r, new_c = load_int64(m, {M_NEW_R}), load_int64(m, {M_NEW_C})
-    mode = factors(
-        row, scalar, r, c, load_int64(m, {M_ROW_SUMS}), load_int64(m, {M_ACROSS}), load_int64(m, {M_COLUMN_SUMS}),
-        load_int64(m, {M_DOWN}), load_int64(m, {M_A}), new_r, load_int64(m, {M_B}), new_c,
-    )
-    store_int64(m, {M_MODE}, mode)
-    keep_state(row, r, c, new_r, new_c)
-
-def row_of(work, k, blocks, matrices, tiles):
-    if work == {WHOLE}:
-        return k
-    if work == {BLOCK_SUMS} or work == {BLOCK_MOVE}:
-        return load_int64(blocks + k * {8 * BLOCK_WORDS}, {B_ROW})
-    m = k if work == {FACTORS} else load_int64(tiles + k * {8 * TILE_WORDS}, {T_MATRIX})
-    return load_int64(matrices + m * {8 * MATRIX_WORDS}, {M_ROW})
-
-def kernel(launch):
-    tasks, end = load_int64(launch, {TASKS}), load_int64(launch, {END})
-    rows, scalars = load_int64(launch, {ROWS}), load_int64(launch, {SCALARS})
-    blocks, matrices = load_int64(launch, {BLOCKS}), load_int64(launch, {MATRICES})
-    tiles, partials = load_int64(launch, {TILE_TABLE}), load_int64(launch, {PARTIALS})
-    slot = next_number(launch + {8 * SLOT})
-    scratch = load_int64(launch, {SCRATCH}) + 8 * slot * load_int64(launch, {SCRATCH_WORDS})
-    while True:
-        number = next_number(launch)
-        if number >= end:
-            break
-        task = tasks + number * {8 * TASK_WORDS}
-        work = load_int64(task, {WORK})
-        for k in range(load_int64(task, {FIRST}), load_int64(task, {LAST})):
-            if load_int64(rows + row_of(work, k, blocks, matrices, tiles) * {8 * ROW_WORDS}, {IDLE}) != 0:
-                continue
-            if work == {WHOLE}:
-                whole(blocks, rows + k * {8 * ROW_WORDS}, scalars + k * {8 * SCALAR_WORDS}, scratch)
-            elif work == {BLOCK_SUMS} or work == {BLOCK_MOVE}:
-                block = blocks + k * {8 * BLOCK_WORDS}
-                parameter = load_int64(block, {B_ROW})
-                row, scalar = rows + parameter * {8 * ROW_WORDS}, scalars + parameter * {8 * SCALAR_WORDS}
-                if work == {BLOCK_SUMS}:
-                    of_p, of_u = block_squares(block, row, scalar, scratch)
-                    part = load_int64(row, {FIRST_PART}) + k - load_int64(row, {FIRST_BLOCK})
-                    store_float64(partials, 2 * part, of_p)
-                    store_float64(partials, 2 * part + 1, of_u)
-                else:
-                    block_move(block, row, scalar, scratch, rate_of_parts(row, scalar, partials), int64(0))
-            elif work == {FACTORS}:
-                one_matrix(matrices + k * {8 * MATRIX_WORDS}, rows, scalars)
-            else:
-                one_tile(work, tiles + k * {8 * TILE_WORDS}, matrices, rows, scalars, partials)
-"""
 
 
 @functools.cache
 def prepare_kernel() -> Kernel:
     """Counts the steps of the parameters of a launch and makes their scalars."""
-    return kernel(_PREPARE)
+    return kernel(f"{inspect.getsource(adafactor_kernels)}\nkernel = prepare")
 
 
 @functools.cache
@@ -537,35 +105,23 @@ def step_kernel(dtype: str) -> Kernel:
 def step_source(dtype: str) -> str:
     """The source of :func:`step_kernel`."""
     real = COMPUTED[dtype]
-    streams = ("p", "g", "r", "c", "b", "columns")
-    runs = ("p", "g", "r", "c")
-    kinds = {**dict.fromkeys(runs, dtype), "b": real, "columns": "float64"}
-    # In the loops over the tiles of a matrix c is the new state of the inner dimension, in the loops over points the old one.
-    makers = [f"load_{s} = loader({kinds[s]!r}, {s!r}, {streams!r})" for s in streams]
-    makers += [f"store_{s} = storer({kinds[s]!r}, {s!r}, {streams!r})" for s in streams if s not in "gb"]
-    makers += [f"load_new_c = loader({real!r})", f"load_real, store_real = loader({real!r}), storer({real!r})"]
-    makers += [
-        f"store_out = storer({real!r}, 'out', ('out',))",
-        f"load_state, store_state = loader({dtype!r}), storer({dtype!r})",
-    ]
-    makers += [
-        "load_sums, store_sums = loader('float64', 'sums', ('sums', 'more')), storer('float64', 'sums', ('sums', 'more'))"
-    ]
-    makers += ["load_more = loader('float64', 'more', ('sums', 'more'))"]
     largest = float(np.finfo(real).max)
+    # Sets of streams that do not overlap, each with its format. In the loops over the tiles of a matrix c is the new state of the inner dimension, which
+    # goes by another name; in the loops over points it is the old one.
+    apart = [
+        {**dict.fromkeys("pgrc", dtype), "b": real, "columns": "float64"},
+        {"sums": "float64", "more": "float64"},
+        {"out": real},
+    ]
+    accesses = [(s, f"{kind!r}, {s!r}, {tuple(kinds)!r}") for kinds in apart for s, kind in kinds.items()]
+    accesses += [("new_c", repr(real)), ("real", repr(real)), ("state", repr(dtype))]
+    made = "\n".join(f"load_{s}, store_{s} = loader({given}), storer({given})" for s, given in accesses)
     return f"""
-real, REAL = {real}, {SIZE[real]}
+real, SIZE, REAL = {real}, {SIZE[dtype]}, {SIZE[real]}
 LARGEST, LARGEST64, NAN = {real}({largest!r}), {largest!r}, float("nan")
-# Sums may be added in any order, which is fixed when this is compiled.
-SUMMING = ("contract", "reassoc")
-{chr(10).join(makers)}
-{_LOOPS}
-{_run_loops("vector", "r", ("p", "g", "r"))}
-{_run_loops("point", "r * c / maximum(r, eps1)", ("p", "g", "r", "c"))}
-{_MATRIX}
-{_block("squares")}
-{_block("move")}
-{_TASKS}
+{made}
+{inspect.getsource(adafactor_kernels)}
+kernel = step
 """
 
 
@@ -596,85 +152,79 @@ class _Phase:
 class _Tables:
     """What the tables of a launch are made from."""
 
-    rows: list[list[int]] = field(default_factory=list)
-    blocks: list[list[int]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
     block_elements: list[int] = field(default_factory=list)
-    matrices: list[list[int]] = field(default_factory=list)
-    tiles: list[list[int]] = field(default_factory=list)
-    tasks: list[tuple[int, int, int]] = field(default_factory=list)
+    matrices: list[Matrix] = field(default_factory=list)
+    tiles: list[Tile] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
     phases: list[_Phase] = field(default_factory=list)
+    #: Of each row, its matrices and tiles.
+    cut: list[tuple[range, range]] = field(default_factory=list)
     parts: int = 0
     #: Words of scratch of a thread, and of the matrices of the largest wave.
-    slot: int = 1
+    slot: int = Matrix.words
     shared: int = 0
 
-    def row(self, member: _Member) -> int:
-        """Add a row, and the blocks or matrices of its parameter; its number."""
-        number, size = len(self.rows), SIZE[REAL[member.p.dtype]]
+    def row(self, member: _Member) -> None:
+        """Add a row, and the blocks or matrices of its parameter."""
+        size = SIZE[REAL[member.p.dtype]]
         tensors = [member.p, member.g, *member.state]
         strides = [tuple(s * size for s in t.stride()) for t in tensors]
-        row = [0] * ROW_WORDS
         shape = tuple(member.p.shape)
         rank = 2 if len(shape) > 1 else 0
-        lead = shape[: len(shape) - rank]
-        inside = shape[len(shape) - rank :]
-        row[KIND] = VECTOR if not rank else POINT if inside == (1, 1) else MATRIX
-        row[GROUP], row[STEP], row[WIDE] = member.group, member.step.data_ptr(), member.step.dtype is torch.float64
-        row[ELEMENTS] = member.p.numel()
-        each = row[ELEMENTS] and _describe_matrix(row, inside, strides, size)
-        way = walk(lead, [s[: len(lead)] for s in strides]) if row[ELEMENTS] else walk((0,), [(0,)] * len(tensors))
-        streams = len(tensors)
-        for column, distance in zip((P_NEXT, G_NEXT, R_NEXT, C_NEXT), way.distances, strict=False):
-            row[column] = distance
-        if row[KIND] != MATRIX:
-            row[DENSE] = way.length <= 1 or all(d == size for d in way.distances)
-        addresses = [t.data_ptr() for t in tensors]
-        if row[SWAPPED]:  # R is of the outer dimension, which is that of the columns
-            addresses[2:], row[R_NEXT], row[C_NEXT] = addresses[:1:-1], row[C_NEXT], row[R_NEXT]
-        row[P : P + streams] = addresses
-        self.rows.append(row)
-        starts = [_exchanged(s) if row[SWAPPED] else s for s in way.starts.tolist()]
-        row[FIRST_PART] = self.parts
-        row[FIRST_BLOCK] = len(self.blocks)
-        if row[KIND] == MATRIX and each > PIECE:
-            self._cut(number, row, way.length, way.distances, starts)
-        else:
-            self._block(number, row, each, way.length, way.distances, starts)
-        row[END_PART], row[END_BLOCK] = self.parts, len(self.blocks)
-        return number
+        lead, inside = shape[: len(shape) - rank], shape[len(shape) - rank :]
+        row = Row(
+            kind=VECTOR if not rank else POINT if inside == (1, 1) else MATRIX,
+            group=member.group,
+            step=member.step.data_ptr(),
+            wide=member.step.dtype is torch.float64,
+            elements=member.p.numel(),
+            first_part=self.parts,
+            first_block=len(self.blocks),
+        )
+        each = row.elements and _describe_matrix(row, inside, strides, size)
+        way = walk(lead, [s[: len(lead)] for s in strides]) if row.elements else walk((0,), [(0,)] * len(tensors))
+        if row.kind != MATRIX:
+            row.dense = way.length <= 1 or all(d == size for d in way.distances)
 
-    def _block(
-        self, number: int, row: list[int], each: int, length: int, distances: Sequence[int], starts: list[list[int]]
-    ) -> None:
-        steps = _exchanged(list(distances)) if row[SWAPPED] else list(distances)
-        count = length if row[ELEMENTS] <= PIECE else max(1, PIECE // each)
+        row.p, row.g, row.r, row.c = row.in_order([t.data_ptr() for t in tensors])
+        row.p_next, row.g_next, row.r_next, row.c_next = row.in_order(way.distances)
+        starts = [row.in_order(start) for start in way.starts.tolist()]
+        matrices, tiles = len(self.matrices), len(self.tiles)
+        if row.kind == MATRIX and each > PIECE:
+            self._cut(row, way.length, starts)
+        else:
+            self._block(row, each, way.length, starts)
+        row.end_part, row.end_block = self.parts, len(self.blocks)
+        self.cut.append((range(matrices, len(self.matrices)), range(tiles, len(self.tiles))))
+        self.rows.append(row)
+
+    def _block(self, row: Row, each: int, length: int, starts: list[tuple[int, ...]]) -> None:
+        count = length if row.elements <= PIECE else max(1, PIECE // each)
         for start in starts:
             for first in range(0, length, count):
                 n = min(count, length - first)
-                offsets = [s + first * d for s, d in zip(start, steps, strict=True)]
-                self.blocks.append([number, n, *offsets, *[0] * (4 - len(offsets))])
+                self.blocks.append(Block(row=len(self.rows), count=n, **row.offsets(start, first)))
                 self.block_elements.append(n * each)
-        if row[ELEMENTS] > PIECE:
-            self.parts += len(self.blocks) - row[FIRST_BLOCK]
-        if row[KIND] == MATRIX:
-            self.slot = max(self.slot, 1 + 3 * (row[OUTER] + row[INNER]))
+        if row.elements > PIECE:
+            self.parts += len(self.blocks) - row.first_block
+        if row.kind == MATRIX:
+            self.slot = max(self.slot, Matrix.words + 3 * (row.outer + row.inner))
 
-    def _cut(self, number: int, row: list[int], length: int, distances: Sequence[int], starts: list[list[int]]) -> None:
-        outer, inner = row[OUTER], row[INNER]
-        steps = _exchanged(list(distances)) if row[SWAPPED] else list(distances)
-        width = min(inner, PIECE)
-        height = max(1, -(-2 * PIECE // width), -(-outer // TILES))
-        down, across = -(-outer // height), -(-inner // width)
-        for start in starts:
-            for n in range(length):
-                offsets = [s + n * d for s, d in zip(start, steps, strict=True)]
-                matrix = len(self.matrices)
-                self.matrices.append([number, *offsets, *[0] * 6, down, across, 0])
-                for i in range(down):
-                    for j in range(across):
-                        ends = (i * height, min(outer, (i + 1) * height), j * width, min(inner, (j + 1) * width))
-                        self.tiles.append([matrix, *ends, i, j, self.parts])
-                        self.parts += 1
+    def _cut(self, row: Row, length: int, starts: list[tuple[int, ...]]) -> None:
+        width = min(row.inner, PIECE)
+        height = max(1, -(-2 * PIECE // width), -(-row.outer // TILES))
+        down, across = -(-row.outer // height), -(-row.inner // width)
+        for start, n in itertools.product(starts, range(length)):
+            number = len(self.matrices)
+            self.matrices.append(Matrix(row=len(self.rows), down=down, across=across, **row.offsets(start, n)))
+            for i, j in itertools.product(range(down), range(across)):
+                tile = Tile(matrix=number, down=i, across=j, part=self.parts)
+                tile.i0, tile.i1 = i * height, min(row.outer, (i + 1) * height)
+                tile.j0, tile.j1 = j * width, min(row.inner, (j + 1) * width)
+                self.tiles.append(tile)
+                self.parts += 1
 
     # Tasks
 
@@ -683,27 +233,20 @@ class _Tables:
         first, elements = len(self.tasks), 0
         for work, ranges in works:
             for start, end, n in ranges:
-                self.tasks.append((work, start, end))
+                self.tasks.append(Task(work=work, first=start, last=end))
                 elements += n
         if len(self.tasks) > first:
             self.phases.append(_Phase(first, len(self.tasks), elements))
 
     def plan(self) -> None:
         """Make the tasks of all rows."""
-        small = [n for n, row in enumerate(self.rows) if 0 < row[ELEMENTS] <= PIECE]
-        self.phase((WHOLE, _gathered([(n, self.rows[n][ELEMENTS]) for n in small])))
-        tile_rows = [self.matrices[t[T_MATRIX]][M_ROW] for t in self.tiles]
+        small = [(n, row.elements) for n, row in enumerate(self.rows) if 0 < row.elements <= PIECE]
+        self.phase((WHOLE, _gathered(small)))
         for wave in self._waves():
-            members = set(wave)
-            blocks = [
-                (k, self.block_elements[k])
-                for n in wave
-                for k in range(self.rows[n][FIRST_BLOCK], self.rows[n][END_BLOCK])
-            ]
-            tiles = [
-                (k, _area(t)) for k, (t, row) in enumerate(zip(self.tiles, tile_rows, strict=True)) if row in members
-            ]
-            matrices = [k for k, m in enumerate(self.matrices) if m[M_ROW] in members]
+            of_blocks = (k for n in wave for k in range(self.rows[n].first_block, self.rows[n].end_block))
+            blocks = [(k, self.block_elements[k]) for k in of_blocks]
+            matrices = [k for n in wave for k in self.cut[n][0]]
+            tiles = [(k, _area(self.tiles[k])) for n in wave for k in self.cut[n][1]]
             self._share(matrices)
             self.phase((BLOCK_SUMS, _gathered(blocks)), (TILE_SUMS, _gathered(tiles)))
             self.phase((FACTORS, ((k, k + 1, SPREAD) for k in matrices)))
@@ -714,9 +257,9 @@ class _Tables:
         wave: list[int] = []
         elements = 0
         for n, row in enumerate(self.rows):
-            if row[ELEMENTS] > PIECE:
+            if row.elements > PIECE:
                 wave.append(n)
-                elements += row[ELEMENTS]
+                elements += row.elements
                 if elements >= WAVE:
                     yield wave
                     wave, elements = [], 0
@@ -726,38 +269,29 @@ class _Tables:
     def _share(self, matrices: list[int]) -> None:
         """Give the matrices of a wave places in the scratch, as offsets in words; each wave has it for itself."""
         at = 0
-        for k in matrices:
-            m = self.matrices[k]
-            outer, inner = (self.rows[m[M_ROW]][n] for n in (OUTER, INNER))
-            needs = (outer * m[M_ACROSS], inner * m[M_DOWN], outer, outer, inner, inner)
-            for column, words in zip(range(M_ROW_SUMS, M_NEW_C + 1), needs, strict=True):
-                m[column] = at
+        for m in (self.matrices[k] for k in matrices):
+            row = self.rows[m.row]
+            needs = (row.outer * m.across, row.inner * m.down, row.outer, row.outer, row.inner, row.inner)
+            for name, words in zip(SHARED, needs, strict=True):
+                setattr(m, name, at)
                 at += words
         self.shared = max(self.shared, at)
 
 
-def _describe_matrix(row: list[int], inside: tuple[int, ...], strides: list[tuple[int, ...]], size: int) -> int:
+def _describe_matrix(row: Row, inside: tuple[int, ...], strides: list[tuple[int, ...]], size: int) -> int:
     """Fill in dimensions and distances of one matrix; its elements. A vector's, or a point's, element is 1."""
-    if row[KIND] != MATRIX:
+    if row.kind != MATRIX:
         return 1
-    (p_down, p_along), (g_down, g_along), (r_down, _), (_, c_along) = (s[-2:] for s in strides)
     n, m = inside
-    row[SWAPPED] = m == 1 or (n > 1 and abs(p_down) < abs(p_along))
-    row[OUTER], row[INNER] = (m, n) if row[SWAPPED] else (n, m)
-    row[P_OUTER], row[P_INNER] = (p_along, p_down) if row[SWAPPED] else (p_down, p_along)
-    row[G_OUTER], row[G_INNER] = (g_along, g_down) if row[SWAPPED] else (g_down, g_along)
-    row[R_OUTER], row[C_INNER] = (c_along, r_down) if row[SWAPPED] else (r_down, c_along)
-    row[DENSE] = row[P_INNER] == size and row[G_INNER] == size
+    down, along = strides[0][-2:]
+    row.swapped = m == 1 or (n > 1 and abs(down) < abs(along))
+    row.describe(inside, [s[-2:] for s in strides])
+    row.dense = row.p_inner == size and row.g_inner == size
     return n * m
 
 
-def _exchanged(x: list[int]) -> list[int]:
-    """Of (p, g, row state, column state), the states exchanged."""
-    return [x[0], x[1], x[3], x[2]]
-
-
-def _area(tile: list[int]) -> int:
-    return (tile[T_I1] - tile[T_I0]) * (tile[T_J1] - tile[T_J0])
+def _area(tile: Tile) -> int:
+    return int((tile.i1 - tile.i0) * (tile.j1 - tile.j0))
 
 
 def _gathered(items: list[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -787,30 +321,28 @@ class _Launch:
             tables.row(member)
         tables.plan()
         self._phases, self._slot_words = tables.phases, tables.slot
-        self.options = np.zeros((groups, OPTION_WORDS), np.float64)
-        self._rows = _table(tables.rows, ROW_WORDS)
-        self.gradients, self.idle = self._rows[:, G], self._rows[:, IDLE]
-        self._matrices = _table(tables.matrices, MATRIX_WORDS)
+        self.options = np.zeros((groups, Options.words), np.float64)
+        rows, matrices = Row.table(tables.rows), Matrix.table(tables.matrices)
+        self.gradients, self.idle = rows[:, Row.g], rows[:, Row.idle]
         self._shared = np.empty(tables.shared, np.float64)
         # The sums are of float64, the factors fit into as many words.
-        self._matrices[:, M_ROW_SUMS : M_NEW_C + 1] = (
-            self._matrices[:, M_ROW_SUMS : M_NEW_C + 1] * 8 + self._shared.ctypes.data
-        )
+        for word in (getattr(Matrix, name) for name in SHARED):
+            matrices[:, word] = matrices[:, word] * 8 + self._shared.ctypes.data
         self._tables = {
-            ROWS: self._rows,
-            TASKS: _table(tables.tasks, TASK_WORDS),
-            BLOCKS: _table(tables.blocks, BLOCK_WORDS),
-            MATRICES: self._matrices,
-            TILE_TABLE: _table(tables.tiles, TILE_WORDS),
-            SCALARS: np.zeros((len(members), SCALAR_WORDS), np.float64),
-            PARTIALS: np.zeros((tables.parts, 2), np.float64),
-            OPTIONS: self.options,
+            Launch.rows: rows,
+            Launch.tasks: Task.table(tables.tasks),
+            Launch.blocks: Block.table(tables.blocks),
+            Launch.matrices: matrices,
+            Launch.tiles: Tile.table(tables.tiles),
+            Launch.scalars: np.zeros((len(members), Scalars.words), np.float64),
+            Launch.partials: np.zeros((tables.parts, 2), np.float64),
+            Launch.options: self.options,
         }
-        self._words: Words = np.zeros(WORDS, np.int64)
+        self._words: Words = np.zeros(Launch.words, np.int64)
         for word, table in self._tables.items():
             self._words[word] = table.ctypes.data
-        self._words[COUNT] = len(members)
-        self._words[SCRATCH_WORDS] = tables.slot
+        self._words[Launch.count] = len(members)
+        self._words[Launch.scratch_words] = tables.slot
         self._at = self._words.ctypes.data
         self._slots = np.empty(0, np.float64)
         self._kept = [t for m in members for t in (m.p, m.step, *m.state)]
@@ -820,16 +352,12 @@ class _Launch:
         words, available = self._words, torch.get_num_threads()
         if self._slots.size < available * self._slot_words:
             self._slots = np.empty(available * self._slot_words, np.float64)
-            words[SCRATCH] = self._slots.ctypes.data
+            words[Launch.scratch] = self._slots.ctypes.data
         self._prepare.run(self._at)
         for phase in self._phases:
-            words[NEXT], words[END], words[SLOT] = phase.first, phase.end, 0
+            words[Launch.next], words[Launch.end], words[Launch.slot] = phase.first, phase.end, 0
             threads = min(available, phase.end - phase.first) if phase.elements >= SPREAD else 1
             native.run(self._kernel, self._at, threads)
-
-
-def _table(rows: Sequence[Sequence[int]], words: int) -> Words:
-    return np.array(rows, np.int64).reshape(-1, words)
 
 
 # --- All launches of a step

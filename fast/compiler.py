@@ -8,16 +8,22 @@ of 64. Whatever else there is in the source is Python that runs here, once, and 
 :func:`loader` and :func:`storer`. A tuple of names of fast-math flags in place of a decorator is for the function below it; others have those of
 their caller.
 
+An integer may be the address of a :class:`~stepcheck.fast.records.Record`, whose words then have names: that for a parameter that is annotated
+with the record, a word of another record that is said to be one, and ``[k]`` of either. Of a constant for a parameter that is annotated ``fixed`` a
+function is made of its own, in which an ``if`` that it decides is decided.
+
 This module imports LLVM's binding; only who compiles imports it.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 from llvmlite import ir
+
+from stepcheck.fast.records import Record
 
 _UNKNOWN = "a kernel cannot have {!r}"
 Flags = tuple[str, ...]
@@ -25,6 +31,7 @@ Value = Any  # of llvmlite.ir, or a tuple of them
 
 int64, float32, float64, _BOOL = ir.IntType(64), ir.FloatType(), ir.DoubleType(), ir.IntType(1)
 _FLOATS = (float32, float64)
+_BYTES = int64.width // 8  # of a word
 _ARITHMETIC: dict[type, tuple[str, str]] = {  # of integers, of floating-point numbers
     ast.Add: ("add", "fadd"), ast.Sub: ("sub", "fsub"), ast.Mult: ("mul", "fmul"), ast.Div: ("", "fdiv"),
 }  # fmt: skip
@@ -47,8 +54,24 @@ def assembly(source: str, symbol: str, flags: Flags) -> str:
         TypeError: the source has what is not understood.
     """
     unit = _Unit(source)
-    unit.function(unit.names["kernel"], (int64,), flags, symbol)
+    unit.function(unit.names["kernel"], (int64,), flags, symbol=symbol)
     return str(unit.module)
+
+
+class _Address(ir.IntType):  # type: ignore[misc]  # llvmlite has no types
+    """The type of the address of a record."""
+
+    def __new__(cls, _: type[Record]) -> Self:
+        made = object.__new__(cls)
+        made.width = int64.width
+        return made
+
+    def __init__(self, record: type[Record]) -> None:
+        self.record = record
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Record)
 
 
 class _Unit:
@@ -64,14 +87,32 @@ class _Unit:
             else:
                 exec(compile(ast.Module([node], []), "<kernel>", "exec"), self.names)  # noqa: S102 - source is made of this package's own rules
 
-    def function(self, definition: ast.FunctionDef, types: Sequence[Any], flags: Flags, symbol: str = "") -> Any:
-        """The function for arguments of these types."""
+    def function(
+        self,
+        definition: ast.FunctionDef,
+        types: Sequence[Any],
+        flags: Flags,
+        given: Sequence[Value] = (),
+        symbol: str = "",
+    ) -> Any:
+        """The function for arguments of these types; where they are given, for those that are constants and fixed."""
+        types, known = list(types), {}
+        for k, argument in enumerate(definition.args.args):
+            kind = ast.unparse(argument.annotation) if argument.annotation else ""
+            if kind == "fixed" and isinstance(given[k], ir.Constant):
+                known[argument.arg] = given[k]
+            elif _is_record(self.names.get(kind)):
+                if isinstance(types[k], _Address) and types[k].record is not self.names[kind]:
+                    other = types[k].record.__name__
+                    raise TypeError(f"{argument.arg} is the address of a {kind}, and cannot be that of a {other}")
+                types[k] = _Address(self.names[kind])
         for decorator in definition.decorator_list:
             flags = eval(compile(ast.Expression(decorator), "<kernel>", "eval"), self.names)  # noqa: S307 - as above
-        key = (definition.name, *map(str, types), flags)
+        kinds = [t.record.__name__ if isinstance(t, _Address) else str(t) for t in types]
+        key = (definition.name, *kinds, flags, *map(str, known.items()))
         if key not in self._made:
             name = symbol or self.module.get_unique_name(definition.name)
-            self._made[key] = _Body(self, definition, types, flags, name).function
+            self._made[key] = _Body(self, definition, types, flags, name, known, exported=bool(symbol)).function
         return self._made[key]
 
 
@@ -80,15 +121,26 @@ class _Body(ast.NodeVisitor):
 
     _result: Any = None  # the type of what it returns
 
-    def __init__(self, unit: _Unit, definition: ast.FunctionDef, types: Sequence[Any], flags: Flags, name: str) -> None:
-        self._unit, self.flags = unit, flags
+    def __init__(
+        self,
+        unit: _Unit,
+        definition: ast.FunctionDef,
+        types: Sequence[Any],
+        flags: Flags,
+        name: str,
+        known: Mapping[str, Value],
+        *,
+        exported: bool,
+    ) -> None:
+        self._unit, self.flags, self._known = unit, flags, known
         self.function = ir.Function(unit.module, ir.FunctionType(ir.VoidType(), types), name)
-        self.function.linkage = "" if definition.name == "kernel" else "internal"
+        self.function.linkage = "" if exported else "internal"
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
         self._variables: dict[str, Any] = {}
         self._loops: list[tuple[Any, Any]] = []  # where ``continue`` and ``break`` go
         for argument, value in zip(definition.args.args, self.function.args, strict=True):
-            self._assign(ast.Name(argument.arg), value)
+            if argument.arg not in known:
+                self._assign(ast.Name(argument.arg), value)
         self._block(definition.body)
         if not self.builder.block.is_terminated:
             # Where all branches return, nothing comes to what would follow them.
@@ -115,9 +167,13 @@ class _Body(ast.NodeVisitor):
             for each, part in zip(target.elts, value, strict=True):
                 self._assign(each, part)
             return
-        assert isinstance(target, ast.Name)
         if isinstance(value, tuple):
-            raise TypeError(f"{target.id} cannot be several")
+            raise TypeError(f"{ast.unparse(target)} cannot be several")
+        if isinstance(target, ast.Attribute):
+            kind, place = self._word(target)
+            self.builder.store(self._widened(value, kind, ast.unparse(target)), place)
+            return
+        assert isinstance(target, ast.Name)
         if target.id not in self._variables:
             with self.builder.goto_entry_block():
                 self._variables[target.id] = self.builder.alloca(value.type)
@@ -142,14 +198,17 @@ class _Body(ast.NodeVisitor):
         self.visit(node.value)
 
     def visit_If(self, node: ast.If) -> None:
-        if node.orelse:
-            with self.builder.if_else(self._truth(node.test)) as (then, otherwise):
+        test = self._truth(node.test)
+        if isinstance(test, ir.Constant):
+            self._block(node.body if test.constant else node.orelse)
+        elif node.orelse:
+            with self.builder.if_else(test) as (then, otherwise):
                 with then:
                     self._block(node.body)
                 with otherwise:
                     self._block(node.orelse)
         else:
-            with self.builder.if_then(self._truth(node.test)):
+            with self.builder.if_then(test):
                 self._block(node.body)
 
     def visit_While(self, node: ast.While) -> None:
@@ -224,7 +283,30 @@ class _Body(ast.NodeVisitor):
         place = self._variables.get(node.id)
         if place is not None:
             return self.builder.load(place)
-        return _constant(self._named(node.id))
+        return self._known[node.id] if node.id in self._known else _constant(self._named(node.id))
+
+    def visit_Attribute(self, node: ast.Attribute) -> Value:
+        named = self._unit.names.get(node.value.id) if isinstance(node.value, ast.Name) else None
+        if _is_record(named):  # the number of a word
+            return _int(getattr(named, node.attr))
+        return self.builder.load(self._word(node)[1])
+
+    def _word(self, node: ast.Attribute) -> tuple[Any, Value]:
+        """The type of a word of a record, and where it is."""
+        at = self.visit(node.value)
+        record = getattr(at.type, "record", None)
+        if record is None or node.attr not in record.fields:
+            raise TypeError(_UNKNOWN.format(ast.unparse(node)))
+        kind = record.fields[node.attr]
+        found = {"int": int64, "float": float64}.get(kind) or _Address(self._unit.names[kind])
+        return found, _pointer(self.builder, at, _int(getattr(record, node.attr)), found)
+
+    def visit_Subscript(self, node: ast.Subscript) -> Value:
+        first = self.visit(node.value)
+        if not isinstance(first.type, _Address):
+            self.generic_visit(node)
+        line = self.builder.mul(self.visit(node.slice), _int(_BYTES * first.type.record.words))
+        return self.builder.add(first, line)
 
     def _named(self, name: str) -> Any:
         if name not in self._unit.names:
@@ -294,7 +376,7 @@ class _Body(ast.NodeVisitor):
             raise TypeError(_UNKNOWN.format(ast.unparse(node)))
         called, given = self._named(node.func.id), [self.visit(argument) for argument in node.args]
         if isinstance(called, ast.FunctionDef):
-            result = self.builder.call(self._unit.function(called, [v.type for v in given], self.flags), given)
+            result = self.builder.call(self._unit.function(called, [v.type for v in given], self.flags, given), given)
             kind = result.type
             parts = range(len(kind.elements)) if isinstance(kind, ir.LiteralStructType) else None
             return result if parts is None else tuple(self.builder.extract_value(result, i) for i in parts)
@@ -353,7 +435,10 @@ def _constant(value: Any) -> Value:
 # --- What functions may call: loads and stores of each format, atomic counting, the functions of rules
 
 
-def _pointer(builder: Any, address: Value, index: Value, element: Any) -> Value:
+def _pointer(builder: Any, address: Value, index: Value, element: Any, distance: Value = None) -> Value:
+    # Of a distance that is known it is taken to be the size of an element: only an index can be vectorized.
+    if distance is not None and not isinstance(distance, ir.Constant):
+        address, index = builder.add(address, builder.mul(index, distance)), _int(0)
     base = builder.inttoptr(address, element.as_pointer())
     return builder.gep(base, [index], source_etype=element)
 
@@ -397,10 +482,13 @@ def _stored(builder: Any, kind: str, value: Value) -> Value:
 
 
 def loader(kind: str, stream: str = "", streams: Sequence[str] = ()) -> Callable[..., Value]:
-    """A function ``(address, index)``: the element there, widened to what is computed with."""
+    """A function ``(address, index)``: the element there, widened to what is computed with.
 
-    def load(body: _Body, address: Value, index: Value) -> Value:
-        raw = body.builder.load(_pointer(body.builder, address, index, _WIDE[kind][0]))
+    With a third argument, the distance in bytes from one element to the next.
+    """
+
+    def load(body: _Body, address: Value, index: Value, distance: Value = None) -> Value:
+        raw = body.builder.load(_pointer(body.builder, address, index, _WIDE[kind][0], distance))
         _streams_apart(body.builder, raw, stream, streams)
         return _computed(body.builder, kind, raw)
 
@@ -408,12 +496,12 @@ def loader(kind: str, stream: str = "", streams: Sequence[str] = ()) -> Callable
 
 
 def storer(kind: str, stream: str = "", streams: Sequence[str] = ()) -> Callable[..., Value]:
-    """A function ``(address, index, value)``: rounds the value to the format in memory and puts it there."""
+    """A function ``(address, index, value)``, or with a distance after these: rounds the value to the format in memory and puts it there."""
     element, wide = _WIDE[kind]
 
-    def store(body: _Body, address: Value, index: Value, value: Value) -> None:
+    def store(body: _Body, address: Value, index: Value, value: Value, distance: Value = None) -> None:
         narrow = _stored(body.builder, kind, body.convert(value, wide))
-        stored = body.builder.store(narrow, _pointer(body.builder, address, index, element))
+        stored = body.builder.store(narrow, _pointer(body.builder, address, index, element, distance))
         _streams_apart(body.builder, stored, stream, streams)
 
     return store
@@ -457,6 +545,9 @@ def minimum(a, b):
 
 def min(a, b):
     return b if b < a else a
+
+def max(a, b):
+    return b if b > a else a
 
 def rounded(x):
     return float64(float32(x))

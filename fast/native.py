@@ -27,10 +27,21 @@ import torch
 
 #: In an object file and in memory, the name of what it exports.
 SYMBOL = "stepcheck_kernel"
+
+
+class Flags(tuple[str, ...]):
+    """Fast-math flags, as LLVM names them; as a decorator, for the function of a kernel that is below it."""
+
+    __slots__ = ()
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
+
 #: Contraction of a product and a sum into one rounding is allowed, reassociation is not: it would change what is computed.
-CONTRACTING = ("contract",)
+CONTRACTING = Flags(("contract",))
 #: Where a kernel asks for it: its sums are its own to order, and the sign of a zero is lost.
-REASSOCIATING = ("contract", "reassoc", "nsz")
+REASSOCIATING = Flags(("contract", "reassoc", "nsz"))
 
 #: Seconds that a process waits for another one to compile what it needs, and how often it looks.
 _PATIENCE, _LOOK_SECONDS = 30.0, 0.02
@@ -144,7 +155,8 @@ def _digest(source: str, flags: tuple[str, ...] = CONTRACTING) -> str:
     import llvmlite.binding as llvm
 
     # How it is compiled and under which name it is found stands in these files.
-    texts = [path.read_text(encoding="utf-8") for path in (Path(__file__), Path(__file__).with_name("compiler.py"))]
+    names = (Path(__file__).name, "compiler.py", "records.py")
+    texts = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names]
     # The source is text that Python made: of floating-point numbers, of syntax trees.
     made_by = (version("llvmlite"), repr(llvm.llvm_version_info), sys.version)
     parts = (source, *texts, *flags, *_machine(), *made_by)

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from stepcheck.fast import adafactor_kernels
 from stepcheck.fast.cuda import kernels, runtime
 from stepcheck.fast.cuda.engine import DevicePlan, Stepping, Table
 from stepcheck.fast.cuda.kernels import ALIGNMENT, SIZE, THREADS, TRITON
@@ -33,6 +34,7 @@ from stepcheck.fast.cuda.runtime import Source
 from stepcheck.fast.engine import REAL, Group, Member, walk
 from stepcheck.fast.kernels import COMPUTED, Layout
 from stepcheck.fast.memory import counted, is_read
+from stepcheck.fast.records import Record
 from stepcheck.fast.rules import Rule, absolute, minimum, sqrt
 from stepcheck.fast.tensors import Words
 
@@ -53,26 +55,28 @@ RATE_BLOCK = 512
 #: Elements to which the parts of the scratch are rounded up, so that they are aligned.
 PAD = 16
 
-# Words of a row, which is a parameter; distances are in elements. Outer and inner dimension are rows and columns, or columns and rows if
-# SWAPPED (1). R is the state of the outer dimension, C that of the inner one; of a vector, R is the second moment.
-(
-    ALIGNED, P, G, R, C, OUTER, INNER, SWAPPED, P_OUTER, P_INNER, G_OUTER, G_INNER, R_OUTER, C_INNER, P_NEXT, G_NEXT, R_NEXT, C_NEXT,
-    ELEMENTS, FIRST_PART, END_PART, ROW_WORDS,
-) = range(22)  # fmt: skip
-# Words of a matrix that is cut: its row, where it begins in each stream, then places in the scratch. What there is of both dimensions
-# stands side by side, outer first: sums (of each row, a line for each tile across; of each column, one for each tile down) and how many
-# lines; new averages; factors; sums and maxima of chunks of averages. Last, how its factors are to be used.
-(
-    M_ROW, M_P, M_G, M_R, M_C, M_ROW_SUMS, M_COLUMN_SUMS, M_ACROSS, M_DOWN, M_NEW_R, M_NEW_C, M_A, M_B, M_TOTALS, M_INNER_TOTALS, M_MODE,
-    MATRIX_WORDS,
-) = range(17)  # fmt: skip
-# Words of a tile: its matrix, its first row and column, its place among the partial sums.
-T_MATRIX, T_I, T_J, T_PART, TILE_WORDS = range(5)
-# Words of a chunk of a dimension of a matrix: 0 for the outer, 1 for the inner one; its first index.
-K_MATRIX, K_DIMENSION, K_FIRST, CHUNK_WORDS = range(4)
-# Words of a run: its row, how many elements or matrices it has, where it begins in each stream, its place among the partial sums and, of
-# matrices, in the scratch.
-N_ROW, N_COUNT, N_P, N_G, N_R, N_C, N_PART, N_SCRATCH, RUN_WORDS = range(9)
+
+class Row(adafactor_kernels.Parameter, words="aligned"):
+    """A parameter of a launch, with distances in elements; ``aligned`` if it allows accesses of 16 bytes."""
+
+
+class Matrix(adafactor_kernels.Matrix, words="totals inner_totals"):
+    """A matrix that is cut. All places are in the scratch, that of the mode too; there are lines of sums for each tile, and sums and maxima of chunks of averages.
+
+    What there is of both dimensions stands side by side, outer first.
+    """
+
+
+class Tile(Record, words="matrix i j part"):
+    """A tile: its matrix, its first row and column, its place among the partial sums."""
+
+
+class Chunk(Record, words="matrix dimension first"):
+    """A chunk of a dimension of a matrix: 0 for the outer, 1 for the inner one; its first index."""
+
+
+class Run(adafactor_kernels.Block, words="part scratch"):
+    """A run of elements or matrices, its place among the partial sums and, of matrices, in the scratch."""
 
 
 def _prepare(
@@ -267,24 +271,24 @@ def _tile(text: _Text, begin: list[str], whole: _Strips, others: _Strips, stream
         careful: averages beyond the format are met as such, by ``others``.
     """
     height, width, rows, step = HEIGHT, WIDTH[text.dtype], STRIP[text.dtype], ALIGNMENT // SIZE[text.dtype]
-    words = {"p": (P, M_P, P_OUTER, P_INNER), "g": (G, M_G, G_OUTER, G_INNER)}
+    words = {"p": (Row.p, Matrix.p, Row.p_outer, Row.p_inner), "g": (Row.g, Matrix.g, Row.g_outer, Row.g_inner)}
     lines = [
-        f"tile = tiles + tl.program_id(0).to(tl.int64) * {TILE_WORDS}",
-        f"matrix = matrices + tl.load(tile + {T_MATRIX}) * {MATRIX_WORDS}",
-        f"r = tl.load(matrix + {M_ROW})",
-        f"row = rows + r * {ROW_WORDS}",
-        *_loads("row", outer=OUTER, inner=INNER),
-        f"first_i = tl.load(tile + {T_I})",
-        f"first_j = tl.multiple_of(tl.load(tile + {T_J}), {width})",
+        f"tile = tiles + tl.program_id(0).to(tl.int64) * {Tile.words}",
+        f"matrix = matrices + tl.load(tile + {Tile.matrix}) * {Matrix.words}",
+        f"r = tl.load(matrix + {Matrix.row})",
+        f"row = rows + r * {Row.words}",
+        *_loads("row", outer=Row.outer, inner=Row.inner),
+        f"first_i = tl.load(tile + {Tile.i})",
+        f"first_j = tl.multiple_of(tl.load(tile + {Tile.j}), {width})",
         f"j = first_j + tl.arange(0, {width})",
-        f"whole = (tl.load(row + {ALIGNED}) != 0) & (first_i + {height} <= outer) & (first_j + {width} <= inner)",
+        f"whole = (tl.load(row + {Row.aligned}) != 0) & (first_i + {height} <= outer) & (first_j + {width} <= inner)",
     ]
     for s in streams:
         address, offset, outer, inner = words[s]
         lines += [text.base(s, f"row + {address}", f"matrix + {offset}")]
         lines += _loads("row", **{f"{s}_outer": outer, f"{s}_inner": inner})
     if careful:
-        lines += [f"mode = tl.load(scratch + tl.load(matrix + {M_MODE}))", "whole = whole & (mode == 0.0)"]
+        lines += [f"mode = tl.load(scratch + tl.load(matrix + {Matrix.mode}))", "whole = whole & (mode == 0.0)"]
     index = "i = first_i + k + tl.arange(0, {})"
     aligned = [
         f"at_{s} = tl.multiple_of(base_{s}, {ALIGNMENT}) + (i * tl.multiple_of({s}_outer, {step}))[:, None] + j[None, :]"
@@ -319,8 +323,8 @@ def _tile_sums(text: _Text) -> Source:
     """Sums of squares of rows and columns of the gradient, and of the parameter."""
     begin = [
         *text.first(),
-        _in_scratch("row_sums", f"matrix + {M_ROW_SUMS}"),
-        _in_scratch("column_sums", f"matrix + {M_COLUMN_SUMS}"),
+        _in_scratch("row_sums", f"matrix + {Matrix.row_sums}"),
+        _in_scratch("column_sums", f"matrix + {Matrix.column_sums}"),
         f"row_sums += first_j // {WIDTH[text.dtype]} * ({_padded('outer')})",
         f"column_sums += first_i // {HEIGHT} * ({_padded('inner')})",
     ]
@@ -342,7 +346,7 @@ def _tile_sums(text: _Text) -> Source:
 
     others = strips(MASKED_STRIP[text.dtype], "inside", "down", "across")
     lines = _tile(text, begin, strips(STRIP[text.dtype]), others, "pg", careful=False)
-    lines += [f"tl.store(partials + 2 * tl.load(tile + {T_PART}), of_p)"]
+    lines += [f"tl.store(partials + 2 * tl.load(tile + {Tile.part}), of_p)"]
     return text.source(lines, "tiles", "matrices", "rows", "scalars", "scratch", "partials")
 
 
@@ -350,8 +354,8 @@ def _factored(text: _Text) -> list[str]:
     """Where the factors of a matrix are, and what bounds their products."""
     return [
         *text.scalar("eps1", "cap"),
-        _in_scratch("of_rows", f"matrix + {M_A}"),
-        _in_scratch("of_columns", f"matrix + {M_B}"),
+        _in_scratch("of_rows", f"matrix + {Matrix.a}"),
+        _in_scratch("of_columns", f"matrix + {Matrix.b}"),
     ]
 
 
@@ -363,8 +367,8 @@ def _updates(load: list[str], end: list[str], mask: str = "") -> _Strips:
         return _Strips(["b = tl.load(of_columns + j)"], [*load, whole, *bounded, *end])
     enter = [
         "b = tl.load(of_columns + j, mask=across, other=0.0)",
-        _in_scratch("averages_r", f"matrix + {M_NEW_R}"),
-        _in_scratch("averages_c", f"matrix + {M_NEW_C}"),
+        _in_scratch("averages_r", f"matrix + {Matrix.new_r}"),
+        _in_scratch("averages_c", f"matrix + {Matrix.new_c}"),
         "c = tl.load(averages_c + j, mask=across, other=0.0)",
         "beyond = tl.where(mode == 2.0, float('nan'), 0.0)",
     ]
@@ -393,7 +397,7 @@ def _tile_squares(text: _Text) -> Source:
 
     others = strips(MASKED_STRIP[text.dtype], "inside")
     lines = _tile(text, _factored(text), strips(STRIP[text.dtype]), others, "g", careful=True)
-    lines += [f"tl.store(partials + 2 * tl.load(tile + {T_PART}) + 1, of_u)"]
+    lines += [f"tl.store(partials + 2 * tl.load(tile + {Tile.part}) + 1, of_u)"]
     return text.source(lines, "tiles", "matrices", "rows", "scalars", "scratch", "partials")
 
 
@@ -410,13 +414,13 @@ def _tile_move(text: _Text) -> Source:
 def _chunk() -> list[str]:
     """What a chunk of a dimension is; of a pair of words, that of its own dimension is the one that ``dimension`` is added to."""
     return [
-        f"chunk = chunks + tl.program_id(0).to(tl.int64) * {CHUNK_WORDS}",
-        f"matrix = matrices + tl.load(chunk + {K_MATRIX}) * {MATRIX_WORDS}",
-        f"dimension = tl.load(chunk + {K_DIMENSION})",
-        f"first = tl.multiple_of(tl.load(chunk + {K_FIRST}), {CHUNK})",
-        f"r = tl.load(matrix + {M_ROW})",
-        f"row = rows + r * {ROW_WORDS}",
-        f"n = tl.load(row + {OUTER} + dimension)",
+        f"chunk = chunks + tl.program_id(0).to(tl.int64) * {Chunk.words}",
+        f"matrix = matrices + tl.load(chunk + {Chunk.matrix}) * {Matrix.words}",
+        f"dimension = tl.load(chunk + {Chunk.dimension})",
+        f"first = tl.multiple_of(tl.load(chunk + {Chunk.first}), {CHUNK})",
+        f"r = tl.load(matrix + {Matrix.row})",
+        f"row = rows + r * {Row.words}",
+        f"n = tl.load(row + {Row.outer} + dimension)",
         f"i = first + tl.arange(0, {CHUNK})",
         "inside = i < n",
     ]
@@ -427,10 +431,10 @@ def _averages(text: _Text) -> Source:
     lines = [
         *_chunk(),
         *text.scalar("keep", "forget"),
-        f"count = tl.load(row + {INNER} - dimension)",
-        f"lines = tl.load(matrix + {M_ACROSS} + dimension)",
+        f"count = tl.load(row + {Row.inner} - dimension)",
+        f"lines = tl.load(matrix + {Matrix.across} + dimension)",
         f"length = {_padded('n')}",
-        _in_scratch("sums", f"matrix + {M_ROW_SUMS} + dimension"),
+        _in_scratch("sums", f"matrix + {Matrix.row_sums} + dimension"),
         f"total = {text.zeros(PARTS, CHUNK)}",
         *_block(
             f"for k in range(0, lines, {PARTS}):",
@@ -441,15 +445,15 @@ def _averages(text: _Text) -> Source:
             ],
         ),
         f"mean = {text.divided(_added('total', 0), f'count.to(tl.{text.real})')}",
-        text.base("state", f"row + {R} + dimension", f"matrix + {M_R} + dimension"),
-        f"at = base_state + i * tl.load(row + {R_OUTER} + dimension)",
+        text.base("state", f"row + {Row.r} + dimension", f"matrix + {Matrix.r} + dimension"),
+        f"at = base_state + i * tl.load(row + {Row.r_outer} + dimension)",
         text.load("old", "at", "inside"),
         "new = keep * old + forget * mean",
         text.store("at", "new", "inside"),
-        _in_scratch("averages", f"matrix + {M_NEW_R} + dimension"),
+        _in_scratch("averages", f"matrix + {Matrix.new_r} + dimension"),
         "tl.store(averages + i, new, mask=inside)",
         "new = tl.where(inside, new, 0.0)",
-        f"totals = scratch + tl.load(matrix + {M_TOTALS} + dimension) + first // {CHUNK} * 2",
+        f"totals = scratch + tl.load(matrix + {Matrix.totals} + dimension) + first // {CHUNK} * 2",
         f"tl.store(totals, {_added('new', 0)})",
         f"tl.store(totals + 1, {_largest('tl.where(new > 0.0, new, 0.0)')})",
     ]
@@ -496,13 +500,13 @@ def _factors(text: _Text) -> Source:
     lines = [
         *_chunk(),
         *text.scalar("eps1"),
-        f"side = tl.load(row + {SWAPPED})",
+        f"side = tl.load(row + {Row.swapped})",
         f"number = tl.arange(0, {CHUNK})",
     ]
     for name, dimension in (("outer", "0"), ("inner", "1")):
         lines += [
-            f"{name} = tl.load(row + {OUTER} + {dimension})",
-            f"totals = scratch + tl.load(matrix + {M_TOTALS} + {dimension})",
+            f"{name} = tl.load(row + {Row.outer} + {dimension})",
+            f"totals = scratch + tl.load(matrix + {Matrix.totals} + {dimension})",
             f"sums, tops = {text.zeros(CHUNK)}, {text.zeros(CHUNK)}",
             *_block(
                 f"for k in range(0, ({name} + {CHUNK - 1}) // {CHUNK}, {CHUNK}):",
@@ -520,16 +524,16 @@ def _factors(text: _Text) -> Source:
         "total = tl.where(side == 0, sum_outer, sum_inner)",
         f"mean = {text.divided('total', f'tl.where(side == 0, outer, inner).to(tl.{text.real})')}",
         f"mean = {_at_least('mean', 'eps1')}",
-        _in_scratch("averages", f"matrix + {M_NEW_R} + dimension"),
+        _in_scratch("averages", f"matrix + {Matrix.new_r} + dimension"),
         "new = tl.load(averages + i, mask=inside, other=1.0)",
         f"above = tl.where(dimension == side, mean, 1.0) + {text.zeros(CHUNK)}",
-        _in_scratch("factors", f"matrix + {M_A} + dimension"),
+        _in_scratch("factors", f"matrix + {Matrix.a} + dimension"),
         f"tl.store(factors + i, {quotient}, mask=inside)",
         "mode = tl.where(top_outer * top_inner == float('inf'), tl.where(mean == float('inf'), 2.0, 1.0), 0.0)",
         "mode = tl.where(mean == mean, mode, 0.0)",
         *_block(
             "if (first == 0) & (dimension == 0):",
-            [f"tl.store(scratch + tl.load(matrix + {M_MODE}), mode)"],
+            [f"tl.store(scratch + tl.load(matrix + {Matrix.mode}), mode)"],
         ),
     ]
     made = text.source(lines, "chunks", "matrices", "rows", "scalars", "scratch")
@@ -543,8 +547,8 @@ def _rates(text: _Text) -> Source:
     """
     lines = [
         "r = tl.program_id(0).to(tl.int64)",
-        f"row = rows + r * {ROW_WORDS}",
-        *_loads("row", elements=ELEMENTS, first=FIRST_PART, end=END_PART),
+        f"row = rows + r * {Row.words}",
+        *_loads("row", elements=Row.elements, first=Row.first_part, end=Row.end_part),
         *text.scalar("rho", "eps2", "d"),
         f"all_p, all_u = {text.zeros(RATE_BLOCK)}, {text.zeros(RATE_BLOCK)}",
         *_block(
@@ -568,12 +572,17 @@ def _rates(text: _Text) -> Source:
 
 
 def _run(text: _Text, *streams: str) -> list[str]:
-    words = {"p": (P, N_P, P_NEXT), "g": (G, N_G, G_NEXT), "r": (R, N_R, R_NEXT), "c": (C, N_C, C_NEXT)}
+    words = {
+        "p": (Row.p, Run.p, Row.p_next),
+        "g": (Row.g, Run.g, Row.g_next),
+        "r": (Row.r, Run.r, Row.r_next),
+        "c": (Row.c, Run.c, Row.c_next),
+    }
     lines = [
-        f"run = runs + tl.program_id(0).to(tl.int64) * {RUN_WORDS}",
-        f"r = tl.load(run + {N_ROW})",
-        f"count = tl.load(run + {N_COUNT})",
-        f"row = rows + r * {ROW_WORDS}",
+        f"run = runs + tl.program_id(0).to(tl.int64) * {Run.words}",
+        f"r = tl.load(run + {Run.row})",
+        f"count = tl.load(run + {Run.count})",
+        f"row = rows + r * {Row.words}",
     ]
     for stream in streams:
         address, offset, following = words[stream]
@@ -587,12 +596,20 @@ def _run(text: _Text, *streams: str) -> list[str]:
 def _small(text: _Text) -> list[str]:
     return [
         *_run(text, "p", "g", "r", "c"),
-        *_loads("row", outer=OUTER, inner=INNER, p_outer=P_OUTER, g_outer=G_OUTER, p_inner=P_INNER, g_inner=G_INNER),
+        *_loads(
+            "row",
+            outer=Row.outer,
+            inner=Row.inner,
+            p_outer=Row.p_outer,
+            g_outer=Row.g_outer,
+            p_inner=Row.p_inner,
+            g_inner=Row.g_inner,
+        ),
         f"lane = tl.arange(0, {THREADS})",
         "inside = lane < count",
         *(f"base_{s} = base_{s} + lane * next_{s}" for s in "pgrc"),
         # Of each matrix the new averages, of rows and then of columns, and the mean.
-        f"{_in_scratch('slots', f'run + {N_SCRATCH}')} + lane",
+        f"{_in_scratch('slots', f'run + {Run.scratch}')} + lane",
         *text.scalar("eps1"),
     ]
 
@@ -631,13 +648,13 @@ def _small_squares(text: _Text) -> Source:
                 "of_p += y * y",
             ],
         ),
-        *average("r", f"base_r + i * tl.load(row + {R_OUTER})", "i", text.divided("total", "columns")),
+        *average("r", f"base_r + i * tl.load(row + {Row.r_outer})", "i", text.divided("total", "columns")),
         "of_r += tl.where(inside, new_r, 0.0)",
     ]
     columns = [
         f"total = {text.zeros(THREADS)}",
         *_block("for i in range(0, outer):", [text.load("x", _AT_G, "inside"), "total += x * x"]),
-        *average("c", f"base_c + j * tl.load(row + {C_INNER})", "(outer + j)", text.divided("total", "lines")),
+        *average("c", f"base_c + j * tl.load(row + {Row.c_inner})", "(outer + j)", text.divided("total", "lines")),
         *_block(
             "for i in range(0, outer):",
             [
@@ -661,7 +678,7 @@ def _small_squares(text: _Text) -> Source:
         f"tl.store(slots + (outer + inner) * {THREADS}, mean, mask=inside)",
         "tl.debug_barrier()",
         *_block("for j in range(0, inner):", columns),
-        f"partial = partials + 2 * tl.load(run + {N_PART})",
+        f"partial = partials + 2 * tl.load(run + {Run.part})",
         f"tl.store(partial, {_added('of_p', 0)})",
         f"tl.store(partial + 1, {_added('of_u', 0)})",
     ]
@@ -702,7 +719,7 @@ def _vector(text: _Text, whole: list[str], begin: list[str], others: list[str], 
     ]
     aligned = [f"at_{s} = tl.multiple_of(base_{s}, {ALIGNMENT}) + tl.arange(0, {block})" for s in "pgr"]
     return [
-        *_block(f"if (tl.load(row + {ALIGNED}) != 0) & (count == {block}):", [*aligned, *whole]),
+        *_block(f"if (tl.load(row + {Row.aligned}) != 0) & (count == {block}):", [*aligned, *whole]),
         *_block("else:", [*begin, *_block(f"for k in range(0, count, {THREADS}):", [*element, *others]), *end]),
     ]
 
@@ -731,7 +748,7 @@ def _vector_squares(text: _Text) -> Source:
         *text.first(),
         *text.scalar("keep", "forget", "eps1"),
         *_vector(text, whole, begin, [*body("inside"), "all_p += y * y", "all_u += u * u"], end),
-        f"partial = partials + 2 * tl.load(run + {N_PART})",
+        f"partial = partials + 2 * tl.load(run + {Run.part})",
         "tl.store(partial, of_p)",
         "tl.store(partial + 1, of_u)",
     ]
@@ -799,13 +816,13 @@ class _Tables:
     """What the tables of a launch are made from."""
 
     dtype: str
-    rows: list[list[int]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     #: Of each row, whether all but the address of its gradient allows accesses of 16 bytes.
     aligned: list[bool] = field(default_factory=list)
-    matrices: list[list[int]] = field(default_factory=list)
-    tiles: list[list[int]] = field(default_factory=list)
-    chunks: list[list[int]] = field(default_factory=list)
-    runs: list[list[int]] = field(default_factory=list)
+    matrices: list[Matrix] = field(default_factory=list)
+    tiles: list[Tile] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     parts: int = 0
     scratch: int = 0
 
@@ -814,23 +831,27 @@ class _Tables:
         tensors, shape = list(member.tensors), tuple(member.parameter.shape)
         rank = 2 if len(shape) > 1 else 0
         lead, inside = shape[: len(shape) - rank], shape[len(shape) - rank :]
-        row = [0] * ROW_WORDS
-        row[ELEMENTS], row[FIRST_PART] = member.parameter.numel(), self.parts
-        row[P : P + len(tensors)] = [t.data_ptr() for t in tensors]
+        row = Row(elements=member.parameter.numel(), first_part=self.parts)
         self.rows.append(row)
-        self.aligned.append(False)
-        if row[ELEMENTS]:
-            strides = [t.stride() for t in tensors]
+        strides = [t.stride() for t in tensors]
+        of_matrix = [s[len(lead) :] for s in strides]
+        cut = row.elements and rank and inside[0] * inside[1] > SMALL
+        if cut:
+            (down, along), (n, m) = of_matrix[0], inside
+            row.swapped = m == 1 or (n > 1 and abs(down) < abs(along))
+        row.p, row.g, row.r, row.c = row.in_order([t.data_ptr() for t in tensors])
+        dense = False
+        if row.elements:
+            if rank:
+                row.describe(inside, of_matrix)
             way = walk(lead, [s[: len(lead)] for s in strides])
-            row[P_NEXT : P_NEXT + len(tensors)] = way.distances
-            starts = way.starts.tolist()
-            if rank and inside[0] * inside[1] > SMALL:
-                self._cut(row, inside, [s[-2:] for s in strides], way.length, starts)
-            else:
-                if rank:
-                    _describe(row, inside, [s[-2:] for s in strides], swapped=False)
-                self._gather(row, way.length, starts, vector=not rank)
-        row[END_PART] = self.parts
+            row.p_next, row.g_next, row.r_next, row.c_next = row.in_order(way.distances)
+            starts = np.array([row.in_order(start) for start in way.starts.tolist()])
+            dense = (
+                self._cut(row, way.length, starts) if cut else self._gather(row, way.length, starts, vector=not rank)
+            )
+        self.aligned.append(dense)
+        row.end_part = self.parts
 
     def _allowed(self, offsets: Words) -> bool:
         """Whether what begins this many elements after the beginning of a stream is aligned, if the stream is."""
@@ -841,70 +862,43 @@ class _Tables:
         at, self.scratch = self.scratch, self.scratch + _rounded_up(elements)
         return at
 
-    def _gather(self, row: list[int], length: int, starts: list[list[int]], *, vector: bool) -> None:
-        """Cut runs of elements, or of small matrices, into programs."""
+    def _gather(self, row: Row, length: int, starts: Words, *, vector: bool) -> bool:
+        """Cut runs of elements, or of small matrices, into programs; whether all but the gradient's address allows accesses of 16 bytes."""
         most = kernels.BLOCK[self.dtype] if vector else THREADS
-        distances = row[P_NEXT : P_NEXT + len(starts[0])]
-        dense = vector and (length == 1 or set(distances) == {1})
-        self.aligned[-1] = dense and self._allowed(np.array(starts)) and _at_alignment(row[P], row[R])
-        for start, first in itertools.product(starts, range(0, length, most)):
-            run = [0] * RUN_WORDS
-            run[N_ROW], run[N_COUNT], run[N_PART] = len(self.rows) - 1, min(most, length - first), self.parts
-            run[N_P : N_P + len(start)] = [s + first * d for s, d in zip(start, distances, strict=True)]
+        for start, first in itertools.product(starts.tolist(), range(0, length, most)):
+            run = Run(
+                row=len(self.rows) - 1, count=min(most, length - first), part=self.parts, **row.offsets(start, first)
+            )
             if not vector:
-                run[N_SCRATCH] = self._take((row[OUTER] + row[INNER] + 1) * THREADS)
+                run.scratch = self._take((row.outer + row.inner + 1) * THREADS)
             self.runs.append(run)
             self.parts += 1
+        dense = vector and (length == 1 or row.p_next == row.g_next == row.r_next == 1)
+        return dense and self._allowed(starts) and _at_alignment(row.p, row.r)
 
-    def _cut(
-        self,
-        row: list[int],
-        inside: tuple[int, ...],
-        strides: list[tuple[int, ...]],
-        length: int,
-        starts: list[list[int]],
-    ) -> None:
-        """Cut matrices into tiles."""
-        (down_p, along_p), (n, m) = strides[0], inside
-        swapped = m == 1 or (n > 1 and abs(down_p) < abs(along_p))
-        _describe(row, inside, strides, swapped=swapped)
-        distances = row[P_NEXT : P_NEXT + 4]
-        order = [0, 1, 3, 2] if swapped else [0, 1, 2, 3]
-        row[R : C + 1] = [row[R : C + 1][k - 2] for k in order[2:]]
-        offsets = np.array(starts)[:, None, :] + np.arange(length)[None, :, None] * np.array(distances)
-        offsets = offsets.reshape(-1, 4)[:, order]
-        lines = np.array([row[P_OUTER], row[G_OUTER]])
-        dense = row[P_INNER] == row[G_INNER] == 1
-        self.aligned[-1] = dense and self._allowed(lines) and self._allowed(offsets[:, :2]) and _at_alignment(row[P])
-        for of_matrix in offsets.tolist():
-            self._add_matrix(len(self.rows) - 1, row, of_matrix)
+    def _cut(self, row: Row, length: int, starts: Words) -> bool:
+        """Cut matrices into tiles; whether all but the gradient's address allows accesses of 16 bytes."""
+        offsets = [row.offsets(start, n) for start in starts.tolist() for n in range(length)]
+        for of_matrix in offsets:
+            self._add_matrix(row, of_matrix)
+        where = np.array([[row.p_outer, row.g_outer], *([each["p"], each["g"]] for each in offsets)])
+        return row.p_inner == row.g_inner == 1 and self._allowed(where) and _at_alignment(row.p)
 
-    def _add_matrix(self, number: int, row: list[int], offsets: list[int]) -> None:
-        sizes, width = (row[OUTER], row[INNER]), WIDTH[self.dtype]
-        down, across = -(-sizes[0] // HEIGHT), -(-sizes[1] // width)
-        matrix = [0] * MATRIX_WORDS
-        matrix[M_ROW : M_C + 1] = [number, *offsets]
-        matrix[M_ACROSS], matrix[M_DOWN] = across, down
-        for dimension, (n, parts) in enumerate(zip(sizes, (across, down), strict=True)):
-            matrix[M_ROW_SUMS + dimension] = self._take(parts * _rounded_up(n))
-            matrix[M_NEW_R + dimension] = self._take(n)
-            matrix[M_A + dimension] = self._take(n)
-            matrix[M_TOTALS + dimension] = self._take(2 * -(-n // CHUNK))
-            self.chunks += [[len(self.matrices), dimension, first] for first in range(0, n, CHUNK)]
-        matrix[M_MODE] = self._take(1)
+    def _add_matrix(self, row: Row, offsets: dict[str, int]) -> None:
+        number, width = len(self.matrices), WIDTH[self.dtype]
+        down, across = -(-row.outer // HEIGHT), -(-row.inner // width)
+        matrix = Matrix(row=len(self.rows) - 1, across=across, down=down, **offsets)
+        places = (("row_sums", "new_r", "a", "totals"), ("column_sums", "new_c", "b", "inner_totals"))
+        for dimension, (n, parts) in enumerate(((row.outer, across), (row.inner, down))):
+            needs = (parts * _rounded_up(n), n, n, 2 * -(-n // CHUNK))
+            for place, elements in zip(places[dimension], needs, strict=True):
+                setattr(matrix, place, self._take(elements))
+            self.chunks += [Chunk(matrix=number, dimension=dimension, first=first) for first in range(0, n, CHUNK)]
+        matrix.mode = self._take(1)
         for i, j in itertools.product(range(down), range(across)):
-            self.tiles.append([len(self.matrices), i * HEIGHT, j * width, self.parts])
+            self.tiles.append(Tile(matrix=number, i=i * HEIGHT, j=j * width, part=self.parts))
             self.parts += 1
         self.matrices.append(matrix)
-
-
-def _describe(row: list[int], inside: tuple[int, ...], strides: list[tuple[int, ...]], *, swapped: bool) -> None:
-    """Fill in dimensions and distances of one matrix."""
-    outer, inner = (1, 0) if swapped else (0, 1)
-    p, g, r, c = strides
-    row[SWAPPED], row[OUTER], row[INNER] = swapped, inside[outer], inside[inner]
-    row[P_OUTER], row[P_INNER], row[G_OUTER], row[G_INNER] = p[outer], p[inner], g[outer], g[inner]
-    row[R_OUTER], row[C_INNER] = (c[1], r[0]) if swapped else (r[0], c[1])
 
 
 def _at_alignment(*addresses: int) -> bool:
@@ -921,18 +915,18 @@ class _Launches(Stepping):
         for member in members:
             tables.add(member)
         real = getattr(torch, COMPUTED[layout.dtype])
-        words = {
-            "tiles": (tables.tiles, TILE_WORDS),
-            "chunks": (tables.chunks, CHUNK_WORDS),
-            "runs": (tables.runs, RUN_WORDS),
-            "matrices": (tables.matrices, MATRIX_WORDS),
+        made = {
+            "tiles": Tile.table(tables.tiles),
+            "chunks": Chunk.table(tables.chunks),
+            "runs": Run.table(tables.runs),
+            "matrices": Matrix.table(tables.matrices),
         }
-        self._arguments = {name: runtime.uploaded(_words(*table), device) for name, table in words.items()}
+        self._arguments = {name: runtime.uploaded(table, device) for name, table in made.items()}
         sizes = {"scratch": tables.scratch, "partials": 2 * tables.parts, "rates": len(members)}
         self._arguments |= {name: torch.empty(n, dtype=real, device=device) for name, n in sizes.items()}
-        rows = _words(tables.rows, ROW_WORDS)
+        rows = Row.table(tables.rows)
         self._rest_aligned = np.array(tables.aligned, bool)
-        self._seen = rows[:, G].tobytes()
+        self._seen = rows[:, Row.g].tobytes()
         self._align(rows)
         self._rows = Table(rows, device)
         programs = {
@@ -953,12 +947,12 @@ class _Launches(Stepping):
         seen = addresses.tobytes()
         if seen != self._seen:
             self._seen = seen
-            self._rows.words[:, G] = addresses
+            self._rows.words[:, Row.g] = addresses
             self._align(self._rows.words)
             self._rows.send()
 
     def _align(self, rows: Words) -> None:
-        rows[:, ALIGNED] = self._rest_aligned & (rows[:, G] & (ALIGNMENT - 1) == 0)
+        rows[:, Row.aligned] = self._rest_aligned & (rows[:, Row.g] & (ALIGNMENT - 1) == 0)
 
     def run(self, scalars: torch.Tensor, found_inf: torch.Tensor) -> None:
         """One step, unless ``found_inf`` is not 0."""
@@ -984,10 +978,6 @@ def passes_of(layout: Layout) -> dict[str, str]:
         if what:
             found[name] = what
     return found
-
-
-def _words(table: Sequence[Sequence[int]], words: int) -> Words:
-    return np.array(table, np.int64).reshape(-1, words)
 
 
 # --- The plan

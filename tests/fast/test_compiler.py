@@ -147,3 +147,64 @@ def kernel(launch):
 def test_what_kernels_do_not_have_is_refused(body, why):
     with pytest.raises(TypeError, match=why):
         native._compile(f"def kernel(launch):\n    {body}\n")
+
+
+_RECORDS = """
+from stepcheck.fast.records import Record
+class Inner(Record, words="number half:float"):
+    pass
+class Outer(Record, words="count first:Inner sum:float last"):
+    pass
+"""
+
+
+def test_words_of_records_have_names():
+    source = f"""{_RECORDS}
+def added(each: Inner):
+    each.number, each.half = each.number + 1, 0.5 * each.half
+    return each.half
+
+def kernel(launch: Outer):
+    for k in range(launch.count):
+        launch.sum = launch.sum + added(launch.first[k])
+    launch.last = launch.first[1].number + 100 * Outer.last
+"""
+    inner = np.zeros(6, np.int64)
+    inner.view(np.float64)[1::2] = [2.0, 3.0, 5.0]
+    inner[::2] = [7, 8, 9]
+    found = run(source, 3, inner.ctypes.data, 0.25, 0)
+    assert floats(found)[2] == 0.25 + 5.0
+    assert found[3] == 9 + 300
+    assert inner[::2].tolist() == [8, 9, 10]
+    assert floats(inner)[1::2] == [1.0, 1.5, 2.5]
+
+
+def test_what_is_fixed_is_decided_when_it_is_compiled():
+    source = """
+def either(x, known: fixed):
+    if known:
+        return x + 1
+    else:
+        return 0.5 * x  # another type: only one of the two is ever made
+
+def kernel(launch):
+    store_int64(launch, 0, either(load_int64(launch, 0), True))
+    store_float64(launch, 1, either(load_int64(launch, 1), False))
+"""
+    found = run(source, 4, 9)
+    assert (found[0], floats(found)[1]) == (5, 4.5)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("launch.sum = 1 < 2; launch.count = 0.5", "launch.count is i64, and cannot be double"),
+        ("launch.mean = 1", "cannot have 'launch.mean'"),
+        ("x = launch.count.number", "cannot have 'launch.count.number'"),
+        ("x = launch.count[1]", r"cannot have 'launch.count\[1\]'"),
+        ("only(launch)", "each is the address of a Inner, and cannot be that of a Outer"),
+    ],
+)
+def test_what_records_do_not_have_is_refused(body, why):
+    with pytest.raises(TypeError, match=why):
+        native._compile(f"{_RECORDS}\ndef only(each: Inner):\n    pass\n\ndef kernel(launch: Outer):\n    {body}\n")
