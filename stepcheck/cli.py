@@ -734,6 +734,28 @@ def _measured(earlier: Path, plan: dict[str, Any]) -> tuple[list[dict[str, Any]]
     return run.rows.get("power", []), run.seconds
 
 
+def _check_timed(names: tuple[str, ...], workloads: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Refuse, in words, what cannot be timed."""
+    from stepcheck.harness.bench import rounds as benchmark
+    from stepcheck.harness.bench.workloads import WORKLOADS, takes
+    from stepcheck.harness.play.families import FAST, TORCH, existing
+    from stepcheck.harness.play.subjects import UsageError
+
+    for name in (n for n in names if n not in existing()):
+        raise UsageError(
+            f"{TORCH.lacks(name)}{'; install a later torch' if name in TORCH.modes else f', and {FAST.lacks(name)}'}"
+        )
+    for name in names:
+        if not any(takes(name, WORKLOADS[w]) for w in workloads):
+            possible = ", ".join(w.name for w in WORKLOADS.values() if takes(name, w))
+            raise UsageError(f"{name} is not timed on {', '.join(workloads)}; it is on {possible}")
+    lacking = [name for name in names if not benchmark.has(name, options)]
+    if lacking or not any(benchmark.has(name, options) for name in names or existing()):
+        raise UsageError(
+            f"--set: {' and '.join(lacking) or 'no class'} {'lacks' if lacking else 'has'} {', '.join(options)}; name optimizers that have all of it"
+        )
+
+
 @commands.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", type=_NAME)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
@@ -787,10 +809,11 @@ def bench(
 
     from stepcheck.harness.bench import rounds as benchmark
     from stepcheck.harness.bench import tables
-    from stepcheck.harness.bench.workloads import QUICK, WORKLOADS, takes
-    from stepcheck.harness.play.families import FAST, TORCH, existing
+    from stepcheck.harness.bench.workloads import QUICK, WORKLOADS
+    from stepcheck.harness.play.families import existing
     from stepcheck.harness.play.subjects import UsageError
 
+    given = dict(options)
     if host:
         others = {"--device cuda": device == "cuda", "--workload": workloads, "--compiled": compiled, "--scaling": scaling,
                   "--threads": threads, "--plot": plot_file, "--cold": cold, "--set": options,
@@ -801,28 +824,14 @@ def bench(
             )
         return _bench_host(names, rounds or (benchmark.QUICK_ROUNDS if quick else benchmark.ROUNDS), json_file, out)
     benchmark.check_device(device)
-    for name in (n for n in names if n not in existing()):
-        raise UsageError(
-            f"{TORCH.lacks(name)}{'; install a later torch' if name in TORCH.modes else f', and {FAST.lacks(name)}'}"
-        )
-    chosen = names or existing()
-    named = workloads or (QUICK if quick else tuple(WORKLOADS))
-    for name in names:
-        if not any(takes(name, WORKLOADS[w]) for w in named):
-            possible = ", ".join(w.name for w in WORKLOADS.values() if takes(name, w))
-            raise UsageError(f"{name} is not timed on {', '.join(named)}; it is on {possible}")
+    chosen, named = names or existing(), workloads or (QUICK if quick else tuple(WORKLOADS))
+    _check_timed(names, named, given)
     _writable(json_file)
     tables.check_plot(plot_file)
     _writable(plot_file, "--plot")
     if threads is not None:
         torch.set_num_threads(threads)
     rounds = rounds or (benchmark.QUICK_ROUNDS if quick else None)
-    given = dict(options)
-    lacking = [name for name in names if not benchmark.has(name, given)]
-    if lacking or not any(benchmark.has(name, given) for name in chosen):
-        raise UsageError(
-            f"--set: {' and '.join(lacking) or 'no class'} {'lacks' if lacking else 'has'} {', '.join(given)}; name optimizers that have all of it"
-        )
     settings = benchmark.Settings(
         rounds, compiled, device, seed, patient=bool(workloads), dtype=dtype, cold=cold, options=given
     )
@@ -831,24 +840,10 @@ def bench(
     _console.print(
         f"torch {about['torch']}, {about['processor']}, {about['threads']} threads, {dtype}, seed {seed}", markup=False
     )
-    rows: list[benchmark.Row] = []
     planned = {"names": chosen, "workloads": named} | asdict(settings)
     with _recorded(out, seed, planned, about) as stream, _bench_progress() as progress:
         stream.document("bench", tables.to_json(__version__, settings, [], []))
-        asked = dict.fromkeys(WORKLOADS[w] for w in named)
-        for workload, of_workload in groupby(
-            benchmark.rows(chosen, list(asked), settings, progress), lambda r: r.workload
-        ):
-            timed: list[benchmark.Row] = []
-            for row in of_workload:
-                told = tables.to_json(__version__, settings, [row], [])
-                for part in ("results",) if timed else ("workloads", "results"):
-                    stream.row("bench", told[part][0], into=part)
-                timed.append(row)
-            rows += timed
-            if any(t.seconds for r in timed for t in r.timings):
-                _console.print(tables.title(workload))
-                _console.print(tables.table(timed))
+        rows = _bench_rows(stream, chosen, named, settings, progress)
         scalings: list[benchmark.Scaling] = []
         for of_one in benchmark.scalings(chosen, settings, progress) if scaling else ():
             scalings.append(of_one)
@@ -868,6 +863,30 @@ def bench(
     if plot_file is not None:
         tables.plot(rows, plot_file)
     return stream.status
+
+
+def _bench_rows(
+    stream: Stream, names: Sequence[str], workloads: Sequence[str], settings: benchmark.Settings, progress: Any
+) -> list[benchmark.Row]:
+    """Time one workload after the other, and show each as soon as it is done."""
+    from stepcheck.harness.bench import rounds as benchmark
+    from stepcheck.harness.bench import tables
+    from stepcheck.harness.bench.workloads import WORKLOADS
+
+    rows: list[benchmark.Row] = []
+    asked = dict.fromkeys(WORKLOADS[w] for w in workloads)
+    for workload, of_workload in groupby(benchmark.rows(names, list(asked), settings, progress), lambda r: r.workload):
+        timed: list[benchmark.Row] = []
+        for row in of_workload:
+            told = tables.to_json(__version__, settings, [row], [])
+            for part in ("results",) if timed else ("workloads", "results"):
+                stream.row("bench", told[part][0], into=part)
+            timed.append(row)
+        rows += timed
+        if any(t.seconds for r in timed for t in r.timings):
+            _console.print(tables.title(workload))
+            _console.print(tables.table(timed))
+    return rows
 
 
 def _bench_host(names: Sequence[str], rounds: int, json_file: Path | None, out: Path) -> int:

@@ -199,16 +199,19 @@ def _arithmetic(model: Model, counts: Counts) -> Iterator[str]:
     if counts.contracted != model.fused and not model.powers:
         by_design = f", not {model.fused}" if model.fused else ""
         yield f"{counts.contracted} products and sums are or may be contracted{by_design}"
-    if counts.ptx is None:
-        return
-    operations = ptx.divisions(counts.ptx.operations)
+    if counts.ptx is not None:
+        yield from _inexact(model, counts.ptx.operations, counts.threads)
+
+
+def _inexact(model: Model, counted: dict[str, int], threads: int) -> Iterator[str]:
+    operations = ptx.divisions(counted)
     for kind, expected in (("div", model.divisions), ("sqrt", model.roots)):
-        found = per_element(model, sum(n for op, n in operations.items() if op.startswith(kind)), counts.threads)
+        found = per_element(model, sum(n for op, n in operations.items() if op.startswith(kind)), threads)
         if expected is not None and found != expected:
             yield f"{found:g} {kind} per element, not {expected}"
     for dtype, expected in model.narrowed.items():
-        ways = ptx.narrowed(counts.ptx.operations, dtype)
-        told = {way: per_element(model, n, counts.threads) for way, n in ways.items()}
+        ways = ptx.narrowed(counted, dtype)
+        told = {way: per_element(model, n, threads) for way, n in ways.items()}
         if told != ({"rn": expected} if expected else {}):
             by_way = ", ".join(f"{n:g} by cvt.{way}" for way, n in told.items()) or "none"
             yield f"conversions to {dtype} per element: {by_way}; not {expected} by cvt.rn"

@@ -148,16 +148,19 @@ class Trace:
         steps = [e for e in self.events if isinstance(e, Step)]
         if any((e.objective is not None) != spec.closure for e in steps):
             return f"{spec.name} takes steps {'with' if spec.closure else 'without'} an objective"
-        if spec.closure and len(self.all_groups) > 1:
-            return f"{spec.name} takes one group"
-        if spec.closure and any(isinstance(e, Accumulate) or getattr(e, "closure", "") for e in self.events):
-            return f"{spec.name} is given its gradients by an objective"
         for e in self.events:
             if isinstance(e, Refuse) and e.option not in ("params", *(h.name for h in spec.hyper)):
                 return f"{spec.name} has no option {e.option!r} to refuse"
-        if spec.closure and any(isinstance(e, Spoil) for e in self.events):
-            return f"{spec.name} keeps the state of all parameters together"
-        if spec.closure and any(e.scaling for e in steps):
+        return self._problem_with_an_objective(spec.name) if spec.closure else None
+
+    def _problem_with_an_objective(self, name: str) -> str | None:
+        if len(self.all_groups) > 1:
+            return f"{name} takes one group"
+        if any(isinstance(e, Accumulate) or getattr(e, "closure", "") for e in self.events):
+            return f"{name} is given its gradients by an objective"
+        if any(isinstance(e, Spoil) for e in self.events):
+            return f"{name} keeps the state of all parameters together"
+        if any(isinstance(e, Step) and e.scaling for e in self.events):
             return "a step with gradient scaling takes no closure"
         return None
 

@@ -208,6 +208,14 @@ class Result:
         self.steps += life.steps
         self.elements += life.elements
         self.undetermined += life.undetermined
+        self._add_fields(life)
+        for name in life.features:
+            self.features[name] = self.features.get(name, 0) + 1
+        for name, seconds in life.clocks.items():
+            self.clocks[name] += seconds
+        self.seconds += life.seconds
+
+    def _add_fields(self, life: LifeTally) -> None:
         for name, (elements, undetermined) in life.fields.items():
             before = self.fields.get(name, (0, 0))
             self.fields[name] = (before[0] + elements, before[1] + undetermined)
@@ -218,11 +226,6 @@ class Result:
                 counts = self.ratios.setdefault(name, {}).setdefault(dtype, [0] * RATIO_CLASSES)
                 for n, count in classes.items():
                     counts[n] += count
-        for name in life.features:
-            self.features[name] = self.features.get(name, 0) + 1
-        for name, seconds in life.clocks.items():
-            self.clocks[name] += seconds
-        self.seconds += life.seconds
 
     def add_invalid(self, invalid: Invalid) -> None:
         """Count what was tried that is invalid."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -158,8 +159,6 @@ class Campaign:
                 self.progress(0, self.settings.examples or 0)  # a sign of life
         start = time.perf_counter()
         self.deadline = math.inf if self.settings.seconds is None else start + self.settings.seconds
-        planned = self.planned
-        batch = 0
         try:
             # What has played nothing yet: before the first life.
             self.fresh = Fresh(self._tasks, wanted=self._looks_afresh, warm=not self.settings.at_once)
@@ -168,20 +167,9 @@ class Campaign:
             with process_settings.kept():
                 self.decode = decoder(self.subject, self.dtypes)
                 self._validate()
-            while not self._ended():
-                size = _BATCH if planned is None else min(_BATCH, planned - self.result.traces)
-                if size <= 0:
-                    break
-                self._batch(batch, size)
-                batch += 1
-                if not self.settings.first:
-                    self._shrink_new()
+            self._search()
             self.result.seconds = time.perf_counter() - start - self.result.shrink_seconds
-            if planned is not None:
-                for name, tally in self.result.tallies.items():
-                    tally.planned = tally.planned if name == VALIDATION else planned
-                    if name in self.meaningless:
-                        tally.unsupported = tally.planned
+            self._plan()
             declare_unasked(self.subject, self.result, self.lacks)
             if self.subject.explicit:
                 self._tell_dialect()
@@ -194,6 +182,24 @@ class Campaign:
         if self.subject.explicit:
             self.result.varied = sorted(self.varied & self.subject.options)
         self._note()
+
+    def _search(self) -> None:
+        """Play batches of lives, and make small what they show, until there are enough."""
+        for batch in itertools.count():
+            size = _BATCH if self.planned is None else min(_BATCH, self.planned - self.result.traces)
+            if self._ended() or size <= 0:
+                break
+            self._batch(batch, size)
+            if not self.settings.first:
+                self._shrink_new()
+
+    def _plan(self) -> None:
+        """A campaign that was ended early has planned all that it was asked for."""
+        planned = self.planned
+        for name, tally in self.result.tallies.items() if planned is not None else ():
+            tally.planned = tally.planned if name == VALIDATION or planned is None else planned
+            if name in self.meaningless:
+                tally.unsupported = tally.planned
 
     @property
     def _looks_afresh(self) -> bool:

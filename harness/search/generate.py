@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple, TypeVar
@@ -133,15 +133,7 @@ class Decoding:
         # In half the lives something happens between any two steps: a fault may need two such events, and a step after them.
         eventful = self.choices.number(1) % 2 == 1 and self.of.style.eventful
         for n in range(number):
-            steps_or_all: Sequence[StepKind | str] = self.world.steps if eventful else self.world.events
-            what = self.draw(self.of.between if eventful and n % 2 else steps_or_all)
-            if self.essential == "hooked reload" and n in (1, 3):
-                self.events += [Hook(kind) for kind in HOOKS] if n == 1 else [Reload()]
-            if n == 1 and self.essential in self.of.between:
-                what = self.essential
-            if n % 2 == 0 and self.essential:
-                what = next(e for e in self.world.events if isinstance(e, StepKind) and e.absence == 0)
-            self._event(what, n)
+            self._event(self._next(n, eventful=eventful), n)
         if self.of.style.ending:
             ordinary = next(e for e in self.world.events if isinstance(e, StepKind))
             self.events += [Reload(), self._step(ordinary), ZeroGrad(set_to_none=True), Step({})]
@@ -149,7 +141,26 @@ class Decoding:
             self.events += self._spoil()
         return Trace(self.spec.name, tuple(self.parameters), at_first, tuple(self.events), form)
 
+    def _next(self, n: int, *, eventful: bool) -> StepKind | str:
+        """What comes at place ``n``; before it, hooks and a round trip where those are essential."""
+        steps_or_all: Sequence[StepKind | str] = self.world.steps if eventful else self.world.events
+        what = self.draw(self.of.between if eventful and n % 2 else steps_or_all)
+        if self.essential == "hooked reload" and n in (1, 3):
+            self.events += [Hook(kind) for kind in HOOKS] if n == 1 else [Reload()]
+        if n == 1 and self.essential in self.of.between:
+            return self.essential
+        if n % 2 == 0 and self.essential:
+            return next(e for e in self.world.events if isinstance(e, StepKind) and e.absence == 0)
+        return what
+
     def _group(self, size: int) -> Group:
+        options, hyper = self._options()
+        members = list(itertools.chain.from_iterable(self._member(hyper) for _ in range(size)))
+        self.hypers.append(hyper)
+        return Group(tuple(members), options)
+
+    def _options(self) -> tuple[dict[str, Option], HyperValues]:
+        """The options of a group, and what holds in it."""
         options, hyper = self.draw(self.of.options)
         if self.world is self.of.worlds["sparse"] and self.spec.sparse_conflict(hyper) is not None:
             options, hyper = self.of.options[0]
@@ -169,25 +180,24 @@ class Decoding:
         first = self.groups[0].options.get("lr") if self.groups else None
         if isinstance(first, Scalar) and self.choices.number(1) % 2:
             options["lr"] = first  # then it is given once, for all groups
-        members: list[int] = []
-        if options != from_table:
-            hyper = self.spec.hyper_values(plain(options))
-        for _ in range(size):
-            shape, layout, kind = self.draw(self.world.parameters)
-            if self.parameters and self.choices.number(1) % 4 == 3:
-                # Parameters alike, as layers are: state that goes to the wrong one fits it.
-                shape, layout = self.parameters[0].shape, self.parameters[0].layout
-            if self.essential and not math.prod(shape):
-                shape, layout, _ = next(p for p in self.world.parameters if math.prod(p[0]))
-            if self.essential == "fail" and self.of.spoils and min(shape, default=0) < 2:
-                shape, layout, _ = next(p for p in self.world.parameters if len(p[0]) > 1 and min(p[0]) > 1)
-            if self.of.style.objective and hyper.max_iter > max(MAX_ITERS) and math.prod(shape) > SMALL:
-                shape, layout = (SMALL,), "contiguous"
-            members += self._parameter(shape, layout, kind, hyper)
-            if layout == "sliced" and self.choices.number(1) % 4 == 3:
-                members += self._parameter(shape, layout, kind, hyper, within=members[-1])
-        self.hypers.append(hyper)
-        return Group(tuple(members), options)
+        return options, hyper if options == from_table else self.spec.hyper_values(plain(options))
+
+    def _member(self, hyper: HyperValues) -> Iterator[int]:
+        """A parameter of a group, and perhaps another in the gaps between its elements."""
+        shape, layout, kind = self.draw(self.world.parameters)
+        if self.parameters and self.choices.number(1) % 4 == 3:
+            # Parameters alike, as layers are: state that goes to the wrong one fits it.
+            shape, layout = self.parameters[0].shape, self.parameters[0].layout
+        if self.essential and not math.prod(shape):
+            shape, layout, _ = next(p for p in self.world.parameters if math.prod(p[0]))
+        if self.essential == "fail" and self.of.spoils and min(shape, default=0) < 2:
+            shape, layout, _ = next(p for p in self.world.parameters if len(p[0]) > 1 and min(p[0]) > 1)
+        if self.of.style.objective and hyper.max_iter > max(MAX_ITERS) and math.prod(shape) > SMALL:
+            shape, layout = (SMALL,), "contiguous"
+        member = self._parameter(shape, layout, kind, hyper)
+        yield member
+        if layout == "sliced" and self.choices.number(1) % 4 == 3:
+            yield self._parameter(shape, layout, kind, hyper, within=member)
 
     def _keeps_state(self, hyper: HyperValues) -> bool:
         """Whether there is a buffer with an element for each of a parameter."""
@@ -196,13 +206,13 @@ class Decoding:
 
     def _parameter(
         self, shape: tuple[int, ...], layout: str, kind: Kind, hyper: HyperValues, within: int | None = None
-    ) -> list[int]:
+    ) -> int:
         index = len(self.parameters)
         dtype = self.dtypes[index % len(self.dtypes)] if within is None else self.parameters[within].dtype
         values = self._values(kind, hyper, dtype, next(self.counter))
         self.owner.append(len(self.groups))
         self.parameters.append(Parameter(shape, dtype, layout, values, within))
-        return [index]
+        return index
 
     def _event(self, what: StepKind | str, number: int) -> None:
         if isinstance(what, StepKind) and self.of.style.objective:

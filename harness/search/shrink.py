@@ -195,6 +195,12 @@ def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
         yield _tidy(replace(trace, events=trace.events[:n] + trace.events[n + 1 :]))
     yield replace(trace, form="list")
     yield from _with_plainer_events(trace)
+    yield from _without_options(trace)
+    yield from _with_plainer_objectives(trace)
+    yield from _with_plainer_parameters(trace)
+
+
+def _without_options(trace: Trace) -> Iterator[Trace]:
     for n, group in enumerate(trace.groups):
         for name in group.options:
             rest = {k: v for k, v in group.options.items() if k != name}
@@ -202,6 +208,9 @@ def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
         if any(isinstance(value, Scalar) for value in group.options.values()):
             numbers = replace(group, options=plain(group.options))
             yield replace(trace, groups=(*trace.groups[:n], numbers, *trace.groups[n + 1 :]))
+
+
+def _with_plainer_objectives(trace: Trace) -> Iterator[Trace]:
     for n, event in enumerate(trace.events):
         if isinstance(event, Step) and event.objective is not None:
             for simpler in (
@@ -213,6 +222,9 @@ def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
             ):
                 events = (*trace.events[:n], replace(event, objective=simpler), *trace.events[n + 1 :])
                 yield replace(trace, events=events)
+
+
+def _with_plainer_parameters(trace: Trace) -> Iterator[Trace]:
     for index, p in enumerate(trace.parameters):
         for shape in _SMALL_SHAPES:
             if len(shape) == 4 or p.layout != "channels_last":
