@@ -89,7 +89,7 @@ SOURCES = {
         "times that a check was not asked because the subject declares no support, and options of the reference that its signature lacks",
         "harness/search/campaign.py",
     ),
-    "looked": Source("things that a check looked at: steps, elements, events, ...; checks.py says for each", "harness/checking/checks.py"),
+    "looked": Source("things that a check looked at: steps, elements, events, ...; each check says which", "harness/checking/check.py"),
     "worst_ratio": Source(
         "the largest r = |subject - reference| / e, where e is the error budget derived for that very element; r > 1 is a bug; of a divergence,"
         " r in its shrunk life; what the ledger explains is left out",
@@ -106,7 +106,7 @@ SOURCES = {
     ),
     "traces": Source("fuzzed lives that were drawn from the seed and played", "harness/search/campaign.py"),
     "lives": Source("calls of step() that were judged", "harness/search/campaign.py"),
-    "steps": Source("steps of single parameters that were compared with the reference", "harness/checking/checks.py"),
+    "steps": Source("steps of single parameters that were compared with the reference", "harness/checking/check.py"),
     "elements": Source("elements of parameters and buffers that were compared with the reference", "harness/judging/judge.py"),
     "undetermined": Source(
         "of the elements compared, those where rounding alone decides between unlike results, so that any value is accepted",
