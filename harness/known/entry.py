@@ -24,6 +24,7 @@ from stepcheck.reference import SPECS
 
 #: Whose an entry may be: that of all optimizers, and that of all that take complex parameters.
 ALL = " ".join(SPECS)
+_EVERY = tuple(ALL.split())
 TAKE_COMPLEX = "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop"
 
 
@@ -90,7 +91,7 @@ class Entry:
     def concerns(self, subject: Subject, built: type | None = None) -> bool:
         """Whether its behaviour may be that of a subject; of a factory, ``built`` is the class of what it returned."""
         # What all of them do, one that is not in torch does as well where it inherits it.
-        if subject.spec.name not in self.optimizers and self.optimizers != tuple(SPECS):
+        if subject.spec.name not in self.optimizers and self.optimizers != _EVERY:
             return False
         if subject.explicit:  # somebody's class: its own faults are its own
             of = built or subject.make
