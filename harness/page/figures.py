@@ -269,20 +269,9 @@ def _bench(document: Mapping[str, Any], source: str) -> _Drawn:
         for axes, name in zip(panels, names, strict=False):
             axes.set_title(plain(name))
             for n, kind in enumerate(("dense", "sparse")):
-                own = sorted(
-                    (t for t in timed if t[0]["optimizer"] == name and (t[1]["kind"] == "sparse") == bool(n)),
-                    key=lambda t: t[1]["stepped"],
-                )
+                own = [t for t in timed if t[0]["optimizer"] == name and (t[1]["kind"] == "sparse") == bool(n)]
                 if own:
-                    x = [w["stepped"] for _, w in own]
-                    titles = [
-                        f"{name}, {w['workload']} ({w['stepped']:,} elements): {r['ratio']:.3g} times as fast as {r['best']}; {source}"
-                        for r, w in own
-                    ]
-                    spreads = [r["round_ratios"]["quartiles"] or (r["ratio"], r["ratio"]) for r, _ in own]
-                    axes.vlines(x, [s[0] for s in spreads], [s[1] for s in spreads], color=SERIES[n], linewidth=1.0)
-                    axes.plot(x, [r["ratio"] for r, _ in own], color=SERIES[n], linewidth=0.8)
-                    canvas.marks(axes, x, [r["ratio"] for r, _ in own], titles, n, s=22, label=kind)
+                    _ratios(canvas, axes, sorted(own, key=lambda t: t[1]["stepped"]), n, kind, source)
             axes.axhline(1.0, color=INK, linewidth=0.8)
             axes.set_xscale("log")
             axes.set_yscale("log")
@@ -296,32 +285,26 @@ def _bench(document: Mapping[str, Any], source: str) -> _Drawn:
         axes.remove()
     kinds = ["dense gradients", *["sparse gradients"] * any(w["kind"] == "sparse" for _, w in timed)]
     canvas.legend(kinds)
+    heads = ("optimizer", "workload", "elements", "torch's fastest", "ratio", "lower quartile", "upper quartile", "of the ceiling")  # fmt: skip
     rows = [
-        [
-            r["optimizer"],
-            w["workload"],
-            w["stepped"],
-            r["best"],
-            r["ratio"],
-            *(r["round_ratios"]["quartiles"] or (None, None)),
-            r["share_of_ceiling"],
-        ]
+        [r["optimizer"], w["workload"], w["stepped"], r["best"], r["ratio"],
+         *(r["round_ratios"]["quartiles"] or (None, None)), r["share_of_ceiling"]]
+        for r, w in timed
+    ]  # fmt: skip
+    return _Drawn(list(heads), rows, canvas)
+
+
+def _ratios(canvas: Canvas, axes: Any, timed: Sequence[tuple[Any, Any]], n: int, kind: str, source: str) -> None:
+    """Those of one optimizer, by elements stepped: marks with their quartiles."""
+    x = [w["stepped"] for _, w in timed]
+    titles = [
+        f"{r['optimizer']}, {w['workload']} ({w['stepped']:,} elements): {r['ratio']:.3g} times as fast as {r['best']}; {source}"
         for r, w in timed
     ]
-    return _Drawn(
-        [
-            "optimizer",
-            "workload",
-            "elements",
-            "torch's fastest",
-            "ratio",
-            "lower quartile",
-            "upper quartile",
-            "of the ceiling",
-        ],
-        rows,
-        canvas,
-    )
+    spreads = [r["round_ratios"]["quartiles"] or (r["ratio"], r["ratio"]) for r, _ in timed]
+    axes.vlines(x, [s[0] for s in spreads], [s[1] for s in spreads], color=SERIES[n], linewidth=1.0)
+    axes.plot(x, [r["ratio"] for r, _ in timed], color=SERIES[n], linewidth=0.8)
+    canvas.marks(axes, x, [r["ratio"] for r, _ in timed], titles, n, s=22, label=kind)
 
 
 # --- The census
