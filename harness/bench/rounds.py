@@ -98,8 +98,8 @@ class Timing:
         seconds: of a step, for each round.
         batch: steps of a round.
         host: seconds of a step until it returns, for each round; on a GPU alone, which may then still have to do it.
-        distance: from the first mode of torch that came to finite numbers, after the same steps, in lengths of the way that it went; not
-            finite where the contender came to none; ``None``: not compared.
+        distance: from the first mode of torch that came to finite numbers, after the same steps, in lengths of the way that it went;
+            infinite where the contender came to none; ``None``: not compared.
         error: why it did not take part.
     """
 
@@ -357,7 +357,11 @@ def _compare(row: Row, contenders: Mapping[str, Contender], problem: Problem, st
         return "not compared: in this dtype every mode of torch comes to numbers that are not finite" if modes else ""
     for timing in row.timings:
         if timing.name in contenders and timing.name not in (finite[0], CEILING):
-            timing.distance = contenders[timing.name].distance(contenders[finite[0]], problem.start, steps)
+            contender = contenders[timing.name]
+            apart = (
+                contender.distance(contenders[finite[0]], problem.start, steps) if contender.is_finite() else math.inf
+            )
+            timing.distance = apart
     return ""
 
 

@@ -120,7 +120,7 @@ def _ratio(row: Row) -> tuple[str, str]:
 
 
 def _apart(timing: Timing) -> str:
-    if timing.distance is None or not math.isfinite(timing.distance):
+    if timing.distance is None or timing.distance == math.inf:
         return "comes to numbers that are not finite, as others do not"
     return f"ends {timing.distance:.2g} of torch's way from torch's other modes"
 
@@ -219,7 +219,8 @@ def _timing(timing: Timing) -> dict[str, Any]:
         "rounds": timing.seconds,
         "steps_per_round": timing.batch,
         "host": {"median": timing.host_median, "rounds": timing.host} if timing.host else None,
-        "distance": timing.distance,
+        # JSON has no infinity.
+        "distance": "Infinity" if timing.distance == math.inf else timing.distance,
         "error": timing.error,
     }
 

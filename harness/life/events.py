@@ -356,8 +356,11 @@ def of_every_event(table: Mapping[type[Event], T]) -> dict[type[Event], T]:
         TypeError: a kind of event has no entry, or an entry is of no kind of event.
     """
     if set(table) != set(EVENTS):
-        names = sorted(kind.__name__ for kind in set(table) ^ set(EVENTS))
-        raise TypeError(f"a table of events has no entry of, or one too many: {', '.join(names)}")
+        lacking = ", ".join(kind.__name__ for kind in EVENTS if kind not in table) or "none"
+        unknown = ", ".join(kind.__name__ for kind in table if kind not in EVENTS) or "none"
+        raise TypeError(
+            f"this table must have one entry for each kind of event in EVENTS: add {lacking}, remove {unknown}"
+        )
     return dict(table)
 
 

@@ -106,7 +106,7 @@ def test_a_table_that_forgets_it_is_refused_at_import(added):
         enter(added, name)
     pairs = {name: (text, (added / name).read_text()) for name, text in without.items()}
     (added / "without.json").write_text(json.dumps(pairs))
-    sentence = "TypeError: a table of events has no entry of, or one too many: Clear"
+    sentence = "TypeError: this table must have one entry for each kind of event in EVENTS: add Clear, remove none"
     assert run(added, FORGETTING) == dict.fromkeys(without, sentence)
 
 

@@ -187,6 +187,9 @@ def test_where_torch_divides_by_zero_in_float16_fast_is_compared_with_a_mode_tha
     assert adam.best.name == "fused"
     told = "Adam, torch's forloop: comes to numbers that are not finite, as others do not (100x64)"
     assert told in tables.notes([adam])
+    data = tables.to_json("0", Settings(rounds=1), [adam, rmsprop], [])
+    assert [t["distance"] for t in data["results"][0]["torch"].values()] == ["Infinity", "Infinity", None]
+    json.dumps(data, allow_nan=False)
     assert not rmsprop.wrong
     assert rmsprop.note.startswith("not compared: in this dtype every mode of torch")
 
