@@ -163,7 +163,7 @@ class _Writer(Statements):
     @property
     def _class(self) -> list[str]:
         """Where the class comes from."""
-        if getattr(self.subject.make, "__module__", "").startswith("stepcheck.harness.known."):
+        if str(getattr(self.subject.make, "__module__", None)).startswith("stepcheck.harness.known."):
             # A class that is there to show what torch does is written out.
             source = inspect.getsource(self.subject.make).rstrip().splitlines()
             return ["from typing import Any", "", "", *source, ""]
