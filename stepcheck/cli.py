@@ -6,6 +6,7 @@ Whoever asks for help waits for nothing: torch, NumPy and Hypothesis are importe
 from __future__ import annotations
 
 import ast
+import gc
 import io
 import json
 import math
@@ -383,6 +384,9 @@ def check(
     SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], or package.module:ClassOrFactory with --like. Without any: torch and
     fast.
     """
+    import torch  # noqa: F401
+
+    gc.freeze()  # torch is no garbage: to look through it while the rest is imported takes a third of that time
     from stepcheck.harness.search.settings import Settings
 
     if first:
@@ -441,11 +445,6 @@ def _checked(
     summary_file: Path | None,
 ) -> int:
     """Run the campaigns, and tell in every form that is asked for what they found."""
-    from stepcheck.harness.readers.junit import junit
-    from stepcheck.harness.readers.markdown import markdown
-    from stepcheck.harness.readers.scripts import to_json
-    from stepcheck.harness.readers.terminal import show
-    from stepcheck.harness.record.reading import read
     from stepcheck.harness.record.stream import UnwritableError
     from stepcheck.harness.search import workers
 
@@ -462,6 +461,13 @@ def _checked(
             stream.status = _status(results, replayed)
     except UnwritableError as error:  # a full disk: what was recorded by then is told all the same
         unwritten.told[str(error)] = None
+
+    from stepcheck.harness.readers.junit import junit
+    from stepcheck.harness.readers.markdown import markdown
+    from stepcheck.harness.readers.scripts import to_json
+    from stepcheck.harness.readers.terminal import show
+    from stepcheck.harness.record.reading import read
+
     run = read(stream.path)
     show(run, out, _console)
     unwritten.write(json_file, "--json", json.dumps(to_json(run, out), indent=1) + "\n")
