@@ -387,6 +387,7 @@ def check(
     import torch  # noqa: F401
 
     gc.freeze()  # torch is no garbage: to look through it while the rest is imported takes a third of that time
+    click.get_current_context().call_on_close(gc.unfreeze)  # or Triton's modules are taken for a leak at exit
     from stepcheck.harness.search.settings import Settings
 
     if first:
