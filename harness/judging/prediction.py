@@ -212,7 +212,10 @@ class Predictor:
         g: Bounded,
         result: dict[str, Bounded],
     ) -> None:
-        """A sparse gradient may be added to the parameter entry by entry: a rounding of the sum so far for each but one."""
+        """A sparse gradient may be added to the parameter entry by entry: a rounding of the sum so far for each but one.
+
+        Each entry is multiplied by the learning rate first, and the product may underflow.
+        """
         if self.spec.sparse != "dense" or type(g.error) is float:
             return
         named = np.concatenate([np.zeros(len(v)) if n is None else n for v, _, n in gradients])
@@ -220,7 +223,7 @@ class Predictor:
         size = (
             np.abs(p.value) + np.abs(result[PARAMETER].value) + 2 * hyper.lr * (np.abs(g.value) + g.error / arith.unit)
         )
-        further = np.maximum(named - 1, 0) * (arith.unit * size)
+        further = np.maximum(named - 1, 0) * (arith.unit * size + arith.format.underflow)
         result[PARAMETER].error = result[PARAMETER].error + further * (1 + len(g.value) * arith.unit)
 
     def terms(self, deviation: Deviation) -> list[tuple[str, float]]:
