@@ -30,6 +30,15 @@ KINDS = {
     "rule": "in the formula",
     "life": "around the steps, or in memory",
     "mutant": "made from a Spec",
+    "large": "beyond a block of elements",
+    "many": "with many parameters or groups",
+    "long": "after many steps",
+    "rare": "one element, step or group in hundreds",
+    "valued": "at option values that are seldom tried",
+    "handled": "after what a user does between steps",
+    "surroundings": "in the surroundings of a step",
+    "switched": "where a flag chooses another implementation",
+    "spelled": "where an option is spelled otherwise",
 }
 LEGEND = (
     "caught: campaigns of {examples} lives that say no, of {seeds} seeds for each fault, with its 95 % interval (Clopper and Pearson). P >= 0.99: faults that a"

@@ -11,7 +11,10 @@ from stepcheck.harness.zoo import (
     adagrad,
     adam,
     adamax,
+    ages,
+    around,
     asgd,
+    handled,
     lbfgs,
     life,
     muon,
@@ -20,6 +23,7 @@ from stepcheck.harness.zoo import (
     right,
     rmsprop,
     rprop,
+    scale,
     sgd,
     sparse_adam,
 )
@@ -314,7 +318,14 @@ def _written_by_hand() -> Iterator[Fault]:
 
 _HAPPENED = {fault.make for fault in HISTORY}
 #: Wrong optimizers that somebody wrote; what happened to somebody first.
-FAULTS: tuple[Fault, ...] = (*HISTORY, *(fault for fault in _written_by_hand() if fault.make not in _HAPPENED))
+FAULTS: tuple[Fault, ...] = (
+    *HISTORY,
+    *scale.FAULTS,
+    *ages.FAULTS,
+    *handled.FAULTS,
+    *around.FAULTS,
+    *(fault for fault in _written_by_hand() if fault.make not in _HAPPENED),
+)
 #: Right optimizers, whatever their order of operations.
 VARIANTS: tuple[Variant, ...] = (
     *(Variant(make, like) for make, like in RIGHT.items()),
