@@ -60,7 +60,8 @@ def _products(a: Bounded, b: Bounded, axis: int | None, *, keepdims: bool) -> Bo
     sizes = np.abs(z)
     p = np.abs(x.value) * y.error + x.error * (np.abs(y.value) + y.error)
     tiny = arithmetic.format.smallest if arithmetic.flushes else arithmetic.format.underflow
-    p = p + arithmetic.unit * (sizes + p) + tiny * (sizes + p > 0)
+    # A product of two numbers that are not zero may be zero, in the reference as well.
+    p = p + arithmetic.unit * (sizes + p) + tiny * (((x.value != 0) & (y.value != 0)) | (p > 0))
     p = np.broadcast_to(p, z.shape)
     total, size = np.sum(p, axis=axis, keepdims=keepdims), np.sum(sizes + p, axis=axis, keepdims=keepdims)
     sum_ = np.sum(z, axis=axis, keepdims=keepdims)
