@@ -648,7 +648,7 @@ def _player(path: Path, saved: Saved, subject: str | None, out: Path) -> Subject
         raise UsageError(f"{who} is {len(found)} subjects; name one, such as {found[0].name}")
     if found[0].unsupported:
         raise UsageError(f"{path}: {found[0].name} cannot play it here: {found[0].unsupported}")
-    problem = saved.trace.problem(found[0].spec)
+    problem = saved.trace.problem(found[0].spec) or found[0].problem(saved.trace)
     if problem:
         raise UsageError(f"{path}: {found[0].name} cannot play it: {problem}")
     if saved.check and saved.check not in CHECKS:

@@ -30,6 +30,7 @@ from stepcheck.harness.checking.witness import SAME, Witness, Writer
 from stepcheck.harness.judging.judge import Judge
 from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.life.events import (
+    Handle,
     Reload,
     SetOption,
     plain,
@@ -86,6 +87,9 @@ def _answered(evidence: Evidence, check: str) -> Iterator[Finding]:
 @_explains("save-load-continue")
 def _lost_on_reload(evidence: Evidence, d: Deviation) -> Finding | None:
     events = evidence.trace.events
+    if d.event is not None and _rolled_back_to_another(evidence, d.event, d.parameter):
+        told = "after a state_dict was loaded into the same optimizer"
+        return accounted("save-load-continue", f"{AFTER}{d.field}", told, d)
     first = next((n for n, e in enumerate(events) if isinstance(e, Reload)), len(events))
     if d.event is None or d.event < first:
         return None
@@ -95,6 +99,16 @@ def _lost_on_reload(evidence: Evidence, d: Deviation) -> Finding | None:
     if not evidence.conforms_as(twin, played_by):
         return None
     return accounted("save-load-continue", f"{AFTER}{d.field}", "after a state_dict round trip", d)
+
+
+def _rolled_back_to_another(evidence: Evidence, event: int, parameter: int) -> bool:
+    """Whether the state that a life went back to was not the one that had been kept."""
+    return any(
+        name not in reload.loaded[parameter] or not identical(value, reload.loaded[parameter][name])
+        for reload in evidence.recording.reloads
+        if reload.event < event and isinstance(evidence.trace.events[reload.event], Handle)
+        for name, value in reload.saved[parameter].items()
+    )
 
 
 @_explains("groups-independent")
@@ -186,6 +200,11 @@ def _looked(check: str, count: Callable[[Evidence], int]) -> Callable[[Evidence]
     return looked
 
 
+def _rolls_back(writer: Writer) -> bool:
+    """Whether what goes wrong is that a dictionary is loaded into the same optimizer: it is to be as that says."""
+    return isinstance(writer.event, Handle)
+
+
 def _saved(writer: Writer) -> str:
     """What must go through a round trip unchanged, as an expression."""
     cause = writer.finding.cause
@@ -198,7 +217,13 @@ def _saved(writer: Writer) -> str:
     "save-load-continue",
     "Does a new optimizer that loads the state_dict go on as the old one would?",
     _looked("save-load-continue", lambda e: len(e.recording.reloads)),
-    witness=Witness(lambda w: [f"after = str({_saved(w)})", SAME], lambda w: [f"before = str({_saved(w)})"]),
+    witness=Witness(
+        lambda w: [
+            "before, after = str(kept), str(optimizer.state_dict())" if _rolls_back(w) else f"after = str({_saved(w)})",
+            SAME,
+        ],
+        lambda w: [] if _rolls_back(w) else [f"before = str({_saved(w)})"],
+    ),
 )
 def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
     for reload in evidence.recording.reloads:
@@ -211,6 +236,11 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
                     summary = f"{name} {became} in a state_dict round trip"
                     yield Finding("save-load-continue", f"state {name}", reload.event, summary, i)
                     return
+        for i, left in enumerate(reload.left):
+            if left:
+                summary = f"load_state_dict() leaves {left[0]}, which is not in the dictionary, as it was before"
+                yield Finding("save-load-continue", f"state {left[0]} left", reload.event, summary, i)
+                return
         for group, (before, after) in enumerate(zip(reload.saved_options, reload.loaded_options, strict=True)):
             for name in before:
                 if before[name] != after[name]:

@@ -161,12 +161,13 @@ class Evidence:
             return []
         shown: Recording | None = None
         effects = []
+        plainly = self.trace.plainly  # flags are none of torch's plain mode
         wanted = (u for u in twins.unset(self.trace) if idle_cause(u) not in self.answered)
         for unset in itertools.islice(wanted, _MOST_EFFECTS):
             if unset.option not in self.subject.options or not self._has_meaning(unset.trace):
                 continue
-            shown = self._played(self.trace, torchs) if shown is None else shown
-            apart = twins.visibly_apart(self.trace, shown, self._played(unset.trace, torchs))
+            shown = self._played(plainly, torchs) if shown is None else shown
+            apart = twins.visibly_apart(self.trace, shown, self._played(unset.trace.plainly, torchs))
             # What is not a number is not changed by any option.
             if apart and twins.is_finite(self.recording):
                 idle = twins.alike(self.recording, self._played(unset.trace))
@@ -180,7 +181,7 @@ class Evidence:
         if spec.closure or no_such_class(spec.name):
             return None
         subject = torch_subject(spec.name, "forloop")
-        return subject if can_play(subject, self.trace) else None
+        return subject if can_play(subject, self.trace.plainly) else None
 
     def _has_meaning(self, trace: Trace) -> bool:
         return trace.problem(self.subject.spec) is None and not self.subject.problem(trace)

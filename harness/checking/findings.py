@@ -90,7 +90,8 @@ _NAMES = events.of_every_event({
     events.Step: "step()", events.Accumulate: "a backward pass", events.ZeroGrad: "zero_grad()", events.SetOption: "setting an option",
     events.Reload: "load_state_dict()", events.AddGroup: "add_param_group()", events.Freeze: "freezing a parameter", events.Hook: "registering a hook",
     events.Schedule: "attaching a schedule", events.ScheduleStep: "a step of the schedule", events.Fail: "a step that must fail",
-    events.Refuse: "something invalid", events.Spoil: "a step with malformed state",
+    events.Refuse: "something invalid", events.Spoil: "a step with malformed state", events.Run: "a step that is not looked at",
+    events.Handle: "what is done between steps",
 })  # fmt: skip
 
 

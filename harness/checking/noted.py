@@ -9,6 +9,7 @@ from stepcheck.harness.checking.check import Check, asks, breaches
 from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.checking.witness import SAME, Witness, Writer
 from stepcheck.harness.life.events import (
+    LOSSES,
     AddGroup,
     Hook,
     Refuse,
@@ -17,6 +18,7 @@ from stepcheck.harness.life.events import (
 from stepcheck.harness.life.memory import GUARD
 from stepcheck.harness.life.values import is_complex
 from stepcheck.harness.play.recording import CALLERS_GROUPS
+from stepcheck.harness.play.steps import ENABLED, GRAPH
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.support import settings
 
@@ -85,13 +87,17 @@ def _place(writer: Writer) -> str:
     return f"[getattr({p}, k) for k in ('shape', 'dtype')] + [{p}.data_ptr(), {p}.stride()]"
 
 
+def _stays(writer: Writer) -> Sequence[str]:
+    if writer.finding.cause == GRAPH:
+        tensors = "[v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]"
+        return [f"assert not any(t.requires_grad for t in {tensors}), optimizer.state"]
+    return [f"assert before == {_place(writer)}, (before, {_place(writer)})"]
+
+
 storage_stays = _noted(
     "storage-stays",
-    "Do parameters stay where they are in memory, with their shape, strides and dtype?",
-    Witness(
-        lambda w: [f"assert before == {_place(w)}, (before, {_place(w)})"],
-        lambda w: [f"before = {_place(w)}"],
-    ),
+    "Do parameters stay where they are in memory, with their shape, strides and dtype, and does the state hang in no graph?",
+    Witness(_stays, lambda w: [] if w.finding.cause == GRAPH else [f"before = {_place(w)}"]),
 )
 
 
@@ -103,6 +109,8 @@ def _holds(writer: Writer) -> Sequence[str]:
         return [f"assert len(optimizer.param_groups) == {number}, len(optimizer.param_groups)"]
     group, name, value = finding.option
     got = f"optimizer.param_groups[{group}][{name!r}]"
+    if isinstance(value, tuple) and writer.trace.spelling != "plain":
+        got = f"tuple({got})"  # whether it keeps a list is its own affair
     return [f"assert {got} == {writer.literal(value)}, {got}"]
 
 
@@ -123,8 +131,10 @@ def _called(writer: Writer) -> Sequence[str]:
     event = writer.event
     if isinstance(event, Step) and event.objective is not None:
         return ["assert points, 'the closure was not called'"]
-    nothing = isinstance(event, Step) and event.closure == "none"
-    expected = "result is None" if nothing else "result is not None and float(result) == 0.75"
+    kind = event.closure if isinstance(event, Step) else ""
+    loss = LOSSES.get(kind, 0.75)
+    compared = f"float(result) == {loss}" if loss == loss else "float(result) != float(result)"  # noqa: PLR0124 - NaN
+    expected = "result is None" if kind == "none" else f"result is not None and {compared}"
     return ["assert calls == [True], calls", f"assert {expected}, result"]
 
 
@@ -261,12 +271,18 @@ def _now(writer: Writer) -> str:
     return settings.EXPRESSIONS.get(writer.finding.cause, "str(optimizer.defaults)")
 
 
+def _kept(writer: Writer) -> Sequence[str]:
+    if writer.finding.cause == ENABLED:
+        return ["assert not enabled, 'it leaves gradients enabled, which were disabled'"]
+    return [f"assert before == {_now(writer)}, (before, {_now(writer)})"]
+
+
 settings_kept = _noted(
     "settings-kept",
     "Are the settings of the process, and the optimizer's own defaults, left as they were?",
     Witness(
-        lambda w: [f"assert before == {_now(w)}, (before, {_now(w)})"],
-        lambda w: [] if _setting(w) else [f"before = {_now(w)}"],
+        _kept,
+        lambda w: [] if _setting(w) or w.finding.cause == ENABLED else [f"before = {_now(w)}"],
         first=_setting,
     ),
 )

@@ -21,7 +21,9 @@ from stepcheck.harness.life.events import (
     Event,
     Fail,
     Group,
+    Handle,
     Reload,
+    Run,
     Schedule,
     SetOption,
     Step,
@@ -92,7 +94,7 @@ def alone(trace: Trace, group: int, *, counting: bool = False) -> Trace:
     added = kept.events[at]
     assert isinstance(added, AddGroup)
     # It was added later: then it is what the life begins with. What the others did before it was there it does not see.
-    before = (e for e in kept.events[:at] if counting or not isinstance(e, (Step, Fail, ZeroGrad)))
+    before = (e for e in kept.events[:at] if counting or not isinstance(e, (Step, Run, Handle, Fail, ZeroGrad)))
     return replace(kept, groups=(added.group,), events=(*before, *kept.events[at + 1 :]))
 
 

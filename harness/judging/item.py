@@ -4,15 +4,51 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from stepcheck.harness.life.memory import SparseRaw
 from stepcheck.harness.life.values import in_reals, is_complex
 from stepcheck.harness.numbers.comparison import Array, reals
-from stepcheck.harness.play.recording import Life, StepRecord
+from stepcheck.harness.play.recording import Life, State, StepRecord
+
+#: Elements of a parameter, beyond which some are looked at: those at either end of each block, and all of the first and the last one.
+MOST_ELEMENTS = 1 << 17
+_BLOCK, _EDGE, _BETWEEN = 1 << 12, 8, 61
+
+
+@functools.lru_cache(maxsize=8)
+def sampled(elements: int) -> npt.NDArray[np.intp]:
+    """The elements of a large parameter that are looked at, in order."""
+    at = np.arange(elements)
+    place = at % _BLOCK
+    ends = (place < _EDGE) | (place >= _BLOCK - _EDGE) | (at < _BLOCK) | (at >= elements - _BLOCK)
+    return np.flatnonzero(ends | (at % _BETWEEN == 0))
+
+
+def thinned(life: Life, at: npt.NDArray[np.intp], elements: int) -> Life | None:
+    """The same life of these elements alone, if all that it holds has an element for each of the parameter's, or is one number."""
+
+    def some(x: Any) -> Any:
+        return np.asarray(x).reshape(-1)[at] if np.size(x) == elements else x
+
+    def all_of(state: State) -> dict[str, Any]:
+        return {name: some(x) for name, x in state.items()}
+
+    held: list[Any] = [life.value, life.gradient, life.value_after, *life.state.values(), *life.state_after.values()]
+    if any(isinstance(x, SparseRaw) or np.size(x) not in (1, elements) for x in held):
+        return None
+    return replace(
+        life,
+        value=some(life.value),
+        gradient=some(life.gradient),
+        value_after=some(life.value_after),
+        state=all_of(life.state),
+        state_after=all_of(life.state_after),
+    )
 
 
 def repeated(x: Any, slots: int) -> Array:
@@ -25,7 +61,11 @@ def repeated(x: Any, slots: int) -> Array:
 
 @dataclass
 class Item:
-    """One parameter in one step, with the state that the reference is given: (values, errors) of each buffer."""
+    """One parameter in one step, with the state that the reference is given: (values, errors) of each buffer.
+
+    Attributes:
+        at: the elements that are looked at, where those are not all; its shape, and all that it holds, are of these alone.
+    """
 
     record: StepRecord
     index: int
@@ -33,6 +73,7 @@ class Item:
     state: dict[str, tuple[Array, Array | float] | None]
     shape: tuple[int, ...]
     dtype: str
+    at: npt.NDArray[np.intp] | None = None
 
     @functools.cached_property
     def numel(self) -> int:
@@ -43,6 +84,13 @@ class Item:
     def slots(self) -> int:
         """An empty tensor gets one element, so that numbers kept per parameter are predicted for it as well."""
         return self.numel or math.prod(in_reals((), self.dtype))
+
+    def place(self, element: int) -> int:
+        """Where an element of the parameter stands among those that are looked at, each real number counted."""
+        if self.at is None:
+            return element
+        parts = 2 if is_complex(self.dtype) else 1
+        return int(np.searchsorted(self.at, element // parts)) * parts + element % parts
 
     def gradient(self, unit: float) -> tuple[Array, Array | float, Array | None]:
         """The gradient as a dense one with its error, and which elements it names, where not all.

@@ -14,16 +14,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from stepcheck.harness.judging import evaluations, orthogonal
 from stepcheck.harness.judging.evaluations import EVALUATION
 from stepcheck.harness.judging.fields import Fields
-from stepcheck.harness.judging.item import Item, repeated
+from stepcheck.harness.judging.item import MOST_ELEMENTS, Item, repeated, sampled, thinned
 from stepcheck.harness.judging.judgement import Deviation, Judgement
 from stepcheck.harness.judging.prediction import Predictor, arithmetic
-from stepcheck.harness.life.events import plain
+from stepcheck.harness.life.events import Parameter, plain
 from stepcheck.harness.life.memory import rounded_fill
-from stepcheck.harness.life.values import in_reals
+from stepcheck.harness.life.values import in_reals, is_complex
 from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.comparison import Array, Comparison, ratios, reals
 from stepcheck.harness.numbers.decisions import outcomes
@@ -230,10 +231,20 @@ class Judge:
         for record in records:
             for i, life in enumerate(record.lives):
                 if life.gradient is not None and not self._is_open(record, i, life):
-                    state = self._state(record, i, life, first=i not in self.started)
                     p = self.trace.parameters[i]
-                    yield Item(record, i, life, state, p.shape, p.dtype)
+                    looked, shape, at = self._looked_at(life, p)
+                    slots = 0 if at is None else math.prod(in_reals(shape, p.dtype))
+                    state = self._state(record, i, looked, slots, first=i not in self.started)
+                    yield Item(record, i, looked, state, shape, p.dtype, at)
                     self.started.add(i)
+
+    def _looked_at(self, life: Life, p: Parameter) -> tuple[Life, tuple[int, ...], npt.NDArray[np.intp] | None]:
+        """What is looked at of a parameter: of a large one whose elements do not depend on each other, some of them."""
+        if p.numel <= MOST_ELEMENTS or not self.spec.elementwise:
+            return life, p.shape, None
+        at = sampled(p.numel)
+        some = thinned(life, at, p.numel)
+        return (life, p.shape, None) if some is None else (some, (len(at),), at)
 
     def _is_open(self, record: StepRecord, index: int, life: Life) -> bool:
         """Whether nothing can be said of a parameter in a step of somebody's class."""
@@ -247,13 +258,13 @@ class Judge:
         return unknown or (lacks and 0 in self.trace.parameters[index].shape)
 
     def _state(
-        self, record: StepRecord, index: int, life: Life, *, first: bool
+        self, record: StepRecord, index: int, life: Life, looked_at: int, *, first: bool
     ) -> dict[str, tuple[Array, Array | float] | None]:
         """What the reference starts from: the initial state at a parameter's first step, then the subject's own."""
         hyper = record.hyper[self.fields.group_of[index]]
         result: dict[str, tuple[Array, Array | float] | None] = {}
         for b in self.fields.buffers(hyper, index):
-            slots = self.fields.slots(b, index)
+            slots = looked_at or self.fields.slots(b, index)
             carried = self.carried.get((index, b.name))
             if carried is not None:
                 result[b.name] = (carried.value, carried.error)
@@ -360,19 +371,24 @@ class Judge:
     ) -> None:
         problem = self.fields.problem(item, name)
         shape = () if name in self.fields.per_parameter else in_reals(self.fields.shape(item, name), item.dtype)
+        element = at - start
+        if item.at is not None and shape:
+            parts = 2 if is_complex(item.dtype) else 1
+            element = int(item.at[element // parts]) * parts + element % parts
+            shape = in_reals(self.trace.parameters[item.index].shape, item.dtype)
         self.result.deviations.append(
             Deviation(
                 event=item.record.event,
                 parameter=item.index,
                 field=name,
-                index=() if problem or not shape else tuple(int(i) for i in np.unravel_index(at - start, shape)),
+                index=() if problem or not shape else tuple(int(i) for i in np.unravel_index(element, shape)),
                 got=got,
                 expected=float(predicted.value[at]),
                 budget=float(np.asarray(predicted.error)[at]),
                 ratio=ratio,
                 problem=problem,
                 item=item,
-                element=at - start,
+                element=element,
                 of="" if name == PARAMETER else self.fields.by_name[name].of,
             )
         )

@@ -231,6 +231,7 @@ class Predictor:
         item, name, element = deviation.item, deviation.field, deviation.element
         if self.fields.free or item is None or not self.spec.elementwise:
             return []
+        element = item.place(element)
         hyper = self.fields.hyper_of(item)
         # In the written order alone: which of several orders costs most says nothing to a reader.
         profile = item.record.played_by.profile.computing(item.dtype)

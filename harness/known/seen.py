@@ -40,8 +40,8 @@ class Seen:
 
     @property
     def mode(self) -> str:
-        """The mode of ``torch.optim`` that played the event: a round trip may have led from one to another."""
-        return self.evidence.player(self.finding.event).mode
+        """The mode of ``torch.optim`` that played the event: a round trip may have led from one to another, and a flag selects one."""
+        return self.evidence.player(self.finding.event).mode or next(iter(self.trace.flags), "")
 
     @property
     def built(self) -> tuple[type | None, ...]:

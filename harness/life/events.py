@@ -15,6 +15,7 @@ from stepcheck.harness.life.fields import (
     MAX_ELEMENTS,
     MAX_OPTIONS,
     MAX_PARAMETERS,
+    MAX_RUN,
     OF_A_PARAMETER,
     SPREAD,
     AtMost,
@@ -35,8 +36,15 @@ GRADIENT_LAYOUTS = (*LAYOUTS, "expanded", "conjugated")
 #: pairs of a name and a tensor, or dictionaries even where there is one group; ``mixed``, with every other option that all groups
 #: have in common as a keyword, and the others in dictionaries.
 FORMS = ("list", "tuple", "iterator", "named", "dicts", "mixed")
-#: What a closure gives back: the loss as a number or a tensor, nothing, or a tensor whose gradients it computed by backward().
-CLOSURES = ("float", "tensor", "none", "backward")
+#: Keywords that select an implementation in classes of torch.optim, and in those that are written like them; what it computes is the same.
+FLAGS = ("foreach", "fused", "capturable", "differentiable")
+#: How the values of options are written; ``stepcheck.harness.life.spelling`` says what each is. None is for tensors: a tensor computes
+#: otherwise than a number, so :class:`Scalar` says which options are some.
+SPELLINGS = ("plain", "whole", "lists", "numpy")
+#: What a closure gives back: the loss as a number or a tensor, nothing, a tensor whose gradients it computed by backward(), or one of ``LOSSES``.
+CLOSURES = ("float", "tensor", "none", "backward", "zero", "negative", "nan")
+#: The loss, where it is not of ordinary size; it is a tensor.
+LOSSES = {"zero": 0.0, "negative": -0.75, "nan": math.nan}
 #: Gradient scaling: unscaled within the scaler's step, or before it by the user.
 SCALINGS = ("step", "unscale")
 #: How a state goes from one optimizer to the next. The first four carry its state_dict to an optimizer built anew, the last two the
@@ -56,6 +64,28 @@ SCHEDULES = (
     "StepLR", "ExponentialLR", "LinearLR", "ConstantLR", "LambdaLR", "MultiplicativeLR", "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts", "PolynomialLR", "OneCycleLR", "CyclicLR", "ReduceLROnPlateau",
 )  # fmt: skip
+#: What a user does between steps. A parameter is ``written`` in place, as ``model.load_state_dict`` does, or ``swapped`` for another tensor
+#: by its ``data``; the state is ``cleared``, ``replaced`` by another dictionary, or one parameter's is ``forgotten``; the state_dict is
+#: ``kept``, and later loaded into the same optimizer (``rolled back``); a parameter is ``removed`` from the list in its group, or
+#: ``appended`` to it again; the dictionary of a group is replaced by an equal one (``regrouped``).
+HANDLINGS = (
+    "written",
+    "swapped",
+    "cleared",
+    "replaced",
+    "forgotten",
+    "kept",
+    "rolled back",
+    "removed",
+    "appended",
+    "regrouped",
+)
+#: Those that no one parameter is meant by.
+OF_ALL = frozenset({"cleared", "replaced", "kept", "rolled back", "regrouped"})
+#: In what surroundings a step is taken: gradients are disabled already; under CPU autocast; float64 is the default dtype; its
+#: gradients have a graph, as after ``backward(create_graph=True)``;
+#: another optimizer of the class, over other parameters, has just stepped.
+SURROUNDINGS = ("no_grad", "autocast", "float64 by default", "graph", "another optimizer")
 #: Why a step must fail: its closure raises, a hook before it raises, or a parameter has a gradient of a kind, or of a dtype, that is
 #: not taken.
 FAILURES = ("closure", "hook", "gradient", "dtype")
@@ -192,12 +222,36 @@ class Step:
         closure: one of ``CLOSURES``: the gradients are assigned by a closure that the step is given; empty for none.
         scaling: one of ``SCALINGS``: the gradients are multiplied by the scale of a ``torch.amp.GradScaler``, which then steps
             (its scale is 2**16 at first, and doubles after two good steps); empty for none.
+        within: one of ``SURROUNDINGS``; empty for none.
     """
 
     gradients: Mapping[int, Gradient | None] = field(default_factory=dict)
     objective: Annotated[Objective | None, LATER] = None
     closure: Annotated[str, OneOf(("", *CLOSURES)), LATER] = ""
     scaling: Annotated[str, OneOf(("", *SCALINGS)), LATER] = ""
+    within: Annotated[str, OneOf(("", *SURROUNDINGS)), LATER] = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """So many steps with the gradients that the parameters have, of which none is looked at."""
+
+    steps: Annotated[int, Within(1, MAX_RUN)]
+
+
+@dataclass(frozen=True)
+class Handle:
+    """What a user does to parameters, state and groups between two steps.
+
+    Attributes:
+        how: one of ``HANDLINGS``.
+        parameter: the one that is meant, but for those of ``OF_ALL``.
+        values: what is written, where something is.
+    """
+
+    how: Annotated[str, OneOf(HANDLINGS)]
+    parameter: Annotated[int, OF_A_PARAMETER] = 0
+    values: Values = Values()
 
 
 @dataclass(frozen=True)
@@ -337,6 +391,8 @@ Event = (
     | Fail
     | Refuse
     | Spoil
+    | Run
+    | Handle
 )
 
 
@@ -344,7 +400,7 @@ Event = (
 EVENTS: dict[type[Event], str] = {
     Step: "step", Accumulate: "accumulate", ZeroGrad: "zero_grad", SetOption: "set_option", Reload: "reload",
     AddGroup: "add_group", Freeze: "freeze", Hook: "hook", Schedule: "schedule", ScheduleStep: "schedule_step", Fail: "fail",
-    Refuse: "refuse", Spoil: "spoil",
+    Refuse: "refuse", Spoil: "spoil", Run: "run", Handle: "handle",
 }  # fmt: skip
 assert set(EVENTS) == set(get_args(Event)), "each kind of event must have a name, and stand in the type of all of them"
 

@@ -12,9 +12,11 @@ from stepcheck.harness.life.events import (
     Fail,
     Freeze,
     Gradient,
+    Handle,
     Hook,
     Refuse,
     Reload,
+    Run,
     Scalar,
     Schedule,
     ScheduleStep,
@@ -26,6 +28,9 @@ from stepcheck.harness.life.events import (
 )
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import is_complex
+
+#: From how many elements, parameters and groups on a life is large, or has many.
+_LARGE, _MANY, _MANY_GROUPS = 4096, 30, 8
 
 
 def features(trace: Trace) -> list[str]:
@@ -45,13 +50,21 @@ def _of_tensors(trace: Trace) -> Iterator[str]:
             yield "strided"
         if p.within is not None:
             yield "interleaved"
+        if p.numel > _LARGE:
+            yield "large"
 
 
 def _of_groups(trace: Trace) -> Iterator[str]:
+    if len(trace.parameters) > _MANY or len(trace.all_groups) > _MANY_GROUPS:
+        yield "many"
     if len(trace.groups) > 1:
         yield "groups"
     if trace.form != "list":
         yield f"form_{trace.form}"
+    for flag in trace.flags:
+        yield f"flag_{flag}"
+    if trace.spelling != "plain":
+        yield f"spelling_{trace.spelling}"
     if any(isinstance(value, Scalar) for options in trace.given_options for value in options.values()):
         yield "tensor_option"
 
@@ -67,6 +80,8 @@ def _of_step(step: Step) -> Iterator[str]:
         yield "closure"
     if step.scaling:
         yield "grad_scaling"
+    if step.within:
+        yield f"within_{step.within.replace(' ', '_')}"
     yield from _of_gradients(step.gradients)
 
 
@@ -98,6 +113,8 @@ _EVENTS: dict[type[Event], Callable[[Any], Iterable[str]]] = of_every_event(
         ScheduleStep: _named("schedule"),
         SetOption: _named("set_option"),
         Spoil: _named("malformed_state"),
+        Run: _named("long"),
+        Handle: lambda e: (f"handled_{e.how.replace(' ', '_')}",),
         ZeroGrad: _named("zero_grad"),
     }
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 #: Bounds on what a trace may ask for, so that a hostile file cannot exhaust the machine.
-MAX_ELEMENTS = 1 << 20
+MAX_ELEMENTS = 1 << 21
 MAX_PARAMETERS = 1 << 10
 MAX_DIMENSIONS = 8
 MAX_OPTIONS = 64
+#: Steps of a run; as many elements as that are not looked at.
+MAX_RUN = 1 << 14
 
 
 @dataclass(frozen=True)

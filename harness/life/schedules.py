@@ -10,6 +10,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from stepcheck.harness.life.events import SCHEDULES, Option, Scalar
+from stepcheck.harness.life.spelling import spelled, unspelled
 
 #: Arguments, such that few steps show what a schedule does, and no learning rate becomes negative.
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -118,10 +119,10 @@ def _group(options: Mapping[str, Option]) -> dict[str, Any]:
     return {"params": [torch.zeros(1)], **scheduled}
 
 
-def as_given(value: Option, device: str = "cpu") -> Any:
+def as_given(value: Option, device: str = "cpu", spelling: str = "plain") -> Any:
     """An option as an optimizer is given it; a tensor on the CPU or on the device, as :func:`place` says."""
     if not isinstance(value, Scalar):
-        return value
+        return spelled(value, spelling)
     return torch.tensor(value.value, dtype=torch.float32, device=place(value, device))
 
 
@@ -131,8 +132,8 @@ def place(value: Scalar, device: str) -> str:
 
 
 def as_option(value: Any) -> Option:
-    """An option of an optimizer as one of a life."""
+    """An option of an optimizer as one of a life, however it is written."""
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return Scalar(float(value.detach()))
-    option: Option = tuple(value) if isinstance(value, list) else value
+    option: Option = unspelled(value)
     return option

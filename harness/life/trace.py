@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 
 from stepcheck.harness.life.events import (
+    FLAGS,
     FORMS,
+    OF_ALL,
+    SPELLINGS,
     Accumulate,
     AddGroup,
     Event,
@@ -23,9 +26,11 @@ from stepcheck.harness.life.events import (
     Freeze,
     Gradient,
     Group,
+    Handle,
     Option,
     Parameter,
     Refuse,
+    Run,
     Scalar,
     Schedule,
     SetOption,
@@ -56,6 +61,8 @@ MAX_EVENTS = 1 << 12
 MAX_WORK = 1 << 23
 #: A parameter of no elements takes as long as one of so many.
 PARAMETER_WORK = 1 << 9
+#: Steps of a run that take as long as one that is looked at.
+_RUN = 16
 #: Calls of a closure that a step with an objective may make, unless options allow more.
 _EVALUATIONS = 25
 
@@ -67,6 +74,9 @@ class Trace:
     Attributes:
         groups: those that the optimizer is constructed with.
         form: one of ``FORMS``: how they are given.
+        flags: some of ``FLAGS``, each once: what every constructor of this life is given as ``True`` beside the options. Only somebody's
+            class whose signature names them is; a subject of torch.optim has its mode.
+        spelling: one of ``SPELLINGS``: how the values of options are written wherever they are given.
     """
 
     optimizer: str
@@ -74,6 +84,13 @@ class Trace:
     groups: tuple[Group, ...]
     events: tuple[Event, ...]
     form: str = "list"
+    flags: tuple[str, ...] = ()
+    spelling: str = "plain"
+
+    @property
+    def plainly(self) -> Trace:
+        """The same life without flags, its options written plainly."""
+        return replace(self, flags=(), spelling="plain")
 
     @functools.cached_property
     def all_groups(self) -> tuple[Group, ...]:
@@ -91,11 +108,39 @@ class Trace:
         """The group that each parameter stands in at last."""
         return {i: n for n, group in enumerate(self.all_groups) for i in group.parameters}
 
+    @functools.cached_property
+    def at_first(self) -> tuple[Group, ...]:
+        """The groups of the construction, without the parameters that are appended to one before they were removed from it."""
+        first: dict[int, str] = {}
+        for e in self.events:
+            if isinstance(e, Handle) and e.how in ("removed", "appended"):
+                first.setdefault(e.parameter, e.how)
+        late = {i for i, how in first.items() if how == "appended"}
+        return tuple(
+            replace(g, parameters=tuple(i for i in g.parameters if i not in late)) if late & set(g.parameters) else g
+            for g in self.groups
+        )
+
     def problem(self, spec: Spec) -> str | None:
         """Why ``spec`` cannot judge this life, or ``None``: it names another optimizer, or options that it refuses."""
         if self.optimizer != spec.name:
             return f"a life of {self.optimizer}, not of {spec.name}"
-        return self._problem_of_events(spec) or self._problem_of_options(spec) or self._problem_of_tensors(spec)
+        return (
+            self._problem_of_construction()
+            or self._problem_of_events(spec)
+            or self._problem_of_options(spec)
+            or self._problem_of_tensors(spec)
+        )
+
+    def _problem_of_construction(self) -> str | None:
+        unknown = next((flag for flag in self.flags if flag not in FLAGS), None)
+        if unknown is not None:
+            return f"there is no flag {unknown!r}, only {', '.join(FLAGS)}"
+        if len(set(self.flags)) < len(self.flags):
+            return "a flag is given once"
+        if self.spelling not in SPELLINGS:
+            return f"there is no spelling {self.spelling!r}, only {', '.join(SPELLINGS)}"
+        return None
 
     def _problem_of_options(self, spec: Spec) -> str | None:
         options = [dict(g.options) for g in self.all_groups]
@@ -158,8 +203,10 @@ class Trace:
             return f"{name} takes one group"
         if any(isinstance(e, Accumulate) or getattr(e, "closure", "") for e in self.events):
             return f"{name} is given its gradients by an objective"
-        if any(isinstance(e, Spoil) for e in self.events):
+        if any(isinstance(e, Spoil | Handle) for e in self.events):
             return f"{name} keeps the state of all parameters together"
+        if any(isinstance(e, Run) for e in self.events):
+            return f"{name} takes no step without an objective"
         if any(isinstance(e, Step) and e.scaling for e in self.events):
             return "a step with gradient scaling takes no closure"
         return None
@@ -200,7 +247,9 @@ class Trace:
                 return Accumulate({number[i]: g for i, g in e.gradients.items() if i in number})
             if isinstance(e, Step):
                 return replace(e, gradients={number[i]: g for i, g in e.gradients.items() if i in number})
-            if isinstance(e, (Freeze, Fail, Spoil)):
+            if isinstance(e, Handle) and e.how in OF_ALL:
+                return replace(e, parameter=number.get(e.parameter, 0))
+            if isinstance(e, (Freeze, Fail, Spoil, Handle)):
                 return replace(e, parameter=number[e.parameter]) if e.parameter in number else None
             if isinstance(e, SetOption):
                 return replace(e, group=groups.index(e.group)) if e.group in groups else None
@@ -246,6 +295,8 @@ class Trace:
             "groups": [to_json(g) for g in self.groups],
             "events": [to_json(e) for e in self.events],
             **({"form": self.form} if self.form != "list" else {}),
+            **({"flags": list(self.flags)} if self.flags else {}),
+            **({"spelling": self.spelling} if self.spelling != "plain" else {}),
         }
 
     @classmethod
@@ -259,7 +310,9 @@ class Trace:
         schema = top.get("schema")
         if schema != SCHEMA:
             raise TraceError(f"trace schema {schema!r}; this version of stepcheck reads schema {SCHEMA}")
-        as_known(top, {"schema", "optimizer", "parameters", "groups", "events", "form"}, "the trace")
+        as_known(
+            top, {"schema", "optimizer", "parameters", "groups", "events", "form", "flags", "spelling"}, "the trace"
+        )
         optimizer = text(top.get("optimizer"), "optimizer")
         raw = as_list(top.get("parameters"), "parameters", MAX_PARAMETERS)
         parameters = tuple(read(Parameter, p, f"parameters[{i}]") for i, p in enumerate(raw))
@@ -269,7 +322,13 @@ class Trace:
         groups = tuple(read(Group, g, f"groups[{i}]", parameters) for i, g in enumerate(raw))
         raw = as_list(top.get("events"), "events", MAX_EVENTS)
         events = tuple(read_event(e, f"events[{i}]", parameters) for i, e in enumerate(raw))
-        trace = Trace(optimizer, parameters, groups, events, one_of(top.get("form", "list"), FORMS, "form"))
+        form = one_of(top.get("form", "list"), FORMS, "form")
+        raw = as_list(top.get("flags", []), "flags", len(FLAGS))
+        flags = tuple(one_of(flag, FLAGS, f"flags[{i}]") for i, flag in enumerate(raw))
+        if len(set(flags)) < len(flags):
+            raise TraceError("flags: each must stand there once")
+        spelling = one_of(top.get("spelling", "plain"), SPELLINGS, "spelling")
+        trace = Trace(optimizer, parameters, groups, events, form, flags, spelling)
         _check(trace)
         return trace
 
@@ -314,6 +373,7 @@ def _work(trace: Trace) -> int:
         evaluations += [n for n in asked if isinstance(n, int)]
     steps = sum(isinstance(e, Step) and e.objective is not None for e in trace.events)
     more = steps * (max(evaluations) // _EVALUATIONS - 1)
+    more += sum(e.steps for e in trace.events if isinstance(e, Run)) // _RUN
     sparse = ((g.sparse, trace.parameters[i]) for i, g in trace.assigned if g.sparse is not None)
     named = sum(math.prod(s.shape_of_values(p.shape)) for s, p in sparse)
     return each * (max(len(trace.events), 1) + more) + named

@@ -106,6 +106,21 @@ def _extremes(values: Values, count: int) -> Array:
     return np.where(which < 4, np.copysign(special, x), x)
 
 
+#: Of a ramp: a prime, so that blocks of any size begin somewhere else in it; its numbers, over 2^15, have 16 bits.
+RAMP = 65_521
+
+
+def ramp_stride(seed: int) -> int:
+    """How far a ramp goes from one element to the next."""
+    return 2 * (seed % 9973) + 7919
+
+
+def _ramp(values: Values, count: int) -> Array:
+    """Numbers that a script can write for a million elements: ``(k * stride % RAMP - RAMP // 2) * high / 2**15`` at element k."""
+    turns: Array = (np.arange(count, dtype=np.int64) * ramp_stride(values.seed) % RAMP - RAMP // 2).astype(np.float64)
+    return turns * (values.high * 2.0**-15)
+
+
 def _listed(values: Values, count: int) -> Array:
     assert len(values.listed) == count
     return np.array(values.listed, np.float64)
@@ -118,6 +133,7 @@ RECIPES: dict[str, Callable[[Values, int], Array]] = {
     "sparse_log": _sparse_log,
     "extremes": _extremes,
     "listed": _listed,
+    "ramp": _ramp,
 }
 
 

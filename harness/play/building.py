@@ -37,7 +37,7 @@ def construct(
         for name in shared:
             group.pop(name, None)
     if len(groups) == 1 and form not in ("dicts", "mixed"):
-        optimizer = subject.make(groups[0]["params"], **shared, **subject.mode_options)
+        optimizer = subject.make(groups[0]["params"], **shared, **switches(player, subject))
         _built(player, optimizer)
         return optimizer
     if subject.explicit:
@@ -45,10 +45,15 @@ def construct(
         shared |= {k: v for k, v in groups[0].items() if k != "params"}
     before = [_entries(g) for g in groups]
     given: Iterable[Any] = iter(groups) if form == "iterator" else tuple(groups) if form == "tuple" else groups
-    optimizer = subject.make(given, **shared, **subject.mode_options)
+    optimizer = subject.make(given, **shared, **switches(player, subject))
     _built(player, optimizer)
     unchanged(player, CALLERS_GROUPS, before, [_entries(g) for g in groups])
     return optimizer
+
+
+def switches(player: Player, subject: Subject) -> dict[str, Any]:
+    """The keywords that select an implementation: a mode's, and the flags of the life."""
+    return {**subject.mode_options, **dict.fromkeys(player.trace.flags, True)}
 
 
 def _built(player: Player, optimizer: Any) -> None:
@@ -81,7 +86,10 @@ def _as_given(
         params = iter(tensors)
     elif form == "named":
         params = [(f"p{i}", p) for i, p in zip(members, tensors, strict=True)]
-    return {"params": params, **{k: as_given(v, player.subject.device) for k, v in options.items()}}
+    return {
+        "params": params,
+        **{k: as_given(v, player.subject.device, player.trace.spelling) for k, v in options.items()},
+    }
 
 
 def unchanged(player: Player, what: str, before: Any, after: Any) -> None:

@@ -15,9 +15,11 @@ from stepcheck.harness.life.events import (
     Event,
     Fail,
     Freeze,
+    Handle,
     Hook,
     Refuse,
     Reload,
+    Run,
     Schedule,
     ScheduleStep,
     SetOption,
@@ -28,7 +30,7 @@ from stepcheck.harness.life.events import (
 )
 from stepcheck.harness.life.memory import values_of
 from stepcheck.harness.life.schedules import as_given
-from stepcheck.harness.play import spoil, validation
+from stepcheck.harness.play import handling, spoil, validation
 from stepcheck.harness.play.building import add_group, construct
 from stepcheck.harness.play.failing import fail
 from stepcheck.harness.play.recording import IdleRecord
@@ -92,7 +94,8 @@ def _zero_grad(player: Player, what: ZeroGrad) -> list[int]:
 
 def _set_option(player: Player, what: SetOption) -> None:
     player.force(what.group, {what.option: what.value})
-    player.optimizer.param_groups[what.group][what.option] = as_given(what.value, player.subject.device)
+    given = as_given(what.value, player.subject.device, player.trace.spelling)
+    player.optimizer.param_groups[what.group][what.option] = given
     if player.rehearsal is not None and what.option in schedules.SCHEDULED:
         player.rehearsal.set(what.group, what.option, what.value)
 
@@ -206,5 +209,7 @@ PLAYS = of_every_event(
         Fail: Play(fail, keeps_defaults=True),
         Refuse: _between(_refuse),
         Spoil: Play(_spoil),
+        Run: Play(handling.run, keeps_defaults=True),
+        Handle: Play(handling.handle),
     }
 )

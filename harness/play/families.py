@@ -326,13 +326,14 @@ def sibling(subject: Subject, into: int, trace: Trace) -> Subject:
 
 
 def can_play(subject: Subject, trace: Trace) -> bool:
-    """Whether a subject takes the dtypes, the sparse gradients and the tensor learning rates of a life."""
+    """Whether a subject takes the dtypes, the sparse gradients, the tensor learning rates and the spelling of a life."""
     tensor_lr = any(isinstance(o.get("lr"), Scalar) for o in trace.given_options)
     return (
         not subject.unsupported
         and {p.dtype for p in trace.parameters} <= set(subject.dtypes)
         and (subject.sparse or not trace.given_sparse)
         and (subject.tensor_lr or not tensor_lr)
+        and trace.spelling in subject.spellings
     )
 
 

@@ -19,19 +19,16 @@ from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play import spoil
 from stepcheck.harness.play.building import construct
 from stepcheck.harness.play.events import PLAYS
+from stepcheck.harness.play.handling import Kept
 from stepcheck.harness.play.hooks import Hooks
 from stepcheck.harness.play.process import SEED, frame, is_our_own, random_state, seeded
-from stepcheck.harness.play.recording import Breach, Raised, Recording, Snapshot
+from stepcheck.harness.play.recording import Breach, EndOfLifeError, Raised, Recording, Snapshot
 from stepcheck.harness.play.signature import Closure, closure_of
 from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.play.tensors import Given, Tensors
 from stepcheck.harness.support import settings
 from stepcheck.harness.support.text import said
 from stepcheck.reference import SPECS
-
-
-class _EndOfLifeError(Exception):
-    """A life cannot go on, and why is noted."""
 
 
 class Player:
@@ -47,7 +44,7 @@ class Player:
         self.trace = trace
         self.recording = Recording(trace)
         self.defaults: dict[str, Option] = vars(subject.spec.hyper_values())
-        self.groups = list(trace.groups)
+        self.groups = list(trace.at_first)
         """Those that the optimizer has by now."""
         self.options: list[dict[str, Option]] = [dict(g.options) for g in trace.groups]
         # One object for as long as a group's options stay the same: the judge batches by it.
@@ -70,6 +67,10 @@ class Player:
         self.schedule: Any = None
         self.kind_of_schedule = ""
         self.scaler: torch.amp.GradScaler | None = None
+        self.another: tuple[Any, list[torch.Tensor]] | None = None
+        """Another optimizer of the class that steps between, and its parameters."""
+        self.kept: Kept | None = None
+        """The state_dict that the life goes back to."""
 
     def hyper_of(self, options: Mapping[str, Option]) -> SimpleNamespace:
         """All options of a group, and which of them are tensors."""
@@ -102,7 +103,7 @@ class Player:
                 self._live()
         except UsageError:
             raise
-        except _EndOfLifeError:
+        except EndOfLifeError:
             pass
         except Exception as error:
             # Whatever somebody's optimizer raises is a result; what the player raises by itself is not.
@@ -167,7 +168,7 @@ class Player:
         for i, what in self.tensors.moved():
             self.note("storage-stays", False, what, f"changes the {what} of a parameter", i)
             if what in ("shape", "dtype"):  # no gradient of this life fits it any more
-                raise _EndOfLifeError
+                raise EndOfLifeError
         self.recording.looked["storage-stays"] += 1
 
     def _check_options(self) -> None:
@@ -176,7 +177,7 @@ class Player:
         told = f"leaves {len(groups)} groups where there should be {len(self.options)}"
         self.note("options-hold", len(groups) == len(self.options), "groups", told)
         if len(groups) != len(self.options):
-            raise _EndOfLifeError
+            raise EndOfLifeError
         for n, (group, options) in enumerate(zip(groups, self.options, strict=True)):
             for name, value in {**self.defaults, **options}.items():
                 if name not in group or name not in self.subject.options or value is None:
@@ -274,11 +275,11 @@ class Player:
         for name, value in kept.items() if hasattr(kept, "items") else ():
             if isinstance(value, torch.Tensor):
                 result[str(name)] = copy(value)
-            elif isinstance(value, (int, float)):
+            elif isinstance(value, _NUMBERS):
                 result[str(name)] = float(value)
             elif isinstance(value, (list, tuple)):
                 for n, entry in enumerate(value):
-                    if isinstance(entry, (torch.Tensor, int, float)):
+                    if isinstance(entry, (torch.Tensor, *_NUMBERS)):
                         result[f"{name}[{n}]"] = copy(entry) if isinstance(entry, torch.Tensor) else float(entry)
         return result
 
@@ -290,6 +291,8 @@ def _patch_steps() -> None:
         getattr(torch.optim, name)([torch.zeros(1, 1, requires_grad=True)])
 
 
+#: What a number in a state is: who is given options that are NumPy's may keep one.
+_NUMBERS = (int, float, np.integer, np.floating)
 #: What stands for a default that is not there.
 _MISSING = object()
 

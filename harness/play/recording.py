@@ -25,6 +25,10 @@ State = Mapping[str, Raw | float]
 Snapshot = list[tuple[Raw, State]]
 
 
+class EndOfLifeError(Exception):
+    """A life cannot go on, and why is noted."""
+
+
 @dataclass
 class Life:
     """One parameter around one step: row-major copies of its value, gradient and state, before and after.
@@ -90,13 +94,18 @@ class IdleRecord:
 
 @dataclass
 class ReloadRecord:
-    """The state and options of each optimizer, before the round trip and after."""
+    """The state and options of each optimizer, before the round trip and after.
+
+    Attributes:
+        left: of each parameter, what is there as it was before, and was not in the dictionary: of an optimizer that loads its own.
+    """
 
     event: int
     saved: Sequence[State]
     loaded: Sequence[State]
     saved_options: list[dict[str, Any]]
     loaded_options: list[dict[str, Any]]
+    left: list[list[str]] = field(default_factory=list)
 
 
 @dataclass

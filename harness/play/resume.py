@@ -12,21 +12,25 @@ from typing import Any
 
 import torch
 
+from stepcheck.harness.life.events import FLAGS
 from stepcheck.harness.life.trace import Trace
 from stepcheck.reference.spec import Spec
 
-#: Entries of a group that select an implementation, and say nothing of what it computes.
-FLAGS = ("foreach", "fused", "capturable", "differentiable")
 StateDict = dict[str, Any]
 
 
-def carried(way: str, state_dict: StateDict) -> StateDict:
+def weights_only(trace: Trace) -> bool:
+    """Whether torch.load gives back what torch.save was given and nothing but tensors and plain numbers: NumPy's numbers are neither."""
+    return trace.spelling != "numpy"
+
+
+def carried(way: str, state_dict: StateDict, *, weights_only: bool = True) -> StateDict:
     """A state_dict after the way that it went."""
     if way == "saved":
         file = io.BytesIO()
         torch.save(state_dict, file)
         file.seek(0)
-        loaded: StateDict = torch.load(file, weights_only=True)
+        loaded: StateDict = torch.load(file, weights_only=weights_only)
         return loaded
     if way == "deepcopied":
         return copy.deepcopy(state_dict)

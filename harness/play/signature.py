@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from stepcheck.harness.life.events import FLAGS
 from stepcheck.harness.support.processes import forks
 from stepcheck.harness.support.text import in_one_line, said
 from stepcheck.reference.spec import Hyper, Spec
@@ -59,6 +60,7 @@ class Signature:
         one_group: it takes no more than one group of parameters.
         closure: how its step takes a closure.
         modes: it has ``train()`` and ``eval()``, and steps in the first.
+        flags: those of ``FLAGS`` that its own signature names, as flags.
     """
 
     options: frozenset[str]
@@ -71,6 +73,7 @@ class Signature:
     one_group: bool = False
     closure: Closure = field(default_factory=lambda: Closure(taken=True))
     modes: bool = False
+    flags: tuple[str, ...] = ()
 
 
 class UnbuildableError(Exception):
@@ -157,6 +160,8 @@ def tried(make: Callable[..., Any], spec: Spec) -> Signature:
         one_group=not _builds(make, [{"params": [torch.nn.Parameter(torch.ones(2, 2))]} for _ in range(2)], given),
         closure=closure_of(optimizer),
         modes=callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)),
+        # Who takes any keyword need not know what this one means.
+        flags=tuple(flag for flag in FLAGS if isinstance(own.get(flag, _NO_DEFAULT), bool | None)),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +12,23 @@ import numpy as np
 import torch
 
 from stepcheck.harness.life import objectives
-from stepcheck.harness.life.events import Objective, Step
+from stepcheck.harness.life.events import LOSSES, Objective, Step
 from stepcheck.harness.life.memory import Allocation, copy, copy_gradient, identical, values_of
 from stepcheck.harness.life.values import in_reals
 from stepcheck.harness.numbers.comparison import reals
+from stepcheck.harness.play import resume
+from stepcheck.harness.play.building import construct
 from stepcheck.harness.play.recording import Evaluation, Life, Snapshot, StepRecord
-from stepcheck.harness.play.tensors import Given, backward
+from stepcheck.harness.play.tensors import Given, as_parameter, backward
 from stepcheck.harness.play.untouched import untouched
 from stepcheck.harness.support.text import named
 
 if TYPE_CHECKING:
     from stepcheck.harness.play.player import Player
+
+
+#: Causes of what the surroundings of a step show.
+ENABLED, GRAPH = "grad mode around the step", "graph"
 
 
 def step(player: Player, event: int, step: Step) -> None:
@@ -30,6 +38,10 @@ def step(player: Player, event: int, step: Step) -> None:
     closure = closure or ("tensor" if how.required and step.objective is None else "")
     if not closure:
         player.tensors.assign_all(step.gradients)
+    if step.within == "graph":
+        player.tensors.attach_graphs()
+    elif step.within == "another optimizer":
+        _step_another(player)
     before = player.snapshot()
     given = player.given()
     evaluations: list[Evaluation] = []
@@ -54,7 +66,13 @@ def step(player: Player, event: int, step: Step) -> None:
         _step_with(player, call)
         given = call.given or given
     else:
-        player.optimizer.step()
+        with _surroundings(player, step.within):
+            player.optimizer.step()
+            if step.within == "no_grad":
+                told = "leaves gradients enabled, which were disabled around it"
+                player.note("settings-kept", not torch.is_grad_enabled(), ENABLED, told)
+        if step.within == "graph":
+            _note_graphs(player)
     player.hooks.expect("step_pre", "step_post")
     player.latest = None
     player.latest = player.snapshot()
@@ -74,6 +92,54 @@ def step(player: Player, event: int, step: Step) -> None:
         for i in range(len(player.parameters))
     ]
     player.recording.steps.append(StepRecord(event, player.playing, tuple(player.hyper), lives, evaluations))
+
+
+@contextmanager
+def _by_default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _surroundings(player: Player, within: str) -> AbstractContextManager[Any]:
+    """In what a step is taken."""
+    if within == "no_grad":
+        return torch.no_grad()
+    if within == "autocast":
+        return torch.autocast(player.subject.device, torch.bfloat16)
+    return _by_default(torch.float64) if within == "float64 by default" else nullcontext()
+
+
+def _step_another(player: Player) -> None:
+    """Let another optimizer of the class step, over parameters of the same shapes, with gradients of ones."""
+    if player.another is None:
+        keywords, groups = player.keywords, player.groups
+        player.groups = list(player.trace.groups)
+        options = player.options[: len(player.groups)]
+        copies = [as_parameter(player.subject, p.detach().clone()) for p in player.parameters]
+        player.another = construct(player, player.playing, options, player.trace.form, copies), copies
+        player.keywords, player.groups = keywords, groups
+    optimizer, parameters = player.another
+    for p in parameters:
+        ones = torch.ones_like(p).detach()
+        p.grad = ones.to_sparse(1) if player.subject.spec.sparse == "only" else ones
+    if player.closure.required:
+        optimizer.step(closure=lambda: 0.75) if player.closure.keyword else optimizer.step(lambda: 0.75)
+    else:
+        optimizer.step()
+
+
+def _note_graphs(player: Player) -> None:
+    """That no tensor of the state hangs in a graph: it would grow with each step."""
+    state = getattr(player.optimizer, "state", {})
+    for i, p in enumerate(player.parameters):
+        kept = state.get(p) if hasattr(state, "get") else None
+        hanging = [name for name, t in resume.tensors(kept) if t.requires_grad]
+        told = f"leaves {hanging[0]} in the gradient's graph, which grows with each step" if hanging else ""
+        player.note("storage-stays", not hanging, GRAPH, told, i)
 
 
 def _step_with(player: Player, closure: _Closure | _Evaluator) -> None:
@@ -150,7 +216,7 @@ class _Closure:
         self.with_gradients &= torch.is_grad_enabled()
         player, kind = self.player, self.step.closure
         player.tensors.assign_all(self.step.gradients)
-        loss = torch.tensor(0.75)
+        loss = torch.tensor(LOSSES.get(kind, 0.75))
         if kind == "backward" and not player.subject.differentiable:
             loss = self._backward() or loss
         self.given = player.given()

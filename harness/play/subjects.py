@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.life.events import Scalar, SetOption, Step
+from stepcheck.harness.life.events import SPELLINGS, Scalar, SetOption, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play import signature
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
@@ -29,8 +29,14 @@ class UnbuiltError(UsageError):
 
 
 NARROW = ("bfloat16", "float16")
+#: The flags that lives of somebody's class have. With ``differentiable`` a step is part of an autograd graph, and no parameter may be a leaf:
+#: all tensors of a life would be others, and all that is compared with their memory. So torch.optim alone is played that way, as a mode.
+PLAYED_FLAGS = ("foreach", "fused", "capturable")
 FLOATING = ("float32", "float64", *NARROW)
 COMPLEX = ("complex64", "complex128")
+
+#: The constructors of torch, and of fast, that refuse betas which are not "both floats or both Tensors", as two whole numbers are not.
+_TAKE_FLOATS = ("Adam", "AdamW")
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,12 @@ class Subject:
         return getattr(self.make, "_unscales", False) and (step.scaling == "step" or (narrow and bool(step.scaling)))
 
     def problem(self, trace: Trace) -> str:
-        """Why a life that has a meaning has none for somebody's class, or nothing."""
+        """Why a life that has a meaning has none for this subject, or nothing: all but flags is somebody's class's to say."""
+        lacking = [flag for flag in trace.flags if flag not in self.flags]
+        if lacking:
+            return self._why_without(lacking[0])
+        if trace.spelling not in self.spellings:
+            return f"it does not take options in the spelling {trace.spelling}"
         if not self.explicit or self.takes is None:
             return ""
         groups = [g.options for g in trace.all_groups]
@@ -126,6 +137,31 @@ class Subject:
         # What was not tried so far is not tried here: a life must be the first thing that a class sees.
         known = (self.refusals.get(self._key(o), "") for o in groups)
         return next((f"the constructor refuses these options: {why}" for why in known if why), "")
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags that its lives may have."""
+        named = self.takes.flags if self.explicit and self.takes is not None else ()
+        return tuple(flag for flag in named if flag in PLAYED_FLAGS)
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """How its options may be written, plainly first. What somebody's constructor does not take it declares itself."""
+        if self.explicit:
+            return SPELLINGS
+        if self.mode == "compiled":  # the compiler takes a number of another type for another program
+            return SPELLINGS[:1]
+        # Kernels that are fused take no flag that is NumPy's.
+        refused = {"numpy": "fused" in self.mode_options, "whole": self.spec.name in _TAKE_FLOATS}
+        return tuple(spelling for spelling in SPELLINGS if not refused.get(spelling))
+
+    def _why_without(self, flag: str) -> str:
+        """Why its lives do not have a flag."""
+        if not self.explicit:
+            return f"its mode selects an implementation, and no flag {flag} does"
+        if self.takes is None or flag not in self.takes.flags:
+            return f"its signature names no flag {flag}"
+        return f"a life of somebody's class has no flag {flag}"
 
     def leaves_open(self, options: Mapping[str, Any]) -> bool:
         """Whether somebody's class is left to say what max_eval is; torch's own derives it from max_iter."""

@@ -36,7 +36,7 @@ class Tensors:
         self.subject, self.trace = subject, trace
         self.allocations: list[Allocation] = []
         for i, p in enumerate(trace.parameters):
-            self.allocations.append(self._allocate(i, p))
+            self.allocations.append(self.allocate(i, p))
         if subject.differentiable:
             for allocation in self.allocations:
                 allocation.make_differentiable()
@@ -47,7 +47,8 @@ class Tensors:
         """Gradients that were taken off each parameter, and what stood in their memory then."""
         self.gradients: list[Allocation | SparseAllocation | None] = [None] * len(self.parameters)
 
-    def _allocate(self, index: int, parameter: Parameter) -> Allocation:
+    def allocate(self, index: int, parameter: Parameter) -> Allocation:
+        """Memory for a parameter, filled with its values."""
         # torch adds a coalesced sparse tensor to a view that does not start its memory at the wrong place: this must not
         # hide all else, so it is for the layout "offset" to find.
         row_major = parameter.layout == "contiguous" and index in self.trace.given_sparse
@@ -62,6 +63,13 @@ class Tensors:
         """The buffer's elements that are no parameter's own."""
         sharing = tuple((a.shape, a.layout, a.start) for a in self.allocations if a.buffer is allocation.buffer)
         return beside(len(allocation.buffer), sharing)
+
+    def place(self, index: int, allocation: Allocation) -> None:
+        """Let a parameter stand in other memory, of the same shape, dtype and layout."""
+        self.allocations[index] = allocation
+        self.parameters[index].data = allocation.view
+        self.outside[index] = self._outside(allocation)
+        self._places[index] = _place(self.parameters[index])
 
     def moved(self) -> Iterator[tuple[int, str]]:
         """Each parameter that does not stand where it stood, and what of it changed; it is then looked for where it is."""
@@ -99,6 +107,13 @@ class Tensors:
             allocation.fill(values)
         self.parameters[index].grad = allocation.view
         self.gradients[index] = allocation
+
+    def attach_graphs(self) -> None:
+        """Let each dense gradient be the result of a computation, as ``backward(create_graph=True)`` leaves it."""
+        for p in self.parameters:
+            if p.grad is not None and not p.grad.is_sparse:
+                one = torch.ones((), dtype=p.grad.dtype, device=p.grad.device, requires_grad=True)
+                p.grad = p.grad * one
 
     def put_aside(self, index: int) -> None:
         """A gradient that is replaced must stay as it is as well."""

@@ -10,7 +10,7 @@ import torch
 from stepcheck.harness.life import schedules
 from stepcheck.harness.life.events import STAYS, Reload
 from stepcheck.harness.play import resume
-from stepcheck.harness.play.building import construct, train, unchanged
+from stepcheck.harness.play.building import construct, switches, train, unchanged
 from stepcheck.harness.play.families import sibling
 from stepcheck.harness.play.recording import ReloadRecord
 from stepcheck.harness.play.untouched import foremost
@@ -94,7 +94,7 @@ def _resumed(player: Player, what: Reload) -> Any:
     elif what.dictionary == "foreign":
         source = resume.foreign(source)
     way = what.way if what.way not in ("pickled", "saved") or player.has("pickling", _pickles(player)) else "deepcopied"
-    source = resume.carried(way, source)
+    source = resume.carried(way, source, weights_only=resume.weights_only(player.trace))
     before = resume.outline(source)
     optimizer.load_state_dict(source)
     player.hooks.expect_of("load_state_dict", player.subject, player.optimizer)
@@ -104,7 +104,7 @@ def _resumed(player: Player, what: Reload) -> Any:
     if what.dictionary == "older":
         # An older dictionary does not say which implementation it is for.
         for group in optimizer.param_groups:
-            group.update(playing.mode_options)
+            group.update(switches(player, playing))
     player.playing = playing
     return optimizer
 

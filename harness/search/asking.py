@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
@@ -11,8 +12,9 @@ from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.known import ledger
 from stepcheck.harness.known.entry import Entry
-from stepcheck.harness.life.events import AddGroup
+from stepcheck.harness.life.events import AddGroup, Fail, Step
 from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.play.recording import Raised
 from stepcheck.harness.play.signature import REFUSALS
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.record.verdict import HANGS
@@ -21,6 +23,14 @@ from stepcheck.harness.search.limits import patience, within
 _REFUSALS = {error.__name__ for error in REFUSALS}
 #: Of these, what says by itself that something is not supported.
 _DECLARED = {"ValueError", "NotImplementedError"}
+#: What says so of a flag in a constructor: an implementation may need what is not installed.
+_FLAG_DECLARED = _DECLARED | {"ImportError", "ModuleNotFoundError"}
+#: What declares nothing, whatever it names: an entry or an attribute that is not there may well be named as a flag is.
+_CRASHES = {"KeyError", "IndexError", "AttributeError", "NameError", "UnboundLocalError"}
+#: What an implementation is said to need that there is not.
+_DEVICES = re.compile(r"(?i)\b(cuda|devices?|gpus?)\b")
+#: How a constructor says of an option that it takes it otherwise alone.
+_MISSPELT = {"ValueError", "TypeError"}
 
 
 def played(
@@ -64,6 +74,8 @@ def findings(
     if evidence is None:
         yield Finding(check, HANGS, None, f"the subject is still busy after {limit:.0f} s"), None
         return
+    if declined(evidence) is not None:
+        return
     for finding in CHECKS[check].find(evidence):
         yield finding, ledger.knows(evidence, finding)
 
@@ -92,6 +104,8 @@ def reproduction(subject: Subject, entry: Entry, check: str) -> tuple[Trace, Fin
 def refusal(evidence: Evidence) -> str | None:
     """In which words somebody's optimizer declares that it does not support these options, or a group more; ``None`` where it does not."""
     raised = evidence.recording.raised
+    if (told := declined(evidence)) is not None:
+        return told
     if not evidence.subject.explicit or raised is None or raised.kind not in _REFUSALS:
         return None
     added = raised.event is not None and isinstance(evidence.trace.events[raised.event], AddGroup)
@@ -106,8 +120,46 @@ def refusal(evidence: Evidence) -> str | None:
     return raised.message
 
 
+def declined(evidence: Evidence) -> str | None:
+    """In which words somebody's optimizer declines a flag of this life, or how its options are written; ``None`` where it does not.
+
+    The same life without that does not raise the same.
+    """
+    raised, trace = evidence.recording.raised, evidence.trace
+    if not evidence.subject.explicit or raised is None or trace == trace.plainly:
+        return None
+    others = []
+    if _names_a_flag(raised, trace):
+        others.append(replace(trace, flags=()))
+    if trace.spelling != "plain" and raised.kind in _MISSPELT and _is_given_options(raised, trace):
+        others.append(replace(trace, spelling="plain"))
+    if any(Evidence(evidence.subject, other).recording.raised != raised for other in others):
+        return raised.message
+    return None
+
+
+def _names_a_flag(raised: Raised, trace: Trace) -> bool:
+    """Whether an exception is about a flag: it names it, or what it needs before anything was stepped, or ends a constructor."""
+    if not trace.flags or raised.kind in _CRASHES:
+        return False
+    # A function such as _foreach_add_ is no flag: who calls it with what it does not take has a fault.
+    if any(re.search(rf"(?i)(?<!\w){flag}(?!\w)", raised.message) for flag in trace.flags):
+        return True
+    steps = (n for n, event in enumerate(trace.events) if isinstance(event, Step | Fail))
+    begins = raised.event is None or raised.event <= next(steps, raised.event)
+    if begins and _DEVICES.search(raised.message):
+        return True
+    return raised.constructing and raised.kind in _FLAG_DECLARED
+
+
+def _is_given_options(raised: Raised, trace: Trace) -> bool:
+    """Whether an exception came where options are given: to the constructor, or with a group more."""
+    added = raised.event is not None and isinstance(trace.events[raised.event], AddGroup)
+    return raised.constructing or added
+
+
 def _fails_by_default(evidence: Evidence) -> bool:
     """Whether the constructor raises for the same parameters without options as well."""
     trace = evidence.trace
-    plain = replace(trace, groups=tuple(replace(g, options={}) for g in trace.groups), events=())
+    plain = replace(trace.plainly, groups=tuple(replace(g, options={}) for g in trace.groups), events=())
     return Evidence(evidence.subject, plain).recording.raised is not None

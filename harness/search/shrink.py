@@ -23,11 +23,13 @@ from stepcheck.harness.life.events import (
     Fail,
     Freeze,
     Gradient,
+    Handle,
     Hook,
     Objective,
     Parameter,
     Refuse,
     Reload,
+    Run,
     Scalar,
     Schedule,
     ScheduleStep,
@@ -42,6 +44,10 @@ from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values, in_reals, is_complex
 
 _SMALL_SHAPES: tuple[tuple[int, ...], ...] = ((1,), (2,), (3,), (2, 2), (3, 2), (5,), (8,), (9,), (1, 2, 3, 2), (33,))
+#: For each so many elements, a part fewer of smaller lives is tried; but at least as many.
+_SLOW, _FEW = 4096, 60
+#: From how many parameters and elements on, parts are left out at once.
+_MANY, _LARGE = 8, 256
 _ZERO = Values("constant")
 _QUARTERS = Values("quarters", 1, 2.0**-7, 2.0)
 
@@ -71,11 +77,17 @@ def size(trace: Trace) -> tuple[int, ...]:
     )
 
 
+def affordable(trace: Trace, attempts: int) -> int:
+    """How many smaller lives are tried of so many: a large one takes longer to be played."""
+    return max(attempts // (1 + sum(p.numel for p in trace.parameters) // _SLOW), min(attempts, _FEW))
+
+
 def _turns_of(trace: Trace) -> int:
     """In how many ways a life is not told plainly."""
     tensors = sum(isinstance(v, Scalar) for o in trace.given_options for v in o.values())
     pairs = sum(p.within is not None for p in trace.parameters)
-    return sum(_PLAINER[type(e)].turns(e) for e in trace.events) + (trace.form != "list") + pairs + tensors
+    turned = len(trace.flags) + (trace.form != "list") + (trace.spelling != "plain")
+    return sum(_PLAINER[type(e)].turns(e) for e in trace.events) + turned + pairs + tensors
 
 
 def cut(
@@ -189,11 +201,18 @@ def _plain_numbers(values: Values) -> Iterator[Values]:
 def _smaller(trace: Trace, finding: Finding) -> Iterator[Trace]:
     last = -1 if finding.event is None else finding.event
     yield _tidy(replace(trace, events=trace.events[: last + 1]))
-    for index in range(len(trace.parameters) if len(trace.parameters) > 1 else 0):
+    everyone = range(len(trace.parameters))
+    for part in (2, 4, 8) if len(everyone) > _MANY else ():
+        for n in range(part):
+            yield trace.keeping({i for i in everyone if i * part // len(everyone) != n})
+    for index in everyone if len(everyone) > 1 else ():
         yield trace.keeping(set(range(len(trace.parameters))) - {index})
     for n in range(len(trace.events)):
         yield _tidy(replace(trace, events=trace.events[:n] + trace.events[n + 1 :]))
     yield replace(trace, form="list")
+    for flag in trace.flags:
+        yield replace(trace, flags=tuple(f for f in trace.flags if f != flag))
+    yield replace(trace, spelling="plain")
     yield from _with_plainer_events(trace)
     yield from _without_options(trace)
     yield from _with_plainer_objectives(trace)
@@ -226,7 +245,7 @@ def _with_plainer_objectives(trace: Trace) -> Iterator[Trace]:
 
 def _with_plainer_parameters(trace: Trace) -> Iterator[Trace]:
     for index, p in enumerate(trace.parameters):
-        for shape in _SMALL_SHAPES:
+        for shape in (*_SMALL_SHAPES, *_fewer_rows(p.shape)):
             if len(shape) == 4 or p.layout != "channels_last":
                 smaller = _with_parameter(trace, index, replace(p, shape=shape))
                 yield smaller
@@ -242,6 +261,14 @@ def _with_plainer_parameters(trace: Trace) -> Iterator[Trace]:
         yield _with_gradients(trace, index, lambda g: replace(g, sparse=None))
         yield _with_gradients(trace, index, _fewer_entries)
         yield _with_gradients(trace, index, lambda g: replace(g, values=_QUARTERS))
+
+
+def _fewer_rows(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Shapes of a large tensor with fewer elements, down to one more than a block."""
+    elements = math.prod(shape)
+    if elements > _LARGE:
+        yield from ((n,) for n in (257, 1025, 2049, 4097, 8193, 16385, 32769, 65537, 131073) if n < elements)
+        yield (elements // 2,)
 
 
 def _tidy(trace: Trace) -> Trace:
@@ -279,7 +306,7 @@ _AS_IT_IS = _Plainer(lambda _: 0, lambda _: ())
 
 def _turns_of_step(step: Step) -> int:
     turned = sum(g is not None and g.negated for g in step.gradients.values())
-    return bool(step.closure) + bool(step.scaling) + turned
+    return bool(step.closure) + bool(step.scaling) + bool(step.within) + turned
 
 
 def _with_fewer_options(event: AddGroup) -> Iterator[Event]:
@@ -288,9 +315,15 @@ def _with_fewer_options(event: AddGroup) -> Iterator[Event]:
         yield AddGroup(replace(event.group, options=rest))
 
 
+def _shorter(run: Run) -> Iterator[Event]:
+    return (Run(steps) for steps in (1, run.steps // 16, run.steps // 4, run.steps // 2) if 0 < steps < run.steps)
+
+
 _PLAINER = of_every_event(
     {
-        Step: _Plainer(_turns_of_step, lambda e: (replace(e, closure=""), replace(e, scaling=""))),
+        Step: _Plainer(
+            _turns_of_step, lambda e: (replace(e, closure=""), replace(e, scaling=""), replace(e, within=""))
+        ),
         Reload: _Plainer(
             lambda e: sum(getattr(e, f.name) != f.default for f in fields(e)),
             lambda e: (Reload(), *(replace(e, **{f.name: f.default}) for f in fields(e))),
@@ -303,7 +336,8 @@ _PLAINER = of_every_event(
         SetOption: _Plainer(
             lambda _: 0, lambda e: (replace(e, value=e.value.value),) if isinstance(e.value, Scalar) else ()
         ),
-        **dict.fromkeys((Accumulate, ZeroGrad, Freeze, Hook, Schedule, ScheduleStep, Fail, Refuse), _AS_IT_IS),
+        Run: _Plainer(lambda e: e.steps.bit_length(), _shorter),
+        **dict.fromkeys((Accumulate, ZeroGrad, Freeze, Hook, Schedule, ScheduleStep, Fail, Refuse, Handle), _AS_IT_IS),
     }
 )
 

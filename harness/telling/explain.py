@@ -72,11 +72,18 @@ _FORMS = {
 }  # fmt: skip
 
 
+_SPELLINGS = {
+    "plain": "", "whole": ", whole numbers given as int", "lists": ", tuples given as lists", "numpy": ", numbers given as NumPy's",
+}  # fmt: skip
+
+
 def _cast(trace: Trace) -> str:
     groups = []
+    flags = "".join(f", constructed with {flag}=True" for flag in trace.flags)
+    built = _FORMS[trace.form] + flags + _SPELLINGS[trace.spelling]
     for n, g in enumerate(trace.groups):
         name = "One group" if len(trace.groups) == 1 else f"Group {n}"
-        groups.append(f"{name}{_FORMS[trace.form] if n == 0 else ''} ({_group(g, trace)}")
+        groups.append(f"{name}{built if n == 0 else ''} ({_group(g, trace)}")
     return ". ".join(groups) + "."
 
 
@@ -123,6 +130,8 @@ def _values(v: Values) -> str:
         return f"of {v.listed[0]:.3g}" if len(v.listed) == 1 else "listed values"
     if v.recipe == "constant":
         return "all zero" if v.high == 0 else f"all {v.high:.3g}"
+    if v.recipe == "ramp":
+        return f"a ramp from {-v.high:.3g} to {v.high:.3g}, again and again"
     if v.recipe == "quarters":
         return f"multiples of {v.high / 4:.3g}"
     size = f"magnitudes {v.low:.2g} to {v.high:.2g}"
@@ -132,6 +141,8 @@ def _values(v: Values) -> str:
 _CLOSURES = {
     "float": "with a closure that returns a number", "tensor": "with a closure that returns a tensor",
     "none": "with a closure that returns None", "backward": "with a closure that calls backward()",
+    "zero": "with a closure that returns 0", "negative": "with a closure that returns a negative loss",
+    "nan": "with a closure that returns NaN",
 }  # fmt: skip
 _SCALINGS = {
     "step": "by a GradScaler", "unscale": "by a GradScaler after its unscale_()",
@@ -147,6 +158,18 @@ _WAYS = {
 _DICTIONARIES = {
     "same": "", "older": ", as older versions saved it", "foreign": ", with other identifiers, order and entries",
     "aged": ", of an optimizer that is many steps older",
+}  # fmt: skip
+_HANDLINGS = {
+    "written": "{} overwritten in place", "swapped": "the data of {} replaced by another tensor",
+    "cleared": "the state cleared", "replaced": "the state replaced by an empty dictionary",
+    "forgotten": "the state of {} deleted", "kept": "the state_dict kept",
+    "rolled back": "the state_dict that was kept loaded into the same optimizer",
+    "removed": "{} removed from its group", "appended": "{} appended to its group again",
+    "regrouped": "the dictionary of each group replaced by a copy",
+}  # fmt: skip
+_SURROUNDINGS = {
+    "no_grad": "under no_grad", "autocast": "under autocast", "float64 by default": "with float64 as the default dtype", "graph": "with gradients that have a graph",
+    "another optimizer": "after one of another optimizer of the class",
 }  # fmt: skip
 _FAILURES = {
     "closure": "a step whose closure raises", "hook": "a step with a pre-hook that raises",
@@ -172,7 +195,7 @@ def _step(event: events.Step, trace: Trace, _: Subject) -> str:
         scale = "" if o.scale == 1 else f" times {o.scale:g}"
         cleared = "" if o.set_to_none else ", gradients cleared in place"
         return f"step with a closure: {o.kind}{scale}, centre {_values(o.centre)}{cleared}"
-    manner = _CLOSURES.get(event.closure) or _SCALINGS.get(event.scaling, "")
+    manner = _CLOSURES.get(event.closure) or _SCALINGS.get(event.scaling) or _SURROUNDINGS.get(event.within, "")
     return f"step {manner}{', ' if manner else ''}with " + _gradients(event.gradients, trace)
 
 
@@ -210,6 +233,8 @@ _EVENTS: Mapping[type[events.Event], _Told] = events.of_every_event({
     events.Fail: lambda e, *_: _FAILURES[e.kind].format(e.parameter),
     events.Refuse: lambda e, *_: f"{e.option}={option(e.value)} ({e.kind}) tried in {e.place}",
     events.Spoil: _spoil,
+    events.Run: lambda e, *_: f"{e.steps} more steps with the gradients that are there",
+    events.Handle: lambda e, trace, _: _HANDLINGS[e.how].format(f"p{e.parameter}" if len(trace.parameters) > 1 else "the parameter"),
 })  # fmt: skip
 
 

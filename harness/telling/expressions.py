@@ -12,7 +12,7 @@ import torch
 from stepcheck.harness.life import schedules
 from stepcheck.harness.life.events import Parameter, Scalar
 from stepcheck.harness.life.memory import rounded
-from stepcheck.harness.life.values import is_complex
+from stepcheck.harness.life.values import RAMP, Values, in_reals, is_complex, ramp_stride
 from stepcheck.harness.numbers.comparison import Array
 
 
@@ -44,6 +44,11 @@ def literal(value: Any, device: str = "cpu") -> str:
     """A value as an expression; of a tensor, on the device where it stands when parameters are on this one."""
     if isinstance(value, tuple):
         return f"({', '.join(map(literal, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(literal, value))}]"
+    if isinstance(value, np.generic):
+        kind = "bool_" if isinstance(value, np.bool_) else type(value).__name__
+        return f"numpy.{kind}({literal(value.item())})"
     if isinstance(value, Scalar):
         where = schedules.place(value, device)
         return f"torch.tensor({number(value.value)}{on(where)})"
@@ -85,3 +90,14 @@ def dense(values: Array, dtype: str) -> str:
         return f"torch.full({shape}, {number(flat[0] if flat else 0.0)}{kind})"
     inner = f"torch.tensor([{', '.join(map(number, flat))}]{kind})"
     return inner if len(shape) == 1 else f"{inner}.view({shape})"
+
+
+def ramp(values: Values, shape: tuple[int, ...], dtype: str, *, negated: bool = False) -> str:
+    """An expression for a row-major tensor of a ramp: :func:`dense` would list a million numbers."""
+    if is_complex(dtype):
+        real = "float32" if dtype == "complex64" else "float64"
+        return f"torch.view_as_complex({ramp(values, in_reals(shape, dtype), real, negated=negated)})"
+    turns = f"torch.arange({math.prod(shape)}) * {ramp_stride(values.seed)} % {RAMP} - {RAMP // 2}"
+    scale = values.high * 2.0**-15 * (-1 if negated else 1)
+    made = f"(({turns}).double() * {number(scale)}).to(torch.{dtype})"
+    return made if len(shape) == 1 else f"{made}.view({shape})"

@@ -154,7 +154,8 @@ class _Writer(Statements):
 
     def _header(self, body: Sequence[str]) -> list[str]:
         helper = _VIEW if any(re.search(r"(?<![.\w])view\(", line) for line in body) else []
-        imports = ["import torch", *self._class, *self._versions]
+        numpys = ["import numpy"] if any("numpy." in line for line in body) else []
+        imports = [*numpys, "import torch", *self._class, *self._versions]
         if any("str(" in line for line in body):
             imports.append("torch.set_printoptions(precision=20, threshold=100000)")
         about = " ".join(f"# {self.subject.name}: {self.finding.summary}".splitlines())  # or what follows would be run
@@ -187,7 +188,7 @@ class _Writer(Statements):
         """The optimizer."""
         trace, here = self.trace, self.finding.event is None
         named = here and self.witness.names_groups(self)
-        lines = self.construct(self.subject, trace.groups, [g.options for g in trace.groups], trace.form, named=named)
+        lines = self.construct(self.subject, trace.at_first, [g.options for g in trace.groups], trace.form, named=named)
         if here:
             lines[-1:] = [*self.witness.remembers(self), lines[-1] + self._remark]
         return [*lines, self.subject.after] if self.subject.after else lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -15,13 +16,28 @@ from stepcheck.harness.checking.witness import Witness
 from stepcheck.harness.life import events, schedules
 from stepcheck.harness.life.memory import GUARD_ELEMENTS, room, strides
 from stepcheck.harness.life.objectives import EXPRESSIONS
+from stepcheck.harness.life.spelling import spelled
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values, in_reals
 from stepcheck.harness.numbers.comparison import Array
 from stepcheck.harness.play import resume, spoil
 from stepcheck.harness.play.families import sibling
 from stepcheck.harness.play.subjects import Subject
-from stepcheck.harness.telling.expressions import call, dense, dictionary, literal, on, real
+from stepcheck.harness.telling.expressions import call, dense, dictionary, literal, on, ramp, real
+
+#: A step in what a life says that it is taken in.
+_SURROUNDED = {
+    "no_grad": ["with torch.no_grad(): optimizer.step(); enabled = torch.is_grad_enabled()"],
+    "autocast": ["with torch.autocast(params[0].device.type, torch.bfloat16): optimizer.step()"],
+    "float64 by default": [
+        "torch.set_default_dtype(torch.float64)", "optimizer.step()", "torch.set_default_dtype(torch.float32)",
+    ],
+    "graph": [
+        "one = torch.ones((), requires_grad=True)",
+        "for p in params: p.grad = p.grad if p.grad is None or p.grad.is_sparse else p.grad * one.to(p.grad)",
+        "optimizer.step()",
+    ],
+}  # fmt: skip
 
 
 def _registered(kind: str) -> str:
@@ -34,7 +50,7 @@ def _first(_: Sequence[str]) -> int:
 
 def _last(lines: Sequence[str]) -> int:
     """Before the step itself, its gradients assigned."""
-    return max(len(lines) - 1, 0)
+    return next((n for n, line in enumerate(lines) if ".step(" in line and "other" not in line), max(len(lines) - 1, 0))
 
 
 def _tried(lines: Sequence[str]) -> int:
@@ -56,8 +72,8 @@ class Statements:
         self.cleared = "" if all(o.set_to_none for o in told) else "set_to_none"
         self.scheduled = [e.kind for e in trace.events if isinstance(e, events.Schedule)][-1:]
         self.told: events.Objective | None = None
-        self.groups: list[events.Group] = list(trace.groups)
-        self.scaler = False
+        self.groups: list[events.Group] = list(trace.at_first)
+        self.scaler = self.another = False
         self.hooks: list[str] = []
 
     @property
@@ -93,6 +109,13 @@ class Statements:
     def _literals(self, options: Mapping[str, Any]) -> dict[str, str]:
         return {k: literal(v, self.subject.device) for k, v in options.items()}
 
+    def _spelled(self, options: Mapping[str, events.Option]) -> dict[str, str]:
+        """Options as the life writes them."""
+        spelling = self.trace.spelling
+        return self._literals(
+            {k: v if isinstance(v, events.Scalar) else spelled(v, spelling) for k, v in options.items()}
+        )
+
     def parameter(self, p: events.Parameter) -> str:
         """A parameter of its own memory."""
         made = self._tensor(p.values, p.shape, p.dtype, p.layout, guarded=self.witness.guarded)
@@ -123,6 +146,9 @@ class Statements:
         guarded: bool = False,
         negated: bool = False,
     ) -> str:
+        if values.recipe == "ramp" and layout == "contiguous" and not guarded:
+            moved = "" if self.subject.device == "cpu" else f".to({self.subject.device!r})"
+            return ramp(values, shape, dtype, negated=negated) + moved
         realised = values.realise(in_reals(shape, dtype))
         realised = -realised if negated else realised
         if layout == "conjugated":
@@ -151,12 +177,12 @@ class Statements:
         """The statements that construct the optimizer; ``named``, the groups get a name first."""
         options = subject.complete_all(options)
         common = events.keywords(options, form) | (subject.constructor_only & options[0].keys())
-        shared = self._literals({k: v for k, v in options[0].items() if k in common})
+        shared = self._spelled({k: v for k, v in options[0].items() if k in common})
         given = [
-            (self._members(g, form), self._literals({k: v for k, v in o.items() if k not in common}))
+            (self._members(g, form), self._spelled({k: v for k, v in o.items() if k not in common}))
             for g, o in zip(groups, options, strict=True)
         ]
-        flags = self._literals(subject.mode_options)
+        flags = self._literals(self._switches(subject))
         if len(given) == 1 and form not in ("dicts", "mixed"):
             return [f"optimizer = {call(subject.callee, given[0][0], {**shared, **flags})}"]
         if subject.explicit:
@@ -165,6 +191,10 @@ class Statements:
         listed = {"tuple": f"({listed},)", "iterator": f"iter([{listed}])"}.get(form, f"[{listed}]")
         lines = [f"groups = {listed}"] if named else []
         return [*lines, f"optimizer = {call(subject.callee, 'groups' if named else listed, {**shared, **flags})}"]
+
+    def _switches(self, subject: Subject) -> dict[str, Any]:
+        """The keywords that select an implementation: a mode's, and the flags of the life."""
+        return {**subject.mode_options, **dict.fromkeys(self.trace.flags, True)}
 
     def _members(self, group: events.Group, form: str) -> str:
         """The parameters of a group."""
@@ -189,7 +219,31 @@ class Statements:
         )
         options = {**{k: default[k] for k in sorted(names)}, **group.options}
         members = self._members(group, "named" if self.trace.form == "named" else "list")
-        return dictionary(members, self._literals(options))
+        return dictionary(members, self._spelled(options))
+
+    def _run(self, event: events.Run) -> list[str]:
+        step = f"optimizer.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "optimizer.step()"
+        return [f"for _ in range({event.steps}): {step}"]
+
+    def _handle(self, event: events.Handle) -> list[str]:
+        i = event.parameter
+        p, members = self.trace.parameters[i], f"optimizer.param_groups[{self.trace.group_of[i]}]['params']"
+        if event.how == "written":
+            return [
+                f"with torch.no_grad(): params[{i}].copy_({self._dense(event.values.realise(in_reals(p.shape, p.dtype)), p.dtype)})"
+            ]
+        if event.how == "swapped":
+            return [f"params[{i}].data = {self._tensor(event.values, p.shape, p.dtype, p.layout)}"]
+        return {
+            "cleared": ["optimizer.state.clear()"],
+            "replaced": ["import collections; optimizer.state = collections.defaultdict(dict)"],
+            "forgotten": [f"optimizer.state.pop(params[{i}], None)"],
+            "kept": ["import copy; kept = copy.deepcopy(optimizer.state_dict())"],
+            "rolled back": ["optimizer.load_state_dict(copy.deepcopy(kept))"],
+            "removed": [f"{members}[:] = [p for p in {members} if p is not params[{i}]]"],
+            "appended": [f"{members}.append(params[{i}])"],
+            "regrouped": ["optimizer.param_groups[:] = [dict(g) for g in optimizer.param_groups]"],
+        }[event.how]
 
     def _accumulate(self, event: events.Accumulate) -> list[str]:
         return [
@@ -198,7 +252,7 @@ class Statements:
         ]
 
     def _set_option(self, event: events.SetOption) -> list[str]:
-        value = literal(event.value, self.subject.device)
+        (value,) = self._spelled({event.option: event.value}).values()
         return [f"optimizer.param_groups[{event.group}][{event.option!r}] = {value}"]
 
     def _add_group(self, event: events.AddGroup) -> list[str]:
@@ -226,11 +280,16 @@ class Statements:
         if self.subject.closure.required and not event.closure:
             event = replace(event, closure="tensor", scaling="")
         if event.closure:
-            result = {"none": "None", "float": "0.75"}.get(event.closure, "torch.tensor(0.75)")
+            loss = literal(events.LOSSES.get(event.closure, 0.75))
+            result = {"none": "None", "float": "0.75"}.get(event.closure, f"torch.tensor({loss})")
             return ["def assigning():", "    calls.append(torch.is_grad_enabled())", *(f"    {line}" for line in lines),
                     f"    return {result}", f"result = optimizer.step({self._by_name}assigning)"]  # fmt: skip
         if len(lines) > 1:
             lines = ["; ".join(lines)]
+        if event.within == "another optimizer":
+            return [*lines, *self._another(), "optimizer.step()"]
+        if event.within:
+            return [*lines, *_SURROUNDED[event.within]]
         if not event.scaling:
             return [*lines, "optimizer.step()"]
         made = f'scaler = torch.amp.GradScaler("{self.subject.device}", growth_interval=2)'
@@ -243,6 +302,19 @@ class Statements:
             *self._unscaling(event),
             "scaler.step(optimizer); scaler.update()",
         ]
+
+    def _another(self) -> list[str]:
+        """A step of another optimizer of the class, which is made before its first one."""
+        groups, made = self.trace.groups, []
+        if not self.another:
+            made = self.construct(self.subject, groups, [g.options for g in groups], self.trace.form)
+            made = [re.sub(r"(?<!')\bparams\b", "others", line).replace("optimizer = ", "other = ") for line in made]
+            made = ["others = [p.detach().clone().requires_grad_() for p in params]", *made]
+            made += [self.subject.after.replace("optimizer", "other")] if self.subject.after else []
+        self.another = True
+        sparse = ".to_sparse(1)" if self.subject.spec.sparse == "only" else ""
+        step = f"other.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "other.step()"
+        return [*made, f"for p in others: p.grad = torch.ones_like(p).detach(){sparse}", step]
 
     def _addend(self, index: int, gradient: events.Gradient) -> str:
         p = self.trace.parameters[index]
@@ -298,14 +370,14 @@ class Statements:
         lines += [self.subject.after] if self.subject.after else []
         lines += [_registered(kind) for kind in self.hooks]
         if event.into:
-            flags = {k: playing.mode_options.get(k, None if k == "foreach" else False) for k in resume.FLAGS}
+            flags = {k: playing.mode_options.get(k, None if k == "foreach" else False) for k in events.FLAGS}
             lines.append(f"for g in saved['param_groups']: g.update({{k: v for k, v in {flags}.items() if k in g}})")
         lines[:0] = aged
         if event.dictionary == "older":
             counters = resume.counters(self.subject.spec)
             lines += [
                 f"for s in saved['state'].values(): s.update({{k: s[k].item() for k in {counters} if torch.is_tensor(s.get(k))}})",
-                f"for g in saved['param_groups']: [g.pop(k, None) for k in {list(resume.FLAGS)}]",
+                f"for g in saved['param_groups']: [g.pop(k, None) for k in {list(events.FLAGS)}]",
             ]
         elif event.dictionary == "foreign":
             lines += [
@@ -315,14 +387,14 @@ class Statements:
         lines += {
             "saved": [
                 "import io; file = io.BytesIO(); torch.save(saved, file); file.seek(0)",
-                "saved = torch.load(file, weights_only=True)",
+                f"saved = torch.load(file, weights_only={resume.weights_only(self.trace)})",
             ],
             "deepcopied": ["import copy; saved = copy.deepcopy(saved)"],
             "pickled": ["import pickle; saved = pickle.loads(pickle.dumps(saved))"],
         }.get(event.way, [])
         lines.append("optimizer.load_state_dict(saved)")
-        if event.dictionary == "older" and playing.mode_options:
-            lines.append(f"for g in optimizer.param_groups: g.update({dict(playing.mode_options)})")
+        if event.dictionary == "older" and self._switches(playing):
+            lines.append(f"for g in optimizer.param_groups: g.update({self._switches(playing)})")
         return lines
 
     def _aged(self) -> list[str]:
@@ -466,5 +538,7 @@ class Statements:
             events.Fail: (_fail, _tried),
             events.Refuse: (_refuse, _first),
             events.Spoil: (_spoil, _first),
+            events.Run: (_run, _first),
+            events.Handle: (_handle, _first),
         }
     )

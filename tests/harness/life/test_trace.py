@@ -1,10 +1,12 @@
 """Traces: the same to the last bit after JSON, and nothing believed that was not checked."""
 
 import copy
+import itertools
 import json
 import random
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,13 +17,17 @@ from stepcheck.harness.life.events import (
     CLOSURES,
     DICTIONARIES,
     FAILURES,
+    FLAGS,
     FORMS,
+    HANDLINGS,
     HOOKS,
     OBJECTIVES,
     SCALINGS,
     SCHEDULES,
+    SPELLINGS,
     SPOILING_WAYS,
     SPOILINGS,
+    SURROUNDINGS,
     WAYS,
     Accumulate,
     AddGroup,
@@ -30,11 +36,13 @@ from stepcheck.harness.life.events import (
     Freeze,
     Gradient,
     Group,
+    Handle,
     Hook,
     Objective,
     Parameter,
     Refuse,
     Reload,
+    Run,
     Scalar,
     Schedule,
     ScheduleStep,
@@ -46,11 +54,13 @@ from stepcheck.harness.life.events import (
 )
 from stepcheck.harness.life.objectives import FUNCTIONS
 from stepcheck.harness.life.reading import TraceError, loads
+from stepcheck.harness.life.spelling import spelled, unspelled
 from stepcheck.harness.life.trace import MAX_EVENTS, MAX_WORK, PARAMETER_WORK, Trace
 from stepcheck.harness.life.values import RECIPES, Values, splitmix64, splitmix64_word
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.search.generate import ESSENTIALS, TRACE_BYTES, decoder, traces
+from stepcheck.harness.search.scenes import scenes
 from stepcheck.reference import SPECS
 
 ADAM = resolve("torch:Adam[forloop]")[0]
@@ -197,6 +207,7 @@ def test_a_recipe_means_the_same_for_ever():
         "sparse_log": [0.0, 0.0, -0.4567586492533879, 0.15520687319399035],
         "extremes": [inf, inf, -0.4567586492533879, 0.15520687319399035],
         "listed": [1.0, 2.0, 3.0, 4.0],
+        "ramp": [-7.998046875, -6.063232421875, -4.12841796875, -2.193603515625],
     }
 
 
@@ -276,7 +287,7 @@ NAMED_ALL = ["events", 0, "gradients", "2", "sparse"]
         ([*SPARSE, "entries"], [0.5], "integer from 0"),
         ([*SPARSE, "entries"], [True], "integer from 0"),
         ([*SPARSE, "entries"], "012", "JSON array"),
-        ([*SPARSE, "entries"], [0] * (1 << 19), "elements"),
+        ([*SPARSE, "entries"], [0] * (1 << 20), "elements"),
         ([*SPARSE, "dimensions"], 0, "dimensions"),
         ([*SPARSE, "dimensions"], 3, "dimensions must be from 1 to 2"),
         ([*SPARSE, "dimensions"], True, "dimensions"),
@@ -410,6 +421,80 @@ def test_a_life_of_another_optimizer_or_of_refused_options_is_named():
     assert LIFE.problem(ADAM.spec) is None
 
 
+# How the optimizer is constructed.
+
+
+@pytest.mark.parametrize("flags", [(), *((flag,) for flag in FLAGS), FLAGS])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_how_the_optimizer_is_constructed_survives_json(flags, spelling):
+    trace = replace(LIFE, flags=flags, spelling=spelling)
+    assert through_json(trace) == trace
+    assert trace.problem(ADAM.spec) is None
+    # Older traces do not say it.
+    assert ("flags" in trace.to_json()) == bool(flags)
+    assert ("spelling" in trace.to_json()) == (spelling != "plain")
+    assert trace.plainly == LIFE
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("flags", "fused", "flags: must be a JSON array, got str"),
+        (
+            "flags",
+            ["fused", "quick"],
+            "flags[1]: must be one of foreach, fused, capturable, differentiable, got 'quick'",
+        ),
+        ("flags", ["fused"] * 2, "flags: each must stand there once"),
+        ("flags", ["fused"] * 5, "flags: 5 entries, at most 4"),
+        ("spelling", "wholly", "spelling: must be one of plain, whole, lists, numpy, got 'wholly'"),
+    ],
+)
+def test_another_flag_or_spelling_is_refused(key, value, told):
+    assert _refusal(LIFE.to_json() | {key: value}) == told
+
+
+@pytest.mark.parametrize(
+    ("construction", "told"),
+    [
+        ({"flags": ("quick",)}, "no flag 'quick'"),
+        ({"flags": ("fused",) * 2}, "once"),
+        ({"spelling": "wholly"}, "'wholly'"),
+    ],
+)
+def test_a_life_made_by_hand_names_no_other_flag_or_spelling(construction, told):
+    assert told in replace(LIFE, **construction).problem(ADAM.spec)
+
+
+#: A value, and how each spelling but the plain one writes it.
+WRITTEN = {
+    "1.0": (1.0, "1", "1.0", "float64"),
+    "0.5": (0.5, "0.5", "0.5", "float64"),
+    "-0.0": (-0.0, "-0.0", "-0.0", "float64"),
+    "inf": (float("inf"), "inf", "inf", "float64"),
+    "2**60": (2.0**60, "1.152921504606847e+18", "1.152921504606847e+18", "float64"),
+    "3": (3, "3", "3", "int64"),
+    "True": (True, "True", "True", "bool"),
+    "None": (None, "None", "None", "NoneType"),
+    "name": ("abc", "'abc'", "'abc'", "str"),
+    "pair": ((0.0, 0.5), "(0, 0.5)", "[0.0, 0.5]", "tuple"),
+    "open pair": ((None, 1.0), "(None, 1)", "[None, 1.0]", "tuple"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_value_is_spelled_otherwise_and_worth_the_same(name):
+    value, whole, listed, kind = WRITTEN[name]
+    assert repr(spelled(value, "plain")) == repr(value)
+    assert repr(spelled(value, "whole")) == whole
+    assert repr(spelled(value, "lists")) == listed
+    assert type(spelled(value, "numpy")).__name__.strip("_") == kind
+    for spelling in SPELLINGS:
+        assert unspelled(spelled(value, spelling)) == value
+    if kind == "tuple":
+        assert all(x is None or isinstance(x, np.float64) for x in spelled(value, "numpy"))
+
+
 # The life around the steps.
 
 SLICED = Parameter((2, 3), "float32", "sliced", Values("quarters", 1, high=1.0))
@@ -437,8 +522,13 @@ LIVELY = Trace(
         Refuse("betas", "wrong length", (0.5,), "add_param_group", {"lr": 0.5, "amsgrad": False}),
         Refuse("lr", "nan", None, "construction"),
         Spoil("a row short", "loaded", 3, 2),
+        Run(3),
+        Handle("written", 2, Values("ramp", 4, high=2.0)),
+        Step({0: GRADIENT}, within="graph"),
     ),
     "mixed",
+    ("foreach", "capturable"),
+    "numpy",
 )
 KINDS = set(Event.__args__)
 
@@ -459,6 +549,8 @@ def test_every_kind_of_event_survives_json():
         *map(Hook, HOOKS),
         *map(Schedule, SCHEDULES),
         *map(Fail, FAILURES),
+        *(Step({}, within=w) for w in SURROUNDINGS),
+        *(Handle(how, 0, Values("log", 3, 0.5, 1.0)) for how in HANDLINGS),
         *(Spoil(how, way) for how in SPOILINGS for way in SPOILING_WAYS),
     ],
     ids=str,
@@ -471,8 +563,9 @@ def test_every_choice_survives_json(event):
 def drawn(name, number):
     subject = resolve(f"torch:{name}")[0]
     decode, words = decoder(subject, subject.dtypes), random.Random(name)
-    for n in range(number):
-        yield subject, decode(words.randbytes(TRACE_BYTES), ESSENTIALS[n] if n < len(ESSENTIALS) else "")
+    turns = itertools.chain(((e, 0) for e in ESSENTIALS), scenes(subject, len(ESSENTIALS)))
+    for essential, turn in itertools.islice(turns, number):
+        yield subject, decode(words.randbytes(TRACE_BYTES), essential, turn)
 
 
 @pytest.mark.parametrize("essential", ["scaled", "skipped"])
@@ -513,6 +606,8 @@ def test_drawn_lives_hold_every_kind_of_event_and_every_choice():
 
     assert seen(Step, "closure") == {"", *CLOSURES}
     assert seen(Step, "scaling") == {"", *SCALINGS}
+    assert seen(Step, "within") == {"", *SURROUNDINGS}
+    assert seen(Handle, "how") == set(HANDLINGS)
     assert seen(Reload, "way") == set(WAYS)
     assert seen(Reload, "dictionary") == set(DICTIONARIES)
     assert seen(Hook, "kind") == set(HOOKS)
@@ -544,6 +639,9 @@ def _at(kind, *field, nth=0):
 #: Every new field.
 NEW = [
     ["form"],
+    ["flags"],
+    ["flags", 1],
+    ["spelling"],
     ["parameters", 1, "within"],
     ["groups", 0, "options", "lr"],
     ["groups", 0, "options", "lr", "tensor"],
@@ -568,6 +666,7 @@ NONSENSE = [
 ]  # fmt: skip
 #: What makes sense there after all.
 SENSE = {
+    "flags": ([],),
     "within": (None, 0),
     "lr": (None, True, 0, -1, [], 10**18),
     "negated": (True,),

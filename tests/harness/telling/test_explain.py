@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
 from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.checking.findings import Finding, told_apart
@@ -53,6 +55,20 @@ def test_a_life_names_the_mode_that_it_leads_into(into, told):
     trace = Trace("Adam", (Parameter((1,)),), (Group((0,)),), (GO, Reload(into=into)))
     lines = explain.life(resolve("torch:Adam[forloop]")[0], trace, Finding("completes", "", 1, ""))
     assert lines[-1].endswith(told)
+
+
+def test_a_life_says_how_its_optimizer_is_constructed():
+    trace = Trace("SGD", (Parameter((1,)),), (Group((0,), {"lr": 1.0}),), (GO,))
+    subject = class_subject(torch.optim.SGD, "SGD")
+
+    def told(**construction):
+        return explain.life(subject, replace(trace, **construction), Finding("completes", "", 0, ""))[0]
+
+    assert told().startswith("One group (lr=1.0): ")
+    assert told(flags=("foreach",)).startswith("One group, constructed with foreach=True (lr=1.0): ")
+    assert told(form="tuple", spelling="whole").startswith(
+        "One group, given as a tuple, whole numbers given as int (lr=1.0): "
+    )
 
 
 def test_a_script_imports_what_was_named(tmp_path, monkeypatch):

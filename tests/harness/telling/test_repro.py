@@ -10,6 +10,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -496,3 +497,100 @@ def test_script_gives_groups_in_the_form_that_was_played(form):
     for parameter, expected in ((0, -0.5), (1, -0.25)):
         script = told(trace, parameter=parameter, deviation=replace(deviation(expected), parameter=parameter))
         assert run_here(script) == "", script
+
+
+# How the optimizer is constructed.
+
+
+class RightOfMany(torch.optim.SGD):
+    """SGD that says of its groups whether many tensors are stepped at once."""
+
+    farther = 0.0
+
+    def __init__(self, params, lr=1e-3, momentum=0.0, *, foreach=None):
+        super().__init__(params, lr, momentum, foreach=foreach)
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"] if group["foreach"] else []:
+                p.data.sub_(p.grad, alpha=self.farther)
+        return super().step(closure)
+
+
+class WrongOfMany(RightOfMany):
+    """Steps farther where many are stepped at once."""
+
+    farther = 0.5
+
+
+class WrongOfWhole(RightOfMany):
+    """Divides whole learning rates as such, and rounds those of NumPy."""
+
+    def __init__(self, params, lr=1e-3, momentum=0.0, *, foreach=None):
+        lr = lr // 2 * 2 if isinstance(lr, int) else float(np.float32(lr)) if type(lr) is not float else lr
+        super().__init__(params, lr, momentum, foreach=foreach)
+
+
+#: The wrong class, the check, what the life says beside its options, its events, and what the script must hold.
+CONSTRUCTED = {
+    "flag": (WrongOfMany, "agreement", {"flags": ("foreach",)}, (GO,), "lr=0.5, momentum=0.0, foreach=True)"),
+    "flag after a round trip": (WrongOfMany, "agreement", {"flags": ("foreach",)}, (Reload(), GO), "foreach=True)"),
+    "whole": (WrongOfWhole, "options-hold", {"spelling": "whole"}, (), "lr=1, momentum=0)"),
+    "NumPy's": (WrongOfWhole, "options-hold", {"spelling": "numpy"}, (GO,), "lr=numpy.float64(0.1), momentum=numpy.float64(0.0))"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CONSTRUCTED)
+def test_script_constructs_the_optimizer_as_the_life_says(kind):
+    cls, check, construction, events, holds = CONSTRUCTED[kind]
+    lr = {"whole": 1.0, "NumPy's": 0.1}.get(kind, 0.5)
+    trace = replace(life(*events, lr=lr), **construction)
+    subject = class_subject(cls, "SGD")
+    finding = next(CHECKS[check].find(Evidence(subject, trace)), None) or pytest.fail(f"{check} finds nothing")
+    script = repro.script(subject, trace, finding)
+    assert is_short(script)
+    assert holds in script
+    assert run_here(script).startswith("AssertionError"), script
+    assert run_here(script.replace(cls.__name__, "RightOfMany")) == ""
+    assert not list(CHECKS[check].find(Evidence(class_subject(RightOfMany, "SGD"), trace)))
+
+
+class RightPairs(torch.optim.Adam):
+    """Adam that keeps its betas as they are, and need not."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999)):
+        super().__init__(params, lr, betas)
+
+
+class WrongPairs(RightPairs):
+    """Turns betas that are a list."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999)):
+        super().__init__(params, lr, betas[::-1] if isinstance(betas, list) else betas)
+
+
+@pytest.mark.parametrize("kept", [tuple, list])
+def test_script_of_a_pair_that_is_a_list_does_not_ask_what_it_is_kept_as(kept):
+    subject = class_subject(WrongPairs, "Adam")
+    trace = replace(life(GO, name="Adam", betas=(0.25, 0.5)), spelling="lists")
+    finding = next(CHECKS["options-hold"].find(Evidence(subject, trace)))
+    script = repro.script(subject, trace, finding)
+    assert "betas=[0.25, 0.5]" in script
+    assert run_here(script).startswith("AssertionError: ")
+    right = script.replace("WrongPairs", "RightPairs")
+    made = f"optimizer.param_groups[0]['betas'] = {kept.__name__}(optimizer.param_groups[0]['betas'])"
+    assert run_here(right.replace("assert ", f"{made}\nassert ")) == ""
+
+
+def test_script_spells_options_that_are_given_later():
+    added = AddGroup(Group((1,), {"lr": 2.0}))
+    events = (SetOption(0, "lr", 0.5), added, Reload("saved"), Step({0: ONE, 1: ONE}))
+    trace = Trace("SGD", (VECTOR,) * 2, (Group((0,), {"lr": 1.0}),), events, spelling="numpy")
+    assert Evidence(SGD, trace).recording.raised is None
+    for parameter, expected in ((0, -0.5), (1, -2.0)):
+        expect = replace(deviation(expected, event=3), parameter=parameter)
+        script = told(trace, event=3, parameter=parameter, deviation=expect)
+        assert "optimizer.param_groups[0]['lr'] = numpy.float64(0.5)" in script
+        assert "'lr': numpy.float64(2.0)" in script
+        assert run_here(script) == "", script
+        assert run_alone(script)[0]

@@ -1,0 +1,174 @@
+"""What users do between steps, steps that nobody looks at, and the surroundings of a step, played on right and on wrong classes."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.life.events import (
+    HANDLINGS,
+    SURROUNDINGS,
+    Gradient,
+    Group,
+    Handle,
+    Parameter,
+    Run,
+    SetOption,
+    Step,
+)
+from stepcheck.harness.life.reading import TraceError
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
+from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.support import settings
+from stepcheck.harness.telling import repro
+from stepcheck.harness.zoo import adam, ages, around, handled, rmsprop, sgd
+
+OTHERS = Values("log", 5, 0.01, 1.0)
+
+
+def gradient(seed):
+    return Gradient(Values("log", seed, 0.01, 1.0))
+
+
+def step(seed, within=""):
+    return Step({0: gradient(seed), 1: gradient(seed + 100)}, within=within)
+
+
+def life(like, *events, **options):
+    parameters = (
+        Parameter((3, 2), values=Values("log", 1, 0.01, 1.0)),
+        Parameter((3, 2), values=Values("quarters", 2, 0.0, 1.0)),
+    )
+    return Trace(like, parameters, (Group((0, 1), options),), events)  # fmt: skip
+
+
+def handled_by(how):
+    """A life that has something to be done to."""
+    first = {"rolled back": "kept", "appended": "removed"}.get(how)
+    before = [Handle(first, 1), step(2)] if first else []
+    return [step(1), *before, Handle(how, 1, OTHERS), step(3), step(4)]
+
+
+def found(subject, trace):
+    evidence = Evidence(subject, trace)
+    return evidence, [finding for check in CHECKS.values() for finding in check.find(evidence)]
+
+
+LIVES = {
+    **{how: handled_by(how) for how in HANDLINGS},
+    "appended later": [step(1), Handle("appended", 1), step(2), step(3)],
+    **{within: [step(1), step(2, within), step(3)] for within in SURROUNDINGS},
+    "run": [step(1), Run(40), step(2)],
+}
+OPTIONS = {
+    "SGD": {"momentum": 0.9},
+    "Adam": {"amsgrad": True},
+    "Adagrad": {},
+    "RAdam": {},
+    "Rprop": {},
+    "ASGD": {},
+    "NAdam": {},
+}
+
+
+@pytest.mark.parametrize("events", LIVES.values(), ids=LIVES)
+@pytest.mark.parametrize("like", OPTIONS)
+def test_a_right_optimizer_agrees_whatever_is_done(like, events):
+    trace = life(like, *events, **OPTIONS[like])
+    (fast,) = resolve(f"fast:{like}")
+    for subject in (*resolve(f"torch:{like}[foreach]"), fast, class_subject(getattr(torch.optim, like), like)):
+        evidence, findings = found(subject, trace)
+        steps = sum(isinstance(e, Step) for e in trace.events)
+        if subject.explicit and like == "Adagrad" and isinstance(events[1], Handle) and events[1].how == "appended":
+            steps = 1  # a class that makes its state when it is constructed need not make it later
+        assert (findings, len(evidence.recording.steps)) == ([], steps)
+        assert evidence.judgement.elements > 0
+
+
+def test_lives_are_the_same_after_a_round_trip_through_json():
+    for events in LIVES.values():
+        trace = life("Adam", *events)
+        assert Trace.from_json(trace.to_json()) == trace
+
+
+@pytest.mark.parametrize(
+    ("event", "change", "told"),
+    [
+        (Run(3), {"steps": 0}, "steps"),
+        (Run(3), {"steps": 1 << 15}, "steps"),
+        (Handle("written"), {"how": "painted"}, "how"),
+        (Handle("written"), {"parameter": 2}, "parameter"),
+    ],
+)
+def test_what_is_no_such_event_is_refused(event, change, told):
+    data = life("Adam", event).to_json()
+    data["events"][0] |= change
+    with pytest.raises(TraceError, match=told):
+        Trace.from_json(data)
+
+
+def test_what_makes_no_sense_with_an_objective_is_said():
+    spec = resolve("torch:LBFGS[forloop]")[0].spec
+    assert life("LBFGS", Handle("cleared")).problem(spec) == "LBFGS keeps the state of all parameters together"
+    assert life("LBFGS", Run(2)).problem(spec) == "LBFGS takes no step without an objective"
+
+
+WRONG = {
+    "own copy": (handled.StepsFromOwnCopy, handled_by("written"), {}),
+    "first memory": (handled.WritesToFirstMemory, handled_by("swapped"), {}),
+    "cleared": (handled.KeepsClearedState, handled_by("cleared"), {"momentum": 0.9}),
+    "replaced": (handled.KeepsReplacedState, handled_by("replaced"), {"momentum": 0.9}),
+    "forgotten": (handled.KeepsClearedState, handled_by("forgotten"), {"momentum": 0.9}),
+    "rolled back": (handled.KeepsFirstBuffers, handled_by("rolled back"), {"momentum": 0.9}),
+    "merged": (handled.MergesState, [Handle("kept"), step(1), Handle("rolled back"), step(2)], {}),
+    "own options": (
+        handled.KeepsOwnOptions,
+        [step(1), Handle("kept"), SetOption(0, "lr", 0.5), Handle("rolled back"), step(2)],
+        {},
+    ),
+    "removed": (handled.StepsRemoved, handled_by("removed"), {}),
+    "appended": (handled.MissesAppended, [step(1), Handle("appended", 1), step(2)], {}),
+    "regrouped": (handled.StepsFormerGroups, handled_by("regrouped"), {}),
+    "each 50th step": (ages.DropsMomentumEach50, [step(1), Run(47), step(2), step(3), step(4)], {"momentum": 0.9}),
+    "autocast": (around.RoundsAsAutocast, LIVES["autocast"], {}),
+    "no_grad": (around.LeavesGradientsOn, LIVES["no_grad"], {}),
+    "graph": (around.KeepsGraph, LIVES["graph"], {"momentum": 0.9}),
+}
+
+
+def run_here(script):
+    try:
+        with settings.kept():
+            exec(compile(script, "script", "exec"), {"__name__": "script"})
+    except BaseException as error:  # noqa: BLE001
+        return repr(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_class_is_found_and_its_script_fails_on_no_right_one(name):
+    make, events, options = WRONG[name]
+    fault = next(f for m in (handled, ages, around) for f in m.FAULTS if f.make is make)
+    like = fault.like
+    right = {
+        "SGD": sgd.RightSGD,
+        "Adam": adam.RightAdam,
+        "AdamW": adam.RightAdamW,
+        "RMSprop": rmsprop.RightRMSprop,
+    }[like]
+    trace = replace(life(like, *events, **options), optimizer=like)
+    assert found(class_subject(right, like), trace)[1] == []
+    subject = class_subject(make, like)
+    _, findings = found(subject, trace)
+    assert findings
+    script = repro.script(subject, trace, findings[0])
+    assert run_here(script), script
+    name, module = make.__name__, make.__module__.rpartition(".")[2]
+    of_right = right.__module__.rpartition(".")[2]
+    assert not run_here(script.replace(f".zoo.{module}", f".zoo.{of_right}").replace(name, right.__name__)), script
+    assert name in sys.modules[make.__module__].__dict__
