@@ -28,12 +28,13 @@ from stepcheck.harness.search import shrink, steer
 from stepcheck.harness.search.asking import findings, refusal, reproduction, unexplained
 from stepcheck.harness.search.consequences import Consequences
 from stepcheck.harness.search.drawing import pages
-from stepcheck.harness.search.generate import ESSENTIALS, decoder
+from stepcheck.harness.search.generate import decoder
 from stepcheck.harness.search.limits import FIRST_LIFE, Hang, patience, time_limit
 from stepcheck.harness.search.notes import COSTLY, declare_unasked, declared, of_signature
 from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.search.suspects import Suspect, Suspects, rank
 from stepcheck.harness.search.tell import tell
+from stepcheck.harness.search.turns import Turns
 from stepcheck.harness.support import settings as process_settings
 from stepcheck.harness.support.clocks import Clocks
 from stepcheck.harness.support.fresh import Fresh
@@ -118,6 +119,7 @@ class Campaign:
         self.varied: set[str] = set()
         """Options that had another value than the default."""
         self.dialects = Dialects(subject, lambda: self.progress(self.result.traces, settings.examples or 0))
+        self.turns = Turns(subject)
         self.lacks: set[str] = set()
         """Abilities that the subject turned out not to have."""
         self.enough = math.inf
@@ -276,13 +278,11 @@ class Campaign:
 
     def _draw(self, batch: int, size: int) -> Iterator[list[Trace]]:
         """Candidates for ``size`` lives, of which the seed alone decides."""
-        each = steer.CANDIDATES
-        text = f"{self.settings.seed}/{self.subject.name}/{','.join(self.dtypes)}/{batch}"
+        text, each = f"{self.settings.seed}/{self.subject.name}/{','.join(self.dtypes)}/{batch}", steer.CANDIDATES
         wanted = pages(text, size * each)
-        # Among the first lives of a campaign, each kind of event that some check waits for.
-        essentials = [*(ESSENTIALS if batch == 0 else ()), *[""] * size]
-        for n, essential in zip(range(size), essentials, strict=False):
-            yield [self.decode(data, essential) for data in wanted[n * each : (n + 1) * each]]
+        self.turns = Turns(self.subject) if batch == 0 else self.turns
+        for n in range(size):
+            yield self.turns.candidates(self.decode, wanted[n * each : (n + 1) * each], self.patience)
 
     def _batch(self, batch: int, size: int) -> None:
         drawn = self._draw(batch, size)
@@ -405,6 +405,7 @@ class Campaign:
         suspect = self.suspects.new[key]
         trace, finding = suspect.trace, suspect.finding
         attempts = max((_ATTEMPTS_AT_ONCE if self.settings.at_once else _ATTEMPTS) // self.subject.cost, 4)
+        attempts = shrink.affordable(trace, attempts)
         self.enough = time.process_time() + _SECONDS_AT_ONCE if self.settings.at_once else math.inf
         if finding.cause in (determinism.LEAKS, determinism.CHANCE):
             trace, finding = shrink.cut(trace, finding, lambda t: self._twice(t, finding.cause), attempts // 4)
@@ -591,6 +592,8 @@ class Campaign:
                 " the rest and its budget accumulates"
             )
         notes += self.validated
+        if not self.settings.first:
+            notes += self.turns.told()
         if len(self.suspects.ready) > len(self.suspects.shrunk):
             notes.append(
                 f"{len(self.suspects.ready) - len(self.suspects.shrunk)} more kinds of divergence were seen and not shrunk"

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 from hypothesis import strategies as st
@@ -30,12 +30,14 @@ from stepcheck.harness.life.events import (
     Freeze,
     Gradient,
     Group,
+    Handle,
     Hook,
     Objective,
     Option,
     Parameter,
     Refuse,
     Reload,
+    Run,
     Scalar,
     Schedule,
     ScheduleStep,
@@ -59,6 +61,7 @@ from stepcheck.harness.search.contents import (
     range_of,
 )
 from stepcheck.harness.search.options import DECIDING, MAX_ITERS, SMALL, is_derived
+from stepcheck.harness.search.scenes import SCENES, anywhere, shape_of, words
 from stepcheck.harness.search.styles import PLAINLY, style_of
 from stepcheck.harness.search.tables import Tables
 from stepcheck.reference.spec import HyperValues
@@ -68,6 +71,10 @@ _T = TypeVar("_T")
 
 #: Enough for a seed and for every choice of all but the longest lives; whatever is missing is chosen as the simplest.
 TRACE_BYTES = 128
+
+
+#: Elements of a tensor from which on its values are a ramp.
+_LISTED = 2048
 
 
 #: One life of so many ends with malformed state, beside the one that is sure to.
@@ -102,8 +109,9 @@ ESSENTIALS = (
 class Decoding:
     """One life as it is decoded."""
 
-    def __init__(self, of: Tables, data: bytes, essential: str) -> None:
+    def __init__(self, of: Tables, data: bytes, essential: str, number: int) -> None:
         self.of, self.spec, self.essential = of, of.spec, essential
+        self.scene, self.number = SCENES.get(essential), number
         self.choices = _Choices(data)
         self.draw = self.choices.pick
         self.counter = itertools.count(self.choices.number(4) << 12)
@@ -119,16 +127,29 @@ class Decoding:
 
     def trace(self) -> Trace:
         sizes = self.draw(self.of.groups)
-        if self.essential == "two parameters":
+        if self.scene is not None and self.scene.groups is not None:
+            sizes = self.scene.groups(self.spec, self.number)
+        elif self.essential == "two parameters":
             sizes = (2,)
         elif self.essential == "add_group":
             sizes = (1,)
         for size in sizes:
-            self.groups.append(self._group(size))
+            self.groups.append(self.group(size))
         form = self.draw(self.of.forms)
+        if not all(g.parameters for g in self.groups):
+            form = "dicts" if form == "named" else form  # a group of none has no names
         if self.of.style.objective:
             self.objective = self._objective()
         at_first = tuple(self.groups)
+        if self.scene is None:
+            self._usual_events()
+        else:
+            self.events += list(self.scene.events(self))
+        flags = self.flags() if self.essential == "switched" else ()
+        spelling = self.spelling() if self.essential == "spelled" else "plain"
+        return Trace(self.spec.name, tuple(self.parameters), at_first, tuple(self.events), form, flags, spelling)
+
+    def _usual_events(self) -> None:
         number = self.draw(self.of.style.lengths)
         # In half the lives something happens between any two steps: a fault may need two such events, and a step after them.
         eventful = self.choices.number(1) % 2 == 1 and self.of.style.eventful
@@ -136,10 +157,22 @@ class Decoding:
             self._event(self._next(n, eventful=eventful), n)
         if self.of.style.ending:
             ordinary = next(e for e in self.world.events if isinstance(e, StepKind))
-            self.events += [Reload(), self._step(ordinary), ZeroGrad(set_to_none=True), Step({})]
+            self.events += [Reload(), self.step(ordinary), ZeroGrad(set_to_none=True), Step({})]
         if self.of.spoils and (self.choices.number(1) % _SPOILT_EVERY == 1 or self.essential == "fail"):
             self.events += self._spoil()
-        return Trace(self.spec.name, tuple(self.parameters), at_first, tuple(self.events), form)
+
+    def usual_events(self) -> Iterator[Event]:
+        """What happens in a life that is drawn freely."""
+        self._usual_events()
+        yield from ()
+
+    def flags(self) -> tuple[str, ...]:
+        """One of the flags that the subject's signature names, or none where it names none."""
+        return (self.draw(self.of.flags),) if self.of.flags else ()
+
+    def spelling(self) -> str:
+        """How options are written: not plainly, where the subject takes them otherwise."""
+        return self.draw(self.of.spellings) if self.of.spellings else "plain"
 
     def _next(self, n: int, *, eventful: bool) -> StepKind | str:
         """What comes at place ``n``; before it, hooks and a round trip where those are essential."""
@@ -153,7 +186,7 @@ class Decoding:
             return next(e for e in self.world.events if isinstance(e, StepKind) and e.absence == 0)
         return what
 
-    def _group(self, size: int) -> Group:
+    def group(self, size: int) -> Group:
         options, hyper = self._options()
         members = list(itertools.chain.from_iterable(self._member(hyper) for _ in range(size)))
         self.hypers.append(hyper)
@@ -162,7 +195,7 @@ class Decoding:
     def _options(self) -> tuple[dict[str, Option], HyperValues]:
         """The options of a group, and what holds in it."""
         options, hyper = self.draw(self.of.options)
-        if self.world is self.of.worlds["sparse"] and self.spec.sparse_conflict(hyper) is not None:
+        if self._conflicts(hyper):
             options, hyper = self.of.options[0]
         options, from_table = dict(options), options
         if self.groups:  # what no group has is given once, for all of them
@@ -171,16 +204,32 @@ class Decoding:
             if self.spec.problem(SimpleNamespace(**{**vars(self.spec.hyper_values()), **plain(options)})) is not None:
                 options = dict(self.groups[0].options)
         if self.essential == "fail" and self.of.spoils and not self._keeps_state(hyper):
-            options, hyper = next(((dict(o), h) for o, h in self.of.options if self._keeps_state(h)), (options, hyper))
+            among = ((dict(o), h) for o, h in self.of.options if self._keeps_state(h) and not self._conflicts(h))
+            options, hyper = next(among, (options, hyper))
             from_table = options
         if self.essential == "maximize" and "maximize" in self.of.reals:
             options["maximize"] = True
         if self.of.tensor_lr and self.choices.number(1) % 8 == 7:
             options["lr"] = _tensor(hyper.lr)
+        if self.scene is not None and self.scene.whole_ranges:
+            options = self._anywhere(options)
+        if self.scene is not None and self.number < self.scene.plain:
+            options = next((dict(o) for o, h in self.of.options if self._keeps_state(h) and not self._conflicts(h)), {})
         first = self.groups[0].options.get("lr") if self.groups else None
         if isinstance(first, Scalar) and self.choices.number(1) % 2:
             options["lr"] = first  # then it is given once, for all groups
         return options, hyper if options == from_table else self.spec.hyper_values(plain(options))
+
+    def _anywhere(self, options: dict[str, Option]) -> dict[str, Option]:
+        """The same options, most with another value from the whole of their domains, as far as these go together."""
+        numbers, kept = words(next(self.counter)), dict(options)
+        for name, hyper in self.of.hyper.items():
+            if next(numbers) % 4 and name not in self.of.shared and not isinstance(kept.get(name), Scalar):
+                tried = kept | {name: cast("Option", anywhere(hyper, numbers))}
+                complete = SimpleNamespace(**{**vars(self.spec.hyper_values()), **plain(tried)})
+                if self.spec.problem(complete) is None and not self._conflicts(complete) and self.of.accepts(tried):
+                    kept = tried
+        return kept
 
     def _member(self, hyper: HyperValues) -> Iterator[int]:
         """A parameter of a group, and perhaps another in the gaps between its elements."""
@@ -192,12 +241,19 @@ class Decoding:
             shape, layout, _ = next(p for p in self.world.parameters if math.prod(p[0]))
         if self.essential == "fail" and self.of.spoils and min(shape, default=0) < 2:
             shape, layout, _ = next(p for p in self.world.parameters if len(p[0]) > 1 and min(p[0]) > 1)
+        given = shape_of(self)
+        if given is not None:
+            shape, layout = given, "contiguous"
         if self.of.style.objective and hyper.max_iter > max(MAX_ITERS) and math.prod(shape) > SMALL:
             shape, layout = (SMALL,), "contiguous"
         member = self._parameter(shape, layout, kind, hyper)
         yield member
         if layout == "sliced" and self.choices.number(1) % 4 == 3:
             yield self._parameter(shape, layout, kind, hyper, within=member)
+
+    def _conflicts(self, hyper: HyperValues) -> bool:
+        """Whether these options take none of the sparse gradients that this life may have."""
+        return self.world is self.of.worlds["sparse"] and self.spec.sparse_conflict(hyper) is not None
 
     def _keeps_state(self, hyper: HyperValues) -> bool:
         """Whether there is a buffer with an element for each of a parameter."""
@@ -209,7 +265,7 @@ class Decoding:
     ) -> int:
         index = len(self.parameters)
         dtype = self.dtypes[index % len(self.dtypes)] if within is None else self.parameters[within].dtype
-        values = self._values(kind, hyper, dtype, next(self.counter))
+        values = self._values(kind, hyper, dtype, next(self.counter), math.prod(shape))
         self.owner.append(len(self.groups))
         self.parameters.append(Parameter(shape, dtype, layout, values, within))
         return index
@@ -220,7 +276,7 @@ class Decoding:
                 self.objective = self._objective()
             self.events.append(Step({}, self.objective))
         elif isinstance(what, StepKind):
-            self.events.append(self._step(what, number))
+            self.events.append(self.step(what, number))
         else:
             made = _BETWEEN[what].draw(self)
             self.events += made if isinstance(made, list) else [made] if made is not None else []
@@ -277,7 +333,7 @@ class Decoding:
         problem = self.of.problem_of(name, getattr(changed, name)) or self.spec.conflict(changed)
         if problem is not None or self._without_buffers(group, changed) or not self.of.accepts(vars(changed)):
             return None
-        if self.spec.sparse_conflict(changed) is not None and self.world is self.of.worlds["sparse"]:
+        if self._conflicts(changed):
             return None
         if name == "max_iter" and self.of.leaves_open(self.groups[group].options):
             return None
@@ -316,7 +372,7 @@ class Decoding:
     def add_group(self) -> Event | None:
         if any(isinstance(e, AddGroup) for e in self.events):
             return None
-        group = self._group(1)
+        group = self.group(1)
         self.groups.append(group)
         return AddGroup(group)
 
@@ -370,11 +426,19 @@ class Decoding:
         scale = -scale if getattr(self.hypers[0], "maximize", False) else scale
         return Objective(kind, values, scale, set_to_none=self.choices.number(1) % 2 == 0)
 
-    def _values(self, kind: Kind, hyper: HyperValues, dtype: str, seed: int) -> Values:
+    def values_of(self, index: int) -> Values:
+        """Other values for a parameter."""
+        p = self.parameters[index]
+        return self._values(Kind("log", "update"), self.hypers[self.owner[index]], p.dtype, next(self.counter))
+
+    def _values(self, kind: Kind, hyper: HyperValues, dtype: str, seed: int, elements: int = 0) -> Values:
         low, high = range_of(kind.scale, hyper, dtype, self.of.eps_unit)
+        if elements > _LISTED and kind.recipe != "constant":
+            # The power of two at its middle: a script writes it in a line.
+            return Values("ramp", seed, 0.0, 2.0 ** round((math.log2(low) + math.log2(high)) / 2))
         return Values(kind.recipe, seed, low, high)
 
-    def _step(self, what: StepKind, number: int = 0) -> Step:
+    def step(self, what: StepKind, number: int = 0) -> Step:
         closure, scaling = self.draw(self.of.style.manners)
         if number == 2:
             closure = "tensor" if self.essential == "closure" and self.of.style.manners != PLAINLY else closure
@@ -403,7 +467,7 @@ class Decoding:
     def _gradient(self, what: StepKind, index: int, seed: int, number: int) -> Gradient:
         p = self.parameters[index]
         layouts = gradient_layouts(p.shape, p.dtype)
-        values = self._values(what.gradient, self.hypers[self.owner[index]], p.dtype, seed)
+        values = self._values(what.gradient, self.hypers[self.owner[index]], p.dtype, seed, p.numel)
         sparse = named(what.sparsity, p.shape, seed)
         if number == 2 and self.essential == "skipped":
             values = Values("constant", 0, 0.0, math.inf)
@@ -462,6 +526,8 @@ DRAWS: dict[type[Event], tuple[Draw, ...]] = of_every_event(
         ),
         Refuse: (),  # each subject is asked for all of them, in lives of their own
         Spoil: (),  # at the end alone
+        Run: (),  # in scenes alone
+        Handle: (),
     }
 )
 
@@ -487,12 +553,12 @@ def tables(subject: Subject, dtypes: Sequence[str]) -> Tables:
 def decoder(subject: Subject, dtypes: Sequence[str]) -> Callable[..., Trace]:
     """What ``TRACE_BYTES`` bytes say: a trace that ``subject`` can play, with only options that it has and only ``dtypes``.
 
-    Beside the bytes it can be given one of ``ESSENTIALS``, which the trace then contains where the subject has it.
+    Beside the bytes it can be given one of ``ESSENTIALS``, which the trace then contains where the subject has it, or a scene and its number.
     """
     of = tables(subject, dtypes)
 
-    def decode(data: bytes, essential: str = "") -> Trace:
-        return Decoding(of, data, essential).trace()
+    def decode(data: bytes, essential: str = "", number: int = 0) -> Trace:
+        return Decoding(of, data, essential, number).trace()
 
     return decode
 

@@ -48,8 +48,9 @@ def of_signature(subject: Subject) -> list[str]:
         return []
     if takes.unlike:
         notes.append(f"options of the reference's name that are not given: {_listed(takes.unlike)}")
-    if takes.others:
-        notes.append(f"options that the reference does not have, left as they are: {', '.join(sorted(takes.others))}")
+    others = sorted(set(takes.others) - set(subject.flags))
+    if others:
+        notes.append(f"options that the reference does not have, left as they are: {', '.join(others)}")
     if not subject.options and subject.own_numbers:
         names = ", ".join(subject.own_numbers)
         notes.append(

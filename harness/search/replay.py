@@ -18,7 +18,7 @@ from stepcheck.harness.play.signature import REFUSALS
 from stepcheck.harness.play.subjects import Subject, UsageError
 from stepcheck.harness.record.store import Saved
 from stepcheck.harness.record.verdict import HANGS, VALIDATION
-from stepcheck.harness.search.asking import played
+from stepcheck.harness.search.asking import declined, played
 from stepcheck.harness.search.limits import patience, within
 from stepcheck.harness.search.workers import CRASH, Lost, played_apart, warm_up
 
@@ -120,8 +120,10 @@ def _worst(evidence: Evidence, check: str) -> tuple[Finding, Entry | None] | Non
 
 
 def _refusal(evidence: Evidence, saved: Saved) -> str:
-    """That somebody's constructor declares that it does not take these options; unless that is what it is about."""
+    """That somebody's class declares that it does not take these options, or a flag; unless that is what it is about."""
     raised: Any = evidence.recording.raised
+    if (told := declined(evidence)) is not None:
+        return f"the class declines how this life constructs it: {told}"
     if raised is None or raised.event is not None or raised.kind not in REFUSED_BY or not evidence.subject.explicit:
         return ""
     if saved.check == _COMPLETES and saved.cause.startswith(f"{raised.kind} in the constructor"):

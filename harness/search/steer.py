@@ -40,6 +40,8 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 #: Magnitudes within as many binades are one feature.
 _BINADES = 16
 _SCALARS = frozenset({str, int, bool, float, type(None)})
+#: What came later and is so in nearly every life: a feature of all would change the shares, and with them what a seed has always drawn.
+_USUAL = frozenset({("Trace.flags", "of", 0, False), ("Trace.spelling", "plain")})
 #: Longer sequences are as long as this.
 _LONG = 4
 
@@ -48,6 +50,7 @@ def features(trace: Trace) -> set[Feature]:
     """What a life is made of: ``("Parameter.layout", "sliced")``, ``("Group.options.momentum", 0.9)``, ``("Reload", "Step")``, ..."""
     found: set[Feature] = set()
     _collect(trace, "", found)
+    found -= _USUAL
     return found
 
 

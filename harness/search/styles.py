@@ -18,6 +18,7 @@ Shapes = Sequence[tuple[int, ...]]
 _MANNERS: tuple[tuple[str, str], ...] = (
     ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", ""), ("", "step"),
     ("float", ""), ("tensor", ""), ("none", ""), ("backward", ""), ("", "unscale"),
+    ("zero", ""), ("negative", ""), ("nan", ""),
 )  # fmt: skip
 PLAINLY: tuple[tuple[str, str], ...] = (("", ""),)
 _SMALL_GROUPS: tuple[tuple[int, ...], ...] = ((1,), (1,), (2,), (1, 1), (2,), (1, 1))

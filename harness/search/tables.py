@@ -57,11 +57,14 @@ class Tables:
             if name != "lr" and not self.hyper[name].at_construction and name not in self.shared
         }
         self.tensor_lr = subject.tensor_lr
+        self.flags = subject.flags
+        self.spellings = tuple(spelling for spelling in subject.spellings if spelling != "plain")
         self.between = between
         self.sparse = self.spec.sparse if subject.sparse else ""
         self.worlds = self._worlds()
         # Layouts that are not row-major are a third of the lives: a fault there must not hide all others.
         self.world_names = style.worlds if self.sparse in ("", "only") else style.sparse_worlds
+        self.one_group, self.differentiable = subject.one_group, subject.differentiable
         # How many parameters each group has.
         self.groups = tuple(g for g in style.groups if len(g) == 1 or not subject.one_group)
         # Somebody's class may be no descendant of torch's, and has no older versions.

@@ -223,7 +223,7 @@ def test_constants_in_somebodys_modules_are_no_part_of_the_seed(monkeypatch):
     # Hypothesis takes the modules where somebody stands for theirs, and so this one.
     monkeypatch.setattr(providers, "_get_local_constants", lambda: providers.Constants(bytes=KEYS))
     drawing = Campaign(SGD, Settings())
-    drawing.decode = lambda data, essential: data
+    drawing.decode = lambda data, essential, number=0: data
     with_constants = list(drawing._draw(0, 100))
     monkeypatch.setattr(providers, "_get_local_constants", providers.Constants)
     monkeypatch.setattr(providers, "CONSTANTS_CACHE", type(providers.CONSTANTS_CACHE)(1024))

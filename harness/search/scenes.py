@@ -1,0 +1,302 @@
+"""Scenes: what a life is made of seldom, but surely. Beside the lives that are drawn freely, a campaign plays each of these in turn.
+
+Faults hide at a scale that a small life does not reach, at an age, at values that no table has, and after what users do between steps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stepcheck.harness.life.events import SURROUNDINGS, AddGroup, Event, Handle, Run, Step
+from stepcheck.harness.life.values import splitmix64_word
+from stepcheck.harness.play.subjects import Subject
+from stepcheck.harness.search.contents import Kind, StepKind
+from stepcheck.reference.spec import Domain, Hyper, Spec
+
+if TYPE_CHECKING:
+    from stepcheck.harness.search.generate import Decoding
+
+
+#: Elements of a parameter that has few.
+_FEW = 9
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A kind of life that is played in turn with others.
+
+    Attributes:
+        events: what happens, once there are parameters.
+        takes: whether it makes sense for a subject.
+        groups: how many parameters each group has at first, by the number of the scene in a campaign; as usual, where there is none.
+        shape: of all parameters but the smallest, by that number; as usual, where there is none.
+        small: parameters have few elements, and at least one.
+        whole_ranges: options have values from the whole of their domains.
+        plain: the first so many have default options, or as many others as there have to be for a state to be kept.
+    """
+
+    events: Callable[[Decoding], Iterator[Event]]
+    takes: Callable[[Subject], bool] = lambda _: True
+    groups: Callable[[Spec, int], tuple[int, ...]] | None = None
+    shape: Callable[[Spec, int], tuple[int, ...]] | None = None
+    small: bool = False
+    whole_ranges: bool = False
+    plain: int = 0
+
+
+def _plainly(subject: Subject) -> bool:
+    """Whether its steps cost what most do: scale is tried on those alone, and not where kernels are interpreted."""
+    return subject.cost <= 9 and subject.mode != "triton" and not subject.spec.closure
+
+
+# Large: more elements than a block has.
+
+#: From so many elements on.
+LARGE = 4_096
+#: The number of the scene with the smallest of them.
+SMALLEST = 2
+#: One more, or a few more, than a block that implementations use: 4,096, 65,536 and 2^20 elements, 1,024 rows.
+_LARGE: tuple[tuple[int, ...], ...] = ((65_543,), (1031, 67), (67, 9, 8), (1_048_583,), (4_099,), (2, 33_001))
+#: Where elements depend on each other, what a step costs to judge grows faster than they do.
+_LARGE_MATRICES: tuple[tuple[int, ...], ...] = ((67, 1031), (1031, 3), (4_099,), (3, 1031))
+_LARGE_PRODUCTS: tuple[tuple[int, ...], ...] = ((129, 67), (5, 1031), (67, 129), (1031, 3))
+
+
+def _large(spec: Spec, number: int) -> tuple[int, ...]:
+    shapes = _LARGE if spec.elementwise else _LARGE_PRODUCTS if spec.products else _LARGE_MATRICES
+    taken = [s for s in shapes if spec.shapes(s)]
+    return taken[number % len(taken)]
+
+
+def _steps(number: int) -> Callable[[Decoding], Iterator[Event]]:
+    def events(life: Decoding) -> Iterator[Event]:
+        for n in range(number):
+            yield life.step(_ordinary(life), n)
+
+    return events
+
+
+def _ordinary(life: Decoding) -> StepKind:
+    """A step whose gradients are numbers of ordinary size, where there is one."""
+    kinds = [s for s in life.world.steps if not s.absence and s.gradient in _ORDINARY]
+    return life.draw(kinds or [s for s in life.world.steps if not s.absence])
+
+
+_ORDINARY = (Kind("log", "unit"), Kind("quarters", "unit"), Kind("log", "eps"), Kind("sparse_log", "unit"))
+
+
+# Many: more tensors than a launch of a kernel takes, more groups than a table has room for.
+
+_MANY: tuple[tuple[int, ...], ...] = (
+    (70,),
+    (1, 2, 0, 1, 3, 1, 1, 2, 1, 1),
+    (37,),
+    (130,),
+    (2, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (1,) * 18,
+    (340,),
+)
+
+
+#: Where each parameter is judged by itself.
+_SOME: tuple[tuple[int, ...], ...] = ((19,), (1, 1, 0, 1, 1, 1, 1, 1, 1, 1))
+
+
+def _many(spec: Spec, number: int) -> tuple[int, ...]:
+    table = _MANY if spec.elementwise else _SOME
+    return table[number % len(table)]
+
+
+def _with_added_groups(life: Decoding) -> Iterator[Event]:
+    yield life.step(_ordinary(life), 0)
+    for _ in range(2 if len(life.groups) < 64 and not life.of.one_group else 0):
+        group = life.group(1)
+        life.groups.append(group)
+        yield AddGroup(group)
+    yield life.step(_ordinary(life), 1)
+    if len(life.parameters) < 200:
+        yield life.step(_ordinary(life), 2)
+
+
+# Long: periods, counters and thresholds.
+
+#: Steps at which something may begin, end or come round again: periods, what 8 bits, 16-bit floats and 8 bits of significand count to.
+_TURNS = (32, 50, 64, 75, 100, 128, 150, 200, 250, 256, 300)
+_LATE_TURNS = (400, 500, 512, 1000, 1024, 2048)
+
+
+def _long(life: Decoding) -> Iterator[Event]:
+    """Steps around each turn are judged, those between are taken."""
+    turns = _TURNS if life.number % 2 == 0 else _LATE_TURNS
+    taken = 0
+    for turn in turns:
+        first = max(turn - 1, taken + 1)
+        if first - taken > 1:
+            if not taken:
+                yield life.step(_ordinary(life), 0)
+                taken += 1
+            yield Run(first - 1 - taken)
+        for n in range(first, turn + 2):
+            yield life.step(_ordinary(life), n)
+        taken = turn + 1
+
+
+# Handled: what users do between steps.
+
+_HANDLINGS = (
+    "written", "cleared", "kept", "rolled back", "forgotten", "removed", "appended", "written", "replaced", "regrouped", "swapped",
+    "rolled back", "rolled back",
+)  # fmt: skip
+
+
+def _handled(life: Decoding) -> Iterator[Event]:
+    """Something between any two steps; what was kept is rolled back to, what was removed is appended again."""
+    absent = _late(life)
+    late = absent is not None
+    kept = absent is None and life.draw((False, False, False, True))
+    if kept:  # before there is a state
+        yield Handle("kept")
+    yield life.step(_ordinary(life), 0)
+    for n in range(1, life.draw((4, 5, 6, 5))):
+        how, parameter = life.draw(_HANDLINGS), life.draw(range(len(life.parameters)))
+        if (late and n == 2) or (how in ("removed", "kept") and absent is not None):
+            how = "appended"
+        if how == "appended":
+            how = "removed" if absent is None else how
+        elif how == "rolled back" and not kept:
+            how = "kept" if absent is None else "written"
+        if how == "appended" and absent is not None:
+            parameter, absent, late = absent, None, False
+        elif how == "removed":
+            absent = parameter
+        kept |= how == "kept"
+        yield Handle(how, parameter, life.values_of(parameter) if how in ("written", "swapped") else Handle(how).values)
+        changed = life.set_lr() if life.draw((False, False, True)) else None
+        yield from () if changed is None else (changed,)
+        yield life.step(_ordinary(life), n)
+    if absent is not None:
+        yield Handle("appended", absent)
+        yield life.step(_ordinary(life), 9)
+
+
+def _late(life: Decoding) -> int | None:
+    """A parameter that is appended to its group later, in some lives where that has another."""
+    among = [g.parameters[-1] for g in life.groups if len(g.parameters) > 1]
+    return life.draw((None, *among))
+
+
+# Surroundings.
+
+
+def _without(spec: Spec) -> set[str]:
+    """Surroundings in which torch's own optimizer rightly computes something else."""
+    without = set() if spec.elementwise else {"autocast"}  # a product of matrices
+    kept = any(b.per_parameter and b.unit != "steps" for b in spec.buffers)
+    return without | ({"float64 by default"} if kept else set())  # the dtype of numbers that it keeps
+
+
+def _surrounded(life: Decoding) -> Iterator[Event]:
+    among = [s for s in SURROUNDINGS if s not in _without(life.spec)]
+    for n in range(4):
+        step = life.step(_ordinary(life), n)
+        within = life.draw(among) if n else among[life.number % len(among)]
+        plain = isinstance(step, Step) and not step.closure and not step.scaling
+        yield Step(step.gradients, within=within) if plain else step
+
+
+def _with_a_run(life: Decoding) -> Iterator[Event]:
+    """As in lives that are drawn freely, with steps before the last one: where a rule changes depends on options, and is late for some."""
+    events = [*life.usual_events(), *life.events]
+    life.events.clear()
+    last = max((n for n, e in enumerate(events) if isinstance(e, Step)), default=0)
+    if last and life.draw((True, False)) and not life.of.differentiable:
+        events.insert(last, Run(life.draw((4, 8, 16, 30))))
+    yield from events
+
+
+def _freely(life: Decoding) -> Iterator[Event]:
+    """As in lives that are drawn freely."""
+    return life.usual_events()
+
+
+# Values.
+
+
+def anywhere(hyper: Hyper, words: Iterator[int]) -> object:
+    """A value from the whole domain of an option; its default, where it is no number or pair of numbers."""
+    if hyper.is_flag or hyper.choices or hyper.integer or hyper.examples:
+        return hyper.default
+    domains = hyper.entry_domains()
+    if isinstance(hyper.default, tuple):
+        pairs = zip(hyper.default, domains, strict=True)
+        return tuple(default if default is None else _within(default, d, words) for default, d in pairs)
+    return hyper.default if hyper.default is None else _within(float(hyper.default), domains[0], words)
+
+
+def _within(default: float, domain: Domain, words: Iterator[int]) -> float:
+    """A number as far from an end of its domain as from nought to six decades, of few digits; where there is no end, from its default."""
+    word = next(words)
+    decades = (word & 0xFFFF) / 0x10000
+    if domain.high == 1.0 and domain.low in (0.0, -math.inf):
+        # A rate of decay: half of them from 0 to 1, the others close to 1.
+        x = decades if word >> 16 & 1 else 1.0 - 10.0 ** (-4.0 * decades)
+    elif math.isfinite(domain.high):
+        x = domain.low + decades * (domain.high - domain.low)
+    else:
+        x = (default or 1e-2) * 10.0 ** (6.0 * decades - 4.0)
+    x = float(f"{x:.3g}")
+    return x if x in domain else default
+
+
+def words(seed: int) -> Iterator[int]:
+    """Pseudorandom numbers without end."""
+    return (splitmix64_word(seed + n) for n in itertools.count())
+
+
+#: Each scene by its name.
+SCENES: dict[str, Scene] = {
+    "large": Scene(_steps(2), _plainly, lambda *_: (1,), _large),
+    "many": Scene(_with_added_groups, lambda s: _plainly(s) and not s.one_group, _many, small=True),
+    "long": Scene(_long, lambda s: _plainly(s) and not s.spec.products, lambda _, n: (2 - n % 2,), small=True, plain=2),
+    "handled": Scene(_handled, lambda s: s.cost <= 9 and not s.spec.closure and not s.differentiable),
+    "surrounded": Scene(_surrounded, lambda s: s.cost <= 9 and not s.spec.closure and not s.differentiable),
+    "valued": Scene(_with_a_run, lambda s: s.cost <= 9 and not s.spec.closure, whole_ranges=True),
+    "switched": Scene(_freely, lambda s: s.cost <= 9 and bool(s.flags)),
+    "spelled": Scene(_freely, lambda s: s.cost <= 9 and len(s.spellings) > 1),
+}
+#: In which order scenes follow one another: those whose lives cost more stand here seldom.
+_ORDER = (
+    "handled", "large", "valued", "long", "spelled", "surrounded", "handled", "switched", "valued", "many", "handled", "valued", "spelled",
+    "handled", "surrounded", "switched", "many", "handled", "valued", "handled", "spelled", "surrounded", "handled", "switched",
+)  # fmt: skip
+
+
+def scenes(subject: Subject, first: int) -> Iterator[tuple[str, int]]:
+    """What each life of a campaign is made of, from life ``first`` on: every other one, a scene and its number; else nothing."""
+    order = [name for name in _ORDER if SCENES[name].takes(subject)]
+    for n in itertools.count(first):
+        if (n - first) % 2 or not order:
+            yield "", 0
+        else:
+            turn, place = divmod((n - first) // 2, len(order))
+            name = order[place]
+            yield name, turn * order.count(name) + order[:place].count(name)
+
+
+def shape_of(life: Decoding) -> tuple[int, ...] | None:
+    """What a scene says of the shape of the next parameter."""
+    scene = life.scene
+    if scene is None or (scene.shape is None and not scene.small):
+        return None
+    if scene.shape is not None:
+        return scene.shape(life.spec, life.number)
+    index = len(life.parameters)
+    shapes = [shape for shape, *_ in life.world.parameters if math.prod(shape) <= _FEW]
+    empty = [s for s in shapes if 0 in s] if index % 29 == 13 else []  # one among many
+    others = [s for s in shapes if 0 not in s]
+    # Of every other such life all parameters are alike.
+    return empty[0] if empty else others[(index * 7 if life.number % 2 else life.number // 2) % len(others)]

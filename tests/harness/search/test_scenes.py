@@ -1,0 +1,123 @@
+"""Scenes: each is what it is called, comes when it is its turn, and is left out where it cannot be played."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from stepcheck.harness.judging.item import MOST_ELEMENTS, sampled, thinned
+from stepcheck.harness.life.events import AddGroup, Handle, Run, Step
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.recording import Life
+from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.search import turns
+from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.generate import ESSENTIALS, TRACE_BYTES, decoder
+from stepcheck.harness.search.scenes import LARGE, SCENES, scenes
+from stepcheck.harness.search.settings import Settings
+from stepcheck.harness.search.turns import Turns
+from stepcheck.reference import SPECS
+
+ADAM = resolve("torch:Adam[forloop]")[0]
+MINE = class_subject(torch.optim.Adam, "Adam")
+NAMES = ("SGD", "Adam", "RAdam", "Rprop", "ASGD", "SparseAdam", "Adafactor", "Muon", "LBFGS")
+
+
+def lives(subject, scene, number=12):
+    decode, words = decoder(subject, subject.dtypes), random.Random(scene)
+    return [decode(words.randbytes(TRACE_BYTES), scene, n) for n in range(number)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_drawn_has_a_meaning(name):
+    (subject,) = resolve(f"torch:{name}[forloop]")
+    for scene in (s for s in SCENES if SCENES[s].takes(subject)):
+        for trace in lives(subject, scene):
+            assert (trace.problem(subject.spec), subject.problem(trace)) == (None, "")
+            assert Trace.from_json(trace.to_json()) == trace
+
+
+def test_large_lives_reach_past_every_block():
+    sizes = [max(p.numel for p in t.parameters) for t in lives(ADAM, "large")]
+    assert all(any(n > block for n in sizes) for block in (1 << 12, 1 << 16, 1 << 20))
+    assert any(p.shape[0] > 1024 and len(p.shape) > 1 for t in lives(ADAM, "large") for p in t.parameters)
+
+
+def test_many_lives_have_many_parameters_and_groups_and_empty_ones():
+    drawn = lives(ADAM, "many")
+    assert max(len(t.parameters) for t in drawn) > 320
+    assert max(len(t.all_groups) for t in drawn) > 16
+    assert any(not g.parameters for t in drawn for g in t.groups)
+    assert any(0 in p.shape for t in drawn for p in t.parameters)
+    assert any(sum(isinstance(e, AddGroup) for e in t.events) > 1 for t in drawn)
+
+
+@pytest.mark.parametrize(("number", "looked_at"), [(0, (32, 50, 64, 100, 128, 256)), (1, (500, 512, 1000, 1024, 2048))])
+def test_long_lives_are_judged_around_each_turn(number, looked_at):
+    trace = decoder(ADAM, ADAM.dtypes)(bytes(range(1, TRACE_BYTES + 1)), "long", number)
+    taken, judged = 0, set()
+    for e in trace.events:
+        taken += e.steps if isinstance(e, Run) else 1
+        if isinstance(e, Step):
+            judged.add(taken)
+    assert {n + d for n in looked_at for d in (-1, 0, 1)} <= judged
+
+
+def test_values_come_from_whole_domains():
+    betas = [o["betas"] for t in lives(ADAM, "valued", 400) for o in t.given_options if "betas" in o]
+    assert sum(2 / 3 < beta2 < 0.9 for _, beta2 in betas) > 10
+    assert sum(0.94 < beta2 < 0.995 for _, beta2 in betas) > 10
+    rates = [o["lr"] for t in lives(ADAM, "valued", 400) for o in t.given_options if isinstance(o.get("lr"), float)]
+    assert min(r for r in rates if r) < 1e-6
+    assert sum(1e-2 < r < 1e-1 for r in rates) > 10
+
+
+def test_something_is_handled_between_steps_and_surrounds_them():
+    assert all(any(isinstance(e, Handle) for e in t.events) for t in lives(ADAM, "handled"))
+    assert all(any(isinstance(e, Step) and e.within for e in t.events) for t in lives(ADAM, "surrounded"))
+
+
+@pytest.mark.parametrize("subject", [ADAM, MINE], ids=["torch's", "somebody's"])
+def test_a_campaign_of_the_default_length_plays_every_scene_that_makes_sense(subject):
+    first = len(ESSENTIALS)
+    named = [name for name, _ in itertools.islice(scenes(subject, first), 200 - first)]
+    assert set(named) - {""} == {name for name, scene in SCENES.items() if scene.takes(subject)}
+    assert named.count("") == len(named) // 2
+    assert ("switched" in named) == subject.explicit
+    numbers = [n for name, n in itertools.islice(scenes(subject, first), 200 - first) if name == "large"]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) > 3
+
+
+def test_a_class_that_takes_long_is_given_no_large_life_and_that_is_said(monkeypatch):
+    monkeypatch.setattr(turns, "_MOST_SECONDS", 0.0)
+    monkeypatch.setattr(Turns, "_seconds", lambda self, trace, patience: float(sum(p.numel for p in trace.parameters)))
+    result = Campaign(MINE, Settings(examples=40)).run()
+    (told,) = (note for note in result.notes if note.startswith("never played"))
+    assert "large" in told
+    assert "(the largest would take it over 0 s)" in told
+
+
+def test_the_ends_of_blocks_are_looked_at():
+    elements = (1 << 20) + 7
+    at = set(sampled(elements).tolist())
+    assert set(range(LARGE)) <= at
+    assert set(range(elements - LARGE, elements)) <= at
+    assert all({n - 1, n, n + 1} <= at for n in range(1 << 12, elements, 1 << 12))
+    assert len(at) < 1 << 16 < MOST_ELEMENTS
+
+
+def test_what_has_not_an_element_for_each_is_looked_at_as_a_whole():
+    many, at = np.arange(100.0), np.array([0, 99])
+    life = Life(many, many, {"step": np.array(1.0)}, many, {"m": many}, gradient_written=False, beside_written=False)
+    assert thinned(life, at, 100).value.tolist() == [0, 99]
+    assert thinned(Life(many, many, {}, many, {"m": many[:50]}, False, False), at, 100) is None
+
+
+def test_every_reference_but_that_of_closures_has_scenes_of_its_own():
+    for name, spec in SPECS.items():
+        (subject,) = resolve(f"torch:{name}[forloop]")
+        assert (SCENES["handled"].takes(subject), SCENES["valued"].takes(subject)) == (not spec.closure,) * 2
