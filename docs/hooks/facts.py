@@ -188,9 +188,15 @@ class Power:
         }
 
     @property
+    def kinds(self) -> list[str]:
+        """Those that were measured."""
+        measured = {f["kind"] for f in self.data["faults"]}
+        return [kind for kind in KINDS if kind in measured]
+
+    @property
     def by_kind(self) -> dict[str, dict[str, Any]]:
         """A row for each kind of fault, and one for all."""
-        rows = {kind: self.row(lambda f, kind=kind: f["kind"] == kind) for kind in KINDS}
+        rows = {kind: self.row(lambda f, kind=kind: f["kind"] == kind) for kind in self.kinds}
         return {**rows, "all": self.row(lambda _: True)}
 
     @property
@@ -207,7 +213,7 @@ class Power:
         for check in CHECKS:
             counts = Counter(kind for kind, said in spoken if check in said)
             alone = sum(said == {check} for _, said in spoken)
-            matrix[check] = {**{kind: counts[kind] for kind in KINDS}, "all": counts.total(), "alone": alone}
+            matrix[check] = {**{kind: counts[kind] for kind in self.kinds}, "all": counts.total(), "alone": alone}
         return matrix
 
     @property
