@@ -40,6 +40,13 @@ from stepcheck.harness.search import workers
 from stepcheck.harness.search.settings import Settings
 
 
+class Right(torch.optim.SGD):
+    """torch's own, without the flags that choose an implementation: one of those diverges in known ways."""
+
+    def __init__(self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False):
+        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
+
+
 class Wrong(torch.optim.Adam):
     """Its eps grows with every step."""
 
@@ -71,7 +78,7 @@ def campaigns(folder, subjects, settings):
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """Two that diverge, in known ways and others, one that is right, and one that is unsupported."""
-    right = class_subject(torch.optim.SGD, "SGD")  # which never goes on in a mode that diverges in known ways
+    right = class_subject(Right, "SGD")  # which never goes on in a mode that diverges in known ways
     elsewhere = replace(right, name="torch:SGD[elsewhere]", unsupported="it is elsewhere")
     subjects = [*resolve("torch:Adam[fused]"), class_subject(Wrong, "Adam"), right, elsewhere]
     folder = tmp_path_factory.mktemp("recorded")
