@@ -90,10 +90,9 @@ def misreads_narrow_momentum(seen: Seen) -> bool:
     "fused",
 )
 def rounds_weight_decay_to_narrow(seen: Seen) -> bool:
-    if seen.field != "momentum_buffer" or not _in_a_narrow_vector(seen) or seen.life is None:
-        return False
-    # It is filled in the first step, or in the one that finds momentum turned on.
-    if not seen.first_step and seen.life.state.get("momentum_buffer") is not None:
+    # The step that makes it fills it.
+    narrow = seen.field == "momentum_buffer" and _in_a_narrow_vector(seen) and seen.begins("momentum_buffer")
+    if not narrow or seen.life is None:
         return False
     g, p = at(seen.life.gradient, seen.element), at(seen.life.value, seen.element)
     decay = rounded_fill(seen.own.weight_decay, seen.dtype)

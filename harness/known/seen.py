@@ -155,6 +155,10 @@ class Seen:
         )
         return all(s.lives[self.index].gradient is None for s in earlier)
 
+    def begins(self, buffer: str) -> bool:
+        """Whether a buffer is made in this step: the parameter's first, or one that does not find it any more, or not yet."""
+        return self.first_step or (self.life is not None and self.life.state.get(buffer) is None)
+
     @property
     def had_gradient(self) -> list[int]:
         """Parameters that have a gradient at the finding."""

@@ -29,9 +29,8 @@ def starts_at_the_constructors_sum(seen: Seen) -> bool:
     own = rounded_fill(seen.options(seen.group_of(seen.index)).initial_accumulator_value, seen.dtype)
     if seen.finding.event is None:
         return seen.field == "sum" and seen.got != own
-    # The first step starts from that wrong sum, and so does one that finds no state any more.
-    begins = seen.first_step or (seen.life is not None and "sum" not in seen.life.state)
-    return begins and seen.field in ("sum", PARAMETER) and seen.stood("sum") != own
+    # The step that makes it starts from that wrong sum.
+    return seen.begins("sum") and seen.field in ("sum", PARAMETER) and seen.stood("sum") != own
 
 
 #: Numbers that are kept for each parameter as float32 tensors, beside ``step``.
