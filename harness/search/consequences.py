@@ -16,7 +16,18 @@ import torch
 from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.checking.checks import CHECKS, EXPLAINED_BY
 from stepcheck.harness.checking.twins import without
-from stepcheck.harness.life.events import STAYS, AddGroup, Event, Fail, Reload, Schedule, ScheduleStep, SetOption, Step
+from stepcheck.harness.life.events import (
+    STAYS,
+    AddGroup,
+    Event,
+    Fail,
+    Handle,
+    Reload,
+    Schedule,
+    ScheduleStep,
+    SetOption,
+    Step,
+)
 from stepcheck.harness.life.schedules import SCHEDULED
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.subjects import Subject
@@ -58,8 +69,12 @@ class Consequences:
         return self._follows_closure(effect, root)
 
     def _follows_round_trip(self, effect: Divergence, root: Divergence) -> bool:
-        if not any(isinstance(e, Reload) for e in effect.trace.events) or effect.check == "dicts-unchanged":
+        if not any(map(_loads, effect.trace.events)) or effect.check == "dicts-unchanged":
             return False
+        if effect.check != root.check and any(isinstance(e, Handle) for e in filter(_loads, effect.trace.events)):
+            # In what is loaded into the same optimizer the cause need not show by itself: it is that if without it nothing does.
+            kept = tuple(e for e in effect.trace.events if not _loads(e) or isinstance(e, Reload))
+            return self._gone(effect, self.subject, replace(effect.trace, events=kept))
         if root.cause not in self.shown(effect.trace, root.check):
             return False
         stays = (Reload(STAYS, e.dictionary) if isinstance(e, Reload) else e for e in effect.trace.events)
@@ -84,6 +99,11 @@ class Consequences:
         if evidence is None or evidence.recording.raised is not None:
             return False
         return divergence.cause not in {f.kind for f in CHECKS[divergence.check].find(evidence)}
+
+
+def _loads(event: Event) -> bool:
+    """Whether a state_dict is loaded."""
+    return isinstance(event, Reload) or (isinstance(event, Handle) and event.how == "rolled back")
 
 
 def _has_closure(event: Event) -> bool:
