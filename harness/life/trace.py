@@ -185,6 +185,8 @@ class Trace:
     def _problem_of_events(self, spec: Spec) -> str | None:
         if not self.groups or len(self.group_of) < len(self.parameters):
             return "there must be a group at first, and each parameter must stand in one"
+        if any(g.parameters and not first.parameters for g, first in zip(self.groups, self.at_first, strict=True)):
+            return "a group must have a parameter at first that is not appended to it later"
         groups = len(self.groups)
         for e in self.events:
             groups += isinstance(e, AddGroup)

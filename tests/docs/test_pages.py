@@ -95,7 +95,7 @@ def test_every_event_recipe_layout_and_dtype_of_a_trace_is_told():
         *events.DICTIONARIES,
     ]
     names += [*events.HOOKS, *events.SCHEDULES, *events.FAILURES, *events.PLACES, *events.OBJECTIVES, *events.CLOSURES]
-    names += [*events.FLAGS, *events.SPELLINGS]
+    names += [*events.FLAGS, *events.SPELLINGS, *events.HANDLINGS, *events.SURROUNDINGS]
     names += [*events.SCALINGS, *events.EVENTS.values()]
     assert not set(names) - words
 
