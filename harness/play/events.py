@@ -34,7 +34,7 @@ from stepcheck.harness.play import handling, spoil, validation
 from stepcheck.harness.play.building import add_group, construct
 from stepcheck.harness.play.failing import fail
 from stepcheck.harness.play.recording import IdleRecord
-from stepcheck.harness.play.signature import closure_of, takes_keyword
+from stepcheck.harness.play.signature import plain_step, takes_keyword
 from stepcheck.harness.play.steps import step
 from stepcheck.harness.play.tensors import as_parameter
 from stepcheck.harness.play.trips import reload
@@ -161,7 +161,9 @@ def _spoil(player: Player, _: int, what: Spoil) -> None:
     keywords = player.keywords
     dtypes = spoil.dtypes(player.trace.parameters)
     another = functools.partial(_another, player, dtypes)
-    trial = spoil.Trial(what, another, _step_another, dtypes, sparse=player.subject.spec.sparse == "only")
+    trial = spoil.Trial(
+        what, another, lambda optimizer: plain_step(optimizer)(), dtypes, sparse=player.subject.spec.sparse == "only"
+    )
     try:
         arrival = trial.arrival()
     except spoil.NothingToSpoilError:
@@ -178,14 +180,6 @@ def _another(player: Player, dtypes: Sequence[str]) -> spoil.Copy:
     pairs = zip(player.parameters, dtypes, strict=True)
     parameters = [as_parameter(player.subject, spoil.plain(p, dtype)) for p, dtype in pairs]
     return construct(player, player.playing, player.options, player.trace.form, parameters), parameters
-
-
-def _step_another(optimizer: Any) -> None:
-    how = closure_of(optimizer)
-    if how.required:
-        optimizer.step(closure=lambda: 0.75) if how.keyword else optimizer.step(lambda: 0.75)
-    else:
-        optimizer.step()
 
 
 def _any(gradient: torch.Tensor | None) -> bool:

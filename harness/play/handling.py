@@ -16,6 +16,7 @@ from stepcheck.harness.life.events import OF_ALL, Group, Handle, Option, Run
 from stepcheck.harness.life.memory import identical, rounded
 from stepcheck.harness.life.values import in_reals
 from stepcheck.harness.play.recording import EndOfLifeError, ReloadRecord, State
+from stepcheck.harness.play.signature import plain_step
 
 if TYPE_CHECKING:
     from stepcheck.harness.play.player import Player
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 #: Seconds that a run of steps of somebody's class may take; there a life ends that would take longer.
 _MOST_SECONDS = 3.0
+
+
+#: What is not done to somebody's class, and why, in words.
+NO_TIME = f"runs of steps: one takes it over {_MOST_SECONDS:g} s"
+NO_COPIES = "parameters overwritten or swapped: its state has tensors that may be copies of them"
+NOT_ANEW = "state taken away, parameters appended: it makes the state of a parameter when it is given it, or elsewhere than torch's own class"
+NOT_TORCHS = "state_dict kept and rolled back, groups replaced: it is no torch.optim.Optimizer"
 
 
 class Kept(NamedTuple):
@@ -38,11 +46,11 @@ class Kept(NamedTuple):
 def run(player: Player, event: int, what: Run) -> None:
     """Steps with the gradients that there are, of which none is looked at."""
     player.latest = None
-    required, start = player.closure.required, time.perf_counter()
+    step, start = plain_step(player.optimizer), time.perf_counter()
     for n in range(what.steps):
-        player.call_step(lambda: 0.75) if required else player.optimizer.step()
+        step()
         if n % 32 == 31 and time.perf_counter() - start > _MOST_SECONDS and player.subject.explicit:
-            player.recording.lacks.add("time for long runs")
+            player.recording.lacks.add(NO_TIME)
             raise EndOfLifeError
     player.hooks.calls.clear()
     player.begun.update(range(len(player.parameters)))
@@ -63,12 +71,17 @@ def _unseen(player: Player, event: int) -> None:
 
 def _has_state(player: Player) -> bool:
     """Whether its state is where torch's own class has it, and made in steps: what else keeps one need not look there, nor make it anew."""
-    made_at_once = player.subject.explicit and any(player.recording.initial_state)
-    return (
-        isinstance(player.optimizer, torch.optim.Optimizer)
-        and isinstance(player.optimizer.state, dict)
-        and not made_at_once
-    )
+    torchs = isinstance(player.optimizer, torch.optim.Optimizer) and isinstance(player.optimizer.state, dict)
+    return player.has(NOT_ANEW, torchs and not _made_at_once(player))
+
+
+def _made_at_once(player: Player) -> bool:
+    """Whether somebody's class makes the state of a parameter when it is given it."""
+    return player.subject.explicit and any(player.recording.initial_state)
+
+
+def _is_torchs(player: Player) -> bool:
+    return player.has(NOT_TORCHS, isinstance(player.optimizer, torch.optim.Optimizer))
 
 
 def _written(player: Player, _: int, what: Handle) -> None:
@@ -98,7 +111,8 @@ def _keeps_a_copy(player: Player, index: int) -> bool:
     if not player.subject.explicit:
         return False
     known, elements = {b.name for b in player.subject.spec.buffers}, player.parameters[index].numel()
-    return any(name not in known and np.size(kept) >= elements for name, kept in player.state(index).items())
+    state = player.state(index)
+    return not player.has(NO_COPIES, not any(n not in known and np.size(x) >= elements for n, x in state.items()))
 
 
 def _cleared(player: Player, event: int, _: Handle) -> None:
@@ -129,7 +143,7 @@ def _begin_anew(player: Player, event: int, parameters: Any) -> None:
 def _keep(player: Player, _: int, __: Handle) -> None:
     # The state of a parameter that is in no group any more is no part of a state_dict: torch raises a KeyError.
     everyone = {i for g in player.trace.groups for i in g.parameters} <= player.known()
-    if isinstance(player.optimizer, torch.optim.Optimizer) and everyone:
+    if _is_torchs(player) and everyone:
         saved = copy.deepcopy(player.optimizer.state_dict())
         player.hooks.expect_of("state_dict", player.subject, player.optimizer)
         states = [player.state(i) for i in range(len(player.parameters))]
@@ -176,9 +190,8 @@ def _removed(player: Player, _: int, what: Handle) -> None:
 
 def _appended(player: Player, _: int, what: Handle) -> None:
     if not player.knows(what.parameter):
-        made_at_once = player.subject.explicit and any(player.recording.initial_state)
-        if made_at_once and not player.state(what.parameter):
-            raise EndOfLifeError  # it makes the state of a parameter when it is given it, in a group
+        if not player.has(NOT_ANEW, not _made_at_once(player) or bool(player.state(what.parameter))):
+            raise EndOfLifeError
         n = player.trace.group_of[what.parameter]
         player.optimizer.param_groups[n]["params"].append(player.parameters[what.parameter])
         group = player.groups[n]
@@ -186,7 +199,7 @@ def _appended(player: Player, _: int, what: Handle) -> None:
 
 
 def _regrouped(player: Player, _: int, __: Handle) -> None:
-    if isinstance(player.optimizer, torch.optim.Optimizer):
+    if _is_torchs(player):
         player.optimizer.param_groups[:] = [dict(group) for group in player.optimizer.param_groups]
 
 

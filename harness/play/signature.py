@@ -341,6 +341,15 @@ def inherits(make: Callable[..., Any], method: str, theirs: type = torch.optim.O
     return {"super", method} <= set(names)
 
 
+def plain_step(optimizer: Any) -> Callable[[], object]:
+    """Takes a step with the gradients that there are, and with a closure where the optimizer must have one."""
+    how = closure_of(optimizer)
+    if not how.required:
+        step: Callable[[], object] = optimizer.step
+        return step
+    return lambda: optimizer.step(closure=lambda: 0.75) if how.keyword else optimizer.step(lambda: 0.75)
+
+
 def closure_of(optimizer: Any) -> Closure:
     """How the step of an optimizer takes a closure."""
     method = getattr(type(optimizer), "step", None)

@@ -19,6 +19,7 @@ from stepcheck.harness.numbers.comparison import reals
 from stepcheck.harness.play import resume
 from stepcheck.harness.play.building import construct
 from stepcheck.harness.play.recording import Evaluation, Life, Snapshot, StepRecord
+from stepcheck.harness.play.signature import plain_step
 from stepcheck.harness.play.tensors import Given, as_parameter, backward
 from stepcheck.harness.play.untouched import untouched
 from stepcheck.harness.support.text import named
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Causes of what the surroundings of a step show.
 ENABLED, GRAPH = "grad mode around the step", "graph"
+#: What is not done to somebody's class, and why, in words.
+PLAIN_STEPS = "steps in other surroundings: it takes none without a closure"
 
 
 def step(player: Player, event: int, step: Step) -> None:
@@ -38,10 +41,7 @@ def step(player: Player, event: int, step: Step) -> None:
     closure = closure or ("tensor" if how.required and step.objective is None else "")
     if not closure:
         player.tensors.assign_all(step.gradients)
-    if step.within == "graph":
-        player.tensors.attach_graphs()
-    elif step.within == "another optimizer":
-        _step_another(player)
+    _surround(player, step.within, plainly=not closure)
     before = player.snapshot()
     given = player.given()
     evaluations: list[Evaluation] = []
@@ -66,13 +66,7 @@ def step(player: Player, event: int, step: Step) -> None:
         _step_with(player, call)
         given = call.given or given
     else:
-        with _surroundings(player, step.within):
-            player.optimizer.step()
-            if step.within == "no_grad":
-                told = "leaves gradients enabled, which were disabled around it"
-                player.note("settings-kept", not torch.is_grad_enabled(), ENABLED, told)
-        if step.within == "graph":
-            _note_graphs(player)
+        _step_within(player, step.within)
     player.hooks.expect("step_pre", "step_post")
     player.latest = None
     player.latest = player.snapshot()
@@ -104,6 +98,27 @@ def _by_default(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def _surround(player: Player, within: str, *, plainly: bool) -> None:
+    """What has to be done before a step for it to stand in these surroundings."""
+    if within:
+        player.has(PLAIN_STEPS, plainly)
+    if within == "graph":
+        player.tensors.attach_graphs()
+    elif within == "another optimizer":
+        _step_another(player)
+
+
+def _step_within(player: Player, within: str) -> None:
+    """A step in these surroundings, and what it leaves of them."""
+    with _surroundings(player, within):
+        player.optimizer.step()
+        if within == "no_grad":
+            told = "leaves gradients enabled, which were disabled around it"
+            player.note("settings-kept", not torch.is_grad_enabled(), ENABLED, told)
+    if within == "graph":
+        _note_graphs(player)
+
+
 def _surroundings(player: Player, within: str) -> AbstractContextManager[Any]:
     """In what a step is taken."""
     if within == "no_grad":
@@ -126,10 +141,7 @@ def _step_another(player: Player) -> None:
     for p in parameters:
         ones = torch.ones_like(p).detach()
         p.grad = ones.to_sparse(1) if player.subject.spec.sparse == "only" else ones
-    if player.closure.required:
-        optimizer.step(closure=lambda: 0.75) if player.closure.keyword else optimizer.step(lambda: 0.75)
-    else:
-        optimizer.step()
+    plain_step(optimizer)()
 
 
 def _note_graphs(player: Player) -> None:

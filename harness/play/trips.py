@@ -13,6 +13,7 @@ from stepcheck.harness.play import resume
 from stepcheck.harness.play.building import construct, switches, train, unchanged
 from stepcheck.harness.play.families import sibling
 from stepcheck.harness.play.recording import ReloadRecord
+from stepcheck.harness.play.signature import plain_step
 from stepcheck.harness.play.untouched import foremost
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ def _age(player: Player) -> None:
         sparse = player.subject.spec.sparse == "only"
         p.grad = None if not p.requires_grad else zeros.to_sparse() if sparse else zeros
     player.ageing = True
+    step = plain_step(player.optimizer)
     for _ in range(resume.AGED_BY):
-        player.call_step(lambda: 0.75) if player.closure.required else player.optimizer.step()
+        step()
     player.ageing = False
     for p, gradient in zip(player.parameters, kept, strict=True):
         p.grad = gradient

@@ -30,7 +30,7 @@ from stepcheck.harness.search.consequences import Consequences
 from stepcheck.harness.search.drawing import pages
 from stepcheck.harness.search.generate import decoder
 from stepcheck.harness.search.limits import FIRST_LIFE, Hang, patience, time_limit
-from stepcheck.harness.search.notes import COSTLY, declare_unasked, declared, of_signature
+from stepcheck.harness.search.notes import COSTLY, declare_unasked, declared, left_out, of_signature
 from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.search.suspects import Suspect, Suspects, rank
 from stepcheck.harness.search.tell import tell
@@ -593,7 +593,7 @@ class Campaign:
             )
         notes += self.validated
         if not self.settings.first:
-            notes += self.turns.told()
+            notes += [*self.turns.told(), *left_out(self.lacks)]
         if len(self.suspects.ready) > len(self.suspects.shrunk):
             notes.append(
                 f"{len(self.suspects.ready) - len(self.suspects.shrunk)} more kinds of divergence were seen and not shrunk"

@@ -7,7 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.play.handling import NO_COPIES, NO_TIME, NOT_ANEW, NOT_TORCHS
 from stepcheck.harness.play.profiles import Profile
+from stepcheck.harness.play.steps import PLAIN_STEPS
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.record.verdict import Result
 
@@ -39,6 +41,11 @@ def declare_unasked(subject: Subject, result: Result, lacks: set[str]) -> None:
             tally.unsupported = tally.planned
         names = ", ".join(t.check for t in unasked)
         result.notes.append(f"unsupported: not asked in the {result.traces} lives that its cost allows: {names}")
+
+
+def left_out(lacks: set[str]) -> list[str]:
+    """What was left out of the lives of somebody's class, and why."""
+    return [f"left out: {told}" for told in (NO_TIME, NO_COPIES, NOT_ANEW, NOT_TORCHS, PLAIN_STEPS) if told in lacks]
 
 
 def of_signature(subject: Subject) -> list[str]:

@@ -33,8 +33,8 @@ class Scene:
         events: what happens, once there are parameters.
         takes: whether it makes sense for a subject.
         groups: how many parameters each group has at first, by the number of the scene in a campaign; as usual, where there is none.
-        shape: of all parameters but the smallest, by that number; as usual, where there is none.
-        small: parameters have few elements, and at least one.
+        shape: of each parameter, by that number; as usual, where there is none.
+        small: parameters have few elements; one of many has none.
         whole_ranges: options have values from the whole of their domains.
         plain: the first so many have default options, or as many others as there have to be for a state to be kept.
     """
@@ -238,7 +238,7 @@ def anywhere(hyper: Hyper, words: Iterator[int]) -> object:
 
 
 def _within(default: float, domain: Domain, words: Iterator[int]) -> float:
-    """A number as far from an end of its domain as from nought to six decades, of few digits; where there is no end, from its default."""
+    """A number of few digits between the ends of its domain; where there is no end, up to four decades below its default and two above."""
     word = next(words)
     decades = (word & 0xFFFF) / 0x10000
     if domain.high == 1.0 and domain.low in (0.0, -math.inf):

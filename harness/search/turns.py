@@ -14,6 +14,7 @@ from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.search.generate import ESSENTIALS, TRACE_BYTES
 from stepcheck.harness.search.limits import within
 from stepcheck.harness.search.scenes import LARGE, SCENES, SMALLEST, scenes
+from stepcheck.harness.search.settings import DEFAULT_EXAMPLES
 
 #: CPU seconds beyond which somebody's class is not given a large life.
 _MOST_SECONDS = 5.0
@@ -51,12 +52,20 @@ class Turns:
         return drawn
 
     def told(self) -> Iterator[str]:
-        """Which kinds of lives somebody's class was never given."""
-        meant = [name for name in SCENES if name != "switched" or self.subject.flags]
-        never = [name for name in meant if name not in self.played]
-        if self.subject.explicit and never:
-            slow = f" (the largest would take it over {_MOST_SECONDS:g} s)" if self.left_out else ""
-            yield f"never played: lives of the kinds {', '.join(never)}{slow}"
+        """Which kinds of lives somebody's class was never given, and why."""
+        if not self.subject.explicit:
+            return
+        never = [name for name in SCENES if name not in self.played]
+        impossible = [name for name in never if not SCENES[name].takes(self.subject) and name != "switched"]
+        if impossible:
+            costs = "it takes one group" if impossible == ["many"] else "its steps cost too much"
+            why = "its steps evaluate a closure" if self.subject.spec.closure else costs
+            yield f"never played: lives of the kinds {', '.join(impossible)}: {why}"
+        few = [name for name in never if SCENES[name].takes(self.subject)]
+        if few and self.left_out:
+            yield f"never played: lives of the kinds {', '.join(few)}; the largest would take it over {_MOST_SECONDS:g} s"
+        elif few:
+            yield f"never played: lives of the kinds {', '.join(few)}; more lives have them (--examples {DEFAULT_EXAMPLES})"
 
     def _takes_long(self, trace: Trace, decode: Callable[..., Trace], patience: float) -> bool:
         """Whether a class takes too long for a large life: there are classes that go through the elements one by one."""

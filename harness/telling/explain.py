@@ -168,7 +168,8 @@ _HANDLINGS = {
     "regrouped": "the dictionary of each group replaced by a copy",
 }  # fmt: skip
 _SURROUNDINGS = {
-    "no_grad": "under no_grad", "autocast": "under autocast", "float64 by default": "with float64 as the default dtype", "graph": "with gradients that have a graph",
+    "no_grad": "under no_grad", "autocast": "under autocast", "float64 by default": "with float64 as the default dtype",
+    "graph": "with gradients that have a graph",
     "another optimizer": "after one of another optimizer of the class",
 }  # fmt: skip
 _FAILURES = {

@@ -50,7 +50,8 @@ def _first(_: Sequence[str]) -> int:
 
 def _last(lines: Sequence[str]) -> int:
     """Before the step itself, its gradients assigned."""
-    return next((n for n, line in enumerate(lines) if ".step(" in line and "other" not in line), max(len(lines) - 1, 0))
+    steps = (n for n, line in enumerate(lines) if "optimizer.step(" in line or "scaler.step(" in line)
+    return next(steps, max(len(lines) - 1, 0))
 
 
 def _tried(lines: Sequence[str]) -> int:
@@ -222,7 +223,7 @@ class Statements:
         return dictionary(members, self._spelled(options))
 
     def _run(self, event: events.Run) -> list[str]:
-        step = f"optimizer.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "optimizer.step()"
+        step = self._plain_step()
         return [f"for _ in range({event.steps}): {step}"]
 
     def _handle(self, event: events.Handle) -> list[str]:
@@ -313,8 +314,7 @@ class Statements:
             made += [self.subject.after.replace("optimizer", "other")] if self.subject.after else []
         self.another = True
         sparse = ".to_sparse(1)" if self.subject.spec.sparse == "only" else ""
-        step = f"other.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "other.step()"
-        return [*made, f"for p in others: p.grad = torch.ones_like(p).detach(){sparse}", step]
+        return [*made, f"for p in others: p.grad = torch.ones_like(p).detach(){sparse}", self._plain_step("other")]
 
     def _addend(self, index: int, gradient: events.Gradient) -> str:
         p = self.trace.parameters[index]
@@ -325,9 +325,15 @@ class Statements:
         """How a closure is passed."""
         return "closure=" if self.subject.closure.keyword else ""
 
+    def _plain_step(self, optimizer: str = "optimizer") -> str:
+        """A step with the gradients that there are, and with a closure where there must be one."""
+        return (
+            f"{optimizer}.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else f"{optimizer}.step()"
+        )
+
     def _fail(self, event: events.Fail) -> list[str]:
         i, kept = event.parameter, []
-        step = f"optimizer.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "optimizer.step()"
+        step = self._plain_step()
         if event.kind == "gradient" and self.subject.spec.sparse not in ("", "only"):
             return []  # it takes both kinds
         if event.kind == "closure":
@@ -406,7 +412,7 @@ class Statements:
             ]
         if not resume.ages(self.trace):
             return []
-        step = f"optimizer.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "optimizer.step()"
+        step = self._plain_step()
         sparse = ".to_sparse()" if self.subject.spec.sparse == "only" else ""
         return [
             "kept = [p.grad for p in params]",
@@ -477,7 +483,7 @@ class Statements:
         if arrival is None or self.trace.events[self.finding.event or 0] is not event:
             return []
         sparse = ".to_sparse(1)" if self.subject.spec.sparse == "only" else ""
-        step = f"optimizer.step({self._by_name}lambda: 0.75)" if self.subject.closure.required else "optimizer.step()"
+        step = self._plain_step()
         state = f"optimizer.state[params[{i}]]"
         loading = [
             f"saved = optimizer.state_dict(); saved['state'][{self._number(i)}][{arrival.buffer!r}] = s",

@@ -22,8 +22,10 @@ from stepcheck.harness.life.events import (
 from stepcheck.harness.life.reading import TraceError
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
+from stepcheck.harness.play import handling
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.search.notes import left_out
 from stepcheck.harness.support import settings
 from stepcheck.harness.telling import repro
 from stepcheck.harness.zoo import adam, ages, around, handled, rmsprop, sgd
@@ -137,8 +139,49 @@ WRONG = {
     "each 50th step": (ages.DropsMomentumEach50, [step(1), Run(47), step(2), step(3), step(4)], {"momentum": 0.9}),
     "autocast": (around.RoundsAsAutocast, LIVES["autocast"], {}),
     "no_grad": (around.LeavesGradientsOn, LIVES["no_grad"], {}),
+    "another optimizer": (around.CountsForTheClass, LIVES["another optimizer"], {}),
     "graph": (around.KeepsGraph, LIVES["graph"], {"momentum": 0.9}),
 }
+
+
+class KeepsAlike(sgd.RightSGD):
+    """Keeps something as large as the parameter that the reference does not know."""
+
+    def visit(self, p, group):
+        super().visit(p, group)
+        self.state[p]["mine"] = torch.ones_like(p)
+
+
+class MakesAtOnce(sgd.RightSGD):
+    """Makes the state of a parameter when it is given it."""
+
+    def add_param_group(self, group):
+        super().add_param_group(group)
+        for p in self.param_groups[-1]["params"]:
+            self.state[p]["mine"] = 1
+
+
+@pytest.mark.parametrize(
+    ("make", "how", "why"),
+    [
+        (KeepsAlike, "written", handling.NO_COPIES),
+        (KeepsAlike, "swapped", handling.NO_COPIES),
+        (MakesAtOnce, "cleared", handling.NOT_ANEW),
+        (MakesAtOnce, "forgotten", handling.NOT_ANEW),
+    ],
+)
+def test_what_is_not_done_to_a_class_is_said(make, how, why):
+    subject = class_subject(make, "SGD")
+    evidence, findings = found(subject, life("SGD", *handled_by(how)))
+    assert findings == []
+    assert why in evidence.recording.lacks
+    assert any(why in note for note in left_out(evidence.recording.lacks))
+
+
+def test_a_parameter_alone_in_its_group_is_there_at_first():
+    trace = replace(life("SGD", Handle("appended", 1)), groups=(Group((0,)), Group((1,))))
+    (subject,) = resolve("torch:SGD[forloop]")
+    assert "must have a parameter at first" in trace.problem(subject.spec)
 
 
 def run_here(script):

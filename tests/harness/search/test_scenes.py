@@ -97,8 +97,17 @@ def test_a_class_that_takes_long_is_given_no_large_life_and_that_is_said(monkeyp
     monkeypatch.setattr(Turns, "_seconds", lambda self, trace, patience: float(sum(p.numel for p in trace.parameters)))
     result = Campaign(MINE, Settings(examples=40)).run()
     (told,) = (note for note in result.notes if note.startswith("never played"))
-    assert "large" in told
-    assert "(the largest would take it over 0 s)" in told
+    assert told.startswith("never played: lives of the kinds large")
+    assert told.endswith("; the largest would take it over 0 s")
+
+
+def test_what_few_lives_or_none_have_is_said():
+    few = Turns(MINE)
+    few.played |= set(SCENES) - {"large"}
+    assert list(few.told()) == ["never played: lives of the kinds large; more lives have them (--examples 200)"]
+    (told, _) = Turns(class_subject(torch.optim.LBFGS, "LBFGS")).told()
+    assert told.endswith(": its steps evaluate a closure")
+    assert not list(Turns(ADAM).told())
 
 
 def test_the_ends_of_blocks_are_looked_at():
