@@ -55,6 +55,7 @@ class Judge:
         self.unseen = False  # whether a list that cannot be read holds something by now
         self.carried: dict[tuple[int, str], Bounded] = {}
         self.carried_products: set[int] = set()
+        self.rested: set[int] = set()  # parameters that were stepped without a buffer that cannot be read
 
     def judge(self, *, to_first: bool = False) -> Judgement:
         """Judge the recording.
@@ -254,6 +255,10 @@ class Judge:
         # What cannot be read after steps that were not recorded is not known; a parameter without elements need not have a state.
         unknown = bool(self.fields.free) and aged is not None and record.event > aged
         buffers = self.fields.buffers(record.hyper[self.fields.group_of[index]], index)
+        if not self.fields.free <= {b.name for b in buffers}:
+            self.rested.add(index)
+        # What becomes of it meanwhile is theirs to say.
+        unknown |= index in self.rested and any(b.name in self.fields.free for b in buffers)
         lacks = any(not self.fields.shows(b.name, life.state_after) for b in buffers)
         return unknown or (lacks and 0 in self.trace.parameters[index].shape)
 

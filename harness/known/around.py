@@ -10,7 +10,7 @@ import torch
 
 from stepcheck.harness.known.entry import ALL, Kind
 from stepcheck.harness.known.seen import Seen
-from stepcheck.harness.life.events import Fail, Reload, Scalar, Schedule, ScheduleStep
+from stepcheck.harness.life.events import Fail, Reload, Scalar, Schedule, ScheduleStep, SetOption
 from stepcheck.reference.spec import PARAMETER
 
 KIND = Kind()
@@ -141,14 +141,18 @@ def refuses_half_way(seen: Seen) -> bool:
 
 
 @KIND.enter(
-    "rmsprop-momentum-turned-on-later",
-    "momentum that a schedule turns on after the first step finds no momentum_buffer: KeyError",
-    "RMSprop",
+    "buffer-turned-on-later",
+    "buffers are made in the first step alone: momentum, centered or amsgrad, turned on later, finds none: KeyError",
+    "RMSprop Adam AdamW",
     "completes",
 )
-def finds_no_momentum_buffer(seen: Seen) -> bool:
-    cycled = any(isinstance(e, Schedule) and e.kind in ("OneCycleLR", "CyclicLR") for e in seen.trace.events)
-    return cycled and seen.message == "KeyError: 'momentum_buffer'"
+def finds_no_buffer(seen: Seen) -> bool:
+    events = seen.trace.events
+    cycled = any(isinstance(e, Schedule) and e.kind in ("OneCycleLR", "CyclicLR") for e in events)
+    names = ("momentum_buffer", "grad_avg", "max_exp_avg_sq")
+    return (cycled or any(isinstance(e, SetOption) for e in events)) and seen.message in {
+        f"KeyError: {n!r}" for n in names
+    }
 
 
 @KIND.enter(

@@ -19,7 +19,7 @@ from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play import spoil
 from stepcheck.harness.play.building import construct
 from stepcheck.harness.play.events import PLAYS
-from stepcheck.harness.play.handling import Kept
+from stepcheck.harness.play.handling import NOT_LATE, Kept, is_late
 from stepcheck.harness.play.hooks import Hooks
 from stepcheck.harness.play.process import SEED, frame, is_our_own, random_state, seeded
 from stepcheck.harness.play.recording import Breach, EndOfLifeError, Raised, Recording, Snapshot
@@ -109,10 +109,17 @@ class Player:
             # Whatever somebody's optimizer raises is a result; what the player raises by itself is not.
             if is_our_own(error):
                 raise
-            told = said(error).strip()
-            self.recording.raised = Raised(
-                self.event, type(error).__name__, told, frame(error), constructing=self.constructing, ageing=self.ageing
-            )
+            if is_late(self):
+                self.recording.lacks.add(NOT_LATE)
+            else:
+                self.recording.raised = Raised(
+                    self.event,
+                    type(error).__name__,
+                    said(error).strip(),
+                    frame(error),
+                    constructing=self.constructing,
+                    ageing=self.ageing,
+                )
         self._check_settings()
         self.recording.hyper = tuple(self.hyper)
         self._note_random_state(drawn)

@@ -204,31 +204,34 @@ class Decoding:
             if self.spec.problem(SimpleNamespace(**{**vars(self.spec.hyper_values()), **plain(options)})) is not None:
                 options = dict(self.groups[0].options)
         if self.essential == "fail" and self.of.spoils and not self._keeps_state(hyper):
-            among = ((dict(o), h) for o, h in self.of.options if self._keeps_state(h) and not self._conflicts(h))
-            options, hyper = next(among, (options, hyper))
-            from_table = options
+            options = self.with_state() or options
         if self.essential == "maximize" and "maximize" in self.of.reals:
             options["maximize"] = True
         if self.of.tensor_lr and self.choices.number(1) % 8 == 7:
             options["lr"] = _tensor(hyper.lr)
-        if self.scene is not None and self.scene.whole_ranges:
-            options = self._anywhere(options)
-        if self.scene is not None and self.number < self.scene.plain:
-            options = next((dict(o) for o, h in self.of.options if self._keeps_state(h) and not self._conflicts(h)), {})
+        if self.scene is not None:
+            options = self.scene.options(self, options)
         first = self.groups[0].options.get("lr") if self.groups else None
         if isinstance(first, Scalar) and self.choices.number(1) % 2:
             options["lr"] = first  # then it is given once, for all groups
         return options, hyper if options == from_table else self.spec.hyper_values(plain(options))
 
-    def _anywhere(self, options: dict[str, Option]) -> dict[str, Option]:
+    def with_state(self) -> dict[str, Option]:
+        """The fewest options with which there is a state."""
+        return next((dict(o) for o, h in self.of.options if self._keeps_state(h) and not self._conflicts(h)), {})
+
+    def takes(self, options: dict[str, Option]) -> bool:
+        """Whether these options go together, for the subject and in this life."""
+        complete = SimpleNamespace(**{**vars(self.spec.hyper_values()), **plain(options)})
+        return self.spec.problem(complete) is None and not self._conflicts(complete) and self.of.accepts(options)
+
+    def anywhere(self, options: dict[str, Option]) -> dict[str, Option]:
         """The same options, most with another value from the whole of their domains, as far as these go together."""
         numbers, kept = words(next(self.counter)), dict(options)
         for name, hyper in self.of.hyper.items():
             if next(numbers) % 4 and name not in self.of.shared and not isinstance(kept.get(name), Scalar):
                 tried = kept | {name: cast("Option", anywhere(hyper, numbers))}
-                complete = SimpleNamespace(**{**vars(self.spec.hyper_values()), **plain(tried)})
-                if self.spec.problem(complete) is None and not self._conflicts(complete) and self.of.accepts(tried):
-                    kept = tried
+                kept = tried if self.takes(tried) else kept
         return kept
 
     def _member(self, hyper: HyperValues) -> Iterator[int]:
@@ -344,6 +347,14 @@ class Decoding:
         self.hypers[group] = changed
         if name == "maximize" and self.objective is not None:  # what has a minimum alone is turned with it
             self.objective = replace(self.objective, scale=-self.objective.scale)
+        return SetOption(group, name, value)
+
+    def switched(self, group: int, name: str, value: Option) -> Event | None:
+        """An option set to what gives a parameter one buffer more, or one less; nothing where that does not go with the others."""
+        changed = SimpleNamespace(**{**vars(self.hypers[group]), name: value})
+        if self.spec.problem(changed) is not None or self._conflicts(changed) or not self.of.accepts(vars(changed)):
+            return None
+        self.hypers[group] = changed
         return SetOption(group, name, value)
 
     def _derived(self, group: int) -> set[object]:

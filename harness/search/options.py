@@ -10,6 +10,7 @@ from typing import Any
 
 from stepcheck.harness.life.events import Option, plain
 from stepcheck.harness.life.values import splitmix64
+from stepcheck.harness.play.subjects import Subject
 from stepcheck.reference.spec import Domain, Hyper, HyperValues, Spec
 
 
@@ -37,6 +38,13 @@ def candidates(hyper: Hyper) -> tuple[Option, ...]:
         whole = tuple(dict.fromkeys(c for c in counts if c in domains[0]))
         return (None, *whole) if hyper.optional else whole
     return _reals(hyper.default, domains[0])
+
+
+def values_of(subject: Subject, hyper: Hyper) -> tuple[Option, ...]:
+    """The values of an option that the subject takes, its default first: that is passed whether it is taken or not."""
+    default, *others = candidates(hyper)
+    taken = (c for c in others if not subject.refuses(hyper.name, c) and subject.accepts({hyper.name: c}))
+    return (default, *taken)
 
 
 def _reals(default: Any, domain: Domain) -> tuple[float, ...]:
@@ -71,10 +79,10 @@ def option_sets(spec: Spec, values: Mapping[str, Sequence[Option]]) -> OptionSet
     for n, words in enumerate(splitmix64(1, 32 * _OPTION_SETS).reshape(-1, 32) if names else ()):
         chosen = sorted(range(len(names)), key=lambda i: int(words[i]))[: 2 + n * 4 // _OPTION_SETS]
         sets.append({names[i]: values[names[i]][int(words[i] >> 20) % len(values[names[i]])] for i in chosen})
-    switches = _switches(spec, values)
-    for n in range(1, len(sets) if switches else 0, 2):
+    having = _switches(spec, values)
+    for n in range(1, len(sets) if having else 0, 2):
         # An optimizer that remembers nothing has little to get wrong: half of the groups have a buffer more than by default.
-        sets[n] = switches[n // 2 % len(switches)] | sets[n]
+        sets[n] = having[n // 2 % len(having)] | sets[n]
     return [(options, spec.hyper_values(options)) for options in (_without_conflict(spec, o) for o in sets)]
 
 
@@ -85,6 +93,18 @@ def _switches(spec: Spec, values: Mapping[str, Sequence[Option]]) -> list[dict[s
     alone = [{name: value} for name in sorted(values) for value in values[name][1:]]
     ways = ((o, SimpleNamespace(**{**vars(default), **plain(o)})) for o in alone if absent)
     return [o for o, hyper in ways if spec.problem(hyper) is None and any(b.present(hyper) for b in absent)]
+
+
+def switches(subject: Subject) -> dict[str, list[Option]]:
+    """Of each option that gives a parameter a buffer which it has not by default, and can be set later: the values that do."""
+    later = (
+        h for h in subject.spec.hyper if not h.at_construction and h.name in subject.options - subject.constructor_only
+    )
+    found: dict[str, list[Option]] = {}
+    for options in _switches(subject.spec, {h.name: values_of(subject, h) for h in later}):
+        for name, value in options.items():
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def _without_conflict(spec: Spec, options: dict[str, Option]) -> dict[str, Option]:

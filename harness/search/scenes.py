@@ -11,15 +11,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stepcheck.harness.life.events import SURROUNDINGS, AddGroup, Event, Handle, Run, Step
+from stepcheck.harness.life.events import (
+    SURROUNDINGS,
+    AddGroup,
+    Event,
+    Handle,
+    Option,
+    Run,
+    Schedule,
+    ScheduleStep,
+    Step,
+)
 from stepcheck.harness.life.values import splitmix64_word
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.search.contents import Kind, StepKind
+from stepcheck.harness.search.options import switches
 from stepcheck.reference.spec import Domain, Hyper, Spec
 
 if TYPE_CHECKING:
     from stepcheck.harness.search.generate import Decoding
 
+
+Options = dict[str, Option]
 
 #: Elements of a parameter that has few.
 _FEW = 9
@@ -35,8 +48,7 @@ class Scene:
         groups: how many parameters each group has at first, by the number of the scene in a campaign; as usual, where there is none.
         shape: of each parameter, by that number; as usual, where there is none.
         small: parameters have few elements; one of many has none.
-        whole_ranges: options have values from the whole of their domains.
-        plain: the first so many have default options, or as many others as there have to be for a state to be kept.
+        options: of a group, from those that were drawn.
     """
 
     events: Callable[[Decoding], Iterator[Event]]
@@ -44,8 +56,7 @@ class Scene:
     groups: Callable[[Spec, int], tuple[int, ...]] | None = None
     shape: Callable[[Spec, int], tuple[int, ...]] | None = None
     small: bool = False
-    whole_ranges: bool = False
-    plain: int = 0
+    options: Callable[[Decoding, Options], Options] = lambda _, drawn: drawn
 
 
 def _plainly(subject: Subject) -> bool:
@@ -97,8 +108,8 @@ _MANY: tuple[tuple[int, ...], ...] = (
     (37,),
     (130,),
     (2, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (1_001,),
     (1,) * 18,
-    (340,),
 )
 
 
@@ -143,6 +154,54 @@ def _long(life: Decoding) -> Iterator[Event]:
         for n in range(first, turn + 2):
             yield life.step(_ordinary(life), n)
         taken = turn + 1
+
+
+def _plain_at_first(life: Decoding, drawn: Options) -> Options:
+    """Of the first two such lives, the fewest options with which there is a state."""
+    return life.with_state() if life.number < 2 else drawn
+
+
+# Rested: a buffer is not needed for some steps.
+
+
+def _rests(life: Decoding) -> tuple[str, bool]:
+    """The option that gives a parameter one more buffer, and whether it is off at first."""
+    names = list(life.of.switches)
+    turn, place = divmod(life.number, len(names))
+    return names[place], turn % 3 == 2
+
+
+def _with_a_switch(life: Decoding, drawn: Options) -> Options:
+    """With one more buffer, or, where that comes late, with nothing else: how a buffer begins depends on other options."""
+    name, late = _rests(life)
+    on, off = {name: life.draw(life.of.switches[name])}, {name: life.of.hyper[name].default}
+    if late:
+        return off
+    return next((o for o in (drawn | on, on) if life.takes(o) and life.takes(o | off)), drawn)
+
+
+def _rested(life: Decoding) -> Iterator[Event]:
+    """What has a buffer is turned off, and on again, or on for the first time; two steps between any two turns."""
+    name, late = _rests(life)
+    group, off = life.draw(range(len(life.groups))), life.of.hyper[name].default
+    on = life.groups[group].options.get(name, off)
+    on = life.draw(life.of.switches[name]) if on == off else on
+    turns = [_to(group, name, value) for value in ((on, off, on) if late else (off, on))]
+    if late and name == "momentum" and life.number % 2 and life.of.schedulable:
+        turns[0] = lambda _: [Schedule("OneCycleLR"), ScheduleStep()]  # which turns momentum on
+    n = itertools.count()
+    for turn in (lambda _: [], *turns):
+        yield from turn(life)
+        for _ in range(2):
+            yield life.step(_ordinary(life), next(n))
+
+
+def _to(group: int, name: str, value: Option) -> Callable[[Decoding], list[Event]]:
+    def turn(life: Decoding) -> list[Event]:
+        changed = life.switched(group, name, value)
+        return [] if changed is None else [changed]
+
+    return turn
 
 
 # Handled: what users do between steps.
@@ -261,17 +320,29 @@ def words(seed: int) -> Iterator[int]:
 SCENES: dict[str, Scene] = {
     "large": Scene(_steps(2), _plainly, lambda *_: (1,), _large),
     "many": Scene(_with_added_groups, lambda s: _plainly(s) and not s.one_group, _many, small=True),
-    "long": Scene(_long, lambda s: _plainly(s) and not s.spec.products, lambda _, n: (2 - n % 2,), small=True, plain=2),
+    "long": Scene(
+        _long,
+        lambda s: _plainly(s) and not s.spec.products,
+        lambda _, n: (2 - n % 2,),
+        small=True,
+        options=_plain_at_first,
+    ),
     "handled": Scene(_handled, lambda s: s.cost <= 9 and not s.spec.closure and not s.differentiable),
+    "rested": Scene(
+        _rested, lambda s: s.cost <= 9 and bool(switches(s)) and not s.differentiable, options=_with_a_switch
+    ),
     "surrounded": Scene(_surrounded, lambda s: s.cost <= 9 and not s.spec.closure and not s.differentiable),
-    "valued": Scene(_with_a_run, lambda s: s.cost <= 9 and not s.spec.closure, whole_ranges=True),
+    "valued": Scene(
+        _with_a_run, lambda s: s.cost <= 9 and not s.spec.closure, options=lambda life, drawn: life.anywhere(drawn)
+    ),
     "switched": Scene(_freely, lambda s: s.cost <= 9 and bool(s.flags)),
     "spelled": Scene(_freely, lambda s: s.cost <= 9 and len(s.spellings) > 1),
 }
 #: In which order scenes follow one another: those whose lives cost more stand here seldom.
 _ORDER = (
-    "handled", "large", "valued", "long", "spelled", "surrounded", "handled", "switched", "valued", "many", "handled", "valued", "spelled",
-    "handled", "surrounded", "switched", "many", "handled", "valued", "handled", "spelled", "surrounded", "handled", "switched",
+    "handled", "large", "valued", "long", "spelled", "rested", "surrounded", "handled", "switched", "valued", "many", "handled", "valued",
+    "spelled", "handled", "surrounded", "switched", "many", "rested", "handled", "valued", "handled", "spelled", "surrounded", "handled",
+    "switched",
 )  # fmt: skip
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.life.events import DICTIONARIES, Option, Reload
+from stepcheck.harness.life.events import DICTIONARIES, Reload
 from stepcheck.harness.play.resume import counts
 from stepcheck.harness.play.signature import inherits
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.search.contents import SPARSITIES, Kind, StepKind, layouts
-from stepcheck.harness.search.options import candidates, option_sets
+from stepcheck.harness.search.options import option_sets, switches, values_of
 from stepcheck.harness.search.styles import style_of
-from stepcheck.reference.spec import Hyper, Spec
+from stepcheck.reference.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Tables:
 
     Attributes:
         between: the names of what may stand between steps, the commonest named more often.
+        switches: as :func:`options.switches` has them.
     """
 
     def __init__(self, subject: Subject, dtypes: Sequence[str], between: Sequence[str]) -> None:
@@ -45,7 +46,7 @@ class Tables:
         self.dtype = [*((d,) for d in self.dtypes), *(() if style.one_dtype else (self.dtypes,))]
         self.accepts, self.leaves_open = subject.accepts, subject.leaves_open
         self.hyper = {h.name: h for h in self.spec.hyper if h.name in subject.options}
-        self.reals = {name: style.values(name, _values_of(subject, h)) for name, h in self.hyper.items()}
+        self.reals = {name: style.values(name, values_of(subject, h)) for name, h in self.hyper.items()}
         accepted = [(o, h) for o, h in option_sets(self.spec, self.reals) if subject.accepts(o)]
         self.options = style.options(self.spec, accepted or [({}, self.spec.hyper_values())], self.reals)
         self.shared = subject.constructor_only
@@ -56,6 +57,7 @@ class Tables:
             for name, values in self.reals.items()
             if name != "lr" and not self.hyper[name].at_construction and name not in self.shared
         }
+        self.switches = switches(subject)
         self.tensor_lr = subject.tensor_lr
         self.flags = subject.flags
         self.spellings = tuple(spelling for spelling in subject.spellings if spelling != "plain")
@@ -136,10 +138,3 @@ class Tables:
 
 def _descends(subject: Subject) -> bool:
     return not subject.explicit or (inspect.isclass(subject.make) and issubclass(subject.make, torch.optim.Optimizer))
-
-
-def _values_of(subject: Subject, hyper: Hyper) -> tuple[Option, ...]:
-    """The values of an option that the subject takes, its default first: that is passed whether it is taken or not."""
-    default, *others = candidates(hyper)
-    taken = (c for c in others if not subject.refuses(hyper.name, c) and subject.accepts({hyper.name: c}))
-    return (default, *taken)

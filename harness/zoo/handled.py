@@ -459,7 +459,7 @@ class DecaysByTensorAsItWas(RightAdamW):
 
 @handled("RMSprop", "completes")
 class NeedsBuffer(RightRMSprop):
-    """Raises where momentum is turned on later, having no buffer for it."""
+    """Raises where a schedule turns momentum on later, having no buffer for it."""
 
     def accumulate(self, d, state, group):
         state["momentum_buffer"] = d + group["momentum"] * state["momentum_buffer"]
@@ -467,12 +467,29 @@ class NeedsBuffer(RightRMSprop):
 
 
 @handled("SGD")
-class OverwritesRestingBuffer(RightSGD):
-    """Puts the gradient into a buffer that rests while momentum is turned off."""
+class GoesOnAlongResting(RightSGD):
+    """Adds a tenth of a buffer that rests while momentum is turned off."""
 
     def update(self, p, g, state, group):
-        if group["momentum"] == 0 and "momentum_buffer" in state:
-            state["momentum_buffer"] = g.clone()
+        resting = state["momentum_buffer"] if group["momentum"] == 0 and "momentum_buffer" in state else 0.0
+        return super().update(p, g, state, group) - 0.1 * group["lr"] * resting
+
+
+@handled("Adam")
+class MaximumGoesOn(RightAdam):
+    """Takes the maximum as long as there is one, whatever amsgrad says by now."""
+
+    def update(self, p, g, state, group):
+        return super().update(p, g, state, {**group, "amsgrad": "max_exp_avg_sq" in state})
+
+
+@handled("RMSprop", "completes")
+class CannotRest(RightRMSprop):
+    """Raises where a buffer has no use any more."""
+
+    def update(self, p, g, state, group):
+        if "grad_avg" in state and not group["centered"]:
+            raise RuntimeError(f"{sorted(state)} is not the state of {sorted(group)}")
         return super().update(p, g, state, group)
 
 

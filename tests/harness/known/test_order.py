@@ -55,7 +55,7 @@ ORDER = [
     "copies-lose-gradient-scaling",
     "parameters-before-a-refused-gradient-are-stepped",
     "other-dtype-is-refused-half-way",
-    "rmsprop-momentum-turned-on-later",
+    "buffer-turned-on-later",
     "fused-sgd-skipped-first-step-leaves-garbage",
     "sgd-nesterov-looks-at-keywords-alone",
     "groups-are-not-validated",
