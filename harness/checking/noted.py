@@ -18,7 +18,7 @@ from stepcheck.harness.life.events import (
 from stepcheck.harness.life.memory import GUARD
 from stepcheck.harness.life.values import is_complex
 from stepcheck.harness.play.recording import CALLERS_GROUPS
-from stepcheck.harness.play.steps import ENABLED, GRAPH
+from stepcheck.harness.play.steps import DETACHED, ENABLED, GRAPH, PAST
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.support import settings
 
@@ -91,13 +91,21 @@ def _stays(writer: Writer) -> Sequence[str]:
     if writer.finding.cause == GRAPH:
         tensors = "[v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]"
         return [f"assert not any(t.requires_grad for t in {tensors}), optimizer.state"]
+    if writer.finding.cause == DETACHED:
+        return [f"assert params[{writer.finding.parameter}].grad.requires_grad"]
+    if writer.finding.cause == PAST:
+        return [
+            "import gc; tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.grad_fn]",
+            "past = [t for t in tensors if not any(t is p.grad for p in params)]",
+            "assert len(past) < 2, len(past)",
+        ]
     return [f"assert before == {_place(writer)}, (before, {_place(writer)})"]
 
 
 storage_stays = _noted(
     "storage-stays",
-    "Do parameters stay where they are in memory, with their shape, strides and dtype, and does the state hang in no graph?",
-    Witness(_stays, lambda w: [] if w.finding.cause == GRAPH else [f"before = {_place(w)}"]),
+    "Do parameters stay where they are in memory, with their shape, strides and dtype, and are graphs of gradients left alone?",
+    Witness(_stays, lambda w: [] if w.finding.cause in (GRAPH, DETACHED, PAST) else [f"before = {_place(w)}"]),
 )
 
 

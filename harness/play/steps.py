@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 #: Causes of what the surroundings of a step show.
-ENABLED, GRAPH = "grad mode around the step", "graph"
+ENABLED, GRAPH, DETACHED, PAST = "grad mode around the step", "graph", "gradient's graph", "past gradients"
 #: What is not done to somebody's class, and why, in words.
 PLAIN_STEPS = "steps in other surroundings: it takes none without a closure"
 
@@ -145,13 +145,21 @@ def _step_another(player: Player) -> None:
 
 
 def _note_graphs(player: Player) -> None:
-    """That no tensor of the state hangs in a graph: it would grow with each step."""
+    """That no tensor of the state hangs in a graph, which would grow with each step, nor the graphs of earlier steps are held; and that the
+    gradient still has its own.
+    """
     state = getattr(player.optimizer, "state", {})
     for i, p in enumerate(player.parameters):
         kept = state.get(p) if hasattr(state, "get") else None
         hanging = [name for name, t in resume.tensors(kept) if t.requires_grad]
         told = f"leaves {hanging[0]} in the gradient's graph, which grows with each step" if hanging else ""
         player.note("storage-stays", not hanging, GRAPH, told, i)
+        player.note(
+            "storage-stays", not player.tensors.is_detached(i), DETACHED, "takes the gradient out of its graph", i
+        )
+        past = player.tensors.past(i)
+        told = f"still holds the gradients of {past} earlier steps, and their graphs: each step keeps one more"
+        player.note("storage-stays", past < 2, PAST, told, i)
 
 
 def _step_with(player: Player, closure: _Closure | _Evaluator) -> None:

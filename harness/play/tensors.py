@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,6 +48,7 @@ class Tensors:
         self.replaced: list[list[tuple[Allocation | SparseAllocation, bytes]]] = [[] for _ in self.parameters]
         """Gradients that were taken off each parameter, and what stood in their memory then."""
         self.gradients: list[Allocation | SparseAllocation | None] = [None] * len(self.parameters)
+        self._graphs: list[list[weakref.ref[torch.Tensor]]] = [[] for _ in self.parameters]
 
     def allocate(self, index: int, parameter: Parameter) -> Allocation:
         """Memory for a parameter, filled with its values."""
@@ -110,10 +113,26 @@ class Tensors:
 
     def attach_graphs(self) -> None:
         """Let each dense gradient be the result of a computation, as ``backward(create_graph=True)`` leaves it."""
-        for p in self.parameters:
+        for p, graphs in zip(self.parameters, self._graphs, strict=True):
             if p.grad is not None and not p.grad.is_sparse:
                 one = torch.ones((), dtype=p.grad.dtype, device=p.grad.device, requires_grad=True)
-                p.grad = p.grad * one
+                p.grad = p.grad.detach() * one
+                graphs.append(weakref.ref(p.grad))
+
+    def is_detached(self, index: int) -> bool:
+        """Whether the gradient of a parameter was given with a graph, and has none any more."""
+        g = self.parameters[index].grad
+        return bool(self._graphs[index]) and g is not None and not g.is_sparse and not g.requires_grad
+
+    def past(self, index: int) -> int:
+        """How many gradients of a parameter's earlier steps somebody still holds, of those that had a graph."""
+
+        def held() -> int:
+            return sum((g := ref()) is not None and g is not self.parameters[index].grad for ref in self._graphs[index])
+
+        if held() > 1:
+            gc.collect()  # what refers to itself alone is held by nobody
+        return held()
 
     def put_aside(self, index: int) -> None:
         """A gradient that is replaced must stay as it is as well."""

@@ -260,11 +260,11 @@ def _without(spec: Spec) -> set[str]:
 
 def _surrounded(life: Decoding) -> Iterator[Event]:
     among = [s for s in SURROUNDINGS if s not in _without(life.spec)]
+    turn, place = divmod(life.number, len(among))
     for n in range(4):
-        step = life.step(_ordinary(life), n)
-        within = life.draw(among) if n else among[life.number % len(among)]
-        plain = isinstance(step, Step) and not step.closure and not step.scaling
-        yield Step(step.gradients, within=within) if plain else step
+        # Of every other round all steps are taken in the same.
+        within = among[place] if turn % 2 or not n else life.draw(among)
+        yield Step(life.step(_ordinary(life), n).gradients, within=within)
 
 
 def _with_a_run(life: Decoding) -> Iterator[Event]:

@@ -34,7 +34,7 @@ _SURROUNDED = {
     ],
     "graph": [
         "one = torch.ones((), requires_grad=True)",
-        "for p in params: p.grad = p.grad if p.grad is None or p.grad.is_sparse else p.grad * one.to(p.grad)",
+        "for p in params: p.grad = p.grad if p.grad is None or p.grad.is_sparse else p.grad.detach() * one.to(p.grad)",
         "optimizer.step()",
     ],
 }  # fmt: skip

@@ -141,6 +141,8 @@ WRONG = {
     "no_grad": (around.LeavesGradientsOn, LIVES["no_grad"], {}),
     "another optimizer": (around.CountsForTheClass, LIVES["another optimizer"], {}),
     "graph": (around.KeepsGraph, LIVES["graph"], {"momentum": 0.9}),
+    "graph of the gradient": (around.DetachesGradient, LIVES["graph"], {}),
+    "graphs of the past": (around.KeepsPastGradients, [step(n, "graph") for n in range(1, 5)], {}),
 }
 
 
