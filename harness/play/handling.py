@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from stepcheck.harness.life.events import OF_ALL, Group, Handle, Option, Run, Schedule, Step
+from stepcheck.harness.life.events import OF_ALL, Group, Handle, Option, Run, Step
 from stepcheck.harness.life.memory import identical, rounded
 from stepcheck.harness.life.values import in_reals
 from stepcheck.harness.play.recording import EndOfLifeError, ReloadRecord, State
@@ -32,7 +32,9 @@ NO_COPIES = "parameters overwritten or swapped: its state has tensors that may b
 NOT_ANEW = "state taken away, parameters appended: it makes the state of a parameter when it is given it, or elsewhere than torch's own class"
 NOT_TORCHS = "state_dict kept and rolled back, groups replaced: it is no torch.optim.Optimizer"
 
-NOT_LATE = "a buffer turned on after steps without it: the next step raises an exception, as some of torch.optim's do"
+NOT_LATE = (
+    "a buffer turned on after steps without it: the next step raises an exception, as that of torch's own class does"
+)
 
 
 class Kept(NamedTuple):
@@ -67,13 +69,8 @@ def handle(player: Player, event: int, what: Handle) -> None:
 
 
 def is_late(player: Player) -> bool:
-    """Whether this is a step of somebody's class for which a group needs a buffer that none of its steps before did, since an option was set.
-
-    That schedules turn momentum on is usual, and is asked of everybody.
-    """
-    events = player.trace.events[: (player.event or 0) + 1]
-    set_later = isinstance(events[-1], Step) and not any(isinstance(e, Schedule) for e in events)
-    if not (player.subject.explicit and player.event and set_later):
+    """Whether this is a step of somebody's class for which a group needs a buffer that none of its steps before did."""
+    if not player.subject.explicit or player.event is None or not isinstance(player.trace.events[player.event], Step):
         return False
     for n, hyper in enumerate(player.hyper):
         before = [record.hyper[n] for record in player.recording.steps if n < len(record.hyper)]

@@ -331,7 +331,11 @@ SCENES: dict[str, Scene] = {
     "rested": Scene(
         _rested, lambda s: s.cost <= 9 and bool(switches(s)) and not s.differentiable, options=_with_a_switch
     ),
-    "surrounded": Scene(_surrounded, lambda s: s.cost <= 9 and not s.spec.closure and not s.differentiable),
+    "surrounded": Scene(
+        _surrounded,
+        lambda s: s.cost <= 9 and not s.spec.closure and not s.differentiable,
+        options=lambda life, drawn: life.with_state() if life.number // len(SURROUNDINGS) % 2 else drawn,
+    ),
     "valued": Scene(
         _with_a_run, lambda s: s.cost <= 9 and not s.spec.closure, options=lambda life, drawn: life.anywhere(drawn)
     ),

@@ -457,13 +457,14 @@ class DecaysByTensorAsItWas(RightAdamW):
 # Options that are turned on or off
 
 
-@handled("RMSprop", "completes")
-class NeedsBuffer(RightRMSprop):
-    """Raises where a schedule turns momentum on later, having no buffer for it."""
+@handled("SGD", "completes")
+class NeedsBuffer(RightSGD):
+    """Raises where momentum is turned on after the first step, having no buffer for it."""
 
-    def accumulate(self, d, state, group):
-        state["momentum_buffer"] = d + group["momentum"] * state["momentum_buffer"]
-        return state["momentum_buffer"]
+    def visit(self, p, group):
+        if p in self.state and group["momentum"] != 0:
+            self.state[p]["momentum_buffer"].shape  # noqa: B018
+        super().visit(p, group)
 
 
 @handled("SGD")
