@@ -105,6 +105,13 @@ class Predictor:
                 # One number, as many times as its parameter has elements.
                 predicted.value = np.broadcast_to(predicted.value, lengths[0])
                 predicted.error = np.broadcast_to(predicted.error, lengths[0])
+        if type(p.error) is not float:
+            # What is added to a carry is rounded once more before the parameter takes it.
+            kept_more = np.repeat([type(error) is not float for _, error in starts], lengths)
+            predicted = result[PARAMETER]
+            predicted.error = predicted.error + np.where(
+                kept_more, element.unit_roundoff * np.abs(predicted.value - p.value.reshape(-1)), 0.0
+            )
         self._leave_unnamed(batch, gradients, p, state, result)
         self._add_entries(hyper, arith, gradients, p, g, result)
         if is_complex(dtype):

@@ -28,8 +28,11 @@ _MOST_SECONDS = 3.0
 
 #: What is not done to somebody's class, and why, in words.
 NO_TIME = f"runs of steps: one takes it over {_MOST_SECONDS:g} s"
-NO_COPIES = "parameters overwritten or swapped: its state has tensors that may be copies of them"
+NO_COPIES = (
+    "parameters overwritten or swapped, a state_dict rolled back: its state has tensors that may be copies of them"
+)
 NOT_ANEW = "state taken away, parameters appended: it makes the state of a parameter when it is given it, or elsewhere than torch's own class"
+NOT_KEYED = "parameters removed from and appended to groups: it keeps no state of each where torch's own class does"
 NOT_TORCHS = "state_dict kept and rolled back, groups replaced: it is no torch.optim.Optimizer"
 
 NOT_LATE = (
@@ -171,6 +174,10 @@ def _roll_back(player: Player, event: int, _: Handle) -> None:
     kept = player.kept
     if kept is None or kept.groups != player.groups:  # of other groups, it would have to be refused
         return
+    if any(
+        _keeps_a_copy(player, i) for i in range(len(player.parameters))
+    ):  # what was kept is of the parameters as they were
+        return
     before = [player.state(i) for i in range(len(player.parameters))]
     player.optimizer.load_state_dict(copy.deepcopy(kept.state_dict))
     player.hooks.expect_of("load_state_dict", player.subject, player.optimizer)
@@ -194,7 +201,15 @@ def _left(before: State, saved: State, loaded: State) -> list[str]:
     ]
 
 
+def _is_keyed(player: Player) -> bool:
+    """Whether it keeps a state of each parameter: what keeps one by place is for groups that stay as they are."""
+    kept = not player.subject.explicit or any(player.state(i) for i in range(len(player.parameters)))
+    return player.has(NOT_KEYED, isinstance(player.optimizer, torch.optim.Optimizer) and kept)
+
+
 def _removed(player: Player, _: int, what: Handle) -> None:
+    if not _is_keyed(player):
+        return
     n = player.trace.group_of[what.parameter]
     members = player.optimizer.param_groups[n]["params"]
     if len(members) > 1 and isinstance(members, list):
@@ -206,7 +221,8 @@ def _removed(player: Player, _: int, what: Handle) -> None:
 
 def _appended(player: Player, _: int, what: Handle) -> None:
     if not player.knows(what.parameter):
-        if not player.has(NOT_ANEW, not _made_at_once(player) or bool(player.state(what.parameter))):
+        anew = player.has(NOT_ANEW, not _made_at_once(player) or bool(player.state(what.parameter)))
+        if not (anew and _is_keyed(player)):
             raise EndOfLifeError
         n = player.trace.group_of[what.parameter]
         player.optimizer.param_groups[n]["params"].append(player.parameters[what.parameter])

@@ -174,7 +174,8 @@ def _rests(life: Decoding) -> tuple[str, bool]:
 def _with_a_switch(life: Decoding, drawn: Options) -> Options:
     """With one more buffer, or, where that comes late, with nothing else: how a buffer begins depends on other options."""
     name, late = _rests(life)
-    on, off = {name: life.draw(life.of.switches[name])}, {name: life.of.hyper[name].default}
+    on: Options = {name: life.draw(life.of.switches[name])}
+    off: Options = {name: life.of.hyper[name].default}
     if late:
         return off
     return next((o for o in (drawn | on, on) if life.takes(o) and life.takes(o | off)), drawn)
@@ -258,6 +259,11 @@ def _without(spec: Spec) -> set[str]:
     return without | ({"float64 by default"} if kept else set())  # the dtype of numbers that it keeps
 
 
+def _in_earnest(life: Decoding, drawn: Options) -> Options:
+    """Of every other round, the fewest options with which there is a state."""
+    return life.with_state() if life.number // len(SURROUNDINGS) % 2 else drawn
+
+
 def _surrounded(life: Decoding) -> Iterator[Event]:
     among = [s for s in SURROUNDINGS if s not in _without(life.spec)]
     turn, place = divmod(life.number, len(among))
@@ -332,9 +338,7 @@ SCENES: dict[str, Scene] = {
         _rested, lambda s: s.cost <= 9 and bool(switches(s)) and not s.differentiable, options=_with_a_switch
     ),
     "surrounded": Scene(
-        _surrounded,
-        lambda s: s.cost <= 9 and not s.spec.closure and not s.differentiable,
-        options=lambda life, drawn: life.with_state() if life.number // len(SURROUNDINGS) % 2 else drawn,
+        _surrounded, lambda s: s.cost <= 9 and not s.spec.closure and not s.differentiable, options=_in_earnest
     ),
     "valued": Scene(
         _with_a_run, lambda s: s.cost <= 9 and not s.spec.closure, options=lambda life, drawn: life.anywhere(drawn)

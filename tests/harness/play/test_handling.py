@@ -133,7 +133,7 @@ WRONG = {
         [step(1), Handle("kept"), SetOption(0, "lr", 0.5), Handle("rolled back"), step(2)],
         {},
     ),
-    "removed": (handled.StepsRemoved, handled_by("removed"), {}),
+    "removed": (handled.StepsRemoved, handled_by("removed"), {"momentum": 0.9}),
     "appended": (handled.MissesAppended, [step(1), Handle("appended", 1), step(2)], {}),
     "regrouped": (handled.StepsFormerGroups, handled_by("regrouped"), {}),
     "each 50th step": (ages.DropsMomentumEach50, [step(1), Run(47), step(2), step(3), step(4)], {"momentum": 0.9}),
