@@ -49,6 +49,7 @@ class Scene:
         shape: of each parameter, by that number; as usual, where there is none.
         small: parameters have few elements; one of many has none.
         options: of a group, from those that were drawn.
+        own: it is about options of a subject's own: where it has none, nothing is missed.
     """
 
     events: Callable[[Decoding], Iterator[Event]]
@@ -57,6 +58,7 @@ class Scene:
     shape: Callable[[Spec, int], tuple[int, ...]] | None = None
     small: bool = False
     options: Callable[[Decoding, Options], Options] = lambda _, drawn: drawn
+    own: bool = False
 
 
 def _plainly(subject: Subject) -> bool:
@@ -335,7 +337,7 @@ SCENES: dict[str, Scene] = {
     ),
     "handled": Scene(_handled, lambda s: s.cost <= 9 and not s.spec.closure and not s.differentiable),
     "rested": Scene(
-        _rested, lambda s: s.cost <= 9 and bool(switches(s)) and not s.differentiable, options=_with_a_switch
+        _rested, lambda s: s.cost <= 9 and bool(switches(s)) and not s.differentiable, options=_with_a_switch, own=True
     ),
     "surrounded": Scene(
         _surrounded, lambda s: s.cost <= 9 and not s.spec.closure and not s.differentiable, options=_in_earnest
@@ -343,7 +345,7 @@ SCENES: dict[str, Scene] = {
     "valued": Scene(
         _with_a_run, lambda s: s.cost <= 9 and not s.spec.closure, options=lambda life, drawn: life.anywhere(drawn)
     ),
-    "switched": Scene(_freely, lambda s: s.cost <= 9 and bool(s.flags)),
+    "switched": Scene(_freely, lambda s: s.cost <= 9 and bool(s.flags), own=True),
     "spelled": Scene(_freely, lambda s: s.cost <= 9 and len(s.spellings) > 1),
 }
 #: In which order scenes follow one another: those whose lives cost more stand here seldom.

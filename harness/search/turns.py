@@ -56,7 +56,7 @@ class Turns:
         if not self.subject.explicit:
             return
         never = [name for name in SCENES if name not in self.played]
-        impossible = [name for name in never if not SCENES[name].takes(self.subject) and name != "switched"]
+        impossible = [name for name in never if not SCENES[name].takes(self.subject) and not SCENES[name].own]
         if impossible:
             costs = "it takes one group" if impossible == ["many"] else "its steps cost too much"
             why = "its steps evaluate a closure" if self.subject.spec.closure else costs
