@@ -43,6 +43,9 @@ class Tensors:
             for allocation in self.allocations:
                 allocation.make_differentiable()
         self.parameters = [as_parameter(subject, a.view) for a in self.allocations]
+        self._sharing: dict[int, list[Allocation]] = {}
+        for allocation in self.allocations:
+            self._sharing.setdefault(id(allocation.buffer), []).append(allocation)
         self.outside = [self._outside(a) for a in self.allocations]
         self._places = [_place(p) for p in self.parameters]
         self.replaced: list[list[tuple[Allocation | SparseAllocation, bytes]]] = [[] for _ in self.parameters]
@@ -64,12 +67,13 @@ class Tensors:
 
     def _outside(self, allocation: Allocation) -> npt.NDArray[np.intp]:
         """The buffer's elements that are no parameter's own."""
-        sharing = tuple((a.shape, a.layout, a.start) for a in self.allocations if a.buffer is allocation.buffer)
+        sharing = tuple((a.shape, a.layout, a.start) for a in self._sharing[id(allocation.buffer)])
         return beside(len(allocation.buffer), sharing)
 
     def place(self, index: int, allocation: Allocation) -> None:
         """Let a parameter stand in other memory, of the same shape, dtype and layout."""
         self.allocations[index] = allocation
+        self._sharing[id(allocation.buffer)] = [allocation]
         self.parameters[index].data = allocation.view
         self.outside[index] = self._outside(allocation)
         self._places[index] = _place(self.parameters[index])

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 Options = dict[str, Option]
 
-#: Elements of a parameter that has few.
-_FEW = 9
-
 
 @dataclass(frozen=True)
 class Scene:
@@ -376,8 +373,8 @@ def shape_of(life: Decoding) -> tuple[int, ...] | None:
     if scene.shape is not None:
         return scene.shape(life.spec, life.number)
     index = len(life.parameters)
-    shapes = [shape for shape, *_ in life.world.parameters if math.prod(shape) <= _FEW]
-    empty = [s for s in shapes if 0 in s] if index % 29 == 13 else []  # one among many
-    others = [s for s in shapes if 0 not in s]
+    others, empty = life.world.small
+    if empty and index % 29 == 13:  # one among many
+        return empty[0]
     # Of every other such life all parameters are alike.
-    return empty[0] if empty else others[(index * 7 if life.number % 2 else life.number // 2) % len(others)]
+    return others[(index * 7 if life.number % 2 else life.number // 2) % len(others)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +21,9 @@ from stepcheck.harness.search.options import option_sets, switches, values_of
 from stepcheck.harness.search.styles import style_of
 from stepcheck.reference.spec import Spec
 
+#: Elements of a parameter that has few.
+_FEW = 9
+
 
 @dataclass(frozen=True)
 class World:
@@ -27,6 +32,12 @@ class World:
     parameters: Sequence[tuple[tuple[int, ...], str, Kind]]
     events: Sequence[StepKind | str]
     steps: Sequence[StepKind]
+
+    @functools.cached_property
+    def small(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """The shapes of few elements, and those of none."""
+        shapes = [shape for shape, *_ in self.parameters if math.prod(shape) <= _FEW]
+        return [s for s in shapes if 0 not in s], [s for s in shapes if 0 in s]
 
 
 class Tables:
