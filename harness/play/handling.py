@@ -32,7 +32,7 @@ NO_COPIES = (
     "parameters overwritten or swapped, a state_dict rolled back: its state has tensors that may be copies of them"
 )
 NOT_ANEW = "state taken away, parameters appended: it makes the state of a parameter when it is given it, or elsewhere than torch's own class"
-NOT_KEYED = "parameters removed from and appended to groups: it keeps no state of each where torch's own class does"
+NOT_KEYED = "parameters removed from and appended to groups: it does not keep all that it has of each in its state"
 NOT_TORCHS = "state_dict kept and rolled back, groups replaced: it is no torch.optim.Optimizer"
 
 NOT_LATE = (
@@ -202,9 +202,16 @@ def _left(before: State, saved: State, loaded: State) -> list[str]:
 
 
 def _is_keyed(player: Player) -> bool:
-    """Whether it keeps a state of each parameter: what keeps one by place is for groups that stay as they are."""
-    kept = not player.subject.explicit or any(player.state(i) for i in range(len(player.parameters)))
+    """Whether it keeps all that it has of a parameter in its state: what keeps something by place is for groups that stay as they are."""
+    kept = not player.subject.explicit or any(_is_whole(player, i) for i in player.known())
     return player.has(NOT_KEYED, isinstance(player.optimizer, torch.optim.Optimizer) and kept)
+
+
+def _is_whole(player: Player, index: int) -> bool:
+    """Whether a parameter has a state, with as many entries as the reference has buffers, whatever they are called."""
+    hyper, shape = player.hyper[player.trace.group_of[index]], player.trace.parameters[index].shape
+    needed = sum(b.present(hyper) and b.shape(shape) is not None for b in player.subject.spec.buffers)
+    return len(player.state(index)) >= max(needed, 1)
 
 
 def _removed(player: Player, _: int, what: Handle) -> None:

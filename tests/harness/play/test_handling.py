@@ -163,9 +163,24 @@ class MakesAtOnce(sgd.RightSGD):
             self.state[p]["mine"] = 1
 
 
+class CountsByPlace(adam.RightAdam):
+    """Counts the steps of each parameter in a list of the group."""
+
+    def visit(self, p, group):
+        counts = group.setdefault("counts", [0] * len(group["params"]))
+        place = next(n for n, q in enumerate(group["params"]) if q is p)
+        counts[place] += 1
+        super().visit(p, {**group, "t": counts[place]})
+        self.state[p].pop("step", None)
+
+
 @pytest.mark.parametrize(
     ("make", "how", "why"),
     [
+        (KeepsAlike, "rolled back", handling.NO_COPIES),
+        (sgd.RightSGD, "removed", handling.NOT_KEYED),
+        (CountsByPlace, "removed", handling.NOT_KEYED),
+        (CountsByPlace, "appended", handling.NOT_KEYED),
         (KeepsAlike, "written", handling.NO_COPIES),
         (KeepsAlike, "swapped", handling.NO_COPIES),
         (MakesAtOnce, "cleared", handling.NOT_ANEW),
@@ -173,8 +188,9 @@ class MakesAtOnce(sgd.RightSGD):
     ],
 )
 def test_what_is_not_done_to_a_class_is_said(make, how, why):
-    subject = class_subject(make, "SGD")
-    evidence, findings = found(subject, life("SGD", *handled_by(how)))
+    like = "Adam" if issubclass(make, adam.RightAdam) else "SGD"
+    subject = class_subject(make, like)
+    evidence, findings = found(subject, life(like, *handled_by(how)))
     assert findings == []
     assert why in evidence.recording.lacks
     assert any(why in note for note in left_out(evidence.recording.lacks))
