@@ -138,7 +138,8 @@ def test_what_a_class_inherits_is_never_charged_to_it(nothing_known):
     result = Campaign(class_subject(OwnStep, "Adam"), Settings(examples=60)).run()
     assert not result.divergences
     assert result.verdict == "pass"
-    assert {d.owner for d in result.known} == {"torch.optim.Optimizer"}
+    # With fused=True it steps by a kernel of torch's.
+    assert {"torch.optim.Optimizer"} <= {d.owner for d in result.known} <= {"torch.optim.Optimizer", "torch.optim.Adam"}
 
 
 # What is told
