@@ -14,7 +14,7 @@ from stepcheck.harness.checking.twins import Unset
 from stepcheck.harness.judging.judge import Judge
 from stepcheck.harness.judging.judgement import Judgement
 from stepcheck.harness.life.trace import Trace
-from stepcheck.harness.play.families import can_play, no_such_class, torch_subject
+from stepcheck.harness.play.families import torchs_own
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.recording import Recording
 from stepcheck.harness.play.subjects import Subject
@@ -178,10 +178,7 @@ class Evidence:
     def _torchs(self) -> Subject | None:
         """torch's own optimizer of the name, where it can play this life."""
         spec = self.subject.spec
-        if spec.closure or no_such_class(spec.name):
-            return None
-        subject = torch_subject(spec.name, "forloop")
-        return subject if can_play(subject, self.trace.plainly) else None
+        return None if spec.closure else torchs_own(spec, self.trace.plainly)
 
     def _has_meaning(self, trace: Trace) -> bool:
         return trace.problem(self.subject.spec) is None and not self.subject.problem(trace)

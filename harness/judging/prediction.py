@@ -109,9 +109,9 @@ class Predictor:
             # What is added to a carry is rounded once more before the parameter takes it.
             kept_more = np.repeat([type(error) is not float for _, error in starts], lengths)
             predicted = result[PARAMETER]
-            predicted.error = predicted.error + np.where(
-                kept_more, element.unit_roundoff * np.abs(predicted.value - p.value.reshape(-1)), 0.0
-            )
+            change = predicted.value - p.value.reshape(-1)
+            added = np.where(kept_more & np.isfinite(change), element.unit_roundoff * np.abs(change), 0.0)
+            predicted.error = predicted.error + added
         self._leave_unnamed(batch, gradients, p, state, result)
         self._add_entries(hyper, arith, gradients, p, g, result)
         if is_complex(dtype):

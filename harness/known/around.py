@@ -148,11 +148,11 @@ def refuses_half_way(seen: Seen) -> bool:
 )
 def finds_no_buffer(seen: Seen) -> bool:
     events = seen.trace.events
-    cycled = any(isinstance(e, Schedule) and e.kind in ("OneCycleLR", "CyclicLR") for e in events)
-    names = ("momentum_buffer", "grad_avg", "max_exp_avg_sq")
-    return (cycled or any(isinstance(e, SetOption) for e in events)) and seen.message in {
-        f"KeyError: {n!r}" for n in names
-    }
+    turned = {e.option for e in events if isinstance(e, SetOption)}
+    if any(isinstance(e, Schedule) and e.kind in ("OneCycleLR", "CyclicLR") for e in events):
+        turned.add("momentum")
+    needed = {"momentum": "momentum_buffer", "centered": "grad_avg", "amsgrad": "max_exp_avg_sq"}
+    return any(option in turned and seen.message == f"KeyError: {b!r}" for option, b in needed.items())
 
 
 @KIND.enter(

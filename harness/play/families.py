@@ -325,6 +325,14 @@ def sibling(subject: Subject, into: int, trace: Trace) -> Subject:
     return others[(into - 1) % len(others)] if others else subject
 
 
+def torchs_own(spec: Spec, trace: Trace) -> Subject | None:
+    """torch's own optimizer of the name, where it can play a life."""
+    if no_such_class(spec.name):
+        return None
+    subject = torch_subject(spec.name, "forloop")
+    return subject if can_play(subject, trace) else None
+
+
 def can_play(subject: Subject, trace: Trace) -> bool:
     """Whether a subject takes the dtypes, the sparse gradients, the tensor learning rates and the spelling of a life."""
     tensor_lr = any(isinstance(o.get("lr"), Scalar) for o in trace.given_options)

@@ -32,9 +32,8 @@ NO_COPIES = (
     "parameters overwritten or swapped, a state_dict rolled back: its state has tensors that may be copies of them"
 )
 NOT_ANEW = "state taken away, parameters appended: it makes the state of a parameter when it is given it, or elsewhere than torch's own class"
-NOT_KEYED = "parameters removed from and appended to groups: it does not keep all that it has of each in its state"
+NOT_KEYED = "parameters removed from and appended to groups, in lives where its state does not show that it is kept by parameter"
 NOT_TORCHS = "state_dict kept and rolled back, groups replaced: it is no torch.optim.Optimizer"
-
 NOT_LATE = (
     "a buffer turned on after steps without it: the next step raises an exception, as that of torch's own class does"
 )

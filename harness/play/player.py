@@ -19,7 +19,7 @@ from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play import spoil
 from stepcheck.harness.play.building import construct
 from stepcheck.harness.play.events import PLAYS
-from stepcheck.harness.play.families import can_play, no_such_class, torch_subject
+from stepcheck.harness.play.families import torchs_own
 from stepcheck.harness.play.handling import NOT_LATE, Kept, is_late
 from stepcheck.harness.play.hooks import Hooks
 from stepcheck.harness.play.process import SEED, frame, is_our_own, random_state, seeded
@@ -126,12 +126,10 @@ class Player:
         self._note_random_state(drawn)
 
     def _so_does_torchs(self) -> bool:
-        """Whether torch's own class of the name raises in this life as well, if there is one that can play it."""
-        name = self.subject.spec.name
-        torchs = None if no_such_class(name) else torch_subject(name, "forloop")
-        return (
-            torchs is None or not can_play(torchs, self.trace) or Player(torchs, self.trace).play().raised is not None
-        )
+        """Whether torch's own class of the name raises at this event as well."""
+        torchs = torchs_own(self.subject.spec, self.trace.plainly)
+        raised = None if torchs is None else Player(torchs, self.trace.plainly).play().raised
+        return raised is not None and raised.event == self.event
 
     def _note_random_state(self, before: object) -> None:
         holds = random_state(self.subject.device) == before

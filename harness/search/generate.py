@@ -330,11 +330,13 @@ class Decoding:
                 return other, default
         return None
 
-    def _set(self, group: int, name: str, value: Option) -> Event | None:
+    def _set(self, group: int, name: str, value: Option, *, buffers_stay: bool = True) -> Event | None:
         changed = SimpleNamespace(**{**vars(self.hypers[group]), **plain({name: value})})
         # The other options have been found to lie in their domains.
         problem = self.of.problem_of(name, getattr(changed, name)) or self.spec.conflict(changed)
-        if problem is not None or self._without_buffers(group, changed) or not self.of.accepts(vars(changed)):
+        if problem is not None or not self.of.accepts(vars(changed)):
+            return None
+        if buffers_stay and self._without_buffers(group, changed):
             return None
         if self._conflicts(changed):
             return None
@@ -351,11 +353,7 @@ class Decoding:
 
     def switched(self, group: int, name: str, value: Option) -> Event | None:
         """An option set to what gives a parameter one buffer more, or one less; nothing where that does not go with the others."""
-        changed = SimpleNamespace(**{**vars(self.hypers[group]), name: value})
-        if self.spec.problem(changed) is not None or self._conflicts(changed) or not self.of.accepts(vars(changed)):
-            return None
-        self.hypers[group] = changed
-        return SetOption(group, name, value)
+        return self._set(group, name, value, buffers_stay=False)
 
     def _derived(self, group: int) -> set[object]:
         """What follows from ``max_iter`` where ``max_eval`` was left open: set to that number, it cannot be told from that."""

@@ -462,8 +462,8 @@ class NeedsBuffer(RightSGD):
     """Raises where momentum is turned on after the first step, having no buffer for it."""
 
     def visit(self, p, group):
-        if p in self.state and group["momentum"] != 0:
-            self.state[p]["momentum_buffer"].shape  # noqa: B018
+        if p in self.state and group["momentum"] != 0 and "momentum_buffer" not in self.state[p]:
+            raise KeyError("momentum_buffer")
         super().visit(p, group)
 
 

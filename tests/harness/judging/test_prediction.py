@@ -1,6 +1,9 @@
 """What the reference predicts of a step, where the budget has a part of its own."""
 
+import math
+
 import pytest
+import torch
 
 from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.checking.checks import CHECKS
@@ -8,6 +11,29 @@ from stepcheck.harness.life.events import Gradient, Group, Parameter, Sparse, St
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.zoo.sgd import RightSGD
+
+
+class Carries(RightSGD):
+    """What a parameter could not take is carried to its next step (Kahan)."""
+
+    def visit(self, p, group):
+        carry = self.state[p].setdefault("carry", torch.zeros_like(p)).add_(p.grad * -group["lr"])
+        before = p.clone()
+        p.add_(carry)
+        carry.add_(before.sub_(p))
+
+
+# Of gradients that are not rounded, as many steps: their sums make a carry that is rounded once more beside a parameter that shrinks.
+@pytest.mark.parametrize("beside", [0.0, math.inf], ids=["alone", "beside an infinity"])
+def test_what_is_added_to_a_carry_is_rounded_once_more(beside):
+    gradients = [(g, beside) for g in (-50.0, 0.5, -70.0, -1.6015625, 22.75)]
+    steps = tuple(Step({0: Gradient(Values("listed", listed=pair))}) for pair in gradients)
+    trace = Trace("SGD", (Parameter((2,), "bfloat16"),), (Group((0,), {"lr": 3.0}),), steps)
+    evidence = Evidence(class_subject(Carries, "SGD"), trace)
+    assert not list(CHECKS["agreement"].find(evidence))
+    assert evidence.recording.steps
 
 
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])

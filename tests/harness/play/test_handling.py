@@ -8,6 +8,7 @@ import torch
 
 from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.known import ledger
 from stepcheck.harness.life.events import (
     HANDLINGS,
     SURROUNDINGS,
@@ -194,6 +195,78 @@ def test_what_is_not_done_to_a_class_is_said(make, how, why):
     assert findings == []
     assert why in evidence.recording.lacks
     assert any(why in note for note in left_out(evidence.recording.lacks))
+
+
+MOMENTUM_LATE = [step(1), SetOption(0, "momentum", 0.5), step(2), step(3)]
+
+
+class NeedsBuffer(rmsprop.RightRMSprop):
+    """As torch's own RMSprop, has no buffer for momentum that comes late."""
+
+    def accumulate(self, d, state, group):
+        state["momentum_buffer"] = d + group["momentum"] * state["momentum_buffer"]
+        return state["momentum_buffer"]
+
+
+def test_a_late_buffer_is_charged_where_torchs_own_class_has_one():
+    evidence, findings = found(class_subject(NeedsBuffer, "RMSprop"), life("RMSprop", *MOMENTUM_LATE))
+    assert findings == []
+    assert handling.NOT_LATE in evidence.recording.lacks
+    evidence, findings = found(class_subject(handled.NeedsBuffer, "SGD"), life("SGD", *MOMENTUM_LATE))
+    assert [f.check for f in findings] == ["completes"]
+    assert handling.NOT_LATE not in evidence.recording.lacks
+
+
+class RaisesLater(rmsprop.RightRMSprop):
+    """Raises in its third step, when momentum is on."""
+
+    def visit(self, p, group):
+        super().visit(p, group)
+        if self.state[p]["step"] == 3:
+            raise RuntimeError("not again")
+
+
+def test_another_exception_than_that_of_a_late_buffer_is_charged():
+    trace = life("RMSprop", step(1), step(2), SetOption(0, "momentum", 0.5), step(3))
+    evidence, findings = found(
+        class_subject(RaisesLater, "RMSprop"), replace(trace, events=trace.events[:2] + trace.events[3:])
+    )
+    assert [f.check for f in findings] == ["completes"]
+    assert handling.NOT_LATE not in evidence.recording.lacks
+
+
+class LosesBuffer(torch.optim.RMSprop):
+    """Loses the buffer that a step has made."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for state in self.state.values():
+            state.pop("momentum_buffer", None)
+        return loss
+
+
+def test_a_buffer_that_is_lost_is_not_one_that_comes_late():
+    trace = life("RMSprop", step(1), SetOption(0, "lr", 0.5), step(2), momentum=0.5)
+    evidence, findings = found(class_subject(LosesBuffer, "RMSprop"), trace)
+    lost = [f for f in findings if "KeyError: 'momentum_buffer'" in f.summary]
+    assert lost
+    assert ledger.knows(evidence, lost[0]) is None
+
+
+class HidesAndForgets(sgd.OtherNames):
+    """Right, with a buffer of another name, which it drops while momentum is off."""
+
+    def update(self, p, g, state, group):
+        value = super().update(p, g, state, group)
+        if group["momentum"] == 0:
+            state.pop("m", None)
+        return value
+
+
+def test_what_becomes_of_a_hidden_buffer_while_it_rests_is_its_own_affair():
+    events = [step(1), step(2), SetOption(0, "momentum", 0.0), step(3), SetOption(0, "momentum", 0.9), step(4)]
+    _, findings = found(class_subject(HidesAndForgets, "SGD"), life("SGD", *events, momentum=0.9))
+    assert findings == []
 
 
 def test_a_parameter_alone_in_its_group_is_there_at_first():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stepcheck.harness.judging.item import MOST_ELEMENTS, sampled, thinned
-from stepcheck.harness.life.events import AddGroup, Handle, Run, Step
+from stepcheck.harness.life.events import AddGroup, Handle, Run, Schedule, SetOption, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.recording import Life
@@ -53,6 +53,21 @@ def test_many_lives_have_many_parameters_and_groups_and_empty_ones():
     assert any(not g.parameters for t in drawn for g in t.groups)
     assert any(0 in p.shape for t in drawn for p in t.parameters)
     assert any(sum(isinstance(e, AddGroup) for e in t.events) > 1 for t in drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "switches"), [("SGD", {"momentum"}), ("Adam", {"amsgrad"}), ("RMSprop", {"momentum", "centered"})]
+)
+def test_each_buffer_rests_and_comes_late(name, switches):
+    (subject,) = resolve(f"torch:{name}[forloop]")
+    off, on, late = set(), set(), set()
+    for trace in lives(subject, "rested", 24):
+        values = [(e.option, bool(e.value)) for e in trace.events if isinstance(e, SetOption)]
+        off |= {option for option, value in values if not value}
+        on |= {option for before, (option, value) in itertools.pairwise(values) if value and before == (option, False)}
+        late |= {option for option, value in values[:1] if value}
+        late |= {"momentum" for e in trace.events if isinstance(e, Schedule)}  # it turns momentum on
+    assert off == on == late == switches
 
 
 @pytest.mark.parametrize(("number", "looked_at"), [(0, (32, 50, 64, 100, 128, 256)), (1, (500, 512, 1000, 1024, 2048))])
