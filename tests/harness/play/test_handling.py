@@ -217,24 +217,6 @@ def test_a_late_buffer_is_charged_where_torchs_own_class_has_one():
     assert handling.NOT_LATE not in evidence.recording.lacks
 
 
-class RaisesLater(rmsprop.RightRMSprop):
-    """Raises in its third step, when momentum is on."""
-
-    def visit(self, p, group):
-        super().visit(p, group)
-        if self.state[p]["step"] == 3:
-            raise RuntimeError("not again")
-
-
-def test_another_exception_than_that_of_a_late_buffer_is_charged():
-    trace = life("RMSprop", step(1), step(2), SetOption(0, "momentum", 0.5), step(3))
-    evidence, findings = found(
-        class_subject(RaisesLater, "RMSprop"), replace(trace, events=trace.events[:2] + trace.events[3:])
-    )
-    assert [f.check for f in findings] == ["completes"]
-    assert handling.NOT_LATE not in evidence.recording.lacks
-
-
 class LosesBuffer(torch.optim.RMSprop):
     """Loses the buffer that a step has made."""
 
