@@ -270,11 +270,16 @@ class ZeroGrad:
 
 @dataclass(frozen=True)
 class SetOption:
-    """``optimizer.param_groups[group][option] = value``, as a learning rate schedule does."""
+    """``optimizer.param_groups[group][option] = value``, as a learning rate schedule does.
+
+    Attributes:
+        in_place: where a tensor stands there, that is filled with the value.
+    """
 
     group: Annotated[int, Within(0, MAX_PARAMETERS)]
     option: str
     value: Option
+    in_place: Annotated[bool, LATER] = False
 
 
 @dataclass(frozen=True)
@@ -286,12 +291,15 @@ class Reload:
         dictionary: one of ``DICTIONARIES``.
         form: one of ``FORMS``: how the new optimizer is given its parameters.
         into: the implementation of the new optimizer, counted from the subject's own (see ``subjects.sibling``).
+        afresh: the parameters are other tensors from here on, with the same values, as in a process that was started anew; a copy of the
+            optimizer is made together with one of them.
     """
 
     way: Annotated[str, OneOf(WAYS), LATER] = "memory"
     dictionary: Annotated[str, OneOf(DICTIONARIES), LATER] = "same"
     form: Annotated[str, OneOf(FORMS), LATER] = "list"
     into: Annotated[int, Within(0, MAX_OPTIONS), LATER] = 0
+    afresh: Annotated[bool, LATER] = False
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,10 @@ class Trace:
         events = [None, *(e for e in self.events if isinstance(e, SetOption | Schedule))]
         for event in events:
             if isinstance(event, SetOption):
+                if event.in_place and not all(
+                    isinstance(x, Scalar) for x in (event.value, options[event.group].get(event.option))
+                ):
+                    return "an option that is filled in place is a tensor, and stays one"
                 options[event.group][event.option] = event.value
             elif isinstance(event, Schedule):
                 stopped |= {n for n, o in enumerate(options) if plain(o).get("lr") == 0}

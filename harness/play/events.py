@@ -93,11 +93,21 @@ def _zero_grad(player: Player, what: ZeroGrad) -> list[int]:
 
 
 def _set_option(player: Player, what: SetOption) -> None:
-    player.force(what.group, {what.option: what.value})
+    groups = player.optimizer.param_groups
+    stands = groups[what.group].get(what.option)
     given = as_given(what.value, player.subject.device, player.trace.spelling)
-    player.optimizer.param_groups[what.group][what.option] = given
-    if player.rehearsal is not None and what.option in schedules.SCHEDULED:
-        player.rehearsal.set(what.group, what.option, what.value)
+    if what.in_place and isinstance(stands, torch.Tensor):
+        stands.fill_(given)
+        changed = [
+            n for n, group in enumerate(groups) if group.get(what.option) is stands
+        ]  # it may be that of others, too
+    else:
+        groups[what.group][what.option] = given
+        changed = [what.group]
+    for n in changed:
+        player.force(n, {what.option: what.value})
+        if player.rehearsal is not None and what.option in schedules.SCHEDULED:
+            player.rehearsal.set(n, what.option, what.value)
 
 
 def _freeze(player: Player, what: Freeze) -> None:

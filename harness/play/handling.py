@@ -33,6 +33,7 @@ NO_COPIES = (
 )
 NOT_ANEW = "state taken away, parameters appended: it makes the state of a parameter when it is given it, or elsewhere than torch's own class"
 NOT_KEYED = "parameters removed from and appended to groups, in lives where its state does not show that it is kept by parameter"
+NOT_COPIED = "copied together with its parameters, in lives where its state does not show that it is kept by parameter"
 NOT_TORCHS = "state_dict kept and rolled back, groups replaced: it is no torch.optim.Optimizer"
 NOT_LATE = (
     "a buffer turned on after steps without it: the next step raises an exception, as that of torch's own class does"
@@ -80,6 +81,12 @@ def is_late(player: Player) -> bool:
             if before and b.present(hyper) and not any(b.present(h) for h in before):
                 return True
     return False
+
+
+def is_keyed(player: Player, why: str) -> bool:
+    """Whether it keeps all that it has of a parameter in its state: what keeps something by place, or by identity, is for parameters that stay as they are."""
+    kept = not player.subject.explicit or any(_is_whole(player, i) for i in player.known())
+    return player.has(why, isinstance(player.optimizer, torch.optim.Optimizer) and kept)
 
 
 def _unseen(player: Player, event: int) -> None:
@@ -200,12 +207,6 @@ def _left(before: State, saved: State, loaded: State) -> list[str]:
     ]
 
 
-def _is_keyed(player: Player) -> bool:
-    """Whether it keeps all that it has of a parameter in its state: what keeps something by place is for groups that stay as they are."""
-    kept = not player.subject.explicit or any(_is_whole(player, i) for i in player.known())
-    return player.has(NOT_KEYED, isinstance(player.optimizer, torch.optim.Optimizer) and kept)
-
-
 def _is_whole(player: Player, index: int) -> bool:
     """Whether a parameter has a state, with as many entries as the reference has buffers, whatever they are called."""
     hyper, shape = player.hyper[player.trace.group_of[index]], player.trace.parameters[index].shape
@@ -214,7 +215,7 @@ def _is_whole(player: Player, index: int) -> bool:
 
 
 def _removed(player: Player, _: int, what: Handle) -> None:
-    if not _is_keyed(player):
+    if not is_keyed(player, NOT_KEYED):
         return
     n = player.trace.group_of[what.parameter]
     members = player.optimizer.param_groups[n]["params"]
@@ -228,7 +229,7 @@ def _removed(player: Player, _: int, what: Handle) -> None:
 def _appended(player: Player, _: int, what: Handle) -> None:
     if not player.knows(what.parameter):
         anew = player.has(NOT_ANEW, not _made_at_once(player) or bool(player.state(what.parameter)))
-        if not (anew and _is_keyed(player)):
+        if not (anew and is_keyed(player, NOT_KEYED)):
             raise EndOfLifeError
         n = player.trace.group_of[what.parameter]
         player.optimizer.param_groups[n]["params"].append(player.parameters[what.parameter])

@@ -119,20 +119,20 @@ def flagged(state_dict: StateDict, flags: Mapping[str, bool]) -> StateDict:
     return {**state_dict, "param_groups": groups}
 
 
-def copied(optimizer: Any, parameters: Sequence[torch.Tensor]) -> Any:
-    """A deep copy of the optimizer itself, over the same parameters."""
-    return copy.deepcopy(optimizer, {id(p): p for p in parameters})
+def copied(optimizer: Any, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> Any:
+    """A deep copy of the optimizer itself, over the same parameters, or over copies of them."""
+    return copy.deepcopy(optimizer, {id(p): q for p, q in zip(before, after, strict=True)})
 
 
-def unpickled(optimizer: Any, parameters: Sequence[torch.Tensor]) -> Any:
-    """The optimizer itself, pickled and unpickled, over the same parameters; copied where its class cannot be imported."""
+def unpickled(optimizer: Any, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> Any:
+    """The optimizer itself, pickled and unpickled, over the same parameters or copies; copied where its class cannot be imported."""
     cls = type(optimizer)
     if getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is not cls:
-        return copied(optimizer, parameters)
+        return copied(optimizer, before, after)
     file = io.BytesIO()
-    _Pickler(file, parameters).dump(optimizer)
+    _Pickler(file, before).dump(optimizer)
     file.seek(0)
-    return _Unpickler(file, parameters).load()
+    return _Unpickler(file, after).load()
 
 
 class _Pickler(pickle.Pickler):

@@ -51,6 +51,8 @@ class Tensors:
         self.replaced: list[list[tuple[Allocation | SparseAllocation, bytes]]] = [[] for _ in self.parameters]
         """Gradients that were taken off each parameter, and what stood in their memory then."""
         self.gradients: list[Allocation | SparseAllocation | None] = [None] * len(self.parameters)
+        self.left: list[list[torch.Tensor]] = []
+        """Tensors that were the parameters earlier; while they live, nothing else has their identity, or their memory."""
         self._graphs: list[list[weakref.ref[torch.Tensor]]] = [[] for _ in self.parameters]
 
     def allocate(self, index: int, parameter: Parameter) -> Allocation:
@@ -77,6 +79,23 @@ class Tensors:
         self.parameters[index].data = allocation.view
         self.outside[index] = self._outside(allocation)
         self._places[index] = _place(self.parameters[index])
+
+    def renew(self) -> None:
+        """Let each parameter be another tensor, with the same values and gradient; the last one is allocated first."""
+        if self.subject.differentiable or any(p.within is not None for p in self.trace.parameters):
+            return  # they are results of a computation, or what shares memory would have to go on sharing it
+        before = list(self.parameters)
+        for i in reversed(range(len(before))):
+            old = before[i]
+            allocation = self.allocate(i, self.trace.parameters[i])
+            allocation.view.copy_(old.detach())
+            p = as_parameter(self.subject, allocation.view).requires_grad_(old.requires_grad)
+            p.grad, old.grad = old.grad, None
+            self.parameters[i], self.allocations[i] = p, allocation
+            self._sharing[id(allocation.buffer)] = [allocation]
+            self.outside[i] = self._outside(allocation)
+            self._places[i] = _place(p)
+        self.left.append(before)
 
     def moved(self) -> Iterator[tuple[int, str]]:
         """Each parameter that does not stand where it stood, and what of it changed; it is then looked for where it is."""

@@ -12,6 +12,7 @@ from stepcheck.harness.life.events import STAYS, Reload
 from stepcheck.harness.play import resume
 from stepcheck.harness.play.building import construct, switches, train, unchanged
 from stepcheck.harness.play.families import sibling
+from stepcheck.harness.play.handling import NOT_COPIED, is_keyed
 from stepcheck.harness.play.recording import ReloadRecord
 from stepcheck.harness.play.signature import plain_step
 from stepcheck.harness.play.untouched import foremost
@@ -29,14 +30,17 @@ def reload(player: Player, event: int, what: Reload) -> None:
     if what.way in ("copied", "unpickled"):
         way = what.way if what.way == "copied" or player.has("pickling", _pickles(player)) else "copied"
         duplicate = resume.copied if way == "copied" else resume.unpickled
-        player.optimizer = duplicate(player.optimizer, player.parameters)
+        before = list(player.parameters)
+        if what.afresh and is_keyed(player, NOT_COPIED):
+            player.tensors.renew()
+        player.optimizer = duplicate(player.optimizer, before, player.parameters)
         train(player.subject, player.optimizer)
         player.hooks.kinds.clear()  # whether a copy has them is its own affair
         player.schedule = None
     elif what.way != STAYS:
-        before = player.playing
+        playing = player.playing
         player.optimizer = _resumed(player, what)
-        if player.playing is not before:
+        if player.playing is not playing:
             player.recording.handovers.append((event, player.playing))
     loaded = [player.state(i) for i in range(len(player.parameters))]
     player.recording.reloads.append(ReloadRecord(event, saved, loaded, saved_options, player.options_now()))
@@ -82,6 +86,8 @@ def _resumed(player: Player, what: Reload) -> Any:
     playing = sibling(player.subject, what.into, player.trace)
     # Somebody's class is built as its user builds it; torch's own must find all options in the dictionary.
     given = [g.options if player.subject.explicit else {} for g in player.groups]
+    if what.afresh:
+        player.tensors.renew()
     optimizer = construct(player, playing, given, what.form)
     if player.schedule is not None and player.rehearsal is not None:
         state = player.schedule.state_dict()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
-from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.play.subjects import asked_for, class_subject
 from stepcheck.harness.search import steer
 from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.settings import DEFAULT_EXAMPLES, Settings
@@ -50,10 +50,13 @@ def first_kill(
     examples: int = DEFAULT_EXAMPLES,
     profile: Profile = ANY_CLASS,
     dtypes: tuple[str, ...] = (),
+    *,
+    tensor_lr: bool = False,
 ) -> Kill:
     """Check an optimizer class as ``stepcheck check`` does, until it is caught or the lives are used up."""
     start = time.process_time()
-    campaign = Campaign(class_subject(make, like, profile=profile), Settings(seed, examples, dtypes=dtypes, first=True))
+    subject = asked_for(class_subject(make, like, profile=profile), sparse=False, tensor_lr=tensor_lr)
+    campaign = Campaign(subject, Settings(seed, examples, dtypes=dtypes, first=True))
     result = campaign.run()
     checks = tuple(dict.fromkeys(check for check, _ in campaign.suspects.ready))
     seconds = time.process_time() - start

@@ -159,7 +159,7 @@ def _work(unit: Unit, examples: int) -> tuple[Unit, Kill | _Judged | Answer]:
     what, n, number = unit
     if what == "kill":
         fault = _fault_row(n).fault
-        return unit, first_kill(fault.make, fault.like, number, examples)
+        return unit, first_kill(fault.make, fault.like, number, examples, tensor_lr=fault.tensor_lr)
     if what == "right":
         return unit, _judge_right(_right_row(n).variant, number, examples)
     entry = _fault_row(n).fault if what == "fault oracle" else _right_row(n).variant

@@ -15,7 +15,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple, TypeVar, cast
 
-import numpy as np
 from hypothesis import strategies as st
 
 from stepcheck.harness.life.events import (
@@ -60,7 +59,7 @@ from stepcheck.harness.search.contents import (
     named,
     range_of,
 )
-from stepcheck.harness.search.options import DECIDING, MAX_ITERS, SMALL, is_derived
+from stepcheck.harness.search.options import DECIDING, MAX_ITERS, SMALL, is_derived, tensor
 from stepcheck.harness.search.scenes import SCENES, anywhere, shape_of, words
 from stepcheck.harness.search.styles import PLAINLY, style_of
 from stepcheck.harness.search.tables import Tables
@@ -171,8 +170,8 @@ class Decoding:
         return (self.draw(self.of.flags),) if self.of.flags else ()
 
     def spelling(self) -> str:
-        """How options are written: not plainly, where the subject takes them otherwise."""
-        return self.draw(self.of.spellings) if self.of.spellings else "plain"
+        """How options are written: not plainly, where the subject takes them otherwise; each way in turn."""
+        return self.of.spellings[self.number % len(self.of.spellings)] if self.of.spellings else "plain"
 
     def _next(self, n: int, *, eventful: bool) -> StepKind | str:
         """What comes at place ``n``; before it, hooks and a round trip where those are essential."""
@@ -208,7 +207,7 @@ class Decoding:
         if self.essential == "maximize" and "maximize" in self.of.reals:
             options["maximize"] = True
         if self.of.tensor_lr and self.choices.number(1) % 8 == 7:
-            options["lr"] = _tensor(hyper.lr)
+            options["lr"] = tensor(hyper.lr)
         if self.scene is not None:
             options = self.scene.options(self, options)
         first = self.groups[0].options.get("lr") if self.groups else None
@@ -297,7 +296,7 @@ class Decoding:
             return None
         group, lr = self.draw(range(len(self.groups))), self.draw(self.of.lr)
         as_tensor = self.of.tensor_lr and self.choices.number(1) % 8 == 7
-        return self._set(group, "lr", _tensor(lr) if as_tensor and isinstance(lr, float) else lr)
+        return self._set(group, "lr", tensor(lr) if as_tensor and isinstance(lr, float) else lr)
 
     def set_option(self) -> list[Event]:
         if not self.of.set_later:
@@ -330,7 +329,7 @@ class Decoding:
                 return other, default
         return None
 
-    def _set(self, group: int, name: str, value: Option, *, buffers_stay: bool = True) -> Event | None:
+    def _set(self, group: int, name: str, value: Option, *, buffers_stay: bool = True) -> SetOption | None:
         changed = SimpleNamespace(**{**vars(self.hypers[group]), **plain({name: value})})
         # The other options have been found to lie in their domains.
         problem = self.of.problem_of(name, getattr(changed, name)) or self.spec.conflict(changed)
@@ -351,7 +350,7 @@ class Decoding:
             self.objective = replace(self.objective, scale=-self.objective.scale)
         return SetOption(group, name, value)
 
-    def switched(self, group: int, name: str, value: Option) -> Event | None:
+    def switched(self, group: int, name: str, value: Option) -> SetOption | None:
         """An option set to what gives a parameter one buffer more, or one less; nothing where that does not go with the others."""
         return self._set(group, name, value, buffers_stay=False)
 
@@ -481,10 +480,6 @@ class Decoding:
         if number == 2 and self.essential == "skipped":
             values = Values("constant", 0, 0.0, math.inf)
         return Gradient(values, "contiguous" if sparse else layouts[what.twist % len(layouts)], sparse)
-
-
-def _tensor(lr: float) -> Scalar:
-    return Scalar(float(np.float32(lr)))
 
 
 def _holds_expanded(events: list[Event]) -> bool:

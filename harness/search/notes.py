@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from stepcheck.harness.checking.checks import CHECKS
-from stepcheck.harness.play.handling import NO_COPIES, NO_TIME, NOT_ANEW, NOT_KEYED, NOT_LATE, NOT_TORCHS
+from stepcheck.harness.play.handling import NO_COPIES, NO_TIME, NOT_ANEW, NOT_COPIED, NOT_KEYED, NOT_LATE, NOT_TORCHS
 from stepcheck.harness.play.profiles import Profile
 from stepcheck.harness.play.steps import PLAIN_STEPS
 from stepcheck.harness.play.subjects import Subject
@@ -47,7 +47,7 @@ def left_out(lacks: set[str]) -> list[str]:
     """What was left out of the lives of somebody's class, and why."""
     return [
         f"left out: {told}"
-        for told in (NO_TIME, NO_COPIES, NOT_ANEW, NOT_KEYED, NOT_TORCHS, NOT_LATE, PLAIN_STEPS)
+        for told in (NO_TIME, NO_COPIES, NOT_ANEW, NOT_KEYED, NOT_COPIED, NOT_TORCHS, NOT_LATE, PLAIN_STEPS)
         if told in lacks
     ]
 

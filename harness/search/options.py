@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from stepcheck.harness.life.events import Option, plain
+import numpy as np
+
+from stepcheck.harness.life.events import Option, Scalar, plain
 from stepcheck.harness.life.values import splitmix64
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.reference.spec import Domain, Hyper, HyperValues, Spec
@@ -54,6 +56,12 @@ def _reals(default: Any, domain: Domain) -> tuple[float, ...]:
     if math.isfinite(domain.high):
         values += [domain.high, domain.high - 2.0**-10, domain.high - 2.0**-20]
     return tuple(dict.fromkeys(v for v in values if math.isfinite(v) and v in domain))
+
+
+def tensor(number: Option) -> Scalar:
+    """A number as a float32 tensor."""
+    assert isinstance(number, float | int), f"{number} is no number"
+    return Scalar(float(np.float32(number)))
 
 
 _OPTION_SETS = 400

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stepcheck.harness.life.events import (
@@ -25,7 +25,7 @@ from stepcheck.harness.life.events import (
 from stepcheck.harness.life.values import splitmix64_word
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.search.contents import Kind, StepKind
-from stepcheck.harness.search.options import switches
+from stepcheck.harness.search.options import switches, tensor
 from stepcheck.reference.spec import Domain, Hyper, Spec
 
 if TYPE_CHECKING:
@@ -204,6 +204,26 @@ def _to(group: int, name: str, value: Option) -> Callable[[Decoding], list[Event
     return turn
 
 
+# Filled: a tensor that is a learning rate is written to.
+
+
+def _with_a_tensor(life: Decoding, drawn: Options) -> Options:
+    with_one = drawn | {"lr": tensor(life.draw(life.of.lr))}
+    return with_one if life.takes(with_one) else {"lr": tensor(life.of.lr[0])}
+
+
+def _filled(life: Decoding) -> Iterator[Event]:
+    """Before each step but the first the tensor is filled with another number, in one life of two after a round trip."""
+    yield life.step(_ordinary(life), 0)
+    reloaded = life.draw((0, 2, 0, 3))
+    for n in range(1, 4):
+        if n == reloaded:
+            yield life.draw(life.of.reloads)
+        changed = life.switched(0, "lr", tensor(life.draw(life.of.lr)))
+        yield from () if changed is None else (replace(changed, in_place=True),)
+        yield life.step(_ordinary(life), n)
+
+
 # Handled: what users do between steps.
 
 _HANDLINGS = (
@@ -246,6 +266,19 @@ def _late(life: Decoding) -> int | None:
     """A parameter that is appended to its group later, in some lives where that has another."""
     among = [g.parameters[-1] for g in life.groups if len(g.parameters) > 1]
     return life.draw((None, *among))
+
+
+# Spelled.
+
+
+def _to_be_spelled(life: Decoding, drawn: Options) -> Options:
+    """With a number that has no fraction, where such are written as whole ones: each such value of each option in turn."""
+    if life.spelling() != "whole":
+        return drawn
+    whole = [(k, v) for k, values in life.of.reals.items() for v in values if isinstance(v, float) and v.is_integer()]
+    turn = life.number // len(life.of.spellings)
+    tried: Iterator[Options] = (o | {k: v} for k, v in (*whole[turn % len(whole) :], *whole) for o in (drawn, {}))
+    return next((o for o in tried if life.takes(o)), drawn)
 
 
 # Surroundings.
@@ -343,11 +376,18 @@ SCENES: dict[str, Scene] = {
         _with_a_run, lambda s: s.cost <= 9 and not s.spec.closure, options=lambda life, drawn: life.anywhere(drawn)
     ),
     "switched": Scene(_freely, lambda s: s.cost <= 9 and bool(s.flags), own=True),
-    "spelled": Scene(_freely, lambda s: s.cost <= 9 and len(s.spellings) > 1),
+    "spelled": Scene(_freely, lambda s: s.cost <= 9 and len(s.spellings) > 1, options=_to_be_spelled),
+    "filled": Scene(
+        _filled,
+        lambda s: s.cost <= 9 and s.tensor_lr and not s.spec.closure and not s.differentiable,
+        lambda *_: (2,),
+        options=_with_a_tensor,
+        own=True,
+    ),
 }
 #: In which order scenes follow one another: those whose lives cost more stand here seldom.
 _ORDER = (
-    "handled", "large", "valued", "long", "spelled", "rested", "surrounded", "handled", "switched", "valued", "many", "handled", "valued",
+    "handled", "large", "valued", "long", "spelled", "rested", "filled", "surrounded", "handled", "switched", "valued", "many", "handled", "valued",
     "spelled", "handled", "surrounded", "switched", "many", "rested", "handled", "valued", "handled", "spelled", "surrounded", "handled",
     "switched",
 )  # fmt: skip

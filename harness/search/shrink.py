@@ -315,6 +315,13 @@ def _with_fewer_options(event: AddGroup) -> Iterator[Event]:
         yield AddGroup(replace(event.group, options=rest))
 
 
+def _set_plainly(event: SetOption) -> tuple[SetOption, ...]:
+    """Set, and not filled in place; to a number."""
+    if event.in_place:
+        return (replace(event, in_place=False),)
+    return (replace(event, value=event.value.value),) if isinstance(event.value, Scalar) else ()
+
+
 def _shorter(run: Run) -> Iterator[Event]:
     return (Run(steps) for steps in (1, run.steps // 16, run.steps // 4, run.steps // 2) if 0 < steps < run.steps)
 
@@ -333,9 +340,7 @@ _PLAINER = of_every_event(
             lambda e: (replace(e, way="assigned"), replace(e, buffer=0)),
         ),
         AddGroup: _Plainer(lambda _: 1, _with_fewer_options),
-        SetOption: _Plainer(
-            lambda _: 0, lambda e: (replace(e, value=e.value.value),) if isinstance(e.value, Scalar) else ()
-        ),
+        SetOption: _Plainer(lambda e: int(e.in_place), _set_plainly),
         Run: _Plainer(lambda e: e.steps.bit_length(), _shorter),
         **dict.fromkeys((Accumulate, ZeroGrad, Freeze, Hook, Schedule, ScheduleStep, Fail, Refuse, Handle), _AS_IT_IS),
     }

@@ -139,11 +139,12 @@ class Tables:
         if not counts(self.spec):
             dictionaries = tuple(d for d in dictionaries if d != "aged")
         return [
-            Reload(way, dictionary, form, into)
+            Reload(way, dictionary, form, into, afresh=afresh)
             for way in (self.style.ways[:1] if subject.differentiable else self.style.ways)
             for dictionary in (dictionaries if way not in ("copied", "unpickled") else ("same",) * len(dictionaries))
             for form in self.forms[-2:]
             for into in ((0, 0, 1, 2, 3) if subject.mode and self.style.onward else (0,))
+            for afresh in ((False, True) if self.style.onward and not subject.differentiable else (False,))
         ]
 
 

@@ -182,7 +182,8 @@ _FAILURES = {
 def _reload(event: events.Reload, trace: Trace, subject: Subject) -> str:
     playing = sibling(subject, event.into, trace)
     into = f", into {playing.mode}" if playing is not subject else ""
-    return _WAYS[event.way] + into + _DICTIONARIES[event.dictionary] + _FORMS[event.form]
+    afresh = ", and the parameters by copies" if event.way == "copied" else ", over new tensors of the same values"
+    return _WAYS[event.way] + into + _DICTIONARIES[event.dictionary] + _FORMS[event.form] + afresh * event.afresh
 
 
 def _spoil(event: events.Spoil, trace: Trace, _: Subject) -> str:
@@ -224,7 +225,7 @@ _EVENTS: Mapping[type[events.Event], _Told] = events.of_every_event({
     events.Step: _step,
     events.Accumulate: lambda e, trace, _: "a second backward pass that adds " + _gradients(e.gradients, trace),
     events.ZeroGrad: lambda e, *_: f"zero_grad(set_to_none={e.set_to_none})",
-    events.SetOption: lambda e, *_: f"{e.option} of group {e.group} set to {option(e.value)}",
+    events.SetOption: lambda e, *_: f"{e.option} of group {e.group} {'filled in place with' if e.in_place else 'set to'} {option(e.value)}",
     events.Reload: _reload,
     events.AddGroup: lambda e, trace, _: f"add_param_group ({_group(e.group, trace)}",
     events.Freeze: lambda e, *_: f"requires_grad_({not e.frozen}) of p{e.parameter}",

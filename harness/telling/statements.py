@@ -254,7 +254,8 @@ class Statements:
 
     def _set_option(self, event: events.SetOption) -> list[str]:
         (value,) = self._spelled({event.option: event.value}).values()
-        return [f"optimizer.param_groups[{event.group}][{event.option!r}] = {value}"]
+        place = f"optimizer.param_groups[{event.group}][{event.option!r}]"
+        return [f"{place}.fill_({value})" if event.in_place else f"{place} = {value}"]
 
     def _add_group(self, event: events.AddGroup) -> list[str]:
         self.groups.append(event.group)
@@ -361,6 +362,8 @@ class Statements:
         if event.way in ("copied", "unpickled"):
             self.hooks = []
         modes = [self.subject.after] if self.subject.takes is not None and self.subject.takes.modes else []
+        if event.way == "copied" and event.afresh:
+            return ["import copy", "params, optimizer = copy.deepcopy((params, optimizer))", *modes]
         if event.way == "copied":
             return ["import copy", "optimizer = copy.deepcopy(optimizer, {id(p): p for p in params})", *modes]
         if event.way == "unpickled":
@@ -370,7 +373,7 @@ class Statements:
             return aged
         playing = sibling(self.subject, event.into, self.trace)
         named = self.witness.names_groups(self)
-        lines = ["saved = optimizer.state_dict()"]
+        lines = ["saved = optimizer.state_dict()", *(self._renewed() if event.afresh else [])]
         given = [g.options if self.subject.explicit else {} for g in self.groups]
         lines += self.construct(playing, self.groups, given, event.form, named=named)
         lines += [self.subject.after] if self.subject.after else []
@@ -402,6 +405,19 @@ class Statements:
         if event.dictionary == "older" and self._switches(playing):
             lines.append(f"for g in optimizer.param_groups: g.update({self._switches(playing)})")
         return lines
+
+    def _renewed(self) -> list[str]:
+        """Other tensors with the same values for parameters; the old ones live on, so that nothing else has their identity."""
+        wraps = self.subject.takes is not None and self.subject.takes.parameters_only
+        copied = (
+            "torch.nn.Parameter(p.detach().clone(), p.requires_grad)"
+            if wraps
+            else "p.detach().clone().requires_grad_(p.requires_grad)"
+        )
+        return [
+            f"old, params = params, [{copied} for p in reversed(params)][::-1]",
+            "for p, q in zip(old, params): q.grad, p.grad = p.grad, None",
+        ]
 
     def _aged(self) -> list[str]:
         """The statements that make the optimizer older."""

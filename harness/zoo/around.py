@@ -18,11 +18,11 @@ from stepcheck.harness.zoo.sgd import RightSGD
 _FAULTS: list[Fault] = []
 
 
-def of(kind, like, *checks):
+def of(kind, like, *checks, tensor_lr=False):
     """Enters a class as a fault of ``like``; one that shows by a deviation, where no check is named."""
 
     def enter(make):
-        _FAULTS.append(Fault(make, like, checks or DEVIATES, kind))
+        _FAULTS.append(Fault(make, like, checks or DEVIATES, kind, tensor_lr=tensor_lr))
         return make
 
     return enter
@@ -535,7 +535,7 @@ class HalvesNumPyEps(RightAdam):
         return base.HalfEps.options(self, group) if isinstance(group["eps"], np.generic) else group
 
 
-@of("spelled", "Adagrad", "options-hold", *DEVIATES)
+@of("spelled", "Adagrad", "options-hold", *DEVIATES, tensor_lr=True)
 class DividesLrInPlace(RightAdagrad):
     """Divides lr in place, and so a tensor for good."""
 

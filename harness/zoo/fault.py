@@ -33,6 +33,7 @@ class Fault:
         links: where it happened.
         equivalent: why no input can tell it from a right one; then it must pass.
         name: what it is called in reports.
+        tensor_lr: it is asked with learning rates that are tensors, as well.
     """
 
     make: Callable[..., Any]
@@ -42,6 +43,7 @@ class Fault:
     links: tuple[str, ...] = ()
     equivalent: str = ""
     name: str = ""
+    tensor_lr: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -13,11 +13,11 @@ from stepcheck.harness.zoo.sgd import RightSGD
 _FAULTS: list[Fault] = []
 
 
-def handled(like, *checks):
+def handled(like, *checks, tensor_lr=False):
     """Enters a class as a fault of ``like`` that shows once it is handled; by a deviation, where no check is named."""
 
     def enter(make):
-        _FAULTS.append(Fault(make, like, checks or DEVIATES, "handled"))
+        _FAULTS.append(Fault(make, like, checks or DEVIATES, "handled", tensor_lr=tensor_lr))
         return make
 
     return enter
@@ -438,7 +438,7 @@ def as_it_was(optimizer, lr):
     return aside(optimizer).setdefault(lr, lr.clone()) if isinstance(lr, torch.Tensor) else lr
 
 
-@handled("SGD")
+@handled("SGD", tensor_lr=True)
 class ReadsTensorOnce(RightSGD):
     """Reads the number in a tensor lr once, and misses what is filled in later."""
 
@@ -446,7 +446,7 @@ class ReadsTensorOnce(RightSGD):
         return {**group, "lr": as_it_was(self, group["lr"])}
 
 
-@handled("AdamW")
+@handled("AdamW", tensor_lr=True)
 class DecaysByTensorAsItWas(RightAdamW):
     """Decays by the number that was in a tensor lr at first."""
 

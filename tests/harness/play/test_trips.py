@@ -1,0 +1,195 @@
+"""Where an optimizer goes on over other tensors, as in another process, and where a learning rate is filled in place."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.life.events import (
+    WAYS,
+    Gradient,
+    Group,
+    Parameter,
+    Reload,
+    Scalar,
+    Schedule,
+    ScheduleStep,
+    SetOption,
+    Step,
+)
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.life.values import Values
+from stepcheck.harness.play import handling
+from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.player import Player
+from stepcheck.harness.play.subjects import class_subject
+from stepcheck.harness.search.notes import left_out
+from stepcheck.harness.support import settings
+from stepcheck.harness.telling import explain, repro
+from stepcheck.harness.zoo import adam, handled, sgd
+
+MOMENTUM = {"momentum": 0.9}
+
+
+def step(seed):
+    values = [Values("log", seed + n, 0.01, 1.0) for n in (0, 100)]
+    return Step(dict(enumerate(map(Gradient, values))))
+
+
+def life(like, *events, **options):
+    parameters = tuple(Parameter((3, 2), values=Values("log", n, 0.01, 1.0)) for n in (1, 2))
+    return Trace(like, parameters, (Group((0, 1), options),), events)
+
+
+def afresh(way):
+    return [step(1), step(2), Reload(way, afresh=True), step(3), step(4)]
+
+
+def found(subject, trace):
+    evidence = Evidence(subject, trace)
+    return evidence, [finding for check in CHECKS.values() for finding in check.find(evidence)]
+
+
+def run_here(script):
+    try:
+        with settings.kept():
+            exec(compile(script, "script", "exec"), {"__name__": "script"})
+    except BaseException as error:  # noqa: BLE001
+        return repr(error)
+    return ""
+
+
+KEPT = {}
+
+
+class KeepsByIdentity(sgd.RightSGD):
+    """Keeps the buffer in a dictionary of the module, by the identity of the parameter, and saves none."""
+
+    def update(self, p, g, state, group):
+        KEPT.setdefault(id(p), (p, torch.zeros_like(p)))
+        own = {"momentum_buffer": KEPT[id(p)][1]}
+        value = super().update(p, g, own, group)
+        KEPT[id(p)] = p, own["momentum_buffer"]
+        return value
+
+
+class CountsByIdentity(adam.RightAdam):
+    """Counts the steps of each parameter of a group by its identity."""
+
+    def visit(self, p, group):
+        counts = group.setdefault("counts", {})
+        counts[id(p)] = counts.get(id(p), 0) + 1
+        super().visit(p, {**group, "t": counts[id(p)]})
+        self.state[p].pop("step", None)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("like", "options"), [("SGD", MOMENTUM), ("Adam", {"amsgrad": True}), ("NAdam", {})])
+def test_right_ones_go_on_over_other_tensors(way, like, options):
+    trace = life(like, *afresh(way), **options)
+    (fast,) = resolve(f"fast:{like}")
+    for subject in (*resolve(f"torch:{like}[foreach]"), fast, class_subject(getattr(torch.optim, like), like)):
+        evidence, findings = found(subject, trace)
+        assert [f for f in findings if f.cause != "state"] == []  # torch loads the very tensor of a counter
+        assert evidence.judgement.elements > 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_parameters_are_other_tensors_with_the_same_values_and_gradients(way):
+    (subject,) = resolve("torch:SGD[forloop]")
+    player = Player(subject, life("SGD", *afresh(way)[:3]))
+    before = list(player.parameters)
+    player.play()
+    assert all(p is not q and p.data_ptr() != q.data_ptr() for p, q in zip(before, player.parameters, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(before, player.parameters, strict=True))
+    assert all(p.grad is None and q.grad is not None for p, q in zip(before, player.parameters, strict=True))
+    members = [p for group in player.optimizer.param_groups for p in group["params"]]
+    assert all(p is q for p, q in zip(members, player.parameters, strict=True))
+
+
+def test_what_shares_memory_stays_where_it_is():
+    trace = life("SGD", *afresh("memory"))
+    sliced = replace(trace.parameters[0], layout="sliced")
+    trace = replace(trace, parameters=(sliced, replace(sliced, within=0)))
+    evidence, findings = found(resolve("torch:SGD[forloop]")[0], trace)
+    assert (findings, len(evidence.recording.steps)) == ([], 4)
+
+
+@pytest.mark.parametrize("way", ["memory", "saved"])
+def test_what_is_kept_by_identity_and_saved_nowhere_is_lost(way):
+    subject, trace = class_subject(KeepsByIdentity, "SGD"), life("SGD", *afresh(way), **MOMENTUM)
+    stays = replace(trace, events=tuple(replace(e, afresh=False) if isinstance(e, Reload) else e for e in trace.events))
+    assert found(subject, stays)[1] == []
+    _, findings = found(subject, trace)
+    assert findings
+    script = repro.script(subject, trace, findings[0])
+    name, here = KeepsByIdentity.__name__, KeepsByIdentity.__module__
+    assert run_here(script), script
+    assert not run_here(script.replace(here, sgd.__name__).replace(name, "RightSGD")), script
+    assert any("over new tensors of the same values" in line for line in explain.life(subject, trace, findings[0]))
+
+
+def test_a_copy_together_with_parameters_is_asked_of_what_keeps_all_in_its_state():
+    evidence, findings = found(class_subject(CountsByIdentity, "Adam"), life("Adam", *afresh("copied")))
+    assert findings == []
+    assert any(handling.NOT_COPIED in note for note in left_out(evidence.recording.lacks))
+
+
+def filled(*between, lr=0.25):
+    return [step(1), step(2), *between, SetOption(0, "lr", Scalar(lr), in_place=True), step(3)]
+
+
+LIVES = {
+    "filled": filled(),
+    "after a round trip": filled(Reload("saved")),
+    "after a copy": filled(Reload("copied")),
+    "under a schedule": [Schedule("StepLR"), *filled(ScheduleStep()), ScheduleStep(), step(4)],
+}
+
+
+@pytest.mark.parametrize("events", LIVES.values(), ids=LIVES)
+def test_right_ones_go_by_what_is_filled_in(events):
+    trace = life("SGD", *events, lr=Scalar(0.5), **MOMENTUM)
+    (fast,) = resolve("fast:SGD")
+    mine = replace(class_subject(sgd.RightSGD, "SGD"), tensor_lr=True)
+    for subject in (*resolve("torch:SGD[forloop]"), *resolve("torch:SGD[fused]"), fast, mine):
+        evidence, findings = found(subject, trace)
+        assert findings == []
+        assert {float(h.lr) for record in evidence.recording.steps for h in record.hyper} >= {0.5, 0.25}
+
+
+def test_groups_that_share_the_tensor_change_together():
+    options = {"lr": Scalar(0.5)}
+    trace = life("SGD", *filled())
+    trace = replace(trace, groups=(Group((0,), options), Group((1,), options)))
+    evidence, findings = found(resolve("torch:SGD[forloop]")[0], trace)
+    assert [f for f in findings if f.check != "dicts-unchanged"] == []
+    assert [[float(h.lr) for h in record.hyper] for record in evidence.recording.steps] == [[0.5] * 2] * 2 + [
+        [0.25] * 2
+    ]
+
+
+@pytest.mark.parametrize("make", [handled.ReadsTensorOnce, handled.DecaysByTensorAsItWas])
+def test_who_goes_by_what_was_there_is_found(make):
+    like, right = ("SGD", sgd.RightSGD) if issubclass(make, sgd.RightSGD) else ("AdamW", adam.RightAdamW)
+    trace = life(like, *filled(), lr=Scalar(0.5))
+    assert Trace.from_json(trace.to_json()) == trace
+    assert found(class_subject(right, like), trace)[1] == []
+    subject = class_subject(make, like)
+    _, findings = found(subject, trace)
+    assert {f.check for f in findings} <= {"agreement", "option-effect"}
+    assert findings
+    script = repro.script(subject, trace, findings[0])
+    assert ".fill_(" in script
+    assert run_here(script), script
+    theirs, ours = make.__module__, right.__module__
+    assert not run_here(script.replace(theirs, ours).replace(make.__name__, right.__name__)), script
+
+
+def test_a_number_cannot_be_filled():
+    (subject,) = resolve("torch:SGD[forloop]")
+    for options, value in (({}, Scalar(0.25)), ({"lr": Scalar(0.5)}, 0.25)):
+        trace = life("SGD", step(1), SetOption(0, "lr", value, in_place=True), **options)
+        assert trace.problem(subject.spec) == "an option that is filled in place is a tensor, and stays one"
