@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,12 @@ from stepcheck.harness.life.events import (
     Handle,
     Option,
     Run,
+    Scalar,
     Schedule,
     ScheduleStep,
     Step,
 )
+from stepcheck.harness.life.spelling import spelled
 from stepcheck.harness.life.values import splitmix64_word
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.search.contents import Kind, StepKind
@@ -272,13 +274,20 @@ def _late(life: Decoding) -> int | None:
 
 
 def _to_be_spelled(life: Decoding, drawn: Options) -> Options:
-    """With a number that has no fraction, where such are written as whole ones: each such value of each option in turn."""
-    if life.spelling() != "whole":
-        return drawn
-    whole = [(k, v) for k, values in life.of.reals.items() for v in values if isinstance(v, float) and v.is_integer()]
-    turn = life.number // len(life.of.spellings)
-    tried: Iterator[Options] = (o | {k: v} for k, v in (*whole[turn % len(whole) :], *whole) for o in (drawn, {}))
-    return next((o for o in tried if life.takes(o)), drawn)
+    """With as many options as can be that are written otherwise, of every other one, and of the rest in the next such life."""
+    turn, spelling = life.number // len(life.of.spellings), life.spelling()
+    names = list(life.of.reals)[turn % 2 :: 2]
+
+    def written(options: Mapping[str, Option]) -> int:
+        given = (options[name] for name in names if name in options)
+        return sum(
+            bool(value) and not isinstance(value, Scalar) and type(spelled(value, spelling)) is not type(value)
+            for value in given
+        )
+
+    most = max(written(options) for options, _ in life.of.options)
+    among = [dict(options) for options, _ in life.of.options if written(options) == most > 0]
+    return next((o for o in (life.draw(among), drawn) if life.takes(o)), {}) if among else drawn
 
 
 # Surroundings.
@@ -388,7 +397,7 @@ SCENES: dict[str, Scene] = {
 #: In which order scenes follow one another: those whose lives cost more stand here seldom.
 _ORDER = (
     "handled", "large", "valued", "long", "spelled", "rested", "filled", "surrounded", "handled", "switched", "valued", "many", "handled", "valued",
-    "spelled", "handled", "surrounded", "switched", "many", "rested", "handled", "valued", "handled", "spelled", "surrounded", "handled",
+    "spelled", "handled", "surrounded", "switched", "spelled", "many", "rested", "handled", "valued", "handled", "spelled", "surrounded", "handled",
     "switched",
 )  # fmt: skip
 
