@@ -166,8 +166,8 @@ class Decoding:
         yield from ()
 
     def flags(self) -> tuple[str, ...]:
-        """One of the flags that the subject's signature names, or none where it names none."""
-        return (self.draw(self.of.flags),) if self.of.flags else ()
+        """One of the flags that the subject's signature names, each in turn, or none where it names none."""
+        return (self.of.flags[self.number % len(self.of.flags)],) if self.of.flags else ()
 
     def spelling(self) -> str:
         """How options are written: not plainly, where the subject takes them otherwise; each way in turn."""

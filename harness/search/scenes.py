@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -274,19 +274,27 @@ def _late(life: Decoding) -> int | None:
 
 
 def _to_be_spelled(life: Decoding, drawn: Options) -> Options:
-    """With as many options as can be that are written otherwise, of every other one, and of the rest in the next such life."""
-    turn, spelling = life.number // len(life.of.spellings), life.spelling()
+    """With as many options as can be that are written otherwise."""
+    spelling = life.spelling()
+
+    def otherwise(_: str, value: Option) -> bool:
+        return bool(value) and not isinstance(value, Scalar) and type(spelled(value, spelling)) is not type(value)
+
+    return _most(life, drawn, life.number // len(life.of.spellings), otherwise)
+
+
+def _to_be_switched(life: Decoding, drawn: Options) -> Options:
+    """With as many options as can be that are not what they are by default."""
+    return _most(
+        life, drawn, life.number // len(life.of.flags), lambda name, value: value != life.of.hyper[name].default
+    )
+
+
+def _most(life: Decoding, drawn: Options, turn: int, counts: Callable[[str, Option], bool]) -> Options:
+    """Options with the most that count, of every other one, and of the rest at the next turn."""
     names = list(life.of.reals)[turn % 2 :: 2]
-
-    def written(options: Mapping[str, Option]) -> int:
-        given = (options[name] for name in names if name in options)
-        return sum(
-            bool(value) and not isinstance(value, Scalar) and type(spelled(value, spelling)) is not type(value)
-            for value in given
-        )
-
-    most = max(written(options) for options, _ in life.of.options)
-    among = [dict(options) for options, _ in life.of.options if written(options) == most > 0]
+    numbers = [sum(name in o and counts(name, o[name]) for name in names) for o, _ in life.of.options]
+    among = [dict(o) for n, (o, _) in zip(numbers, life.of.options, strict=True) if n == max(numbers) > 0]
     return next((o for o in (life.draw(among), drawn) if life.takes(o)), {}) if among else drawn
 
 
@@ -384,7 +392,7 @@ SCENES: dict[str, Scene] = {
     "valued": Scene(
         _with_a_run, lambda s: s.cost <= 9 and not s.spec.closure, options=lambda life, drawn: life.anywhere(drawn)
     ),
-    "switched": Scene(_freely, lambda s: s.cost <= 9 and bool(s.flags), own=True),
+    "switched": Scene(_freely, lambda s: s.cost <= 9 and bool(s.flags), options=_to_be_switched, own=True),
     "spelled": Scene(_freely, lambda s: s.cost <= 9 and len(s.spellings) > 1, options=_to_be_spelled),
     "filled": Scene(
         _filled,
