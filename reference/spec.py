@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
+
+from stepcheck.reference.group_options import GroupOptions
 
 #: A float64 array, an error-bounded array or an object array of multiple-precision numbers.
 Number = Any
 #: Buffer name to value; ``None`` for a buffer that does not exist yet.
 State = dict[str, Number]
-#: Hyperparameter name to value, read as attributes (``hyper.lr``).
+#: Hyperparameter name to value, read as attributes (``hyper.lr``): ``GroupOptions``, or numbers of another kind in their place.
 HyperValues = Any
 Update = Callable[..., Any]
 PARAMETER = "parameter"  #: What it is called where buffers have their names.
@@ -192,7 +193,7 @@ class Spec:
     closure: bool = False
     since: str = ""
 
-    def hyper_values(self, options: Mapping[str, Any] | None = None, /, **more: Any) -> SimpleNamespace:
+    def hyper_values(self, options: Mapping[str, Any] | None = None, /, **more: Any) -> GroupOptions:
         """The defaults, overridden by ``options``.
 
         Raises:
@@ -204,7 +205,7 @@ class Spec:
             if name not in values:
                 raise ValueError(f"{self.name} has no option {name!r}; it has {', '.join(values)}")
             values[name] = value
-        hyper = SimpleNamespace(**values)
+        hyper = GroupOptions(**values)
         problem = self.problem(hyper)
         if problem:
             raise ValueError(f"{self.name}: {problem}")

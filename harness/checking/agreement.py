@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +37,7 @@ from stepcheck.harness.life.events import (
 from stepcheck.harness.life.memory import identical
 from stepcheck.harness.play.recording import Recording
 from stepcheck.harness.play.subjects import Subject
+from stepcheck.reference.group_options import GroupOptions
 
 if TYPE_CHECKING:
     from stepcheck.harness.checking.case import Evidence
@@ -177,15 +177,11 @@ def _taking_no_notice(evidence: Evidence, group: int, option: str) -> Recording:
     at_first = evidence.trace.all_groups[group].options.get(option, default)
     later = any(isinstance(e, SetOption) and e.group == group and e.option == option for e in evidence.trace.events)
     value = plain({option: at_first})[option] if later else default
-    made: dict[int, SimpleNamespace] = {}  # one object for each: the judge batches by it
 
-    def changed(hyper: SimpleNamespace) -> SimpleNamespace:
-        return made.setdefault(id(hyper), SimpleNamespace(**{**vars(hyper), option: value}))
+    def changed(hyper: tuple[GroupOptions, ...]) -> tuple[GroupOptions, ...]:
+        return tuple(GroupOptions(**{**vars(h), option: value}) if n == group else h for n, h in enumerate(hyper))
 
-    steps = [
-        replace(s, hyper=tuple(changed(h) if n == group else h for n, h in enumerate(s.hyper)))
-        for s in evidence.recording.steps
-    ]
+    steps = [replace(s, hyper=changed(s.hyper)) for s in evidence.recording.steps]
     return replace(evidence.recording, steps=steps)
 
 

@@ -14,7 +14,8 @@ from stepcheck.harness.life.values import in_reals
 from stepcheck.harness.numbers.comparison import Array
 from stepcheck.harness.play.recording import Recording
 from stepcheck.harness.play.subjects import Subject
-from stepcheck.reference.spec import PARAMETER, Buffer, HyperValues, Spec
+from stepcheck.reference.group_options import GroupOptions
+from stepcheck.reference.spec import PARAMETER, Buffer, Spec
 
 
 class Fields:
@@ -28,21 +29,19 @@ class Fields:
         self.group_of = self.trace.group_of
         self.per_parameter = {b.name for b in self.spec.buffers if b.per_parameter}
         self.by_name = {b.name: b for b in self.spec.buffers}
-        # By the identity of the hyperparameters, which stand beside what belongs to them so that they outlive it.
-        self._buffers: dict[tuple[int, int], tuple[HyperValues, list[Buffer]]] = {}
+        self._buffers: dict[tuple[GroupOptions, int], list[Buffer]] = {}
 
-    def hyper_of(self, item: Item) -> HyperValues:
+    def hyper_of(self, item: Item) -> GroupOptions:
         """The hyperparameters in force for an item."""
         return item.record.hyper[self.group_of[item.index]]
 
-    def buffers(self, hyper: HyperValues, index: int) -> list[Buffer]:
+    def buffers(self, hyper: GroupOptions, index: int) -> list[Buffer]:
         """The buffers that a parameter has."""
-        key = (id(hyper), index)
+        key = (hyper, index)
         if key not in self._buffers:
             shape = self.trace.parameters[index].shape
-            found = [b for b in self.spec.buffers if b.present(hyper) and b.shape(shape) is not None]
-            self._buffers[key] = hyper, found
-        return self._buffers[key][1]
+            self._buffers[key] = [b for b in self.spec.buffers if b.present(hyper) and b.shape(shape) is not None]
+        return self._buffers[key]
 
     def slots(self, b: Buffer, index: int) -> int:
         """Numbers in a buffer; of a single number per parameter, as many as it has to stand beside."""

@@ -295,7 +295,7 @@ class Judge:
         for n, item in enumerate(items):
             hyper = self.fields.hyper_of(item)
             present = tuple(name for name, s in item.state.items() if s is not None)
-            key = (id(hyper), id(item.record.played_by.profile), item.dtype, present, 0 if self.spec.elementwise else n)
+            key = (hyper, id(item.record.played_by.profile), item.dtype, present, 0 if self.spec.elementwise else n)
             batches.setdefault(key, []).append(item)
         for (_, _, dtype, *_), batch in batches.items():
             hyper = self.fields.hyper_of(batch[0])

@@ -21,6 +21,7 @@ from stepcheck.harness.numbers.observed import seen
 from stepcheck.harness.numbers.options import bounded_option
 from stepcheck.harness.play.profiles import Profile
 from stepcheck.harness.support.clocks import Clocks
+from stepcheck.reference.group_options import GroupOptions
 from stepcheck.reference.spec import PARAMETER, HyperValues
 
 #: Roundings of a parameter that a carry may have gathered before it is added.
@@ -62,8 +63,7 @@ class Predictor:
         self.fields = fields
         self.subject, self.spec = fields.subject, fields.spec
         self.clocks = clocks
-        # By the identity of the hyperparameters, which stand beside what belongs to them so that they outlive it.
-        self.options: dict[tuple[int, str, str], tuple[HyperValues, SimpleNamespace]] = {}
+        self.options: dict[tuple[GroupOptions, str, str], SimpleNamespace] = {}
 
     def update(self, *batch: Any) -> dict[str, Bounded]:
         """What the reference says of a batch, and how long that takes."""
@@ -71,7 +71,7 @@ class Predictor:
             return self._update(*batch)
 
     def _update(
-        self, batch: list[Item], hyper: HyperValues, dtype: str, actual: dict[str, Array]
+        self, batch: list[Item], hyper: GroupOptions, dtype: str, actual: dict[str, Array]
     ) -> dict[str, Bounded]:
         """What the reference says of the parameter and each buffer, flat."""
         profile, shape = batch[0].record.played_by.profile.computing(dtype), batch[0].shape
@@ -126,7 +126,7 @@ class Predictor:
         error = x.error if type(x.error) is float else np.broadcast_to(x.error, np.shape(x.value)).reshape(into)
         return Bounded(x.value.reshape(into), error, x.arithmetic)
 
-    def _state(self, batch: list[Item], hyper: HyperValues, arith: Arithmetic) -> dict[str, Bounded | None]:
+    def _state(self, batch: list[Item], hyper: GroupOptions, arith: Arithmetic) -> dict[str, Bounded | None]:
         """The state that the reference is given."""
         profile = batch[0].record.played_by.profile.computing(batch[0].dtype)
         state: dict[str, Bounded | None] = {}
@@ -177,11 +177,11 @@ class Predictor:
                     error = np.maximum(error, carry)
         return value, error
 
-    def _options(self, hyper: HyperValues, element: Format, held: Arithmetic) -> SimpleNamespace:
-        key = (id(hyper), element.name, held.format.name)
+    def _options(self, hyper: GroupOptions, element: Format, held: Arithmetic) -> SimpleNamespace:
+        key = (hyper, element.name, held.format.name)
         if key not in self.options:
-            self.options[key] = hyper, bounded_hyper(self.spec.for_dtype(hyper, 2.0 * element.unit_roundoff), held)
-        return self.options[key][1]
+            self.options[key] = bounded_hyper(self.spec.for_dtype(hyper, 2.0 * element.unit_roundoff), held)
+        return self.options[key]
 
     def _leave_unnamed(
         self,
@@ -212,7 +212,7 @@ class Predictor:
 
     def _add_entries(
         self,
-        hyper: HyperValues,
+        hyper: GroupOptions,
         arith: Arithmetic,
         gradients: list[Given],
         p: Bounded,

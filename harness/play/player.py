@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from stepcheck.harness.play.tensors import Given, Tensors
 from stepcheck.harness.support import settings
 from stepcheck.harness.support.text import said
 from stepcheck.reference import SPECS
+from stepcheck.reference.group_options import GroupOptions
 
 
 class Player:
@@ -48,7 +48,6 @@ class Player:
         self.groups = list(trace.at_first)
         """Those that the optimizer has by now."""
         self.options: list[dict[str, Option]] = [dict(g.options) for g in trace.groups]
-        # One object for as long as a group's options stay the same: the judge batches by it.
         self.hyper = [self.hyper_of(o) for o in self.options]
         self.tensors = Tensors(subject, trace)
         self.parameters = self.tensors.parameters
@@ -73,11 +72,10 @@ class Player:
         self.kept: Kept | None = None
         """The state_dict that the life goes back to."""
 
-    def hyper_of(self, options: Mapping[str, Option]) -> SimpleNamespace:
+    def hyper_of(self, options: Mapping[str, Option]) -> GroupOptions:
         """All options of a group, and which of them are tensors."""
-        hyper = self.subject.spec.hyper_values(plain(options))
-        hyper.tensors = frozenset(k for k, v in options.items() if isinstance(v, Scalar))
-        return hyper
+        tensors = frozenset(k for k, v in options.items() if isinstance(v, Scalar))
+        return GroupOptions(**vars(self.subject.spec.hyper_values(plain(options))), tensors=tensors)
 
     def play(self) -> Recording:
         """The recording. What the subject raises is recorded, not raised.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 from stepcheck.harness.life.events import Option
@@ -16,6 +15,7 @@ from stepcheck.harness.play.spoil import Arrival
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.play.validation import Attempt
 from stepcheck.harness.support.text import shown
+from stepcheck.reference.group_options import GroupOptions
 
 #: The cause of a breach: what the constructor was given.
 CALLERS_GROUPS = "the groups given to the constructor"
@@ -73,7 +73,7 @@ class StepRecord:
 
     event: int
     played_by: Subject
-    hyper: tuple[SimpleNamespace, ...]
+    hyper: tuple[GroupOptions, ...]
     lives: list[Life]
     evaluations: list[Evaluation] = field(default_factory=list)
 
@@ -184,7 +184,7 @@ class Recording:
     built: type | None = None
     wrapped: type | None = None
     handovers: list[tuple[int, Subject]] = field(default_factory=list)
-    hyper: tuple[SimpleNamespace, ...] = ()
+    hyper: tuple[GroupOptions, ...] = ()
     aged: int | None = None
     mixed: int | None = None
     attempts: list[Attempt] = field(default_factory=list)

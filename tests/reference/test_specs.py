@@ -20,6 +20,7 @@ from packaging.version import Version
 import stepcheck.reference
 from stepcheck.reference import SPECS
 from stepcheck.reference.arithmetic import ORDERS, addcdiv, any_order, any_order_of, ema, ema_of_square
+from stepcheck.reference.group_options import GroupOptions
 
 HERE = Version(Version(torch.__version__).base_version)
 #: Arguments of torch's constructors that choose an implementation, not the recurrence.
@@ -404,6 +405,43 @@ def test_options_override_the_defaults(spec):
     assert vars(spec.hyper_values()) == defaults
     assert vars(spec.hyper_values({"lr": 0.25})) == vars(spec.hyper_values(lr=0.25)) == {**defaults, "lr": 0.25}
     assert vars(spec.hyper_values({"lr": 0.25}, lr=0.5)) == {**defaults, "lr": 0.5}
+
+
+@pytest.mark.parametrize("value", [math.nan, -0.0, 1, (0.9, math.nan), None, frozenset("abcdefgh")])
+def test_options_are_equal_where_they_are_spelled_alike(value):
+    options, again = GroupOptions(a=value, b=0.5), GroupOptions(b=0.5, a=copy.deepcopy(value))
+    assert options == again == copy.deepcopy(options)
+    assert hash(options) == hash(again)
+    assert vars(options).keys() == {"a", "b"}
+
+
+def test_options_that_are_spelled_otherwise_are_apart():
+    values = (
+        0.0,
+        -0.0,
+        0,
+        False,
+        1,
+        1.0,
+        True,
+        (1, 0.5),
+        (1.0, 0.5),
+        "1",
+        frozenset({"lr"}),
+        frozenset(),
+        math.nan,
+        None,
+    )
+    assert len({GroupOptions(a=value) for value in values}) == len(values)
+
+
+def test_options_are_frozen():
+    options = SPECS["SGD"].hyper_values()
+    with pytest.raises(AttributeError, match=r"frozen: make others that have lr=0\.5"):
+        options.lr = 0.5
+    with pytest.raises(AttributeError, match="frozen: make others without lr"):
+        del options.lr
+    assert options == SPECS["SGD"].hyper_values()
 
 
 @each_spec

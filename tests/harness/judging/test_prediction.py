@@ -7,7 +7,8 @@ import torch
 
 from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.checking.checks import CHECKS
-from stepcheck.harness.life.events import Gradient, Group, Parameter, Sparse, Step
+from stepcheck.harness.judging.prediction import Predictor
+from stepcheck.harness.life.events import Gradient, Group, Parameter, Scalar, Sparse, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve
@@ -46,3 +47,27 @@ def test_each_entry_of_a_sparse_gradient_may_underflow_by_itself(dtype):
     for mode in ("forloop", "foreach"):
         (subject,) = resolve(f"torch:SGD[{mode}]")
         assert not list(CHECKS["agreement"].find(Evidence(subject, trace)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "batches"),
+    [
+        (math.nextafter(0.5, 1), math.nextafter(0.5, 1), [[0, 1, 0, 1]]),
+        (1.0, 1, [[0, 0], [1, 1]]),
+        (0.0, -0.0, [[0, 0], [1, 1]]),
+        (1.0, Scalar(1.0), [[0, 0], [1, 1]]),
+    ],
+)
+def test_groups_share_a_prediction_where_their_options_are_spelled_alike(first, second, batches, monkeypatch):
+    seen, update = [], Predictor.update
+
+    def noted(self, batch, *rest):
+        seen.append([item.index for item in batch])
+        return update(self, batch, *rest)
+
+    monkeypatch.setattr(Predictor, "update", noted)
+    groups = (Group((0,), {"lr": first}), Group((1,), {"lr": second}))
+    steps = (Step({0: Gradient(), 1: Gradient()}),) * 2
+    evidence = Evidence(resolve("torch:SGD[forloop]")[0], Trace("SGD", (Parameter((2,)),) * 2, groups, steps))
+    assert not evidence.judgement.deviations
+    assert seen == batches
