@@ -183,13 +183,13 @@ class _Gauge(Judge):
                     state[b.name] = kept[0][:1] if self.spec.elementwise else kept[0][0]
                 else:
                     state[b.name] = chosen(kept[0], b.shape(item.shape) or ())
-        return Inputs(chosen(item.life.value, item.shape), chosen(g, item.shape), state)
+        return Inputs(chosen(item.step.value, item.shape), chosen(g, item.shape), state)
 
     def _witness(
         self, item: Any, name: str, element: int, got: float, expected: float, bound: float, ulps: float, r: float
     ) -> Witness:
         shape = self.fields.shape(item, name)
-        if np.iscomplexobj(item.life.value):
+        if np.iscomplexobj(item.step.value):
             shape = (*shape, 2)
         given = self._given(item, element)
         options = {k: v for k, v in vars(self._hyper(item)).items() if v is not None and k != "tensors"}
@@ -218,9 +218,9 @@ class _Gauge(Judge):
         if not all(np.all(np.isfinite(x)) for x in (given.p, given.g, *given.state.values()) if x is not None):
             return None
         held = {
-            b.name: float(np.asarray(item.life.state_after[b.name]).reshape(-1)[0])
+            b.name: float(np.asarray(item.step.state_after[b.name]).reshape(-1)[0])
             for b in self.spec.buffers
-            if b.in_place and b.name in item.life.state_after
+            if b.in_place and b.name in item.step.state_after
         }
         results = exact(self.spec, self._hyper(item), given, held)
         truth = results[witness.field].reshape(-1)[0 if self.spec.elementwise else element]

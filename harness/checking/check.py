@@ -68,4 +68,4 @@ def breaches(evidence: Evidence, name: str) -> Iterator[Finding]:
 
 def steps_judged(evidence: Evidence) -> int:
     """Steps of single parameters that were compared with the reference."""
-    return sum(life.gradient is not None for s in evidence.recording.steps for life in s.lives)
+    return sum(parameter.gradient is not None for s in evidence.recording.steps for parameter in s.parameters)

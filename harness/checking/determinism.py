@@ -51,7 +51,7 @@ def finding(place: tuple[int | None, int | None, str], *, leaks: bool) -> Findin
 
 def _values(recording: Recording) -> Iterator[tuple[tuple[int | None, int | None, str], Raw | float]]:
     for step in recording.steps:
-        for n, life in enumerate(step.lives):
-            yield (step.event, n, "the parameter"), life.value_after
-            for name, value in life.state_after.items():
+        for n, parameter in enumerate(step.parameters):
+            yield (step.event, n, "the parameter"), parameter.value_after
+            for name, value in parameter.state_after.items():
                 yield (step.event, n, name), value

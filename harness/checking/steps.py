@@ -29,7 +29,7 @@ def _closure_writes(subject: Subject) -> str:
 
 
 def _idle(evidence: Evidence) -> int:
-    return sum(life.gradient is None for s in evidence.recording.steps for life in s.lives)
+    return sum(parameter.gradient is None for s in evidence.recording.steps for parameter in s.parameters)
 
 
 @asks(
@@ -74,8 +74,8 @@ def _guards_stand(writer: Writer) -> Sequence[str]:
 )
 def memory_beside(evidence: Evidence) -> Iterator[Finding]:
     for step in evidence.recording.steps:
-        for i, life in enumerate(step.lives):
-            if life.beside_written:
+        for i, parameter in enumerate(step.parameters):
+            if parameter.beside_written:
                 p = evidence.trace.parameters[i]
                 yield Finding(
                     "memory-beside",
@@ -104,8 +104,8 @@ def _gradient_is_equal(writer: Writer) -> Sequence[str]:
 )
 def gradient_unwritten(evidence: Evidence) -> Iterator[Finding]:
     for step in evidence.recording.steps:
-        for i, life in enumerate(step.lives):
-            if life.gradient_written:
+        for i, parameter in enumerate(step.parameters):
+            if parameter.gradient_written:
                 yield Finding("gradient-unwritten", "gradient", step.event, "step() writes to the gradient", i)
                 return
 
@@ -132,16 +132,16 @@ def _same_value_and_state(writer: Writer) -> Sequence[str]:
 )
 def no_gradient(evidence: Evidence) -> Iterator[Finding]:
     for step in evidence.recording.steps:
-        for i, life in enumerate(step.lives):
-            if life.gradient is not None:
+        for i, parameter in enumerate(step.parameters):
+            if parameter.gradient is not None:
                 continue
-            if life.value_after.tobytes() != life.value.tobytes():
+            if parameter.value_after.tobytes() != parameter.value.tobytes():
                 yield Finding("no-gradient", "value", step.event, "step() changes a parameter that has no gradient", i)
                 return
-            for name, before in life.state.items():
+            for name, before in parameter.state.items():
                 if _is_shared_count(evidence, i, name, before):
                     continue
-                if name not in life.state_after or not identical(life.state_after[name], before):
+                if name not in parameter.state_after or not identical(parameter.state_after[name], before):
                     summary = f"step() changes {name} of a parameter that has no gradient"
                     yield Finding("no-gradient", name, step.event, summary, i)
                     return

@@ -226,7 +226,7 @@ def visibly_apart(trace: Trace, mine: Recording, theirs: Recording) -> int:
         return 0
     for a, b in zip(mine.steps, theirs.steps, strict=True):
         apart = 0
-        for i, (x, y) in enumerate(zip(a.lives, b.lives, strict=True)):
+        for i, (x, y) in enumerate(zip(a.parameters, b.parameters, strict=True)):
             before, got, other = reals(x.value), reals(x.value_after), reals(y.value_after)
             with np.errstate(all="ignore"):
                 apart += int((np.abs(got - other) > rounding(before, got, other, trace.parameters[i].dtype)).sum())
@@ -265,7 +265,9 @@ def compare(recording: Recording, twin: Twin, other: Recording) -> tuple[int, De
 
 def is_finite(recording: Recording) -> bool:
     """Whether each step leads from ordinary numbers to ordinary numbers."""
-    return all(np.isfinite(reals(life.value_after)).all() for step in recording.steps for life in step.lives)
+    return all(
+        np.isfinite(reals(parameter.value_after)).all() for step in recording.steps for parameter in step.parameters
+    )
 
 
 def alike(recording: Recording, other: Recording) -> bool:
@@ -273,12 +275,12 @@ def alike(recording: Recording, other: Recording) -> bool:
     if len(recording.steps) != len(other.steps) or recording.raised != other.raised:
         return False
     pairs = zip(recording.steps, other.steps, strict=True)
-    lives = ((a, b) for mine, theirs in pairs for a, b in zip(mine.lives, theirs.lives, strict=True))
+    both = ((a, b) for mine, theirs in pairs for a, b in zip(mine.parameters, theirs.parameters, strict=True))
     return all(
         identical(a.value_after, b.value_after)
         and a.state_after.keys() == b.state_after.keys()
         and all(identical(a.state_after[k], b.state_after[k]) for k in a.state_after)
-        for a, b in lives
+        for a, b in both
     )
 
 
@@ -286,9 +288,9 @@ def _compare_step(
     trace: Trace, index: int, mine: StepRecord, theirs: StepRecord, there: int
 ) -> tuple[int, Deviation | None, bool]:
     """Elements compared, the one that differs most if it does, and whether all are the same to the bit."""
-    life = mine.lives[index]
-    before, got = reals(life.value), reals(life.value_after)
-    expected = reals(theirs.lives[there].value_after)
+    parameter = mine.parameters[index]
+    before, got = reals(parameter.value), reals(parameter.value_after)
+    expected = reals(theirs.parameters[there].value_after)
     allowed = rounding(before, got, expected, trace.parameters[index].dtype)
     with np.errstate(all="ignore"):
         # An element that moves by less than that could not have been told apart, whatever became of it.

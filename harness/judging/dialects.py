@@ -138,15 +138,20 @@ def _counting(recording: Recording) -> Recording:
     steps: list[StepRecord] = []
     for record in recording.steps:
         counted = []
-        for i, life in enumerate(record.lives):
+        for i, parameter in enumerate(record.parameters):
             n = taken.get(recording.trace.group_of[i], 0)
             before, after = {"step": np.float64(n)}, {"step": np.float64(n + 1)}
             counted.append(
-                replace(life, begun=True, state={**life.state, **before}, state_after={**life.state_after, **after})
+                replace(
+                    parameter,
+                    begun=True,
+                    state={**parameter.state, **before},
+                    state_after={**parameter.state_after, **after},
+                )
             )
         for group in range(len(record.hyper)):
             taken[group] = taken.get(group, 0) + 1
-        steps.append(replace(record, lives=counted))
+        steps.append(replace(record, parameters=counted))
     return replace(recording, steps=steps)
 
 

@@ -59,11 +59,11 @@ class Fields:
             return self._unreadable_at_first()
         missing: set[str] = set()
         for record in self.recording.steps:
-            for i, life in enumerate(record.lives):
+            for i, parameter in enumerate(record.parameters):
                 # A parameter without elements needs none.
-                if life.gradient is not None and 0 not in self.trace.parameters[i].shape:
+                if parameter.gradient is not None and 0 not in self.trace.parameters[i].shape:
                     for b in self.buffers(record.hyper[self.group_of[i]], i):
-                        if not self.shows(b.name, life.state_after):
+                        if not self.shows(b.name, parameter.state_after):
                             missing.add(b.name)
         return missing
 
@@ -73,7 +73,7 @@ class Fields:
         What comes with an iteration is not missing where there was none. A list that is never shown may be empty: whether it
         is turns out once the reference puts something into it.
         """
-        states = [record.lives[0].state_after for record in self.recording.steps]
+        states = [record.parameters[0].state_after for record in self.recording.steps]
         iterated = any(state.get("n_iter", 1) for state in states)
         due = {b.name for b in self.spec.buffers if iterated or b.initial(self.spec.hyper_values()) is not None}
         return {name for name in due if not any(self.shows(name, state) for state in states)}
@@ -96,13 +96,13 @@ class Fields:
         """Why a field cannot be compared at all, or nothing."""
         if name == PARAMETER:
             return ""
-        if name not in item.life.state_after:
+        if name not in item.step.state_after:
             return f"{name} does not exist after the step"
-        shape = np.shape(item.life.state_after[name])
+        shape = np.shape(item.step.state_after[name])
         if name in self.per_parameter:
             return (
                 ""
-                if np.size(item.life.state_after[name]) == 1
+                if np.size(item.step.state_after[name]) == 1
                 else f"{name} has shape {shape} where one number belongs"
             )
         expected = self.shape(item, name)
@@ -111,11 +111,11 @@ class Fields:
     def actual(self, item: Item, name: str) -> Array:
         """A field after the step, one value for each slot; infinity throughout where it cannot be compared."""
         if name == PARAMETER:
-            return repeated(item.life.value_after, item.slots)
+            return repeated(item.step.value_after, item.slots)
         slots = item.slots
         if not self.spec.elementwise and name not in self.per_parameter:
             slots = math.prod(self.shape(item, name)) or 1
         if name in self.free or self.problem(item, name):
             return np.full(slots, np.inf)
-        found, of = repeated(item.life.state_after[name], slots), self.by_name[name].of
+        found, of = repeated(item.step.state_after[name], slots), self.by_name[name].of
         return found + self.actual(item, of) if of else found

@@ -139,7 +139,7 @@ def of(spec: Spec, deviation: Deviation, group: int) -> Formula | str:
     if any(s is not None and np.any(s[1]) for s in item.state.values()):
         return "it depends on steps before, whose state cannot be read"
     element = item.place(deviation.element)
-    values: dict[str, float] = {"p": _at(item.life.value, element), "g": _at(item.gradient(0.0)[0], element)}
+    values: dict[str, float] = {"p": _at(item.step.value, element), "g": _at(item.gradient(0.0)[0], element)}
     values |= {name: _at(s[0], element) for name, s in item.state.items() if s is not None}
     options, hyper = _options(item.record.hyper[group])
     symbols = {name: _Symbol(np.array([value]), (name, _ATOM)) for name, value in values.items()}

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from stepcheck.harness.life.memory import SparseRaw
 from stepcheck.harness.life.values import in_reals, is_complex
 from stepcheck.harness.numbers.comparison import Array, reals
-from stepcheck.harness.play.recording import Life, State, StepRecord
+from stepcheck.harness.play.recording import ParameterStep, State, StepRecord
 
 #: Elements of a parameter, beyond which some are looked at: those at either end of each block, and all of the first and the last one.
 MOST_ELEMENTS = 1 << 17
@@ -29,8 +29,8 @@ def sampled(elements: int) -> npt.NDArray[np.intp]:
     return np.flatnonzero(ends | (at % _BETWEEN == 0))
 
 
-def thinned(life: Life, at: npt.NDArray[np.intp], elements: int) -> Life | None:
-    """The same life of these elements alone, if all that it holds has an element for each of the parameter's, or is one number."""
+def thinned(step: ParameterStep, at: npt.NDArray[np.intp], elements: int) -> ParameterStep | None:
+    """The same of these elements alone, if all that it holds has an element for each of the parameter's, or is one number."""
 
     def some(x: Any) -> Any:
         return np.asarray(x).reshape(-1)[at] if np.size(x) == elements else x
@@ -38,16 +38,16 @@ def thinned(life: Life, at: npt.NDArray[np.intp], elements: int) -> Life | None:
     def all_of(state: State) -> dict[str, Any]:
         return {name: some(x) for name, x in state.items()}
 
-    held: list[Any] = [life.value, life.gradient, life.value_after, *life.state.values(), *life.state_after.values()]
+    held: list[Any] = [step.value, step.gradient, step.value_after, *step.state.values(), *step.state_after.values()]
     if any(isinstance(x, SparseRaw) or np.size(x) not in (1, elements) for x in held):
         return None
     return replace(
-        life,
-        value=some(life.value),
-        gradient=some(life.gradient),
-        value_after=some(life.value_after),
-        state=all_of(life.state),
-        state_after=all_of(life.state_after),
+        step,
+        value=some(step.value),
+        gradient=some(step.gradient),
+        value_after=some(step.value_after),
+        state=all_of(step.state),
+        state_after=all_of(step.state_after),
     )
 
 
@@ -69,7 +69,7 @@ class Item:
 
     record: StepRecord
     index: int
-    life: Life
+    step: ParameterStep
     state: dict[str, tuple[Array, Array | float] | None]
     shape: tuple[int, ...]
     dtype: str
@@ -97,7 +97,7 @@ class Item:
 
         Entries that name one element are added up in any order.
         """
-        given = self.life.gradient
+        given = self.step.gradient
         if not isinstance(given, SparseRaw):
             return repeated(given, self.slots), 0.0, None
         parts = 2 if is_complex(self.dtype) else 1

@@ -29,7 +29,7 @@ from stepcheck.harness.numbers.bounded import Bounded
 from stepcheck.harness.numbers.comparison import Array, Comparison, ratios, reals
 from stepcheck.harness.numbers.decisions import outcomes
 from stepcheck.harness.numbers.formats import FORMATS, SCALARS64
-from stepcheck.harness.play.recording import Life, Recording, StepRecord
+from stepcheck.harness.play.recording import ParameterStep, Recording, StepRecord
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.support.clocks import Clocks
 from stepcheck.reference.spec import PARAMETER, Buffer, Spec
@@ -109,17 +109,17 @@ class Judge:
             return reals(x).reshape(item.shape)
 
         before = {k: None if s is None else shaped(s[0]) for k, s in item.state.items()}
-        after = {k: shaped(v) for k, v in item.life.state_after.items() if k in before and np.size(v) == item.numel}
+        after = {k: shaped(v) for k, v in item.step.state_after.items() if k in before and np.size(v) == item.numel}
         for name in before.keys() - after.keys() - self.fields.free:
             self._compared(item.record, _missing(name, self.fields.problem(item, name)), item.index, item)
         profile = item.record.played_by.profile.as_written
         compared = orthogonal.judge_step(
             arithmetic(profile, item.dtype),
             hyper,
-            shaped(item.life.value),
-            shaped(item.life.gradient),
+            shaped(item.step.value),
+            shaped(item.step.gradient),
             before,
-            shaped(item.life.value_after),
+            shaped(item.step.value_after),
             after,
             profile.products_format(item.dtype),
             held=profile.options,
@@ -130,7 +130,7 @@ class Judge:
             self._compared(item.record, comparison, item.index, item)
 
     def _judge_evaluations(self, record: StepRecord) -> None:
-        first = record.lives[0]
+        first = record.parameters[0]
         begun = bool(first.state) or 0 in self.started
         self.started.add(0)
         if begun and (self.fields.free - set(evaluations.LISTS) or self.unseen):
@@ -140,10 +140,10 @@ class Judge:
         compared = evaluations.judge_step(
             arithmetic(profile, self.trace.parameters[0].dtype),
             record.hyper[0],
-            np.concatenate([reals(life.value) for life in record.lives]),
+            np.concatenate([reals(parameter.value) for parameter in record.parameters]),
             before,
             record.evaluations,
-            np.concatenate([reals(life.value_after) for life in record.lives]),
+            np.concatenate([reals(parameter.value_after) for parameter in record.parameters]),
             after,
             profile.options,
         )
@@ -230,24 +230,26 @@ class Judge:
 
     def _items(self, records: Iterable[StepRecord]) -> Iterator[Item]:
         for record in records:
-            for i, life in enumerate(record.lives):
-                if life.gradient is not None and not self._is_open(record, i, life):
+            for i, parameter in enumerate(record.parameters):
+                if parameter.gradient is not None and not self._is_open(record, i, parameter):
                     p = self.trace.parameters[i]
-                    looked, shape, at = self._looked_at(life, p)
+                    looked, shape, at = self._looked_at(parameter, p)
                     slots = 0 if at is None else math.prod(in_reals(shape, p.dtype))
                     state = self._state(record, i, looked, slots, first=i not in self.started)
                     yield Item(record, i, looked, state, shape, p.dtype, at)
                     self.started.add(i)
 
-    def _looked_at(self, life: Life, p: Parameter) -> tuple[Life, tuple[int, ...], npt.NDArray[np.intp] | None]:
+    def _looked_at(
+        self, parameter: ParameterStep, p: Parameter
+    ) -> tuple[ParameterStep, tuple[int, ...], npt.NDArray[np.intp] | None]:
         """What is looked at of a parameter: of a large one whose elements do not depend on each other, some of them."""
         if p.numel <= MOST_ELEMENTS or not self.spec.elementwise:
-            return life, p.shape, None
+            return parameter, p.shape, None
         at = sampled(p.numel)
-        some = thinned(life, at, p.numel)
-        return (life, p.shape, None) if some is None else (some, (len(at),), at)
+        some = thinned(parameter, at, p.numel)
+        return (parameter, p.shape, None) if some is None else (some, (len(at),), at)
 
-    def _is_open(self, record: StepRecord, index: int, life: Life) -> bool:
+    def _is_open(self, record: StepRecord, index: int, parameter: ParameterStep) -> bool:
         """Whether nothing can be said of a parameter in a step of somebody's class."""
         if not self.subject.explicit:
             return False
@@ -259,11 +261,11 @@ class Judge:
             self.rested.add(index)
         # What becomes of it meanwhile is theirs to say.
         unknown |= index in self.rested and any(b.name in self.fields.free for b in buffers)
-        lacks = any(not self.fields.shows(b.name, life.state_after) for b in buffers)
+        lacks = any(not self.fields.shows(b.name, parameter.state_after) for b in buffers)
         return unknown or (lacks and 0 in self.trace.parameters[index].shape)
 
     def _state(
-        self, record: StepRecord, index: int, life: Life, looked_at: int, *, first: bool
+        self, record: StepRecord, index: int, parameter: ParameterStep, looked_at: int, *, first: bool
     ) -> dict[str, tuple[Array, Array | float] | None]:
         """What the reference starts from: the initial state at a parameter's first step, then the subject's own."""
         hyper = record.hyper[self.fields.group_of[index]]
@@ -273,11 +275,11 @@ class Judge:
             carried = self.carried.get((index, b.name))
             if carried is not None:
                 result[b.name] = (carried.value, carried.error)
-            elif (first and not life.begun) or b.name in self.fields.free or b.name not in life.state:
+            elif (first and not parameter.begun) or b.name in self.fields.free or b.name not in parameter.state:
                 initial = b.initial(hyper)
                 result[b.name] = None if initial is None else self._filled(b, initial, index, slots)
             else:
-                result[b.name] = (repeated(life.state[b.name], slots), 0.0)
+                result[b.name] = (repeated(parameter.state[b.name], slots), 0.0)
         return result
 
     def _filled(self, b: Buffer, initial: float, index: int, slots: int) -> tuple[Array, Array | float]:
@@ -338,7 +340,7 @@ class Judge:
         """What an element of an item is computed from, one value for each slot."""
         state = [s[0] for name, s in item.state.items() if s is not None and name not in self.fields.per_parameter]
         gradient = item.gradient(0.0)[0]
-        value = repeated(item.life.value, item.slots)
+        value = repeated(item.step.value, item.slots)
         return [value, gradient, *state] if self.spec.elementwise else [value.reshape(-1), gradient, *state]
 
     def _confront(self, batch: list[Item], name: str, actual: Array, r: Array, predicted: Bounded) -> None:

@@ -158,13 +158,13 @@ class Predictor:
         A tensor in its state that the parameter is a rounding of may be the parameter (master weights); one that is no larger than
         what rounding the parameter loses is what was lost (Kahan's carry), of either sign.
         """
-        value = repeated(item.life.value, item.slots)
+        value = repeated(item.step.value, item.slots)
         if not self.subject.explicit or not item.numel:
             return value, 0.0
         unit, tiny = FORMATS[item.dtype].unit_roundoff, FORMATS[item.dtype].underflow
         error: Array | float = 0.0
-        for name, kept in item.life.state.items():
-            if name in self.fields.by_name or np.shape(kept) != np.shape(item.life.value) or not np.size(kept):
+        for name, kept in item.step.state.items():
+            if name in self.fields.by_name or np.shape(kept) != np.shape(item.step.value) or not np.size(kept):
                 continue
             tensor = reals(kept)
             ordinary = np.isfinite(value) & np.isfinite(tensor)
@@ -257,7 +257,7 @@ class Predictor:
                 for k, s in item.state.items()
             }
             p, after = self.spec.update(
-                one(repeated(item.life.value, item.slots), arith), one(g, arith), state, options
+                one(repeated(item.step.value, item.slots), arith), one(g, arith), state, options
             )
             chosen: Bounded = p if name == PARAMETER else after[name]
             return chosen

@@ -46,11 +46,13 @@ def _is_double_scalar(values: Any) -> bool:
 )
 def drops_writes_to_double_scalars(seen: Seen) -> bool:
     # Dynamo takes such a tensor for a Python float, and a pass that makes those tensors erases the calls whose results nothing uses.
-    life = seen.life
-    if life is None:
+    parameter = seen.step
+    if parameter is None:
         return False
-    stays = _is_double_scalar(life.value_after) and np.array_equal(life.value, life.value_after, equal_nan=True)
-    field = life.value_after if seen.field == PARAMETER else life.state_after.get(seen.field)
+    stays = _is_double_scalar(parameter.value_after) and np.array_equal(
+        parameter.value, parameter.value_after, equal_nan=True
+    )
+    field = parameter.value_after if seen.field == PARAMETER else parameter.state_after.get(seen.field)
     return _is_double_scalar(field) and (stays or seen.unmoved)
 
 

@@ -78,7 +78,7 @@ def never_stores_narrow_vectors(seen: Seen) -> bool:
 )
 def misreads_narrow_momentum(seen: Seen) -> bool:
     # The first step fills the buffer and reads none; a buffer of NaN is there.
-    held = seen.life is not None and seen.life.state.get("momentum_buffer") is not None
+    held = seen.step is not None and seen.step.state.get("momentum_buffer") is not None
     return seen.field == "momentum_buffer" and _in_a_narrow_vector(seen) and held
 
 
@@ -92,9 +92,9 @@ def misreads_narrow_momentum(seen: Seen) -> bool:
 def rounds_weight_decay_to_narrow(seen: Seen) -> bool:
     # The step that makes it fills it.
     narrow = seen.field == "momentum_buffer" and _in_a_narrow_vector(seen) and seen.begins("momentum_buffer")
-    if not narrow or seen.life is None:
+    if not narrow or seen.step is None:
         return False
-    g, p = at(seen.life.gradient, seen.element), at(seen.life.value, seen.element)
+    g, p = at(seen.step.gradient, seen.element), at(seen.step.value, seen.element)
     decay = rounded_fill(seen.own.weight_decay, seen.dtype)
     # The first buffer is the gradient with its decay: a product and a sum contracted in float32, rounded when stored.
     filled = float(np.float32((-g if seen.own.maximize else g) + decay * p))

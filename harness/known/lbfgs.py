@@ -77,7 +77,7 @@ def seeks_beyond_the_coefficients(seen: Seen) -> bool:
 )
 def never_drops_a_pair(seen: Seen) -> bool:
     # With one pair more or less it goes another way, and that may show before the lists do.
-    held = 0 if seen.life is None else sum(name.startswith("ro[") for name in seen.life.state)
+    held = 0 if seen.step is None else sum(name.startswith("ro[") for name in seen.step.state)
     return _set_before(seen, "history_size") and held > seen.options(0).history_size
 
 

@@ -15,7 +15,7 @@ from stepcheck.harness.life.events import Accumulate, Event, Gradient, Parameter
 from stepcheck.harness.life.memory import SparseRaw, strides
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.numbers.comparison import reals
-from stepcheck.harness.play.recording import Life
+from stepcheck.harness.play.recording import ParameterStep
 from stepcheck.harness.play.resume import AGE
 from stepcheck.reference.spec import PARAMETER
 
@@ -99,23 +99,23 @@ class Seen:
         return "" if raised is None else f"{raised.kind}: {raised.message}"
 
     @functools.cached_property
-    def life(self) -> Life | None:
-        """The parameter around the step at which it was found; ``None`` where there is no such step."""
+    def step(self) -> ParameterStep | None:
+        """The step of the parameter at which it was found; ``None`` where there is no such step."""
         steps = (s for s in self.evidence.recording.steps if s.event == self.finding.event)
-        return next((s.lives[self.index] for s in steps), None)
+        return next((s.parameters[self.index] for s in steps), None)
 
     def stood(self, name: str) -> float:
         """The witness in a buffer before the step; NaN where it did not exist."""
-        return at(self.life.state.get(name) if self.life else None, self._place)
+        return at(self.step.state.get(name) if self.step else None, self._place)
 
     def stands(self, name: str) -> float:
         """The witness in a buffer after the step; NaN where it does not exist."""
-        return at(self.life.state_after.get(name) if self.life else None, self._place)
+        return at(self.step.state_after.get(name) if self.step else None, self._place)
 
     @property
     def unmoved(self) -> bool:
         """Whether the witness is what it was before the step."""
-        before = at(self.life.value, self._place) if self.field == PARAMETER and self.life else self.stood(self.field)
+        before = at(self.step.value, self._place) if self.field == PARAMETER and self.step else self.stood(self.field)
         return before == self.got or (math.isnan(before) and math.isnan(self.got))
 
     @property
@@ -153,11 +153,11 @@ class Seen:
         earlier = (
             s for s in self.evidence.recording.steps if self.finding.event is None or s.event < self.finding.event
         )
-        return all(s.lives[self.index].gradient is None for s in earlier)
+        return all(s.parameters[self.index].gradient is None for s in earlier)
 
     def begins(self, buffer: str) -> bool:
         """Whether a buffer is made in this step: the parameter's first, or one that does not find it any more, or not yet."""
-        return self.first_step or (self.life is not None and self.life.state.get(buffer) is None)
+        return self.first_step or (self.step is not None and self.step.state.get(buffer) is None)
 
     @property
     def had_gradient(self) -> list[int]:

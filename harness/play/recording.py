@@ -30,8 +30,8 @@ class EndOfLifeError(Exception):
 
 
 @dataclass
-class Life:
-    """One parameter around one step: row-major copies of its value, gradient and state, before and after.
+class ParameterStep:
+    """One parameter in one step call: row-major copies of its value, gradient and state, before and after.
 
     Attributes:
         begun: its state has been touched by a step that was not judged, so it need not be the initial one.
@@ -64,7 +64,7 @@ class Evaluation:
 
 @dataclass
 class StepRecord:
-    """One step: the options then in force for each group, and what became of each parameter.
+    """One step call: the options then in force for each group, and what became of each parameter.
 
     Attributes:
         played_by: the subject, or the sibling of it that a round trip has led to.
@@ -74,7 +74,7 @@ class StepRecord:
     event: int
     played_by: Subject
     hyper: tuple[GroupOptions, ...]
-    lives: list[Life]
+    parameters: list[ParameterStep]
     evaluations: list[Evaluation] = field(default_factory=list)
 
 

@@ -18,7 +18,7 @@ from stepcheck.harness.life.values import in_reals
 from stepcheck.harness.numbers.comparison import reals
 from stepcheck.harness.play import resume
 from stepcheck.harness.play.building import construct
-from stepcheck.harness.play.recording import Evaluation, Life, Snapshot, StepRecord
+from stepcheck.harness.play.recording import Evaluation, ParameterStep, Snapshot, StepRecord
 from stepcheck.harness.play.signature import plain_step
 from stepcheck.harness.play.tensors import Given, as_parameter, backward
 from stepcheck.harness.play.untouched import untouched
@@ -72,8 +72,8 @@ def step(player: Player, event: int, step: Step) -> None:
     player.latest = player.snapshot()
     # An objective writes the gradients itself, and a scaler unscales them.
     written = step.objective is None and not scaled
-    lives = [
-        Life(
+    parameters = [
+        ParameterStep(
             value=before[i][0],
             gradient=given[0][i],
             state=before[i][1],
@@ -85,7 +85,7 @@ def step(player: Player, event: int, step: Step) -> None:
         )
         for i in range(len(player.parameters))
     ]
-    player.recording.steps.append(StepRecord(event, player.playing, tuple(player.hyper), lives, evaluations))
+    player.recording.steps.append(StepRecord(event, player.playing, tuple(player.hyper), parameters, evaluations))
 
 
 @contextmanager

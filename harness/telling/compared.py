@@ -114,5 +114,5 @@ class _Comparison:
         for name, value in self.argument.values.items():
             if name not in told:
                 held = f"optimizer.state[params[{d.parameter}]][{name!r}]{'' if name in single else where}"
-                told[name] = held if name in d.item.life.state else number(value)
+                told[name] = held if name in d.item.step.state else number(value)
         return {name: told[name] for name in self.argument.values}

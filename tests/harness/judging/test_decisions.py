@@ -221,7 +221,7 @@ def test_rprop_of_torch_agrees_where_its_product_underflows(mode):
     subject = resolve(f"torch:Rprop[{mode}]")[0]
     recording = Player(subject, trace).play()
     # The product is 0 there, and the step size as it was; beside it, it grows.
-    assert recording.steps[1].lives[0].state_after["step_size"] == pytest.approx([0.01, 0.01, 0.012])
+    assert recording.steps[1].parameters[0].state_after["step_size"] == pytest.approx([0.01, 0.01, 0.012])
     assert judge(subject, recording).deviations == []
 
 

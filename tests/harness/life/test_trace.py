@@ -180,7 +180,7 @@ def test_a_life_in_row_major_memory_is_of_the_same_numbers(dtype):
     assert {x.layout for x in (*plain.parameters, *(g for _, g in plain.assigned))} == {"contiguous"}
     (subject,) = resolve("torch:SGD[forloop]")
     (strided,), (contiguous,) = (Player(subject, t).play().steps for t in (trace, plain))
-    for a, b in zip(strided.lives, contiguous.lives, strict=True):
+    for a, b in zip(strided.parameters, contiguous.parameters, strict=True):
         assert np.array_equal(a.gradient, b.gradient)
         assert np.array_equal(a.value_after, b.value_after)
 
@@ -907,4 +907,4 @@ def test_a_trace_of_an_earlier_version_reads_and_means_the_same():
     assert trace.to_json() == OLD
     recording = Player(resolve("torch:SGD[forloop]")[0], trace).play()
     assert recording.raised is None
-    assert [s.lives[0].value_after.tolist() for s in recording.steps] == [[0.5, -1.0], [0.375, -1.125]]
+    assert [s.parameters[0].value_after.tolist() for s in recording.steps] == [[0.5, -1.0], [0.375, -1.125]]

@@ -190,7 +190,7 @@ def test_a_schedule_makes_the_same_of_options_however_they_are_spelled(kind, spe
     plain = play(subject, life(*events, name=name, lr=1.0, **options))
     assert [vars(s.hyper[0]) for s in recording.steps] == [vars(s.hyper[0]) for s in plain.steps]
     for mine, others in zip(recording.steps, plain.steps, strict=True):
-        np.testing.assert_array_equal(mine.lives[0].value_after, others.lives[0].value_after)
+        np.testing.assert_array_equal(mine.parameters[0].value_after, others.parameters[0].value_after)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -202,7 +202,7 @@ def test_a_number_in_the_state_is_read_whatever_its_type(spelling):
             return super().step(closure)
 
     recording = play(class_subject(Counts, "SGD"), life(GO, spelling=spelling, name="SGD", lr=3.0))
-    state = recording.steps[0].lives[0].state_after
+    state = recording.steps[0].parameters[0].state_after
     assert {name: state[name] for name in ("lr", "both[0]", "both[1]")} == {"lr": 3.0, "both[0]": 3.0, "both[1]": 1.0}
 
 

@@ -134,7 +134,7 @@ def test_what_is_recorded_there_is_what_is_recorded_here():
     assert here.raised is None
     assert len(here.steps) == len(there.steps) == 2
     for one, other in zip(here.steps, there.steps, strict=True):
-        for a, b in zip(one.lives, other.lives, strict=True):
+        for a, b in zip(one.parameters, other.parameters, strict=True):
             assert memory.identical(a.value_after, b.value_after)
             assert a.state_after.keys() == b.state_after.keys()
             assert all(memory.identical(a.state_after[k], b.state_after[k]) for k in a.state_after)

@@ -91,10 +91,10 @@ def test_strides_are_those_of_torch(shape, layout):
 def test_values_and_memory_do_not_depend_on_the_layout(layout):
     step = Player(SGD, life(Step({0: ONES}), layout=layout)).play().steps[0]
     values = Values("quarters", 1, high=2.0).realise((3, 2)).astype(np.float32)
-    np.testing.assert_array_equal(step.lives[0].value, values)
-    np.testing.assert_array_equal(step.lives[0].value_after, values - np.float32(1e-3))
-    assert not step.lives[0].beside_written
-    assert not step.lives[0].gradient_written
+    np.testing.assert_array_equal(step.parameters[0].value, values)
+    np.testing.assert_array_equal(step.parameters[0].value_after, values - np.float32(1e-3))
+    assert not step.parameters[0].beside_written
+    assert not step.parameters[0].gradient_written
 
 
 def test_events_reach_the_optimizer():
@@ -108,15 +108,15 @@ def test_events_reach_the_optimizer():
         Step({0: half}),
     )
     steps = Player(SGD, life(*events, shape=(1,))).play().steps
-    moved = [float((s.lives[0].value_after - s.lives[0].value)[0]) for s in steps]
+    moved = [float((s.parameters[0].value_after - s.parameters[0].value)[0]) for s in steps]
     assert moved == pytest.approx([-1e-3, -0.5, 0.0, -0.5], abs=1e-6)
-    assert [s.lives[0].gradient is None for s in steps] == [False, False, True, False]
+    assert [s.parameters[0].gradient is None for s in steps] == [False, False, True, False]
     assert [s.hyper[0].lr for s in steps] == [1e-3, 1.0, 1.0, 1.0]
 
 
 def test_zero_grad_in_place_leaves_a_zero_gradient():
     steps = Player(SGD, life(Step({0: ONES}), ZeroGrad(set_to_none=False), Step())).play().steps
-    assert not steps[1].lives[0].gradient.any()
+    assert not steps[1].parameters[0].gradient.any()
 
 
 def test_a_reload_goes_on_with_another_optimizer_that_holds_the_same_state():
@@ -139,8 +139,8 @@ class WritesAround(torch.optim.SGD):
 
 def test_what_is_written_outside_the_parameter_is_seen():
     recording = Player(class_subject(WritesAround, "SGD"), life(Step({0: ONES}))).play()
-    assert recording.steps[0].lives[0].beside_written
-    assert recording.steps[0].lives[0].gradient_written
+    assert recording.steps[0].parameters[0].beside_written
+    assert recording.steps[0].parameters[0].gradient_written
 
 
 class RaisesLate(torch.optim.SGD):
@@ -167,14 +167,16 @@ def test_the_guard_is_changed_by_an_update_of_ordinary_size():
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "offset"])
 def test_complex_parameter_is_two_numbers_an_element(layout):
     gradient = Gradient(Values("listed", listed=tuple(map(float, range(12)))))
-    life = play("SGD[forloop]", Step({0: gradient}), dtype="complex64", layout=layout, lr=0.5).steps[0].lives[0]
+    parameter = (
+        play("SGD[forloop]", Step({0: gradient}), dtype="complex64", layout=layout, lr=0.5).steps[0].parameters[0]
+    )
     values = Values("quarters", 1, high=2.0).realise((3, 2, 2))
-    assert life.value.dtype == np.complex64
-    np.testing.assert_array_equal(life.value, values[..., 0] + 1j * values[..., 1])
+    assert parameter.value.dtype == np.complex64
+    np.testing.assert_array_equal(parameter.value, values[..., 0] + 1j * values[..., 1])
     given = np.arange(12.0).reshape(3, 2, 2)
-    np.testing.assert_array_equal(life.gradient, given[..., 0] + 1j * given[..., 1])
-    np.testing.assert_array_equal(life.value_after, life.value - 0.5 * life.gradient)
-    assert not life.beside_written
+    np.testing.assert_array_equal(parameter.gradient, given[..., 0] + 1j * given[..., 1])
+    np.testing.assert_array_equal(parameter.value_after, parameter.value - 0.5 * parameter.gradient)
+    assert not parameter.beside_written
 
 
 def test_conjugated_gradient_has_the_values_that_the_trace_says_and_torch_s_conjugate_bit():
@@ -186,28 +188,32 @@ def test_conjugated_gradient_has_the_values_that_the_trace_says_and_torch_s_conj
             return super().step(closure)
 
     given = Gradient(Values("listed", listed=(1.0, 2.0, 3.0, -4.0)), "conjugated")
-    life = play(class_subject(Looks, "SGD"), Step({0: given}), dtype="complex128", shape=(2,)).steps[0].lives[0]
+    parameter = (
+        play(class_subject(Looks, "SGD"), Step({0: given}), dtype="complex128", shape=(2,)).steps[0].parameters[0]
+    )
     assert seen == [True]
-    np.testing.assert_array_equal(life.gradient, [1 + 2j, 3 - 4j])
-    assert not life.gradient_written
+    np.testing.assert_array_equal(parameter.gradient, [1 + 2j, 3 - 4j])
+    assert not parameter.gradient_written
 
 
 # Narrow formats.
 
 
 def beside(dtype, layout, optimizer=WritesAround, like="SGD"):
-    return play(class_subject(optimizer, like), Step({0: ONES}), dtype=dtype, layout=layout).steps[0].lives[0]
+    return play(class_subject(optimizer, like), Step({0: ONES}), dtype=dtype, layout=layout).steps[0].parameters[0]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "complex64"])
 def test_guard_holds_in_every_dtype(dtype):
     for layout in ("contiguous", "transposed", "sliced", "offset"):
-        life = play("SGD[forloop]", Step({0: ONES}), dtype=dtype, layout=layout).steps[0].lives[0]
-        assert not life.beside_written
-        assert life.value.dtype == {"bfloat16": np.float32, "float16": np.float16, "complex64": np.complex64}[dtype]
-        life = beside(dtype, layout)
-        assert life.beside_written
-        assert life.gradient_written
+        parameter = play("SGD[forloop]", Step({0: ONES}), dtype=dtype, layout=layout).steps[0].parameters[0]
+        assert not parameter.beside_written
+        assert (
+            parameter.value.dtype == {"bfloat16": np.float32, "float16": np.float16, "complex64": np.complex64}[dtype]
+        )
+        parameter = beside(dtype, layout)
+        assert parameter.beside_written
+        assert parameter.gradient_written
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -216,9 +222,9 @@ def test_guard_is_a_number_of_the_narrow_formats(dtype):
 
 
 def test_bfloat16_is_read_without_a_rounding():
-    life = play("SGD[forloop]", Step({0: ONES}), dtype="bfloat16", shape=(5,), lr=0.1).steps[0].lives[0]
-    expected = torch.from_numpy(life.value).bfloat16() - 0.1 * torch.ones(5, dtype=torch.bfloat16)
-    np.testing.assert_array_equal(life.value_after, expected.float().numpy())
+    parameter = play("SGD[forloop]", Step({0: ONES}), dtype="bfloat16", shape=(5,), lr=0.1).steps[0].parameters[0]
+    expected = torch.from_numpy(parameter.value).bfloat16() - 0.1 * torch.ones(5, dtype=torch.bfloat16)
+    np.testing.assert_array_equal(parameter.value_after, expected.float().numpy())
 
 
 # Sparse gradients.
@@ -226,17 +232,17 @@ def test_bfloat16_is_read_without_a_rounding():
 
 def test_sparse_gradient_names_elements():
     given = Gradient(Values("listed", listed=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)), sparse=Sparse((2, 0, 2)))
-    life = play("SGD[forloop]", Step({0: given}), lr=1.0, high=0.0).steps[0].lives[0]
-    assert life.gradient.elements.tolist() == [4, 5, 0, 1, 4, 5]
-    assert life.gradient.values.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    np.testing.assert_array_equal(life.value_after, [[-3.0, -4.0], [0.0, 0.0], [-6.0, -8.0]])
-    assert not life.gradient_written
+    parameter = play("SGD[forloop]", Step({0: given}), lr=1.0, high=0.0).steps[0].parameters[0]
+    assert parameter.gradient.elements.tolist() == [4, 5, 0, 1, 4, 5]
+    assert parameter.gradient.values.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    np.testing.assert_array_equal(parameter.value_after, [[-3.0, -4.0], [0.0, 0.0], [-6.0, -8.0]])
+    assert not parameter.gradient_written
 
 
 def test_sparse_gradient_may_name_single_elements_or_nothing():
     single = Gradient(Values("listed", listed=(1.0, 2.0)), sparse=Sparse((1, 5), 2, coalesced=True))
     nothing = Gradient(sparse=Sparse((), 1))
-    first, second = (s.lives[0] for s in play("SGD[forloop]", Step({0: single}), Step({0: nothing})).steps)
+    first, second = (s.parameters[0] for s in play("SGD[forloop]", Step({0: single}), Step({0: nothing})).steps)
     assert first.gradient.elements.tolist() == [1, 5]
     assert second.gradient.elements.tolist() == []
     np.testing.assert_array_equal(second.value_after, second.value)
@@ -269,7 +275,7 @@ class Densifies(torch.optim.SGD):
 @pytest.mark.parametrize("optimizer", [ScalesSparse, MovesSparse, ReplacesSparse, Densifies])
 def test_sparse_gradient_that_is_written_is_noticed(optimizer):
     given = Gradient(ONES.values, sparse=Sparse((2, 0)))
-    assert play(class_subject(optimizer, "SGD"), Step({0: given})).steps[0].lives[0].gradient_written
+    assert play(class_subject(optimizer, "SGD"), Step({0: given})).steps[0].parameters[0].gradient_written
 
 
 class WritesLate(torch.optim.SGD):
@@ -283,7 +289,7 @@ class WritesLate(torch.optim.SGD):
 
 def test_gradient_that_is_written_after_it_was_replaced_is_noticed():
     steps = play(class_subject(WritesLate, "SGD"), Step({0: ONES}), Step({0: ONES})).steps
-    assert [s.lives[0].gradient_written for s in steps] == [False, True]
+    assert [s.parameters[0].gradient_written for s in steps] == [False, True]
 
 
 def test_contiguous_parameter_that_gets_sparse_gradients_starts_its_memory():
@@ -311,7 +317,7 @@ def test_differentiable_subject_gets_parameters_that_are_no_leaves():
     assert seen == [(True, True)]
     graph = resolve("torch:SGD[differentiable]")[0]
     for layout in ("contiguous", "transposed", "sliced"):
-        step = play(graph, Step({0: ONES}), layout=layout, lr=0.5).steps[0].lives[0]
+        step = play(graph, Step({0: ONES}), layout=layout, lr=0.5).steps[0].parameters[0]
         np.testing.assert_array_equal(step.value_after, step.value - np.float32(0.5))
         assert not step.beside_written
     trace = Trace("SGD", (Parameter((2,)),), (Group((0,)),), (Step({0: ONES}),))
@@ -325,7 +331,7 @@ def test_differentiable_subject_keeps_a_graph_through_its_steps():
     )
     recording = player.play()
     assert recording.raised is None
-    np.testing.assert_array_equal(recording.steps[1].lives[0].value_after, [-1.0, -1.0])
+    np.testing.assert_array_equal(recording.steps[1].parameters[0].value_after, [-1.0, -1.0])
 
 
 # Closures.
@@ -335,17 +341,17 @@ BOWL = Objective("quadratic", Values("constant", high=1.0), 0.5)
 
 def test_evaluations_of_a_closure_are_recorded():
     step = play("LBFGS[forloop]", Step({}, BOWL), shape=(3,), max_iter=3, lr=0.5).steps[0]
-    assert len(step.evaluations) == step.lives[0].state_after["func_evals"] > 1
+    assert len(step.evaluations) == step.parameters[0].state_after["func_evals"] > 1
     curvature = np.array([1.0, 2.0, 3.0])
     for evaluation in step.evaluations:
         away = evaluation.point - 1.0
         assert evaluation.loss == pytest.approx(0.5 * (curvature * away**2).sum() / 2)
         np.testing.assert_allclose(evaluation.gradient, 0.5 * curvature * away, rtol=1e-6)
-    np.testing.assert_array_equal(step.evaluations[0].point, step.lives[0].value)
+    np.testing.assert_array_equal(step.evaluations[0].point, step.parameters[0].value)
     losses = [e.loss for e in step.evaluations]
     assert losses == sorted(losses, reverse=True)
     # A closure writes gradients: that is no fault of the optimizer.
-    assert not step.lives[0].gradient_written
+    assert not step.parameters[0].gradient_written
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -374,7 +380,7 @@ def test_a_closure_clears_gradients_as_it_is_told(set_to_none):
 
 def test_closure_of_complex_parameters_sees_their_parts():
     step = play("LBFGS[forloop]", Step({}, BOWL), shape=(2,), dtype="complex128", max_iter=1).steps[0]
-    first = step.lives[0].value
+    first = step.parameters[0].value
     np.testing.assert_array_equal(step.evaluations[0].point, first.view(np.float64))
     assert step.evaluations[0].gradient.shape == (4,)
 
@@ -392,7 +398,7 @@ def test_each_parameter_has_a_centre_of_its_own():
 
 def test_state_that_is_a_list_is_read_entry_by_entry():
     recording = play("LBFGS[forloop]", *[Step({}, BOWL)] * 2, shape=(3,), max_iter=3, lr=0.5, high=2.0)
-    state = recording.steps[-1].lives[0].state_after
+    state = recording.steps[-1].parameters[0].state_after
     pairs = [name for name in state if name.startswith("old_dirs[")]
     assert pairs == [f"old_dirs[{n}]" for n in range(len(pairs))]
     assert len(pairs) > 1
@@ -405,7 +411,7 @@ def test_state_that_is_a_list_is_read_entry_by_entry():
 
 def test_state_that_is_no_tensor_is_a_number():
     given = Gradient(ONES.values, sparse=Sparse((0, 1)))
-    assert play("SparseAdam[forloop]", Step({0: given})).steps[0].lives[0].state_after["step"] == 1.0
+    assert play("SparseAdam[forloop]", Step({0: given})).steps[0].parameters[0].state_after["step"] == 1.0
 
 
 class SparseState(torch.optim.SGD):
@@ -415,7 +421,7 @@ class SparseState(torch.optim.SGD):
 
 
 def test_sparse_state_is_read_as_the_dense_one_that_it_stands_for():
-    state = play(class_subject(SparseState, "SGD"), Step({0: ONES})).steps[0].lives[0].state_after
+    state = play(class_subject(SparseState, "SGD"), Step({0: ONES})).steps[0].parameters[0].state_after
     np.testing.assert_array_equal(state["momentum_buffer"], np.eye(3, 2))
 
 
@@ -481,7 +487,9 @@ def lived(subject, *events, groups=None, parameters=1, form="list", **options):
 
 
 def moved(player, parameter=0):
-    return [float((s.lives[parameter].value_after - s.lives[parameter].value)[0]) for s in player.recording.steps]
+    return [
+        float((s.parameters[parameter].value_after - s.parameters[parameter].value)[0]) for s in player.recording.steps
+    ]
 
 
 # Gradient scaling
@@ -530,7 +538,7 @@ def test_the_scaler_adds_the_entries_of_a_sparse_float16_gradient_and_not_the_op
     gradient = Gradient(Values("log", 1, 2.0**-17, 2.0**-7), sparse=Sparse((0, 0, 0)))
     events = (Step({0: gradient}, scaling=scaling),)
     player = Player(subject, Trace("SparseAdam", (Parameter((1,), "float16"),), (Group((0,)),), events))
-    given = player.play().steps[0].lives[0].gradient
+    given = player.play().steps[0].parameters[0].gradient
     entries = gradient.realise((1,), "float16")
     assert given.elements.tolist() == [0]
     # To the half of a unit in the last place of float16 at 2^-7, for each addition; what is added has none of those errors.
@@ -551,7 +559,7 @@ def test_a_move_that_vanishes_in_a_float16_zero_need_not_have_been_zero():
     gradient = Gradient(Values("listed", listed=(0.5, -1.0, 2.0, -0.5)))
     group = Group((0,), {"lr": 1e-6, "adjust_lr_fn": "match_rms_adamw", "eps": 16.0})
     trace = Trace("Muon", (parameter,), (group,), (Step({0: gradient}),))
-    after = Player(subject, trace).play().steps[0].lives[0].value_after
+    after = Player(subject, trace).play().steps[0].parameters[0].value_after
     assert after[0, 0] == 0 != after[0, 1]
     assert not list(findings(subject, trace, "agreement"))
 
@@ -579,7 +587,7 @@ def test_closure_assigns_the_gradients_and_gives_back_what_its_kind_says(kind):
         np.testing.assert_equal(float(result), LOSSES.get(kind, 0.75))
     assert kind != "backward" or float(result) != 0.75
     assert player.recording.looked["closure"] == 3
-    np.testing.assert_array_equal(player.recording.steps[0].lives[0].gradient, [2.0, 2.0])
+    np.testing.assert_array_equal(player.recording.steps[0].parameters[0].gradient, [2.0, 2.0])
 
 
 # Gradients
@@ -590,7 +598,7 @@ def test_accumulated_gradients_are_added_exactly(subject):
     tenth, third = Gradient(Values("constant", high=0.1)), Gradient(Values("constant", high=1 / 3))
     events = (Step({0: tenth}), Accumulate({0: third}), Step({}), Accumulate({0: third}), Step({}))
     player = lived(resolve(f"torch:{subject}")[0], *events)
-    first, second, third_one = (s.lives[0].gradient for s in player.recording.steps)
+    first, second, third_one = (s.parameters[0].gradient for s in player.recording.steps)
     sums = [
         np.float32(0.1),
         np.float32(0.1) + np.float32(1 / 3),
@@ -655,7 +663,7 @@ def test_added_group_has_the_options_that_it_is_given_and_defaults(form):
     options = player.optimizer.param_groups[1]
     assert (options["lr"], options["momentum"], options["weight_decay"]) == (1e-3, 0.0, 0.5)
     first, second = player.recording.steps
-    assert first.lives[1].gradient is None
+    assert first.parameters[1].gradient is None
     assert [h.weight_decay for h in second.hyper] == [0.0, 0.5]
     assert ("param_names" in options) == (form == "named")
 
@@ -691,7 +699,7 @@ def test_parameter_within_another_fills_its_gaps():
     assert guest.untyped_storage().data_ptr() == host.untyped_storage().data_ptr()
     assert guest.data_ptr() == host.data_ptr() + host.element_size()
     assert guest.stride() == host.stride() == (6, 2)
-    first, second = recording.steps[0].lives
+    first, second = recording.steps[0].parameters
     np.testing.assert_array_equal(first.value_after, first.value - 0.5)
     np.testing.assert_array_equal(second.value_after, np.full((2, 3), 6.0))
     assert not first.beside_written
@@ -705,7 +713,7 @@ def test_who_writes_over_the_gaps_changes_the_other_parameter():
             p.detach().as_strided((12,), (1,)).zero_()
 
     _, recording = within(Step({0: ONES, 1: None}), optimizer=Overwrites)
-    host, guest = recording.steps[0].lives
+    host, guest = recording.steps[0].parameters
     assert guest.gradient is None
     assert not guest.value_after.any()
     assert not host.beside_written  # all twelve are somebody's
@@ -741,7 +749,7 @@ def test_each_way_leads_to_another_optimizer_with_the_same_state(way, monkeypatc
     (record,) = recording.reloads
     for name in record.saved[0]:
         np.testing.assert_array_equal(record.saved[0][name], record.loaded[0][name])
-    assert recording.steps[1].lives[0].state_after["step"] == 2.0
+    assert recording.steps[1].parameters[0].state_after["step"] == 2.0
 
 
 def test_older_dictionary_has_numbers_for_counters_and_no_flags():
@@ -760,7 +768,7 @@ def test_older_dictionary_has_numbers_for_counters_and_no_flags():
     assert isinstance(loaded["state"][0]["exp_avg"], torch.Tensor)
     assert not loaded["param_groups"][0].keys() & {"foreach", "fused", "capturable", "differentiable", "maximize"}
     assert player.optimizer.param_groups[0]["foreach"] is False
-    assert player.recording.steps[1].lives[0].state_after["step"] == 2.0
+    assert player.recording.steps[1].parameters[0].state_after["step"] == 2.0
 
 
 def test_older_dictionary_keeps_maximize_where_it_says_something():
@@ -795,7 +803,7 @@ def test_round_trip_leads_into_another_implementation():
     assert modes[0] == "forloop"
     assert modes[1] != "forloop"
     assert [(event, subject.mode) for event, subject in player.recording.handovers] == [(1, modes[1]), (3, modes[2])]
-    assert [s.lives[0].state_after["step"] for s in player.recording.steps] == [1.0, 2.0, 3.0]
+    assert [s.parameters[0].state_after["step"] for s in player.recording.steps] == [1.0, 2.0, 3.0]
 
 
 # Hooks
@@ -884,7 +892,7 @@ def test_failing_step_puts_the_gradient_back(kind, monkeypatch):
     assert recording.raised is None, recording.raised
     assert seen == [True]
     assert recording.looked["failed-step"] == (1 if recording.mixed is not None else 2)
-    np.testing.assert_array_equal(recording.steps[-1].lives[0].gradient, [2.0, 2.0])
+    np.testing.assert_array_equal(recording.steps[-1].parameters[0].gradient, [2.0, 2.0])
 
 
 def test_failing_step_without_a_reason_is_left_out():

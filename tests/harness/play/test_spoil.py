@@ -147,7 +147,7 @@ def test_the_life_goes_on_as_if_nothing_had_been_tried():
     spoilt = [
         evidence(subject, GO, *events, GO).recording for events in ((Spoil("a row short"), Spoil("flat", "loaded")), ())
     ]
-    ends = [[(x.value_after.tobytes(), str(x.state_after)) for x in r.steps[-1].lives] for r in spoilt]
+    ends = [[(x.value_after.tobytes(), str(x.state_after)) for x in r.steps[-1].parameters] for r in spoilt]
     assert ends[0] == ends[1]
     assert [b.check for b in spoilt[0].breaches] == ["malformed-state"]
 

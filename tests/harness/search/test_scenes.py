@@ -11,7 +11,7 @@ from stepcheck.harness.judging.item import MOST_ELEMENTS, sampled, thinned
 from stepcheck.harness.life.events import AddGroup, Handle, Run, Schedule, SetOption, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.families import resolve
-from stepcheck.harness.play.recording import Life
+from stepcheck.harness.play.recording import ParameterStep
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import turns
 from stepcheck.harness.search.campaign import Campaign
@@ -136,9 +136,11 @@ def test_the_ends_of_blocks_are_looked_at():
 
 def test_what_has_not_an_element_for_each_is_looked_at_as_a_whole():
     many, at = np.arange(100.0), np.array([0, 99])
-    life = Life(many, many, {"step": np.array(1.0)}, many, {"m": many}, gradient_written=False, beside_written=False)
-    assert thinned(life, at, 100).value.tolist() == [0, 99]
-    assert thinned(Life(many, many, {}, many, {"m": many[:50]}, False, False), at, 100) is None
+    parameter = ParameterStep(
+        many, many, {"step": np.array(1.0)}, many, {"m": many}, gradient_written=False, beside_written=False
+    )
+    assert thinned(parameter, at, 100).value.tolist() == [0, 99]
+    assert thinned(ParameterStep(many, many, {}, many, {"m": many[:50]}, False, False), at, 100) is None
 
 
 def test_every_reference_but_that_of_closures_has_scenes_of_its_own():

@@ -484,7 +484,7 @@ def test_script_plays_the_life_around_the_steps(name):
     trace = Trace("SGD", (VECTOR,) * (1 + second), (Group((0,), {"lr": 0.5}),), events)
     recording = Evidence(SGD, trace).recording
     assert recording.raised is None, recording.raised
-    assert recording.steps[-1].lives[0].value_after[0] == pytest.approx(expected)
+    assert recording.steps[-1].parameters[0].value_after[0] == pytest.approx(expected)
     script = told(trace, event=len(events) - 1, parameter=0, deviation=deviation(expected, event=len(events) - 1))
     assert run_here(script) == "", script
     assert run_here(script.replace(f"budget = {expected}", "budget = 7.0")).startswith("AssertionError")

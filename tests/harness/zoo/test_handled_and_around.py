@@ -23,7 +23,7 @@ AT, SAVED_AT = 4, 1
 
 
 @dataclass
-class Life:
+class Training:
     """What a condition is given to handle."""
 
     optimizer: torch.optim.Optimizer
@@ -91,7 +91,7 @@ def lived(make, case, *, condition):
     torch.manual_seed(0)
     options = copy.deepcopy(case.options | (case.spelled if condition else case.plain))
     params = [torch.randn(SIZE).requires_grad_() for _ in range(4)]
-    life = Life(make([{"params": params[:2]}, {"params": params[2:3]}], **options), params)
+    life = Training(make([{"params": params[:2]}, {"params": params[2:3]}], **options), params)
     log, kept = [], []
     try:
         for n in range(STEPS):

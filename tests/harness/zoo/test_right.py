@@ -75,9 +75,9 @@ def test_a_change_that_nobody_can_tell_changes_no_bit(fault):
         ours, theirs = Player(changed, trace).play(), Player(right, trace).play()
         assert ours.raised is theirs.raised is None
         for a, b in zip(ours.steps, theirs.steps, strict=True):
-            for after, before in zip(a.lives, b.lives, strict=True):
+            for after, before in zip(a.parameters, b.parameters, strict=True):
                 assert _bits(after.value_after) == _bits(before.value_after)
-                states = ({k: _bits(v) for k, v in life.state_after.items()} for life in (after, before))
+                states = ({k: _bits(v) for k, v in parameter.state_after.items()} for parameter in (after, before))
                 assert next(states) == next(states)
 
 

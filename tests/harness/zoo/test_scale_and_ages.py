@@ -14,7 +14,7 @@ FAULTS = {fault.name: fault for fault in (*scale.FAULTS, *ages.FAULTS)}
 
 
 @dataclass(frozen=True)
-class Life:
+class Plan:
     """A short life: the shapes of each group's parameters, and what is done with them.
 
     Attributes:
@@ -86,24 +86,24 @@ def first_difference(fault, life):
 
 
 def flat(size, **more):
-    return Life(((size,), (3, 2)), **more)
+    return Plan(((size,), (3, 2)), **more)
 
 
 def several(number, **more):
-    return Life(((2,),) * number, **more)
+    return Plan(((2,),) * number, **more)
 
 
 def late(steps, **more):
-    return Life(((3,),), steps, **more)
+    return Plan(((3,),), steps, **more)
 
 
 def old(at, steps=4, **more):
-    return Life(((3,),), steps, at=at, **more)
+    return Plan(((3,),), steps, at=at, **more)
 
 
 def grouped(number, *rest, option="lr", **more):
     groups = tuple({option: 0.01 * (n + 1)} for n in range(number))
-    return Life(((2,),), groups=(*groups, *rest), **more)
+    return Plan(((2,),), groups=(*groups, *rest), **more)
 
 
 HEAVY = {"momentum": 0.9}
@@ -115,21 +115,21 @@ CASES = {
     "scale.NumbersBlocksInUint16": (flat(1 << 16), flat((1 << 16) + 1), 1),
     "scale.UpdatesFirstMillion": (flat(1 << 20, steps=1), flat((1 << 20) + 1, steps=1), 1),
     "scale.DropsTailOfBlocks": (flat(2048), flat(2049), 1),
-    "scale.StepsFirstRows": (Life(((1024, 3), (1030,))), Life(((1025, 2),)), 1),
+    "scale.StepsFirstRows": (Plan(((1024, 3), (1030,))), Plan(((1025, 2),)), 1),
     "scale.NumbersInInt16": (flat(32768), flat(32769), 1),
     "scale.WrapsNumbers": (flat(65536), flat(65537), 1),
     "scale.NumbersInHalf": (flat(2049), flat(2050), 1),
     "scale.ReadsFirstBlock": (flat(4096), flat(4097), 1),
     "scale.OverlapsBlocks": (flat(4096), flat(4097), 1),
-    "scale.DropsRemainderOfTiles": (Life(((64, 33), (50, 3), (96, 2))), Life(((65, 32),)), 1),
+    "scale.DropsRemainderOfTiles": (Plan(((64, 33), (50, 3), (96, 2))), Plan(((65, 32),)), 1),
     "scale.MeasuresFirstBlock": (flat(4096), flat(4097), 1),
-    "scale.AveragesFirstColumns": (Life(((4, 512), (513,), (513, 4))), Life(((4, 513),)), 1),
+    "scale.AveragesFirstColumns": (Plan(((4, 512), (513,), (513, 4))), Plan(((4, 513),)), 1),
     "scale.StoresPartOfNorm": (flat(1 << 18), flat((1 << 18) + 1), 1),
     "scale.StoresPartOfMomentum": (flat(16384, options=HEAVY), flat(16385, options=HEAVY), 2),
     "scale.AveragesPart": (flat(32768), flat(32769), 1),
     "scale.ReadsMeanOfBlockBefore": (flat(8192), flat(8193), 2),
-    "scale.ReadsByColumn": (Life(((128, 128), (20000,))), Life(((129, 128),)), 1),
-    "scale.StepsFirstMatrices": (Life(((64, 8, 8), (65, 8))), Life(((65, 8, 8),)), 1),
+    "scale.ReadsByColumn": (Plan(((128, 128), (20000,))), Plan(((129, 128),)), 1),
+    "scale.StepsFirstMatrices": (Plan(((64, 8, 8), (65, 8))), Plan(((65, 8, 8),)), 1),
     "scale.KeepsFarSizes": (flat(1 << 17), flat((1 << 17) + 8), 2),
     "scale.DropsRemainderOfVectors": (flat(8191), flat(8193), 1),
     # many
@@ -139,8 +139,8 @@ CASES = {
     "scale.DropsOneOfLaunch": (several(110), several(111), 1),
     "scale.SkipsStartOfLaunch": (several(320), several(321), 1),
     "scale.StepsFirstThousand": (several(1000, steps=1), several(1001, steps=1), 1),
-    "scale.ShiftsPastEmpty": (Life(((0,), *((2,),) * 23)), Life(((0,), *((2,),) * 24)), 1),
-    "scale.EndsAtEmptyGroup": (grouped(2, {"shapes": ()}), Life(groups=({"shapes": ()}, {})), 1),
+    "scale.ShiftsPastEmpty": (Plan(((0,), *((2,),) * 23)), Plan(((0,), *((2,),) * 24)), 1),
+    "scale.EndsAtEmptyGroup": (grouped(2, {"shapes": ()}), Plan(groups=({"shapes": ()}, {})), 1),
     "scale.NinthLrFromFirst": (grouped(8), grouped(9), 1),
     "scale.StepsFirstGroups": (grouped(16), grouped(17), 1),
     "scale.FourthDecayForLater": (grouped(4, option="weight_decay"), grouped(5, option="weight_decay"), 1),
@@ -149,7 +149,7 @@ CASES = {
     "scale.PoolsBuffers": (several(50, options=HEAVY), several(51, options=HEAVY), 1),
     "scale.CountsLaunches": (several(48), several(49), 1),
     "scale.GradientOfOneBefore": (several(99), several(100), 1),
-    "scale.WholeEights": (Life(((2, 2),) * 16), Life(((2, 2),) * 17), 1),
+    "scale.WholeEights": (Plan(((2, 2),) * 16), Plan(((2, 2),) * 17), 1),
     "scale.KeepsFirstStates": (several(200), several(201), 2),
     # rare
     "scale.SkipsByHash": (flat(20), flat(20_000), 1),
@@ -166,7 +166,7 @@ CASES = {
     "scale.MissesChanges": (flat(508), flat(20_000), 2),
     "scale.LeavesLargest": (flat(500), flat(501), 1),
     "scale.KeepsEtaAtTimes": (None, late(301), 300),
-    "scale.DropsMomentumByHash": (late(30), Life(((3,),) * 8, 60), 59),
+    "scale.DropsMomentumByHash": (late(30), Plan(((3,),) * 8, 60), 59),
     # long
     "ages.DropsMomentumEach50": (None, late(51, options=HEAVY), 50),
     "ages.StaleMeanEach64": (None, late(65), 64),
@@ -188,59 +188,59 @@ CASES = {
     "ages.ReadsOldGradient": (None, late(97), 96),
     "ages.BoundsFirst400": (late(402), old(398, options={"lr": 0.1}), 4),
     "ages.ForgetsAtLeast": (None, late(202), 201),
-    "ages.SavesIterations": (None, Life(((3, 2),), 42), 41),
+    "ages.SavesIterations": (None, Plan(((3, 2),), 42), 41),
     "ages.ResetsSizesEach75": (None, late(76), 75),
     "ages.DecaysFirst500": (None, late(502, options={"weight_decay": 0.1}), 501),
     "ages.ForgetsMaximumEach128": (late(130), late(130, options={"amsgrad": True, "betas": (0.9, 0.5)}), 128),
     # valued
     "ages.NeverRectifiesShort": (
-        Life(steps=40, options={"betas": (0.9, 0.6)}),
-        Life(steps=40, options={"betas": (0.9, 0.8)}),
+        Plan(steps=40, options={"betas": (0.9, 0.6)}),
+        Plan(steps=40, options={"betas": (0.9, 0.8)}),
         7,
     ),
-    "ages.KnownBeta2": (Life(options={"betas": (0.9, 0.95)}), Life(options={"betas": (0.9, 0.96)}), 1),
-    "ages.CorrectsByDefaultBeta2": (Life(options={"betas": (0.9, 0.98)}), Life(options={"betas": (0.9, 0.99)}), 1),
-    "ages.BoundsEps": (Life(options={"eps": 1e-4}), Life(options={"eps": 1e-3}), 1),
-    "ages.DecaysFrom1e4": (Life(options={"weight_decay": 1e-4}), Life(options={"weight_decay": 9e-5, "lr": 1.0}), 1),
-    "ages.BoundsLr": (Life(), Life(options={"lr": 1.5}), 1),
-    "ages.RoundsSomeLr": (Life(options={"lr": 0.0125}), Life(options={"lr": 0.0035}), 1),
+    "ages.KnownBeta2": (Plan(options={"betas": (0.9, 0.95)}), Plan(options={"betas": (0.9, 0.96)}), 1),
+    "ages.CorrectsByDefaultBeta2": (Plan(options={"betas": (0.9, 0.98)}), Plan(options={"betas": (0.9, 0.99)}), 1),
+    "ages.BoundsEps": (Plan(options={"eps": 1e-4}), Plan(options={"eps": 1e-3}), 1),
+    "ages.DecaysFrom1e4": (Plan(options={"weight_decay": 1e-4}), Plan(options={"weight_decay": 9e-5, "lr": 1.0}), 1),
+    "ages.BoundsLr": (Plan(), Plan(options={"lr": 1.5}), 1),
+    "ages.RoundsSomeLr": (Plan(options={"lr": 0.0125}), Plan(options={"lr": 0.0035}), 1),
     "ages.NeverDampensHeavy": (
-        Life(options={"momentum": 0.99, "dampening": 0.5}),
-        Life(options={"momentum": 0.995, "dampening": 0.5}),
+        Plan(options={"momentum": 0.99, "dampening": 0.5}),
+        Plan(options={"momentum": 0.995, "dampening": 0.5}),
         2,
     ),
     "ages.LooksAheadFromHalf": (
-        Life(options={"momentum": 0.6, "nesterov": True}),
-        Life(options={"momentum": 0.5, "nesterov": True}),
+        Plan(options={"momentum": 0.6, "nesterov": True}),
+        Plan(options={"momentum": 0.5, "nesterov": True}),
         1,
     ),
-    "ages.DecouplesHeavyDecay": (Life(options={"weight_decay": 0.5}), Life(options={"weight_decay": 0.6}), 1),
-    "ages.IgnoresLightMomentum": (Life(options={"momentum": 0.05}), Life(options={"momentum": 0.04}), 1),
+    "ages.DecouplesHeavyDecay": (Plan(options={"weight_decay": 0.5}), Plan(options={"weight_decay": 0.6}), 1),
+    "ages.IgnoresLightMomentum": (Plan(options={"momentum": 0.05}), Plan(options={"momentum": 0.04}), 1),
     "ages.BoundsAlpha": (
-        Life(options={"alpha": 1.0, "lambd": 0.1}),
-        Life(options={"alpha": 1.5, "lambd": 0.1}),
+        Plan(options={"alpha": 1.0, "lambd": 0.1}),
+        Plan(options={"alpha": 1.5, "lambd": 0.1}),
         1,
     ),
-    "ages.BoundsGrowth": (Life(options={"etas": (0.5, 2.0)}), Life(options={"etas": (0.5, 2.5)}), 2),
+    "ages.BoundsGrowth": (Plan(options={"etas": (0.5, 2.0)}), Plan(options={"etas": (0.5, 2.5)}), 2),
     "ages.BoundsThreshold": (late(8, growth=10, options={"d": 2.0}), late(8, growth=10, options={"d": 3.0}), 6),
     "ages.NeverLooksAheadLight": (
-        Life(((3, 2),), options={"momentum": 0.5}),
-        Life(((3, 2),), options={"momentum": 0.4}),
+        Plan(((3, 2),), options={"momentum": 0.5}),
+        Plan(((3, 2),), options={"momentum": 0.4}),
         1,
     ),
     "ages.DecaysAtMostToZero": (
-        Life(options={"lr": 1.0, "weight_decay": 1.0}),
-        Life(options={"lr": 1.0, "weight_decay": 1.5}),
+        Plan(options={"lr": 1.0, "weight_decay": 1.0}),
+        Plan(options={"lr": 1.0, "weight_decay": 1.5}),
         1,
     ),
     "ages.ForgetsWhileOff": (
-        Life(steps=4, options=HEAVY, schedule={3: {"momentum": 0.5}}),
-        Life(steps=4, options=HEAVY, schedule={3: {"momentum": 0.0}, 4: HEAVY}),
+        Plan(steps=4, options=HEAVY, schedule={3: {"momentum": 0.5}}),
+        Plan(steps=4, options=HEAVY, schedule={3: {"momentum": 0.0}, 4: HEAVY}),
         3,
     ),
-    "ages.TakesZeroForNoLoss": (Life(loss=1.0), Life(loss=0.0), 1),
-    "ages.ClimbsNegativeLoss": (Life(loss=0.0), Life(loss=-1.0), 1),
-    "ages.SkipsUnknownLoss": (Life(loss=float("inf")), Life(loss=float("nan")), 1),
+    "ages.TakesZeroForNoLoss": (Plan(loss=1.0), Plan(loss=0.0), 1),
+    "ages.ClimbsNegativeLoss": (Plan(loss=0.0), Plan(loss=-1.0), 1),
+    "ages.SkipsUnknownLoss": (Plan(loss=float("inf")), Plan(loss=float("nan")), 1),
 }
 
 #: Faults that strike few elements of a large parameter.
