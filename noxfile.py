@@ -104,14 +104,14 @@ def resolve(session: nox.Session) -> None:
 
 @nox.session
 def check(session: nox.Session) -> None:
-    """The main job: on torch.optim, whose known divergences are in the ledger, and on stepcheck.fast, which has none."""
+    """The main job: on torch.optim, which has known issues, and on stepcheck.fast, which has none."""
     _install(session, "-e", ".[triton]")
     session.run("stepcheck", "check", "torch", "fast", "--seed", "0", *session.posargs)
 
 
 @nox.session
 def certificate_short(session: nox.Session) -> None:
-    """The references against 200 bits and torch in ulps, on few inputs."""
+    """The accuracy certificate, of references against 200 bits and torch in ulps, on few inputs."""
     _install(session, "-e", ".[test]")
     session.run("python", "-m", "stepcheck.harness.certificate", "--short", *session.posargs)
 

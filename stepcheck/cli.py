@@ -599,9 +599,9 @@ def _shown(subjects: list[Subject], folder: Path, unwritten: Unwritten) -> Itera
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=defaults.FOLDER, show_default=True,
               help="Folder in which IDs are looked up.")  # fmt: skip
 def replay(name: str, subject: str | None, out: Path) -> int:
-    """Play a saved trace again, or a life of the ledger: FIXED, FAILS or ERROR.
+    """Play a saved trace again, or that of a known issue: FIXED, FAILS or ERROR.
 
-    What the ledger explains is named as known, and is exit status 0.
+    A known issue is named as known, and is exit status 0.
     """
     from stepcheck.harness.play.subjects import UnbuiltError
     from stepcheck.harness.record import store

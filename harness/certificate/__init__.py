@@ -1,4 +1,4 @@
-"""The certificate: how far the references are from the truth, and ``torch.optim`` from the references.
+"""The accuracy certificate: how far the references are from the truth, and ``torch.optim`` from the references.
 
 Run as ``python -m stepcheck.harness.certificate [--short] [--json FILE] [--markdown FILE] [--seed S] [--out DIR]``. Two parts.
 

@@ -1,4 +1,4 @@
-"""The command line of the certificate."""
+"""The command line of the accuracy certificate."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _recorded(short: bool, seed: int, out: Path) -> Certificate:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=store.DEFAULT_FOLDER, show_default=True,
               help="Folder for the record of the run.")  # fmt: skip
 def main(short: bool, json_file: Path | None, markdown_file: Path | None, seed: int, out: Path) -> None:
-    """Certify every reference, and measure every mode of torch.optim. Exit status 1: a reference exceeds its bound."""
+    """Certify the accuracy of every reference, and measure every mode of torch.optim. Exit status 1: a reference exceeds its bound."""
     try:
         result = _recorded(short, seed, out)
     except UsageError as error:

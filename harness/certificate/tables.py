@@ -1,4 +1,4 @@
-"""The certificate for people: tables for a terminal, and a page of Markdown."""
+"""The accuracy certificate for people: tables for a terminal, and a page of Markdown."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def markdown(c: Certificate) -> str:
     """The certificate as a page of Markdown."""
     settings = ", ".join(f"{k} {v}" for k, v in c.to_json()["environment"].items())
     form = ", short form" if c.short else ""
-    lines = ["# Certificate", "", f"stepcheck {__version__}, seed {c.seed}{form}; {settings}.", ""]
+    lines = ["# Accuracy certificate", "", f"stepcheck {__version__}, seed {c.seed}{form}; {settings}.", ""]
     for title, columns, rows in (
         (_REFERENCES, _REFERENCE_COLUMNS, _reference_rows(c)),
         (_TORCH, _TORCH_COLUMNS, _torch_rows(c)),

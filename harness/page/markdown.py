@@ -143,7 +143,7 @@ def _case(cell: Cell, case: Case) -> Iterator[str]:
 
 
 def _known(report: Report) -> Iterator[str]:
-    """What the ledger explains, a line for each entry."""
+    """Known issues that were seen, a line for each."""
     seen: dict[str, tuple[Case, list[str]]] = {}
     for cell in report.cells:
         for case in cell.divergences:
@@ -151,7 +151,7 @@ def _known(report: Report) -> Iterator[str]:
                 seen.setdefault(case.entry, (case, []))[1].append(cell.subject)
     if not seen:
         return
-    yield f"\n<details><summary>Known divergences: {len(seen)} entries of the ledger</summary>\n"
+    yield f"\n<details><summary>Known issues: {len(seen)}</summary>\n"
     for entry, (case, subjects) in sorted(seen.items()):
         link = "" if re.search(r"[\s<>()]", case.link) else safe_link(case.link)
         where = f" ({link})" if link else ""

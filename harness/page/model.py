@@ -78,8 +78,8 @@ class Source:
 
 SOURCES = {
     "verdict": Source(
-        "fail: a divergence that the ledger does not explain; unknown: the harness erred, nothing was looked at, or the run did not end;"
-        " known: all that diverges is explained by the ledger; unsupported: declared so by the subject; else pass",
+        "fail: a divergence that is no known issue; unknown: the harness erred, nothing was looked at, or the run did not end;"
+        " known: all that diverges is a known issue; unsupported: declared so by the subject; else pass",
         "harness/record/verdict.py",
     ),
     "subjects": Source("subjects with a result; of several results for one, the newest", "harness/page/model.py"),
@@ -92,16 +92,16 @@ SOURCES = {
     "looked": Source("things that a check looked at: steps, elements, events, ...; each check says which", "harness/checking/check.py"),
     "worst_ratio": Source(
         "the largest r = |subject - reference| / e, where e is the error budget derived for that very element; r > 1 is a bug; of a divergence,"
-        " r in its shrunk life; what the ledger explains is left out",
+        " r in its shrunk life; known issues are left out",
         "harness/judging/judge.py",
     ),
     "seen_ratio": Source(
-        "the largest r = |subject - reference| / e that the check saw, before any life was shrunk; what the ledger explains is left out",
+        "the largest r = |subject - reference| / e that the check saw, before any life was shrunk; known issues are left out",
         "harness/search/campaign.py",
     ),
     "ratios": Source(
         "elements whose r = |subject - reference| / e lies in the class: exactly 0, above one edge up to the next, above 1;"
-        " above 1 are those of known divergences too",
+        " above 1 are those of known issues too",
         "harness/record/verdict.py",
     ),
     "traces": Source("fuzzed lives that were drawn from the seed and played", "harness/search/campaign.py"),
@@ -114,15 +114,15 @@ SOURCES = {
     ),
     "ratio": Source("r of the witness: its distance from the reference in budgets", "harness/judging/judge.py"),
     "found_in": Source("lives that showed the divergence when it was told", "harness/search/campaign.py"),
-    "new": Source("divergences that the ledger does not explain", "harness/known/ledger.py"),
+    "new": Source("divergences that are no known issues", "harness/known/ledger.py"),
     "known": Source(
-        "divergences that an entry of the ledger explains; where one is the subject's own, the verdict is known, and exit status 0",
+        "divergences that a known issue explains; where one is the subject's own, the verdict is known, and exit status 0",
         "harness/known/ledger.py",
     ),
-    "ledger": Source("entries of the ledger whose own lives were played again", "harness/known/ledger.py"),
+    "ledger": Source("known issues whose own lives were played again", "harness/known/ledger.py"),
     "features": Source("lives that had the feature", "harness/life/features.py"),
     "seconds": Source("seconds of drawing, playing and judging, without shrinking", "harness/search/campaign.py"),
-    "certificate": Source("as the certificate measures it: its docstring has the definitions", "harness/certificate/__init__.py"),
+    "certificate": Source("as the accuracy certificate measures it: its docstring has the definitions", "harness/certificate/__init__.py"),
 }  # fmt: skip
 
 
@@ -499,7 +499,7 @@ def _verdict(cells: Sequence[Cell], replayed: Sequence[dict[str, Any]], *, whole
 _TOLD = {
     "fail": "fail",
     "unknown": "are unknown",
-    "known_subjects": "have known divergences only",
+    "known_subjects": "have known issues only",
     "pass": "pass",
 }
 
@@ -511,7 +511,7 @@ def _headline(verdict: str, counts: Mapping[str, Any]) -> str:
     parts = [f"{counts[v]} of {counts['subjects']} subjects {told}" for v, told in _TOLD.items() if counts[v]]
     parts += [f"{counts['unsupported_subjects']} are unsupported here"] if counts["unsupported_subjects"] else []
     if counts["mended"]:
-        parts.insert(0, f"{counts['mended']} of {counts['ledger']} known divergences no longer reproduce")
+        parts.insert(0, f"{counts['mended']} of {counts['ledger']} known issues no longer reproduce")
     if verdict == "unknown" and not counts["unknown"]:
         parts.append("but what was recorded is not whole")
     return "; ".join(parts)

@@ -134,7 +134,7 @@ def _filters(report: Report) -> list[tuple[str, str, list[str]]]:
 
 
 def _known(report: Report) -> list[dict[str, Any]]:
-    """Entries of the ledger that were seen or played, with the subjects that showed them."""
+    """Known issues that were seen or played, with the subjects that showed them."""
     entries: dict[str, dict[str, Any]] = {}
     for row in report.ledger:
         entries[row["name"]] = {
@@ -267,12 +267,12 @@ def _without_text(*, known: bool, kept: int) -> Callable[[Cell], Cell]:
 #: What is left out of a page that would be too large, one after the other.
 _REDUCTIONS: tuple[tuple[str, Callable[[Cell], Cell]], ...] = (
     ("distributions of r of subjects that do not fail are summed over their fields", _fold_ratios),
-    ("lives and scripts of known divergences are left out", _without_text(known=True, kept=0)),
+    ("lives and scripts of known issues are left out", _without_text(known=True, kept=0)),
     ("distributions of r are left out", _without_ratios),
     (
         "lives and scripts of all but the first new divergence of each subject are left out",
         _without_text(known=False, kept=1),
     ),
-    ("witnesses of the certificate are left out", _without_errors),
+    ("witnesses of the accuracy certificate are left out", _without_errors),
     ("lives and scripts of all divergences are left out", _without_text(known=False, kept=0)),
 )

@@ -41,7 +41,7 @@ def replay(divergence: Divergence, folder: Path) -> str:
 
 
 def known(results: Sequence[Result]) -> list[str]:
-    """What the ledger explains, a line for each entry."""
+    """Known issues that were seen, a line for each."""
     lives: dict[str, list[int]] = {}
     for result in results:
         for name, count in result.known_lives.items():
@@ -58,15 +58,15 @@ def known(results: Sequence[Result]) -> list[str]:
 
 
 def mended(row: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    """What is to be said of a row of the ledger that no longer reproduces where it was seen before."""
+    """What is to be said of a known issue that no longer reproduces where it was seen before."""
     return (
-        f"ledger entry {row['name']} no longer reproduces on torch {environment.get('torch')}: FIXED, or changed; {row['told']}."
+        f"known issue {row['name']} no longer reproduces on torch {environment.get('torch')}: FIXED, or changed; {row['told']}."
         f" It was seen in torch {row['versions']}: {row['statement']}"
     )
 
 
 def failed(row: Mapping[str, Any]) -> bool:
-    """Whether a row of the ledger was seen before on such a machine under this version of torch, and is not seen any more."""
+    """Whether a known issue was seen before on such a machine under this version of torch, and is not seen any more."""
     return not (row["reproduces"] or row.get("carried"))
 
 

@@ -18,7 +18,7 @@ _COLOURS = {"pass": "green", "known": "magenta", "fail": "red", "unknown": "yell
 _LEGEND = (
     "worst r: the largest distance from the reference, in budgets; above 1 is a bug."
     " undetermined: elements where rounding alone decides between unlike results, so that any value is accepted."
-    " known: it diverges, and the ledger explains every divergence; worst r leaves them out."
+    " known: it diverges, and every divergence is a known issue; worst r leaves them out."
 )
 
 

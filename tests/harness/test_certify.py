@@ -1,4 +1,4 @@
-"""The certificate: every reference is in it or declared, within its bound, and the same seed writes the same file."""
+"""The accuracy certificate: every reference is in it or declared, within its bound, and the same seed writes the same file."""
 
 from __future__ import annotations
 

@@ -286,7 +286,7 @@ def test_known_divergences_exit_0_and_an_entry_that_is_mended_1(monkeypatch, tmp
     code, data = check(monkeypatch, tmp_path, *words)
     assert code == 1
     assert [e["name"] for e in data["ledger"] if not e["reproduces"]] == [name]
-    assert f"ledger entry {name} no longer reproduces on torch {torch.__version__}: FIXED" in capsys.readouterr().out
+    assert f"known issue {name} no longer reproduces on torch {torch.__version__}: FIXED" in capsys.readouterr().out
 
 
 def test_a_life_that_kills_its_process_is_told():

@@ -62,7 +62,7 @@ def test_known_is_a_verdict_of_its_own_and_counted():
     report = model.build([run(result(), diverging("torch:SGD[fused]", "SGD"))])
     assert [c.verdict for c in report.cells] == ["pass", "known"]
     assert (report.verdict, report.counts["pass"], report.counts["known_subjects"]) == ("known", 1, 1)
-    assert report.headline == "1 of 2 subjects have known divergences only; 1 of 2 subjects pass"
+    assert report.headline == "1 of 2 subjects have known issues only; 1 of 2 subjects pass"
 
 
 def test_a_known_subject_does_not_show_the_r_of_what_it_does_right():

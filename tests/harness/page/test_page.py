@@ -150,7 +150,7 @@ def test_known_has_a_cell_a_count_and_a_filter_of_its_own():
         '<select name="verdict"><option value="">all</option><option>pass</option><option>known</option></select>'
         in html
     )
-    assert "with known divergences" not in html
+    assert "with known issues" not in html
 
 
 def test_whose_fault_it_is_stands_in_the_details():
