@@ -39,6 +39,7 @@ KINDS = {
     "surroundings": "in the surroundings of a step",
     "switched": "where a flag chooses another implementation",
     "spelled": "where an option is spelled otherwise",
+    "elsewhere": "when it goes on in another process, or beside its copy",
 }
 LEGEND = (
     "caught: campaigns of {examples} lives that say no, of {seeds} seeds for each fault, with its 95 % interval (Clopper and Pearson). P >= 0.99: faults that a"

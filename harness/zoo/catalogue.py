@@ -14,6 +14,7 @@ from stepcheck.harness.zoo import (
     ages,
     around,
     asgd,
+    elsewhere,
     handled,
     lbfgs,
     life,
@@ -324,6 +325,7 @@ FAULTS: tuple[Fault, ...] = (
     *ages.FAULTS,
     *handled.FAULTS,
     *around.FAULTS,
+    *elsewhere.FAULTS,
     *(fault for fault in _written_by_hand() if fault.make not in _HAPPENED),
 )
 #: Right optimizers, whatever their order of operations.

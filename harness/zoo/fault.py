@@ -29,7 +29,8 @@ class Fault:
         checks: of these one must find it.
         kind: where it comes from: ``history`` (it happened to somebody), ``rule`` (in the formula), ``life`` (around the
             steps, or in memory), ``mutant`` (made from the Spec); or when alone it shows: ``large``, ``many``, ``long``, ``rare``,
-            ``valued``, ``handled``, ``surroundings``, ``switched``, ``spelled`` (``stepcheck.harness.power.tables`` says what each is).
+            ``valued``, ``handled``, ``surroundings``, ``switched``, ``spelled``, ``elsewhere`` (``stepcheck.harness.power.tables`` says what
+            each is).
         links: where it happened.
         equivalent: why no input can tell it from a right one; then it must pass.
         name: what it is called in reports.
