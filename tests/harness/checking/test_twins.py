@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from accused import accused
 
 from stepcheck import check_optimizer
 from stepcheck.harness.checking.case import Evidence
@@ -13,8 +14,6 @@ from stepcheck.harness.life.events import AddGroup, Gradient, Group, Parameter, 
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.search.campaign import Campaign
-from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.telling.repro import script
 from stepcheck.harness.zoo.catalogue import FAULTS
 
@@ -117,14 +116,6 @@ class Drawing(Signum):
         p.add_(random.SystemRandom().random())
 
 
-def failing(make, like="SGD", examples=60):
-    """The checks that say no, nothing made smaller, and the result."""
-    campaign = Campaign(class_subject(make, like), Settings(0, examples))
-    campaign._shrink_new = campaign.suspects.sort_effective
-    result = campaign.run()
-    return {check for check, _ in campaign.suspects.ready}, result
-
-
 class OfItsAge(Signum):
     """Right as well: its rate decays with its own steps, whatever groups there were."""
 
@@ -142,7 +133,7 @@ class OfItsAge(Signum):
 @pytest.mark.parametrize("make", [Signum, OfGroupsAge])
 def test_a_right_class_with_a_formula_of_its_own_breaks_no_invariant(make):
     """And each of them was asked: two lives were compared in each."""
-    failed, result = failing(make, examples=120)
+    failed, result = accused(make, "SGD", examples=120)
     assert failed == {"agreement"}
     assert all(result.tallies[name].looked > 0 for name in INVARIANTS)
 
@@ -158,7 +149,7 @@ def test_a_right_class_with_a_formula_of_its_own_breaks_no_invariant(make):
     ],
 )
 def test_a_broken_invariant_is_seen_where_the_formula_is_another(make, check):
-    failed, _ = failing(make, examples=120)
+    failed, _ = accused(make, "SGD", examples=120)
     assert failed == {"agreement", check}
 
 
@@ -260,14 +251,14 @@ RARE = [f for f in NAMED if f.make.__name__.startswith("IgnoresAdded")]
 @pytest.mark.parametrize("fault", [pytest.param(f, id=f.name) for f in NAMED if f not in RARE])
 def test_the_invariants_kill_their_faults_without_a_reference(fault):
     """The formula deviates in every step, so no agreement with the reference can tell."""
-    failed, _ = failing(skewed(fault.make), fault.like)
+    failed, _ = accused(skewed(fault.make), fault.like, until=fault.checks, examples=60)
     assert failed & set(fault.checks)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [pytest.param(f, id=f.name) for f in RARE])
 def test_it_takes_them_longer_to_kill_what_shows_rarely(fault):
-    failed, _ = failing(skewed(fault.make), fault.like, examples=800)
+    failed, _ = accused(skewed(fault.make), fault.like, until=fault.checks, examples=800)
     assert failed & set(fault.checks)
 
 
