@@ -82,7 +82,7 @@ def test_torch_has_none_and_says_so_in_one_line(checkout):
 
 @pytest.mark.parametrize("subject", ["fast:Lion", pytest.param("fast:Lion[compensated]", marks=pytest.mark.slow)])
 def test_the_fast_class_is_checked(checkout, subject):
-    status, told = stepcheck(checkout, "check", subject, "--examples", "60")
+    status, told = stepcheck(checkout, "check", subject, "--examples", "30")
     assert status == 0, told
     assert _verdict(told, subject) == "pass"
 

@@ -48,7 +48,7 @@ def buffers():
     return [(s, key) for s in SETTINGS for key in malformed.keys(s)]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("setting, key", buffers(), ids=str)
 def test_spoilt_state_is_refused_or_stepped_as_torch_does(setting, key):
     wrong = {}

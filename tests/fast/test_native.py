@@ -202,6 +202,7 @@ def test_a_cache_with_a_broken_file_is_mended(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("before", ["steps()", "(torch.ones(3_000_000) * 2).sum()"], ids=["stepped", "torch alone"])
 @pytest.mark.parametrize("name", ["AdamW", "Adafactor"])
 def test_a_forked_process_steps(name, before):

@@ -49,7 +49,18 @@ def test_divergences_are_the_known_ones(subject):
     assert CERTAIN.get(subject.name, set()) <= {d.entry for d in result.known} == set(result.known_lives)
 
 
-@pytest.mark.parametrize("subject", [s for s in SUBJECTS if "fused" not in s.mode_options], ids=lambda s: s.name)
+def one_of_each():
+    """Every subject in its turn; on a commit one of each optimizer, now in this mode and now in that."""
+    modes = {}
+    for subject in SUBJECTS:
+        if "fused" not in subject.mode_options:
+            modes.setdefault(subject.spec.name, []).append(subject)
+    for n, alike in enumerate(modes.values()):
+        for k, subject in enumerate(alike):
+            yield pytest.param(subject, id=subject.name, marks=() if k == n % len(alike) else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("subject", list(one_of_each()))
 def test_the_float32_budget_is_never_exceeded_and_nearly_used_up(subject):
     # What diverges in float32 lies in sparse gradients on views, in lost bits or in the constructor.
     result = Campaign(subject, Settings(examples=100, dtypes=("float32",), only=("agreement",))).run()

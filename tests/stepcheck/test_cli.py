@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import stepcheck
 
 from stepcheck import cli
 from stepcheck.harness.record.reading import read
@@ -58,6 +59,12 @@ def run(folder, *arguments):
 
 
 @pytest.fixture
+def here(folder, capfd):
+    """Runs a command in this process, which is quicker than a new one."""
+    return lambda *words: stepcheck(*words, cwd=folder, capfd=capfd)
+
+
+@pytest.fixture
 def refuse(folder, monkeypatch, capsys):
     """Runs bad usage in this process, which is quicker than a new one; gives the line on standard error."""
     monkeypatch.chdir(folder)
@@ -88,8 +95,8 @@ def test_a_process_that_calls_the_command_and_has_threads_of_its_own_goes_on(ref
         theirs.join()
 
 
-def test_list_names_optimizers_subjects_and_checks(folder):
-    done = run(folder, "list")
+def test_list_names_optimizers_subjects_and_checks(here):
+    done = here("list")
     assert done.returncode == 0
     assert re.search(
         r"SGD +forloop foreach fused differentiable compiled\n +float32, .*complex64 \(not fused\)", done.stdout
@@ -99,9 +106,9 @@ def test_list_names_optimizers_subjects_and_checks(folder):
         assert word in done.stdout
 
 
-def test_a_conforming_subject_exits_0_and_fills_the_json(folder):
+def test_a_conforming_subject_exits_0_and_fills_the_json(folder, here):
     words = "check torch:Adam[forloop] --dtype float32 --dtype float64 --examples 60 --seed 5 --json out.json"
-    done = run(folder, *words.split())
+    done = here(*words.split())
     assert done.returncode == 0, done.stdout + done.stderr
     assert "traces a second a core" in done.stdout
     data = json.loads((folder / "out.json").read_text())
@@ -121,7 +128,8 @@ def test_a_conforming_subject_exits_0_and_fills_the_json(folder):
 
 @pytest.fixture(scope="module")
 def divergence(folder):
-    done = run(folder, "check", "some_module:WrongAdam", "--like", "Adam", "--seed", "1", "--json", "wrong.json")
+    words = "check some_module:WrongAdam --like Adam --examples 40 --seed 1 --json wrong.json"
+    done = run(folder, *words.split())
     assert done.returncode == 1, done.stdout + done.stderr
     data = json.loads((folder / "wrong.json").read_text(), parse_constant=pytest.fail)
     (subject,) = data["subjects"]
@@ -207,29 +215,29 @@ def test_the_script_fails_by_itself_and_imports_torch_and_the_subject_alone(fold
     assert done.stderr.splitlines()[-1].startswith("AssertionError: ")
 
 
-def test_replay_by_id_and_file_and_on_another_subject(folder, divergence):
+def test_replay_by_id_and_file_and_on_another_subject(here, divergence):
     found = divergence[0]
     for name in (found["id"], found["trace"]):
-        done = run(folder, "replay", name)
+        done = here("replay", name)
         assert (done.returncode, done.stdout.split()[0]) == (1, "FAILS"), done.stderr
-    done = run(folder, "replay", found["id"], "--subject", "torch:Adam[foreach]")
+    done = here("replay", found["id"], "--subject", "torch:Adam[foreach]")
     assert (done.returncode, done.stdout.split()[0]) == (0, "FIXED"), done.stderr
 
 
-def test_a_bare_trace_replays_on_a_named_subject(folder, divergence):
+def test_a_bare_trace_replays_on_a_named_subject(folder, here, divergence):
     saved = json.loads((folder / divergence[0]["trace"]).read_text())
     (folder / "bare.json").write_text(json.dumps(saved["trace"]))
-    assert run(folder, "replay", "bare.json").returncode == 2
-    assert run(folder, "replay", "bare.json", "--subject", "torch:Adam[forloop]").returncode == 0
-    assert run(folder, "replay", "bare.json", "--subject", "some_module:WrongAdam").returncode == 1
+    assert here("replay", "bare.json").returncode == 2
+    assert here("replay", "bare.json", "--subject", "torch:Adam[forloop]").returncode == 0
+    assert here("replay", "bare.json", "--subject", "some_module:WrongAdam").returncode == 1
 
 
-def test_an_error_of_the_harness_in_a_replay_is_told_as_one(folder, divergence):
+def test_an_error_of_the_harness_in_a_replay_is_told_as_one(folder, here, divergence):
     # The class of a saved divergence may be gone; that is bad input, not a fix.
     saved = json.loads((folder / divergence[0]["trace"]).read_text())
     saved["subject"] = "some_module:Gone"
     (folder / "gone.json").write_text(json.dumps(saved))
-    done = run(folder, "replay", "gone.json")
+    done = here("replay", "gone.json")
     assert done.returncode == 2
     assert "FIXED" not in done.stdout
 
@@ -285,8 +293,8 @@ def test_a_bad_trace_file_is_one_line_and_exit_status_2(refuse, folder, text, sa
     assert said in refuse("replay", "bad.json")
 
 
-def test_too_few_examples_to_ask_every_check_is_unknown(folder):
-    assert run(folder, "check", "torch:SGD[forloop]", "--examples", "1").returncode == 3
+def test_too_few_examples_to_ask_every_check_is_unknown(here):
+    assert here("check", "torch:SGD[forloop]", "--examples", "1").returncode == 3
 
 
 def test_nothing_is_said_at_exit_of_what_triton_leaves_behind(folder):
@@ -295,8 +303,8 @@ def test_nothing_is_said_at_exit_of_what_triton_leaves_behind(folder):
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torch is built with CUDA")
-def test_without_cuda_a_subject_on_it_is_unsupported_and_says_why(folder):
-    done = run(folder, "check", "fast:Adam[cuda]")
+def test_without_cuda_a_subject_on_it_is_unsupported_and_says_why(here):
+    done = here("check", "fast:Adam[cuda]")
     assert done.returncode == 3
     assert "fast:Adam[cuda]: unsupported: no CUDA device: torch was built without CUDA" in done.stdout
 

@@ -44,6 +44,7 @@ def _stepped(cls, *shapes, dtype, steps=2, **options):
 # --- What is computed
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_it_agrees_with_the_kernels_of_the_cpu_but_for_roundings(shape, dtype):
@@ -91,6 +92,7 @@ _VIEWS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", list(_VIEWS))
 @pytest.mark.parametrize("shape", [(2, 66, 70), (3, 5, 7)])
 def test_strides_do_not_matter_and_nothing_beside_is_written(name, shape):

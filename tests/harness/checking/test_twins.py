@@ -130,14 +130,20 @@ class OfItsAge(Signum):
         return group["lr"] / (1 + self.taken) ** 0.5
 
 
+#: A few, and as many as it takes to see what is rare.
+LIVES = [60, pytest.param(120, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("lives", LIVES)
 @pytest.mark.parametrize("make", [Signum, OfGroupsAge])
-def test_a_right_class_with_a_formula_of_its_own_breaks_no_invariant(make):
+def test_a_right_class_with_a_formula_of_its_own_breaks_no_invariant(make, lives):
     """And each of them was asked: two lives were compared in each."""
-    failed, result = accused(make, "SGD", examples=120)
+    failed, result = accused(make, "SGD", examples=lives)
     assert failed == {"agreement"}
     assert all(result.tallies[name].looked > 0 for name in INVARIANTS)
 
 
+@pytest.mark.parametrize("lives", LIVES)
 @pytest.mark.parametrize(
     ("make", "check"),
     [
@@ -148,8 +154,8 @@ def test_a_right_class_with_a_formula_of_its_own_breaks_no_invariant(make):
         (Undecayed, "option-effect"),
     ],
 )
-def test_a_broken_invariant_is_seen_where_the_formula_is_another(make, check):
-    failed, _ = accused(make, "SGD", examples=120)
+def test_a_broken_invariant_is_seen_where_the_formula_is_another(make, check, lives):
+    failed, _ = accused(make, "SGD", examples=lives)
     assert failed == {"agreement", check}
 
 

@@ -11,6 +11,9 @@ from stepcheck.harness.search import campaign
 from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.settings import Settings
 
+#: Enough to tell the conventions apart.
+LIVES = 15
+
 
 @pytest.fixture(autouse=True)
 def _as_seen(monkeypatch):
@@ -166,6 +169,6 @@ def test_a_right_class_is_told_nothing():
 
 
 def _told(make, like):
-    result = Campaign(class_subject(make, like, "tests:Class"), Settings(examples=30, only=("agreement",))).run()
+    result = Campaign(class_subject(make, like, "tests:Class"), Settings(examples=LIVES, only=("agreement",))).run()
     assert result.verdict == "fail"
     return result.divergences[0].life[-1]

@@ -1,11 +1,11 @@
 """stepcheck report: from streams on disk to a folder of files; what cannot be read is told, and exit 2 where nothing can be rendered."""
 
 import contextlib
+import functools
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
+import in_process
 import pytest
 from recorded import ENVIRONMENT
 
@@ -19,10 +19,10 @@ from stepcheck.harness.search.settings import Settings
 FILES = {"index.html", "report.json", "report.md", "badge.svg", "versions.html", "versions.json", "known.md"}
 
 
-def stepcheck(*words, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "stepcheck", *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def stepcheck(capfd):
+    """Runs a command in a folder, and gives what it printed."""
+    return functools.partial(in_process.stepcheck, capfd=capfd)
 
 
 def record(folder, subject="torch:SGD[forloop]", command="stepcheck check torch:SGD", examples=6, seed=3, end=True):
@@ -33,7 +33,7 @@ def record(folder, subject="torch:SGD[forloop]", command="stepcheck check torch:
     return stream.path
 
 
-def test_the_command_writes_a_folder(tmp_path):
+def test_the_command_writes_a_folder(stepcheck, tmp_path):
     path = record(tmp_path / ".stepcheck")
     done = stepcheck("report", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -53,7 +53,7 @@ def test_of_each_command_the_newest_counts_unless_streams_are_named(tmp_path):
     assert [r.id for r in write.collect([older]).runs] == [older.stem]
 
 
-def test_a_run_that_was_killed_is_unknown_and_told(tmp_path):
+def test_a_run_that_was_killed_is_unknown_and_told(stepcheck, tmp_path):
     path = record(tmp_path, end=False)
     path.write_bytes(path.read_bytes()[:-40])
     done = stepcheck("report", path, cwd=tmp_path)
@@ -74,7 +74,7 @@ def test_what_is_foreign_is_told_beside_what_is_not(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["missing", "empty folder", "empty stream", "foreign"])
-def test_where_nothing_can_be_rendered_it_is_one_line_and_status_2(tmp_path, what):
+def test_where_nothing_can_be_rendered_it_is_one_line_and_status_2(stepcheck, tmp_path, what):
     path = tmp_path / "runs" / "x.jsonl"
     path.parent.mkdir()
     if what == "empty stream":
@@ -88,7 +88,7 @@ def test_where_nothing_can_be_rendered_it_is_one_line_and_status_2(tmp_path, wha
     assert not (tmp_path / "report").exists()
 
 
-def test_two_reports_are_compared(tmp_path):
+def test_two_reports_are_compared(stepcheck, tmp_path):
     path = record(tmp_path, examples=6)
     assert stepcheck("report", path, "--out", "before", cwd=tmp_path).returncode == 0
     less = record(tmp_path, examples=5)

@@ -35,6 +35,7 @@ def catches(oracle, make, like, seed=0):
 ASKED = [v for v in VARIANTS if v.make in RIGHT or (v.make.__module__.endswith("written") and v.like != "Muon")]
 
 
+@pytest.mark.sampled(4)
 @each_oracle
 @pytest.mark.parametrize("right", [pytest.param(v, id=v.name, marks=thorough(v.like)) for v in ASKED])
 def test_a_right_one_is_passed(oracle, right):

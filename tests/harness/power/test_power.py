@@ -91,6 +91,7 @@ def test_every_spec_has_mutants_that_differ(name):
     assert sum(not m.equivalent for m in some) == 10
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_what_is_written_is_right(name):
     assert first_kill(written(SPECS[name]), name, 1, examples=25).checks == ()
@@ -126,7 +127,7 @@ def test_a_new_spec_has_its_mutants_for_nothing(monkeypatch):
 EQUIVALENT = [m for name in ELEMENTWISE for m in mutants(SPECS[name], 0)]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("fault", [pytest.param(m, id=m.name) for m in EQUIVALENT])
 def test_what_no_input_can_tell_passes(fault):
     assert fault.equivalent
@@ -154,7 +155,7 @@ def sample(kind):
     return [of_kind[n * len(of_kind) // _EACH] for n in range(_EACH)]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("kind", CAUGHT_WITHIN_FEW)
 def test_no_class_of_fault_is_caught_less_often(kind):
     kills = [first_kill(f.make, f.like, 1000 + n, examples=FEW) for n, f in enumerate(sample(kind))]
@@ -246,11 +247,15 @@ def test_the_plot_is_drawn(measured, tmp_path):
     assert file.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_command_line_measures(monkeypatch, tmp_path):
-    few = [Fault(sgd.StaleBuffer, "SGD"), Fault(sgd.OtherNames, "SGD", equivalent="another name")]
-    monkeypatch.setattr(
-        measure, "catalogue", SimpleNamespace(faults=lambda most: few, VARIANTS=(Variant(sgd.RightSGD, "SGD"),))
-    )
+@pytest.fixture
+def few(monkeypatch):
+    """Two faults, one of which nobody can tell, and a right variant: of more it takes longer to say the same."""
+    faults = [Fault(sgd.StaleBuffer, "SGD"), Fault(sgd.OtherNames, "SGD", equivalent="another name")]
+    those = SimpleNamespace(faults=lambda most: faults, VARIANTS=(Variant(sgd.RightSGD, "SGD"),))
+    monkeypatch.setattr(measure, "catalogue", those)
+
+
+def test_the_command_line_measures(few, tmp_path):
     file = tmp_path / "power.json"
     result = CliRunner().invoke(cli.commands, ["power", "SGD", "--seeds", "2", "--steps", "0", "--json", str(file)], standalone_mode=False)  # fmt: skip
     assert result.exception is None
@@ -262,8 +267,8 @@ def test_the_command_line_measures(monkeypatch, tmp_path):
     assert set(data["faults"][0]["other_oracles"]) == {"assert_close", "torch_tests", "loss_goes_down"}
 
 
-def test_a_measurement_that_was_interrupted_goes_on_from_what_it_has(monkeypatch):
-    plan = Plan(("Adadelta",), seeds=2, examples=10, mutants=1, steps=1)
+def test_a_measurement_that_was_interrupted_goes_on_from_what_it_has(few, monkeypatch):
+    plan = Plan(("SGD",), seeds=2, examples=10, steps=1)
     rows = []
     whole = measure.measure(plan, record=rows.append)
     rows = json.loads(json.dumps(rows))  # as a stream has them
@@ -277,6 +282,6 @@ def test_a_measurement_that_was_interrupted_goes_on_from_what_it_has(monkeypatch
     assert [row.caught for row in half.faults] == [row.caught for row in whole.faults]
 
 
-def test_rows_that_are_none_are_refused():
+def test_rows_that_are_none_are_refused(few):
     with pytest.raises(UsageError, match="no row of a measurement of power: KeyError: 'seconds'"):
-        measure.measure(Plan(("Adadelta",), seeds=1, mutants=0, steps=0), known=[{"what": "kill", "name": "x"}])
+        measure.measure(Plan(("SGD",), seeds=1, steps=0), known=[{"what": "kill", "name": "x"}])

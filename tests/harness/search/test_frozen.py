@@ -42,7 +42,7 @@ def digests(subject):
 
 
 @of_this_torch
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", FROZEN)
 def test_a_seed_draws_the_lives_that_it_has_always_drawn(name):
     assert digests(SUBJECTS[name]) == FROZEN[name]

@@ -100,7 +100,16 @@ def runs(pid):
         return False
 
 
-@pytest.mark.parametrize("request_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(
+            signal.SIGINT, marks=pytest.mark.slow
+        ),  # on every commit, the tests of the command line press Ctrl-C
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_a_request_to_end_is_followed_and_loses_nothing(start, tmp_path, request_):
     process = start("SlowAndWrong", "--json", "out.json")
     await_(lambda: lives(tmp_path) >= 3)  # no batch has ended, and nothing is shrunk

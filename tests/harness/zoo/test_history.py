@@ -35,7 +35,7 @@ def test_no_thread_stands_for_many_faults():
     assert max(Counter(link for fault in HISTORY for link in fault.links).values()) <= 3
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "fault",
     [named(f) for f in HISTORY],

@@ -51,7 +51,7 @@ def passes(optimizer, like, tmp_path, examples):
     assert report.verdict == "pass"
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     ("optimizer", "like", "check"),
     [_named(cls, like, check) for like, zoo in WRONG.items() for cls, check in zoo.items()],

@@ -21,7 +21,7 @@ def test_right_passes(optimizer):
     assert failed(optimizer, examples=60) == set()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("optimizer", FAULTS, ids=lambda cls: cls.__name__)
 def test_wrong_fails(optimizer):
     assert failed(optimizer, only=FAULTS[optimizer])
