@@ -43,7 +43,7 @@ nox.options.sessions = [
     "resolve",
     "tests",
     "certificate_short",
-    "check",
+    "check_short",
 ]
 
 
@@ -70,7 +70,8 @@ def _packed(name: str) -> Iterator[str]:
 def tests(session: nox.Session) -> None:
     """The fast tests; arguments go to pytest."""
     _install(session, "-e", ".[test,plot]")
-    session.run("pytest", "-n", "2", "-m", "not slow and not browser", *session.posargs)
+    # By modules, so that what the tests of one share is made once.
+    session.run("pytest", "-n", "2", "--dist", "loadscope", "-m", "not slow and not browser", *session.posargs)
 
 
 @nox.session
@@ -100,6 +101,13 @@ def resolve(session: nox.Session) -> None:
     """What the README says to install, resolved from the registry for each Python and platform; nothing is installed."""
     session.install("--upgrade", "pip", "uv")
     session.run("python", ".ci/resolve.py")
+
+
+@nox.session
+def check_short(session: nox.Session) -> None:
+    """The main job with fewer lives of each subject; those that have to be in it come first."""
+    _install(session, "-e", ".[triton]")  # and nothing of what tests need, as users have it
+    session.run("stepcheck", "check", "torch", "fast", "--examples", "60", "--seed", "0", *session.posargs)
 
 
 @nox.session
