@@ -39,10 +39,8 @@ def _gpu() -> bool:
 nox.options.sessions = [
     *(["cuda"] if _gpu() else []),
     "lint",
-    "types",
     "resolve",
-    "tests",
-    "certificate_short",
+    "together",
     "check_short",
 ]
 
@@ -70,8 +68,21 @@ def _packed(name: str) -> Iterator[str]:
 def tests(session: nox.Session) -> None:
     """The fast tests; arguments go to pytest."""
     _install(session, "-e", ".[test,plot]")
+    _tests(session)
+
+
+def _tests(session: nox.Session) -> None:
     # By modules, so that what the tests of one share is made once.
     session.run("pytest", "-n", "2", "--dist", "loadscope", "-m", "not slow and not browser", *session.posargs)
+
+
+@nox.session
+def together(session: nox.Session) -> None:
+    """types, tests and certificate_short in one environment: to install torch for each takes a minute."""
+    _install(session, "mypy", "-e", ".[test,plot]")
+    _types(session)
+    _tests(session)
+    _certificate_short(session)
 
 
 @nox.session
@@ -93,6 +104,10 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Mypy, strict, on the checkout: links in ``stepcheck/`` lead to the folders of the package."""
     _install(session, "mypy", ".[test]")
+    _types(session)
+
+
+def _types(session: nox.Session) -> None:
     session.run("mypy", "-p", "stepcheck")
 
 
@@ -121,6 +136,10 @@ def check(session: nox.Session) -> None:
 def certificate_short(session: nox.Session) -> None:
     """The accuracy certificate, of references against 200 bits and torch in ulps, on few inputs."""
     _install(session, "-e", ".[test]")
+    _certificate_short(session)
+
+
+def _certificate_short(session: nox.Session) -> None:
     session.run("python", "-m", "stepcheck.harness.certificate", "--short", *session.posargs)
 
 

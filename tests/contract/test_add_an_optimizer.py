@@ -87,13 +87,16 @@ def test_the_fast_class_is_checked(checkout, subject):
     assert _verdict(told, subject) == "pass"
 
 
-@pytest.mark.parametrize("name, status, verdict", [("Lion", 0, "pass"), ("Mixed", 1, "fail")])
-def test_a_class_is_held_to_it(checkout, name, status, verdict):
-    found, told = stepcheck(checkout, "check", f"lion_torch:{name}", "--like", "Lion", "--examples", "30")
+@pytest.mark.parametrize(
+    "name, status, verdict, more", [("Lion", 0, "pass", ("--examples", "30")), ("Mixed", 1, "fail", ("--first",))]
+)
+def test_a_class_is_held_to_it(checkout, name, status, verdict, more):
+    found, told = stepcheck(checkout, "check", f"lion_torch:{name}", "--like", "Lion", *more)
     assert found == status, told
     assert _verdict(told, f"lion_torch:{name}") == verdict
 
 
+@pytest.mark.slow
 def test_it_is_timed_beside_nothing(checkout):
     status, told = stepcheck(checkout, "bench", "Lion", "--workload", "100x64", "--rounds", "1")
     assert status == 0, told
@@ -108,7 +111,7 @@ def test_a_wrong_fast_class_fails(tmp_path):
     wrong = right.replace("direction = beta1 * exp_avg + weight1 * g", "direction = beta2 * exp_avg + weight2 * g")
     assert wrong != right
     rule.write_text(wrong, encoding="utf-8")
-    status, told = stepcheck(checkout, "check", "fast:Lion", "--examples", "30")
+    status, told = stepcheck(checkout, "check", "fast:Lion", "--first")
     assert status == 1, told
     assert _verdict(told, "fast:Lion") == "fail"
 

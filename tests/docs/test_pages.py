@@ -39,7 +39,14 @@ def having(mark):
     return [pytest.param(p, id=p.stem) for p in PAGES if any(b.runs and b.mark == mark for b in blocks(p))]
 
 
-@pytest.mark.parametrize("path", having(""))
+#: What the page on adding says is done by the tests in tests/contract, on every commit as well.
+DONE_ELSEWHERE = ("adding",)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(*p.values, id=p.id, marks=pytest.mark.slow if p.id in DONE_ELSEWHERE else ()) for p in having("")],
+)
 def test_the_examples_of_a_page_run(path, workplace):
     documents.run(documents.page(path), workplace, slow=False)
 

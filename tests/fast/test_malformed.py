@@ -62,6 +62,7 @@ def test_spoilt_state_is_refused_or_stepped_as_torch_does(setting, key):
     assert not {case: said for case, said in wrong.items() if said}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_spoilt_gradients_and_parameters_are_refused_or_stepped_as_torch_does(setting):
     wrong = {}

@@ -64,6 +64,7 @@ def test_it_agrees_with_the_kernels_of_the_cpu_but_for_roundings(shape, dtype):
         assert ((found - value).double().abs() <= bound * value.double().abs()).all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_step_done_again_gives_the_same_bits(dtype):
     for first, second in zip(
@@ -227,6 +228,7 @@ def kernel(x, y, out):
 # --- Scaled gradients
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_are_unscaled_and_left_so(dtype):
     scaled, plain = _parameters(*SHAPES, dtype=dtype), _parameters(*SHAPES, dtype=dtype)
