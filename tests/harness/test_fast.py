@@ -93,6 +93,7 @@ class UncountedOnCuda(Uncounted):
     _interpreted = True
 
 
+@pytest.mark.sampled(3)  # on a commit, one rule of each kind, of which one is a kernel for CUDA
 @pytest.mark.parametrize(
     ("make", "like", "fields"),
     [

@@ -377,7 +377,8 @@ def _resources(cubin, path):
     return [dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", line)) for line in told.splitlines() if "REG:" in line]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "bfloat16"])
 def test_nothing_spills_whole_tiles_are_accessed_by_sixteen_bytes_and_float64_is_for_float64(dtype, tmp_path):
     wide = {"float64": "v2.b64"}.get(dtype, "v4.b32")
     for name, kernel in sources():

@@ -539,6 +539,7 @@ def json_or_nothing(line):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_any_moment_nothing_that_was_written_is_lost(tmp_path, seed):
     killed(tmp_path, seed)

@@ -120,6 +120,7 @@ def test_what_overflows_in_float32_alone_is_right_in_a_wider_format_that_is_decl
     assert _deviations(variant, undeclared, 1e38, (0.0, 0.0), weight_decay=10.0) == {"parameter"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", _named([v for v in VARIANTS if v.profile.scalars == "float32"]))
 def test_scalars_in_single_precision_are_right_where_they_are_declared(variant):
     """Undeclared, they are a fault: float64 parameters show it at once."""
