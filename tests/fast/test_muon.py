@@ -109,7 +109,6 @@ def step_of(p, g, buffer, **options):
     return (1 - o["lr"] * o["weight_decay"]) * p - rate * x, rate * error
 
 
-@pytest.mark.sampled(3)
 @each_dtype
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_step_of_every_shape_is_that_of_the_formulas(dtype, options):
