@@ -117,8 +117,8 @@ def ramp_stride(seed: int) -> int:
 
 def _ramp(values: Values, count: int) -> Array:
     """Numbers that a script can write for a million elements: ``(k * stride % RAMP - RAMP // 2) * high / 2**15`` at element k."""
-    turns: Array = (np.arange(count, dtype=np.int64) * ramp_stride(values.seed) % RAMP - RAMP // 2).astype(np.float64)
-    return turns * (values.high * 2.0**-15)
+    turns = np.arange(min(count, RAMP), dtype=np.int64) * ramp_stride(values.seed) % RAMP - RAMP // 2
+    return np.resize(turns * (values.high * 2.0**-15), count)  # it comes round again: the rest is the same
 
 
 def _listed(values: Values, count: int) -> Array:

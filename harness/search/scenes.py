@@ -26,7 +26,7 @@ from stepcheck.harness.life.events import (
 from stepcheck.harness.life.spelling import spelled
 from stepcheck.harness.life.values import splitmix64_word
 from stepcheck.harness.play.subjects import Subject
-from stepcheck.harness.search.contents import Kind, StepKind
+from stepcheck.harness.search.contents import StepKind
 from stepcheck.harness.search.options import switches, tensor
 from stepcheck.reference.spec import Domain, Hyper, Spec
 
@@ -94,11 +94,7 @@ def _steps(number: int) -> Callable[[Decoding], Iterator[Event]]:
 
 def _ordinary(life: Decoding) -> StepKind:
     """A step whose gradients are numbers of ordinary size, where there is one."""
-    kinds = [s for s in life.world.steps if not s.absence and s.gradient in _ORDINARY]
-    return life.draw(kinds or [s for s in life.world.steps if not s.absence])
-
-
-_ORDINARY = (Kind("log", "unit"), Kind("quarters", "unit"), Kind("log", "eps"), Kind("sparse_log", "unit"))
+    return life.draw(life.world.ordinary)
 
 
 # Many: more tensors than a launch of a kernel takes, more groups than a table has room for.

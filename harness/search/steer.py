@@ -62,20 +62,28 @@ def _collect(x: Any, where: str, found: set[Feature]) -> None:
         found.add((where, x.recipe, _magnitude(x.high)))
     elif kind is tuple:
         _collect_sequence(x, where, found)
-    elif is_dataclass(x):
-        own, members = _fields(kind)
-        found.add(own)
-        for name, there in members:
-            value = getattr(x, name)
-            if type(value) in _SCALARS:  # most are
-                found.add((there, value))
-            else:
-                _collect(value, there, found)
+    elif is_dataclass(kind):
+        _collect_fields(x, found)
     else:
         found.add((where, "of", _count(x)))
         for key, value in x.items():
             # A name is part of the feature, a parameter's index is not.
             _collect(value, f"{where}.{key}" if isinstance(key, str) else where, found)
+
+
+def _collect_fields(x: Any, found: set[Feature]) -> None:
+    own, members = _fields(type(x))
+    found.add(own)
+    for name, there in members:
+        value = getattr(x, name)
+        kind = type(value)
+        # Most are one of these two, and to ask here costs less than a call.
+        if kind in _SCALARS:
+            found.add((there, value))
+        elif kind is Values:
+            found.add((there, value.recipe, _magnitude(value.high)))
+        else:
+            _collect(value, there, found)
 
 
 def _collect_sequence(xs: tuple[Any, ...], where: str, found: set[Feature]) -> None:
@@ -86,9 +94,10 @@ def _collect_sequence(xs: tuple[Any, ...], where: str, found: set[Feature]) -> N
     elif is_dataclass(xs[0]):
         found.add((where, "of", _count(xs)))
         # Which kind follows which.
-        found.update((type(a).__name__, type(b).__name__) for a, b in itertools.pairwise(xs))
+        names = [type(x).__name__ for x in xs]
+        found.update(itertools.pairwise(names))
         for x in xs:
-            _collect(x, where, found)
+            _collect_fields(x, found)
     else:
         found.add((where, xs))
 

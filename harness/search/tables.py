@@ -23,6 +23,8 @@ from stepcheck.reference.spec import Spec
 
 #: Elements of a parameter that has few.
 _FEW = 9
+#: Gradients that are numbers of ordinary size.
+_ORDINARY = (Kind("log", "unit"), Kind("quarters", "unit"), Kind("log", "eps"), Kind("sparse_log", "unit"))
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class World:
         """The shapes of few elements, and those of none."""
         shapes = [shape for shape, *_ in self.parameters if math.prod(shape) <= _FEW]
         return [s for s in shapes if 0 not in s], [s for s in shapes if 0 in s]
+
+    @functools.cached_property
+    def ordinary(self) -> list[StepKind]:
+        """Steps in which each parameter has a gradient, of numbers of ordinary size where there are such."""
+        whole = [s for s in self.steps if not s.absence]
+        return [s for s in whole if s.gradient in _ORDINARY] or whole
 
 
 class Tables:
