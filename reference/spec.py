@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -69,12 +70,16 @@ class Hyper:
     since: str = ""
     later: tuple[tuple[str, str], ...] = ()
 
-    @property
+    @functools.cached_property
     def is_flag(self) -> bool:
         return isinstance(self.default, bool)
 
     def entry_domains(self) -> tuple[Domain, ...]:
         """The domain of each entry of a tuple; of a number, one."""
+        return self._domains
+
+    @functools.cached_property
+    def _domains(self) -> tuple[Domain, ...]:
         assert self.domain is not None
         if isinstance(self.domain, tuple):
             return self.domain
@@ -94,10 +99,11 @@ class Hyper:
             entries = value
         else:
             entries = (value,)
-        for n, (entry, domain) in enumerate(zip(entries, self.entry_domains(), strict=True)):
+        numbers = (int,) if self.integer else (float, int)
+        for n, (entry, domain) in enumerate(zip(entries, self._domains, strict=True)):
             if entry is None and self.optional and n == 0:
                 continue
-            number = isinstance(entry, int if self.integer else (int, float)) and not isinstance(entry, bool)
+            number = isinstance(entry, numbers) and not isinstance(entry, bool)
             if not number or entry not in domain:
                 kind = "be a whole number in" if self.integer else "lie in"
                 where = f" (entry {n})" if len(set(map(str, self.entry_domains()))) > 1 else ""

@@ -205,7 +205,9 @@ def as_bytes(tensor: torch.Tensor) -> bytes:
 
 def raw(tensor: torch.Tensor) -> Raw:
     """The tensor's memory, or a copy of it where it is not the CPU's, as an array; bfloat16, which NumPy lacks, as float32."""
-    detached = (tensor.detach() if tensor.requires_grad else tensor).cpu()
+    detached = tensor.detach() if tensor.requires_grad else tensor
+    if not detached.is_cpu:
+        detached = detached.cpu()
     dtype = detached.dtype
     if dtype is torch.bfloat16:
         detached = detached.float()

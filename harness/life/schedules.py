@@ -133,6 +133,8 @@ def place(value: Scalar, device: str) -> str:
 
 def as_option(value: Any) -> Option:
     """An option of an optimizer as one of a life, however it is written."""
+    if value is None or type(value) in (bool, float):  # as most are
+        return value  # type: ignore[no-any-return]
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return Scalar(float(value.detach()))
     option: Option = unspelled(value)

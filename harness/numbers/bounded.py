@@ -284,8 +284,9 @@ class Bounded:
         error = first.error
         for other in rest:
             apart = np.abs(other.value - first.value)
-            same = (other.value == first.value) | (np.isnan(other.value) & np.isnan(first.value))
-            apart = np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
+            if math.isnan(_top(apart)):
+                same = (other.value == first.value) | (np.isnan(other.value) & np.isnan(first.value))
+                apart = np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
             error = np.maximum(error, other.error + apart)
         return in_terms(Bounded(first.value, error, self.arithmetic, first.origin), first, *rest)
 
@@ -478,9 +479,10 @@ def once_rounded(
     # What enters in a wider format may lie between the subnormal numbers of a narrow one.
     elif name not in _NEVER_UNDERFLOWS or arithmetic.inner is not None:
         # In float64 the reference's own zero may be an underflow; in a narrower format zero is zero.
-        local = local + arithmetic.format.underflow * (np.sign(reach) if arithmetic.format is not BINARY64 else 1.0)
-    local = audited(name, local)
-    error = local if exact else p + local
+        local += arithmetic.format.underflow * (np.sign(reach) if arithmetic.format is not BINARY64 else 1.0)
+    error = audited(name, local)
+    if not exact:
+        error += p  # in place, as above: to find memory for a large array takes longer than to add two
     # NaN compares false, so this is the one test that ordinary numbers pay for.
     furthest = size + error
     if not _top(furthest) <= arithmetic.format.largest:

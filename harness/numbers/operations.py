@@ -168,7 +168,9 @@ def _divide(a: Any, b: Any) -> Bounded:
     if type(b.error) is not float:
         gap = np.abs(b.value) - b.error
         p = np.where(gap > 0, p / gap + (np.abs(z) if terms is None else terms.size) * (b.error / gap), np.inf)
-        p = np.where(np.isinf(b.value) & (np.asarray(b.error) == 0) & np.isfinite(a.error), 0.0, p)
+        infinite = np.isinf(b.value)
+        if np.count_nonzero(infinite):
+            p = np.where(infinite & (np.asarray(b.error) == 0) & np.isfinite(a.error), 0.0, p)
     elif type(a.error) is not float:
         p = p / np.abs(b.value)
     if arithmetic.division > 1:
