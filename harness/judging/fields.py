@@ -30,6 +30,7 @@ class Fields:
         self.per_parameter = {b.name for b in self.spec.buffers if b.per_parameter}
         self.by_name = {b.name: b for b in self.spec.buffers}
         self._buffers: dict[tuple[GroupOptions, int], list[Buffer]] = {}
+        self._slots: dict[tuple[str, int], int] = {}
 
     def hyper_of(self, item: Item) -> GroupOptions:
         """The hyperparameters in force for an item."""
@@ -45,10 +46,13 @@ class Fields:
 
     def slots(self, b: Buffer, index: int) -> int:
         """Numbers in a buffer; of a single number per parameter, as many as it has to stand beside."""
-        p = self.trace.parameters[index]
-        shape = p.shape if b.per_parameter else b.shape(p.shape)
-        assert shape is not None
-        return math.prod(in_reals(shape, p.dtype)) or math.prod(in_reals((), p.dtype))
+        key = (b.name, index)
+        if key not in self._slots:
+            p = self.trace.parameters[index]
+            shape = p.shape if b.per_parameter else b.shape(p.shape)
+            assert shape is not None
+            self._slots[key] = math.prod(in_reals(shape, p.dtype)) or math.prod(in_reals((), p.dtype))
+        return self._slots[key]
 
     @functools.cached_property
     def free(self) -> set[str]:
@@ -100,11 +104,7 @@ class Fields:
             return f"{name} does not exist after the step"
         shape = np.shape(item.step.state_after[name])
         if name in self.per_parameter:
-            return (
-                ""
-                if np.size(item.step.state_after[name]) == 1
-                else f"{name} has shape {shape} where one number belongs"
-            )
+            return "" if math.prod(shape) == 1 else f"{name} has shape {shape} where one number belongs"
         expected = self.shape(item, name)
         return "" if shape == expected else f"{name} has shape {shape} where {expected} belongs"
 

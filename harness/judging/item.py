@@ -56,6 +56,8 @@ def repeated(x: Any, slots: int) -> Array:
     flat = reals(x)
     if flat.size == slots:
         return flat
+    if flat.size == 1:
+        return flat.repeat(slots)
     return np.full(slots, flat[0] if flat.size else 0.0)
 
 

@@ -98,7 +98,9 @@ class Allocation:
         self._at_hand = device == "cpu"
         if within is None:
             self.start = start
-            self.buffer = _guarded(room(shape, layout), _TORCH_DTYPES[dtype]).clone().to(device)
+            self.buffer = _guarded(room(shape, layout), _TORCH_DTYPES[dtype]).clone()
+            if not self._at_hand:
+                self.buffer = self.buffer.to(device)
         else:
             self.start = within.start + 1
             self.buffer = within.buffer
@@ -221,7 +223,8 @@ def copy(tensor: torch.Tensor) -> Raw:
     if tensor.is_sparse:
         # A state that is sparse is read as the dense tensor that it stands for.
         tensor = tensor.detach().to_dense()
-    return np.array(raw(tensor))
+    # Of what NumPy lacks, what is read is a copy already.
+    return raw(tensor) if tensor.dtype is torch.bfloat16 else np.array(raw(tensor))
 
 
 def values_of(gradient: torch.Tensor) -> torch.Tensor:

@@ -194,17 +194,19 @@ class Player:
             for name, value in {**self.defaults, **options}.items():
                 if name not in group or name not in self.subject.options or value is None:
                     continue  # what is left open may be filled in
-                if group[name] is value and value == value:  # noqa: PLR0124 - the very object, as most are, and not NaN
+                got = group[name]
+                if got == value if type(got) is type(value) is float else got is value:  # as most are
                     self.recording.looked["options-hold"] += 1
                 else:
-                    self._check_option(n, name, value, as_option(group[name]))
+                    self._check_option(n, name, value, as_option(got))
 
     def _check_option(self, group: int, name: str, value: Option, got: Option) -> None:
         expected: Option = value
         if isinstance(got, Scalar) or isinstance(value, Scalar):
             got, expected = _single(got), _single(value)
-        told = f"leaves group {group} with {name}={got!r} where {expected!r} was set"
-        self.note("options-hold", got == expected, f"option {name}", told, option=(group, name, value))
+        holds = got == expected
+        told = "" if holds else f"leaves group {group} with {name}={got!r} where {expected!r} was set"
+        self.note("options-hold", holds, f"option {name}", told, option=(group, name, value))
 
     def _check_settings(self) -> None:
         """That the settings of the process are as they were; what is not is set back, for what comes after."""

@@ -72,6 +72,7 @@ def step(player: Player, event: int, step: Step) -> None:
     player.latest = player.snapshot()
     # An objective writes the gradients itself, and a scaler unscales them.
     written = step.objective is None and not scaled
+    known = player.known()
     parameters = [
         ParameterStep(
             value=before[i][0],
@@ -79,7 +80,7 @@ def step(player: Player, event: int, step: Step) -> None:
             state=before[i][1],
             value_after=player.latest[i][0],
             state_after=player.latest[i][1],
-            gradient_written=written and player.tensors.written(i, given[0][i], given[1][i], known=player.knows(i)),
+            gradient_written=written and player.tensors.written(i, given[0][i], given[1][i], known=i in known),
             beside_written=player.tensors.allocations[i].written_at(player.tensors.outside[i]),
             begun=i in player.begun,
         )
