@@ -72,7 +72,8 @@ def _collect(x: Any, where: str, found: set[Feature]) -> None:
 
 
 def _collect_fields(x: Any, found: set[Feature]) -> None:
-    own, members = _fields(type(x))
+    of: Any = type(x)
+    own, members = _fields(of)
     found.add(own)
     for name, there in members:
         value = getattr(x, name)
