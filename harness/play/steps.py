@@ -20,7 +20,7 @@ from stepcheck.harness.play import resume
 from stepcheck.harness.play.building import construct
 from stepcheck.harness.play.recording import Evaluation, ParameterStep, Snapshot, StepRecord
 from stepcheck.harness.play.signature import plain_step
-from stepcheck.harness.play.tensors import Given, as_parameter, backward
+from stepcheck.harness.play.tensors import Given, as_parameter, backward, give_ones
 from stepcheck.harness.play.untouched import untouched
 from stepcheck.harness.support.text import named
 
@@ -139,9 +139,7 @@ def _step_another(player: Player) -> None:
         player.another = construct(player, player.playing, options, player.trace.form, copies), copies
         player.keywords, player.groups = keywords, groups
     optimizer, parameters = player.another
-    for p in parameters:
-        ones = torch.ones_like(p).detach()
-        p.grad = ones.to_sparse(1) if player.subject.spec.sparse == "only" else ones
+    give_ones(player.subject, parameters)
     plain_step(optimizer)()
 
 

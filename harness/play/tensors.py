@@ -80,10 +80,10 @@ class Tensors:
         self.outside[index] = self._outside(allocation)
         self._places[index] = _place(self.parameters[index])
 
-    def renew(self) -> None:
-        """Let each parameter be another tensor, with the same values and gradient; the last one is allocated first."""
+    def renew(self) -> bool:
+        """Let each parameter be another tensor, with the same values and gradient; the last one is allocated first. Whether that could be."""
         if self.subject.differentiable or any(p.within is not None for p in self.trace.parameters):
-            return  # they are results of a computation, or what shares memory would have to go on sharing it
+            return False  # they are results of a computation, or what shares memory would have to go on sharing it
         before = list(self.parameters)
         for i in reversed(range(len(before))):
             old = before[i]
@@ -96,6 +96,7 @@ class Tensors:
             self.outside[i] = self._outside(allocation)
             self._places[i] = _place(p)
         self.left.append(before)
+        return True
 
     def moved(self) -> Iterator[tuple[int, str]]:
         """Each parameter that does not stand where it stood, and what of it changed; it is then looked for where it is."""
@@ -214,6 +215,13 @@ def as_parameter(subject: Subject, view: torch.Tensor) -> torch.Tensor:
         return view
     takes = subject.takes
     return torch.nn.Parameter(view) if takes is not None and takes.parameters_only else view.requires_grad_()
+
+
+def give_ones(subject: Subject, parameters: Sequence[torch.Tensor]) -> None:
+    """Gradients of ones."""
+    for p in parameters:
+        ones = torch.ones_like(p).detach()
+        p.grad = ones.to_sparse(1) if subject.spec.sparse == "only" else ones
 
 
 def backward(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

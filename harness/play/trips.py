@@ -15,6 +15,7 @@ from stepcheck.harness.play.families import sibling
 from stepcheck.harness.play.handling import NOT_COPIED, is_keyed
 from stepcheck.harness.play.recording import ReloadRecord
 from stepcheck.harness.play.signature import plain_step
+from stepcheck.harness.play.tensors import give_ones
 from stepcheck.harness.play.untouched import foremost
 
 if TYPE_CHECKING:
@@ -28,13 +29,7 @@ def reload(player: Player, event: int, what: Reload) -> None:
         _age(player)
     saved, saved_options = [player.state(i) for i in range(len(player.parameters))], player.options_now()
     if what.way in ("copied", "unpickled"):
-        way = what.way if what.way == "copied" or player.has("pickling", _pickles(player)) else "copied"
-        duplicate = resume.copied if way == "copied" else resume.unpickled
-        before = list(player.parameters)
-        if what.afresh and is_keyed(player, NOT_COPIED):
-            player.tensors.renew()
-        player.optimizer = duplicate(player.optimizer, before, player.parameters)
-        train(player.subject, player.optimizer)
+        _copy(player, what)
         player.hooks.kinds.clear()  # whether a copy has them is its own affair
         player.schedule = None
     elif what.way != STAYS:
@@ -44,6 +39,20 @@ def reload(player: Player, event: int, what: Reload) -> None:
             player.recording.handovers.append((event, player.playing))
     loaded = [player.state(i) for i in range(len(player.parameters))]
     player.recording.reloads.append(ReloadRecord(event, saved, loaded, saved_options, player.options_now()))
+
+
+def _copy(player: Player, what: Reload) -> None:
+    """Go on with a copy; where that is made together with the parameters, the original goes on as well."""
+    way = what.way if what.way == "copied" or player.has("pickling", _pickles(player)) else "copied"
+    duplicate = resume.copied if way == "copied" else resume.unpickled
+    original, before = player.optimizer, list(player.parameters)
+    together = what.afresh and is_keyed(player, NOT_COPIED) and player.tensors.renew()
+    player.optimizer = duplicate(original, before, player.parameters)
+    train(player.subject, player.optimizer)
+    if together:
+        give_ones(player.subject, before)
+        plain_step(original)()
+        player.hooks.calls.clear()
 
 
 def _pickles(player: Player) -> bool:

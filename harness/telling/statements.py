@@ -314,8 +314,12 @@ class Statements:
             made = ["others = [p.detach().clone().requires_grad_() for p in params]", *made]
             made += [self.subject.after.replace("optimizer", "other")] if self.subject.after else []
         self.another = True
+        return [*made, *self._along_ones("other", "others")]
+
+    def _along_ones(self, optimizer: str, parameters: str) -> list[str]:
+        """A step of an optimizer along gradients of ones."""
         sparse = ".to_sparse(1)" if self.subject.spec.sparse == "only" else ""
-        return [*made, f"for p in others: p.grad = torch.ones_like(p).detach(){sparse}", self._plain_step("other")]
+        return [f"for p in {parameters}: p.grad = torch.ones_like(p).detach(){sparse}", self._plain_step(optimizer)]
 
     def _addend(self, index: int, gradient: events.Gradient) -> str:
         p = self.trace.parameters[index]
@@ -360,14 +364,7 @@ class Statements:
 
     def _reload(self, event: events.Reload) -> list[str]:
         if event.way in ("copied", "unpickled"):
-            self.hooks = []
-        modes = [self.subject.after] if self.subject.takes is not None and self.subject.takes.modes else []
-        if event.way == "copied" and event.afresh:
-            return ["import copy", "params, optimizer = copy.deepcopy((params, optimizer))", *modes]
-        if event.way == "copied":
-            return ["import copy", "optimizer = copy.deepcopy(optimizer, {id(p): p for p in params})", *modes]
-        if event.way == "unpickled":
-            return ["import pickle", "params, optimizer = pickle.loads(pickle.dumps((params, optimizer)))", *modes]
+            return self._copied(event)
         aged = self._aged() if event.dictionary == "aged" else []
         if event.way == events.STAYS:
             return aged
@@ -405,6 +402,21 @@ class Statements:
         if event.dictionary == "older" and self._switches(playing):
             lines.append(f"for g in optimizer.param_groups: g.update({self._switches(playing)})")
         return lines
+
+    def _copied(self, event: events.Reload) -> list[str]:
+        """A copy; made together with the parameters, the original goes on as well."""
+        self.hooks = []
+        modes = [self.subject.after] if self.subject.takes is not None and self.subject.takes.modes else []
+        module, both = {
+            "copied": ("copy", "copy.deepcopy((params, optimizer))"),
+            "unpickled": ("pickle", "pickle.loads(pickle.dumps((params, optimizer)))"),
+        }[event.way]
+        if event.afresh:
+            first = [f"import {module}", "old, original = params, optimizer", f"params, optimizer = {both}"]
+            return [*first, *modes, *self._along_ones("original", "old")]
+        if event.way == "copied":
+            return ["import copy", "optimizer = copy.deepcopy(optimizer, {id(p): p for p in params})", *modes]
+        return [f"import {module}", f"params, optimizer = {both}", *modes]
 
     def _renewed(self) -> list[str]:
         """Other tensors with the same values for parameters; the old ones live on, so that nothing else has their identity."""

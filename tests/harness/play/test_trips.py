@@ -19,6 +19,7 @@ from stepcheck.harness.life.events import (
     SetOption,
     Step,
 )
+from stepcheck.harness.life.memory import copy, identical
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play import handling
@@ -28,7 +29,7 @@ from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.notes import left_out
 from stepcheck.harness.support import settings
 from stepcheck.harness.telling import explain, repro
-from stepcheck.harness.zoo import adam, handled, sgd
+from stepcheck.harness.zoo import adadelta, adam, elsewhere, handled, rmsprop, sgd
 
 MOMENTUM = {"momentum": 0.9}
 
@@ -101,10 +102,10 @@ def test_the_parameters_are_other_tensors_with_the_same_values_and_gradients(way
     (subject,) = resolve("torch:SGD[forloop]")
     player = Player(subject, life("SGD", *afresh(way)[:3]))
     before = list(player.parameters)
-    player.play()
+    last = player.play().steps[-1].parameters
     assert all(p is not q and p.data_ptr() != q.data_ptr() for p, q in zip(before, player.parameters, strict=True))
-    assert all(torch.equal(p, q) for p, q in zip(before, player.parameters, strict=True))
-    assert all(p.grad is None and q.grad is not None for p, q in zip(before, player.parameters, strict=True))
+    assert all(identical(step.value_after, copy(p)) for step, p in zip(last, player.parameters, strict=True))
+    assert all(identical(step.gradient, copy(p.grad)) for step, p in zip(last, player.parameters, strict=True))
     members = [p for group in player.optimizer.param_groups for p in group["params"]]
     assert all(p is q for p, q in zip(members, player.parameters, strict=True))
 
@@ -193,3 +194,29 @@ def test_a_number_cannot_be_filled():
     for options, value in (({}, Scalar(0.25)), ({"lr": Scalar(0.5)}, 0.25)):
         trace = life("SGD", step(1), SetOption(0, "lr", value, in_place=True), **options)
         assert trace.problem(subject.spec) == "an option that is filled in place is a tensor, and stays one"
+
+
+@pytest.mark.parametrize(
+    ("make", "way", "right"),
+    [
+        (elsewhere.SharesStateWithCopy, "copied", rmsprop.RightRMSprop),
+        (elsewhere.SharesSlotWithCopy, "copied", sgd.RightSGD),
+        (elsewhere.CopiesOverOwn, "copied", adam.RightAdam),
+        (elsewhere.VelocityById, "saved", sgd.RightSGD),
+        (elsewhere.CountsById, "pickled", adam.RightAdam),
+        (elsewhere.LoadsById, "deepcopied", adadelta.RightAdadelta),
+    ],
+)
+def test_what_goes_wrong_elsewhere_is_found_and_its_script_fails_on_no_right_one(make, way, right):
+    like = next(f.like for f in elsewhere.FAULTS if f.make is make)
+    options = {"momentum": 0.9} if like in ("SGD", "RMSprop") else {}
+    trace = life(like, *afresh(way), **options)
+    assert found(class_subject(right, like), trace)[1] == []
+    subject = class_subject(make, like)
+    _, findings = found(subject, trace)
+    assert findings
+    script = repro.script(subject, trace, findings[0])
+    assert run_here(script), script
+    assert not run_here(script.replace(make.__module__, right.__module__).replace(make.__name__, right.__name__)), (
+        script
+    )
