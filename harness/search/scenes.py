@@ -23,6 +23,7 @@ from stepcheck.harness.life.events import (
     ScheduleStep,
     Step,
 )
+from stepcheck.harness.life.fields import MAX_RUN
 from stepcheck.harness.life.spelling import spelled
 from stepcheck.harness.life.values import splitmix64_word
 from stepcheck.harness.play.subjects import Subject
@@ -135,11 +136,15 @@ def _with_added_groups(life: Decoding) -> Iterator[Event]:
 #: Steps at which something may begin, end or come round again: periods, what 8 bits, 16-bit floats and 8 bits of significand count to.
 _TURNS = (32, 50, 64, 75, 100, 128, 150, 200, 250, 256, 300)
 _LATE_TURNS = (400, 500, 512, 1000, 1024, 2048)
+#: What takes so long that it is for campaigns of more lives than most: each sixth such life has one of these, the first is after some 300.
+_LAST_TURNS = ((10_000, 32_768), (65_536,))
 
 
 def _long(life: Decoding) -> Iterator[Event]:
     """Steps around each turn are judged, those between are taken."""
-    turns = _TURNS if life.number % 2 == 0 else _LATE_TURNS
+    turns: tuple[int, ...] = _TURNS if life.number % 2 == 0 else _LATE_TURNS
+    if life.number % 6 == 5:
+        turns = _LAST_TURNS[life.number // 6 % len(_LAST_TURNS)]
     taken = 0
     for turn in turns:
         first = max(turn - 1, taken + 1)
@@ -147,7 +152,8 @@ def _long(life: Decoding) -> Iterator[Event]:
             if not taken:
                 yield life.step(_ordinary(life), 0)
                 taken += 1
-            yield Run(first - 1 - taken)
+            whole, rest = divmod(first - 1 - taken, MAX_RUN)
+            yield from (Run(steps) for steps in (*[MAX_RUN] * whole, rest) if steps)
         for n in range(first, turn + 2):
             yield life.step(_ordinary(life), n)
         taken = turn + 1

@@ -70,7 +70,15 @@ def test_each_buffer_rests_and_comes_late(name, switches):
     assert off == on == late == switches
 
 
-@pytest.mark.parametrize(("number", "looked_at"), [(0, (32, 50, 64, 100, 128, 256)), (1, (500, 512, 1000, 1024, 2048))])
+@pytest.mark.parametrize(
+    ("number", "looked_at"),
+    [
+        (0, (32, 50, 64, 100, 128, 256)),
+        (1, (500, 512, 1000, 1024, 2048)),
+        (5, (10_000, 32_768)),
+        (11, (65_536,)),
+    ],
+)
 def test_long_lives_are_judged_around_each_turn(number, looked_at):
     trace = decoder(ADAM, ADAM.dtypes)(bytes(range(1, TRACE_BYTES + 1)), "long", number)
     taken, judged = 0, set()
