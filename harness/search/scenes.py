@@ -5,6 +5,7 @@ Faults hide at a scale that a small life does not reach, at an age, at values th
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -160,7 +161,9 @@ def _long(life: Decoding) -> Iterator[Event]:
 
 
 def _plain_at_first(life: Decoding, drawn: Options) -> Options:
-    """Of the first two such lives, the fewest options with which there is a state."""
+    """Of the first two such lives, the fewest options with which there is a state; of those that take longest, as many as can be."""
+    if life.number % 6 == 5:
+        return _most(life, drawn, list(life.of.reals), functools.partial(_is_given, life))
     return life.with_state() if life.number < 2 else drawn
 
 
@@ -282,19 +285,26 @@ def _to_be_spelled(life: Decoding, drawn: Options) -> Options:
     def otherwise(_: str, value: Option) -> bool:
         return bool(value) and not isinstance(value, Scalar) and type(spelled(value, spelling)) is not type(value)
 
-    return _most(life, drawn, life.number // len(life.of.spellings), otherwise)
+    return _most(life, drawn, _half(life, life.number // len(life.of.spellings)), otherwise)
 
 
 def _to_be_switched(life: Decoding, drawn: Options) -> Options:
     """With as many options as can be that are not what they are by default."""
-    return _most(
-        life, drawn, life.number // len(life.of.flags), lambda name, value: value != life.of.hyper[name].default
-    )
+    names = _half(life, life.number // len(life.of.flags))
+    return _most(life, drawn, names, functools.partial(_is_given, life))
 
 
-def _most(life: Decoding, drawn: Options, turn: int, counts: Callable[[str, Option], bool]) -> Options:
-    """Options with the most that count, of every other one, and of the rest at the next turn."""
-    names = list(life.of.reals)[turn % 2 :: 2]
+def _half(life: Decoding, turn: int) -> list[str]:
+    """Every other option, and the rest at the next turn."""
+    return list(life.of.reals)[turn % 2 :: 2]
+
+
+def _is_given(life: Decoding, name: str, value: Option) -> bool:
+    return value != life.of.hyper[name].default
+
+
+def _most(life: Decoding, drawn: Options, names: list[str], counts: Callable[[str, Option], bool]) -> Options:
+    """Options with the most, among these, that count."""
     numbers = [sum(name in o and counts(name, o[name]) for name in names) for o, _ in life.of.options]
     among = [dict(o) for n, (o, _) in zip(numbers, life.of.options, strict=True) if n == max(numbers) > 0]
     return next((o for o in (life.draw(among), drawn) if life.takes(o)), {}) if among else drawn
