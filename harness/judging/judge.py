@@ -289,7 +289,7 @@ class Judge:
         return np.full(slots, held), np.full(slots, error) if error else 0.0
 
     def _predict(self, items: Iterable[Item]) -> None:
-        """Run the reference on all items that share their options, dtype and buffers, as one long array.
+        """Run the reference on all items of a group that share their options, dtype and buffers, as one long array.
 
         Where elements depend on each other, on each item by itself.
         """
@@ -297,9 +297,11 @@ class Judge:
         for n, item in enumerate(items):
             hyper = self.fields.hyper_of(item)
             present = tuple(name for name, s in item.state.items() if s is not None)
-            key = (hyper, id(item.record.played_by.profile), item.dtype, present, 0 if self.spec.elementwise else n)
+            # Of each group by itself: beside a number that has an error, 0 / 0 is undetermined where it was known to be NaN.
+            group, profile = self.fields.group_of[item.index], id(item.record.played_by.profile)
+            key = (item.dtype, group, hyper, profile, present, 0 if self.spec.elementwise else n)
             batches.setdefault(key, []).append(item)
-        for (_, _, dtype, *_), batch in batches.items():
+        for (dtype, *_), batch in batches.items():
             hyper = self.fields.hyper_of(batch[0])
             if not self.spec.elementwise and not batch[0].numel:
                 continue

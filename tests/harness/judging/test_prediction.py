@@ -7,8 +7,9 @@ import torch
 
 from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.judging import prediction
 from stepcheck.harness.judging.prediction import Predictor
-from stepcheck.harness.life.events import Gradient, Group, Parameter, Scalar, Sparse, Step
+from stepcheck.harness.life.events import Gradient, Group, Parameter, Scalar, SetOption, Sparse, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play.families import resolve
@@ -50,24 +51,29 @@ def test_each_entry_of_a_sparse_gradient_may_underflow_by_itself(dtype):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "batches"),
-    [
-        (math.nextafter(0.5, 1), math.nextafter(0.5, 1), [[0, 1, 0, 1]]),
-        (1.0, 1, [[0, 0], [1, 1]]),
-        (0.0, -0.0, [[0, 0], [1, 1]]),
-        (1.0, Scalar(1.0), [[0, 0], [1, 1]]),
-    ],
+    ("first", "second", "made"),
+    [(math.nextafter(0.5, 1), math.nextafter(0.5, 1), 1), (1.0, 1, 2), (0.0, -0.0, 2), (1.0, Scalar(1.0), 2)],
 )
-def test_groups_share_a_prediction_where_their_options_are_spelled_alike(first, second, batches, monkeypatch):
-    seen, update = [], Predictor.update
-
-    def noted(self, batch, *rest):
-        seen.append([item.index for item in batch])
-        return update(self, batch, *rest)
-
-    monkeypatch.setattr(Predictor, "update", noted)
+def test_groups_share_what_is_made_of_their_options_where_these_are_spelled_alike(first, second, made, monkeypatch):
+    batches, bounded = [], []
+    update, bound = Predictor.update, prediction.bounded_hyper
+    monkeypatch.setattr(prediction, "bounded_hyper", lambda *given: bounded.append(given) or bound(*given))
+    monkeypatch.setattr(
+        Predictor, "update", lambda *given: batches.append([item.index for item in given[1]]) or update(*given)
+    )
     groups = (Group((0,), {"lr": first}), Group((1,), {"lr": second}))
     steps = (Step({0: Gradient(), 1: Gradient()}),) * 2
     evidence = Evidence(resolve("torch:SGD[forloop]")[0], Trace("SGD", (Parameter((2,)),) * 2, groups, steps))
     assert not evidence.judgement.deviations
-    assert seen == batches
+    assert len(bounded) == made
+    assert batches == [[0, 0], [1, 1]]  # and yet each group is judged as it would be alone
+
+
+def test_options_that_are_set_back_are_those_from_before(monkeypatch):
+    bounded, bound = [], prediction.bounded_hyper
+    monkeypatch.setattr(prediction, "bounded_hyper", lambda *given: bounded.append(given) or bound(*given))
+    step = Step({0: Gradient()})
+    events = (step, SetOption(0, "lr", 0.5), step, SetOption(0, "lr", 0.25), step)
+    trace = Trace("SGD", (Parameter((2,)),), (Group((0,), {"lr": 0.25}),), events)
+    assert Evidence(resolve("torch:SGD[forloop]")[0], trace).judgement.steps == 3
+    assert len(bounded) == 2
