@@ -463,7 +463,6 @@ def _checked(
     except UnwritableError as error:  # a full disk: what was recorded by then is told all the same
         unwritten.told[str(error)] = None
 
-    from stepcheck.harness.readers.junit import junit
     from stepcheck.harness.readers.markdown import markdown
     from stepcheck.harness.readers.scripts import to_json
     from stepcheck.harness.readers.terminal import show
@@ -472,7 +471,10 @@ def _checked(
     run = read(stream.path)
     show(run, out, _console)
     unwritten.write(json_file, "--json", json.dumps(to_json(run, out), indent=1) + "\n")
-    unwritten.write(junit_file, "--junit", junit(run, out))
+    if junit_file is not None:
+        from stepcheck.harness.readers.junit import junit  # it takes XML with it
+
+        unwritten.write(junit_file, "--junit", junit(run, out))
     unwritten.write(markdown_file, "--markdown", markdown(run, out))
     if summary_file is not None:
         with unwritten.noting(f"GITHUB_STEP_SUMMARY {summary_file}"), summary_file.open("ab") as summary:
