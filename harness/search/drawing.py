@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import tempfile
 from collections.abc import Iterator
@@ -45,6 +46,19 @@ def _nothing_read() -> Iterator[None]:
         providers._get_local_constants = read  # noqa: SLF001
 
 
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Hypothesis collects garbage when it is first used: to look through all of torch for some would take a fifth of a second."""
+    if gc.get_freeze_count():  # somebody else's affair
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def pages(text: str, most: int) -> list[bytes]:
     """What ``most`` lives are made of, each once; ``text`` decides all of it.
 
@@ -64,6 +78,6 @@ def pages(text: str, most: int) -> list[bytes]:
     def collect(page: list[bytes]) -> None:
         drawn.update(dict.fromkeys(page))
 
-    with _nothing_kept():
+    with _nothing_kept(), _no_garbage():
         collect()
     return list(drawn)[:most]

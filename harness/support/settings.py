@@ -10,6 +10,7 @@ import torch
 
 #: Guards of inference mode that were entered to leave it: torch has no other way to set it, and forgets it with the guard.
 _HELD: list[Any] = []
+_CPU = torch.device("cpu")
 
 
 #: How a script asks for each.
@@ -25,11 +26,16 @@ EXPRESSIONS = {
 }
 
 
+def _default_device() -> torch.device:
+    # Another device is the default within a mode alone; to ask torch for it costs more than all the other settings.
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else _CPU  # noqa: SLF001
+
+
 def read() -> dict[str, Any]:
     """Each setting, by what it is called."""
     return {
         "default dtype": torch.get_default_dtype(),
-        "default device": torch.get_default_device(),
+        "default device": _default_device(),
         "deterministic algorithms": (
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
