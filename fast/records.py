@@ -20,7 +20,7 @@ class Record(metaclass=_Named):
     """One line of a table.
 
     A subclass names its words, each with what it is, if not an integer: ``lr:float``, or ``rows:Row`` of an address where a table of such records begins. The class has
-    the number of each word (``Row.outer``), an instance its value. In a kernel for the CPU ``row.outer`` is the word of the record that ``row`` is the address of, and
+    the number of each word (``Row.outer``), an instance its value. In a kernel ``row.outer`` is the word of the record that ``row`` is the address of, and
     ``rows[k]`` the address of the record k lines after ``rows``.
     """
 

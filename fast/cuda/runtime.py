@@ -125,7 +125,9 @@ def _function(source: Source, *, interpreted: bool) -> Any:
     exec(compile(text, name, "exec"), namespace)  # noqa: S102 - the text is made of this package's own rules
     own = [key for key, value in namespace.items() if getattr(value, "__module__", "") == "stepcheck_kernels"]
     for key in own:
-        namespace[key] = wrap(namespace[key])
+        made = wrap(namespace[key])
+        # Called by another, an interpreted function would set up all of Triton's language again.
+        namespace[key] = made.rewrite() if interpreted and key != "kernel" else made
     return namespace["kernel"]
 
 
