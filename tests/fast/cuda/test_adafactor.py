@@ -12,8 +12,9 @@ import torch
 
 from stepcheck import fast
 from stepcheck.fast import interpreted
-from stepcheck.fast.cuda import adafactor, engine, runtime
+from stepcheck.fast.cuda import adafactor_kernels, engine, runtime
 from stepcheck.fast.cuda.adafactor import PASSES, sources
+from stepcheck.fast.cuda.functions import specialized
 from stepcheck.fast.cuda.runtime import Source
 
 #: Vectors, small matrices and points, matrices of whole tiles and of torn ones, either way round, and batches of them.
@@ -207,7 +208,8 @@ def kernel(x, y, out):
     i = tl.program_id(0) * 128 + tl.arange(0, 128)
     tl.store(out + i, root_of_quotient(tl.load(x + i), tl.load(y + i)))
 """
-    source = Source(adafactor._ROOT + text, tuple((name, "*fp32") for name in ("x", "y", "out")))
+    root = specialized(adafactor_kernels, "root_of_quotient", {})
+    source = Source(root + text, tuple((name, "*fp32") for name in ("x", "y", "out")))
     generator = np.random.default_rng(0)
     bits = generator.integers(1, 0x7F800000, (2, 128 * 80), dtype=np.int32)
     x, y = bits.view(np.float32)
