@@ -33,7 +33,7 @@ NO_COPIES = (
 )
 NOT_ANEW = "state taken away, parameters appended: it makes the state of a parameter when it is given it, or elsewhere than torch's own class"
 NOT_KEYED = "parameters removed from and appended to groups, in lives where its state does not show that it is kept by parameter"
-NOT_COPIED = "copied together with its parameters, in lives where its state does not show that it is kept by parameter"
+NOT_COPIED = "copied together with its parameters, in lives where its state does not show all that it keeps of them"
 NOT_TORCHS = "state_dict kept and rolled back, groups replaced: it is no torch.optim.Optimizer"
 NOT_LATE = (
     "a buffer turned on after steps without it: the next step raises an exception, as that of torch's own class does"
@@ -83,10 +83,12 @@ def is_late(player: Player) -> bool:
     return False
 
 
-def is_keyed(player: Player, why: str) -> bool:
-    """Whether it keeps all that it has of a parameter in its state: what keeps something by place, or by identity, is for parameters that stay as they are."""
-    kept = not player.subject.explicit or any(_is_whole(player, i) for i in player.known())
-    return player.has(why, isinstance(player.optimizer, torch.optim.Optimizer) and kept)
+def keeps_all(player: Player) -> bool:
+    """Whether it keeps all that it has of each parameter in its state: what it keeps by identity is not for copies of them."""
+    if not player.subject.explicit:
+        return True
+    along = (n for record in player.recording.steps for n, p in enumerate(record.parameters) if p.gradient is not None)
+    return all(len(player.state(i)) >= _needed(player, i) for i in player.known() & {*along, *player.begun})
 
 
 def _unseen(player: Player, event: int) -> None:
@@ -207,15 +209,25 @@ def _left(before: State, saved: State, loaded: State) -> list[str]:
     ]
 
 
+def _is_keyed(player: Player) -> bool:
+    """Whether it keeps all that it has of a parameter in its state: what keeps something by place is for groups that stay as they are."""
+    kept = not player.subject.explicit or any(_is_whole(player, i) for i in player.known())
+    return player.has(NOT_KEYED, isinstance(player.optimizer, torch.optim.Optimizer) and kept)
+
+
 def _is_whole(player: Player, index: int) -> bool:
     """Whether a parameter has a state, with as many entries as the reference has buffers, whatever they are called."""
+    return len(player.state(index)) >= max(_needed(player, index), 1)
+
+
+def _needed(player: Player, index: int) -> int:
+    """How many buffers the reference has of a parameter."""
     hyper, shape = player.hyper[player.trace.group_of[index]], player.trace.parameters[index].shape
-    needed = sum(b.present(hyper) and b.shape(shape) is not None for b in player.subject.spec.buffers)
-    return len(player.state(index)) >= max(needed, 1)
+    return sum(b.present(hyper) and b.shape(shape) is not None for b in player.subject.spec.buffers)
 
 
 def _removed(player: Player, _: int, what: Handle) -> None:
-    if not is_keyed(player, NOT_KEYED):
+    if not _is_keyed(player):
         return
     n = player.trace.group_of[what.parameter]
     members = player.optimizer.param_groups[n]["params"]
@@ -229,7 +241,7 @@ def _removed(player: Player, _: int, what: Handle) -> None:
 def _appended(player: Player, _: int, what: Handle) -> None:
     if not player.knows(what.parameter):
         anew = player.has(NOT_ANEW, not _made_at_once(player) or bool(player.state(what.parameter)))
-        if not (anew and is_keyed(player, NOT_KEYED)):
+        if not (anew and _is_keyed(player)):
             raise EndOfLifeError
         n = player.trace.group_of[what.parameter]
         player.optimizer.param_groups[n]["params"].append(player.parameters[what.parameter])

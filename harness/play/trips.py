@@ -12,7 +12,7 @@ from stepcheck.harness.life.events import STAYS, Reload
 from stepcheck.harness.play import resume
 from stepcheck.harness.play.building import construct, switches, train, unchanged
 from stepcheck.harness.play.families import sibling
-from stepcheck.harness.play.handling import NOT_COPIED, is_keyed
+from stepcheck.harness.play.handling import NOT_COPIED, keeps_all
 from stepcheck.harness.play.recording import ReloadRecord
 from stepcheck.harness.play.signature import plain_step
 from stepcheck.harness.play.tensors import give_ones
@@ -46,7 +46,7 @@ def _copy(player: Player, what: Reload) -> None:
     way = what.way if what.way == "copied" or player.has("pickling", _pickles(player)) else "copied"
     duplicate = resume.copied if way == "copied" else resume.unpickled
     original, before = player.optimizer, list(player.parameters)
-    together = what.afresh and is_keyed(player, NOT_COPIED) and player.tensors.renew()
+    together = what.afresh and player.has(NOT_COPIED, keeps_all(player)) and player.tensors.renew()
     player.optimizer = duplicate(original, before, player.parameters)
     train(player.subject, player.optimizer)
     if together:
