@@ -19,8 +19,10 @@ Raw = npt.NDArray[Any]
 GUARD_ELEMENTS = 8
 GUARD = 0.3125  # of ordinary size, so that adding an update of ordinary size to it shows
 _TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
-#: NumPy rounds float64 to these as torch does, and it takes a third of the time.
-_ROUNDED_BY_NUMPY = frozenset({torch.float32, torch.float64, torch.float16})
+#: NumPy rounds float64 to these, or to their parts, as torch does, and it takes a third of the time.
+_ROUNDED_BY_NUMPY = frozenset({torch.float32, torch.float64, torch.float16, torch.complex64, torch.complex128})
+#: Bytes from which on it costs more to copy them than to compare them where they are.
+_LARGE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,12 @@ class Allocation:
     def fill(self, values: Raw) -> None:
         """Fill with real numbers; of a complex tensor, the last dimension is real and imaginary part."""
         target, source = (self.view[:1], values[:1]) if self.repeats else (self.view, values)
-        if self._at_hand and self.buffer.dtype in _ROUNDED_BY_NUMPY:
+        if self._at_hand and self.buffer.dtype in _ROUNDED_BY_NUMPY and not target.is_conj():
             with np.errstate(over="ignore"):
                 # To float16 torch goes by way of float32.
                 once = source.astype(np.float32) if self.buffer.dtype is torch.float16 else source
-                np.copyto(target.numpy(), once, casting="same_kind")
+                real = torch.view_as_real(target) if self.buffer.dtype.is_complex else target
+                np.copyto(real.numpy(), once, casting="same_kind")
         else:
             target.copy_(rounded(source, self.buffer.dtype))
 
@@ -139,6 +142,13 @@ class Allocation:
     def memory(self) -> bytes:
         """All of the buffer, as bytes."""
         return self.array.tobytes()
+
+    def holds(self, memory: bytes | None) -> bool:
+        """Whether all of the buffer is this."""
+        if memory is None or len(memory) < _LARGE:
+            return self.memory() == memory
+        word = f"u{min(self.array.itemsize, 8)}"
+        return np.array_equal(self.array.view(word), np.frombuffer(memory, word))
 
     def written_at(self, elements: npt.NDArray[np.intp]) -> bool:
         """Whether any of these elements of the buffer is no guard any more."""
@@ -161,6 +171,9 @@ class SparseAllocation:
 
     def memory(self) -> bytes:
         return as_bytes(self.view)
+
+    def holds(self, memory: bytes | None) -> bool:
+        return self.memory() == memory
 
 
 def rounded(values: Raw, dtype: torch.dtype) -> torch.Tensor:

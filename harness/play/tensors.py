@@ -190,9 +190,9 @@ class Tensors:
     def written(self, index: int, before: Raw | SparseRaw | None, memory: bytes | None, *, known: bool) -> bool:
         """Whether a gradient, or the memory of one that there was, is not as it was given; whose parameter is ``known``, it may not come or go."""
         allocation, gradient = self.gradients[index], self.parameters[index].grad
-        if any(old.memory() != was for old, was in self.replaced[index]):
+        if any(not old.holds(was) for old, was in self.replaced[index]):
             return True
-        if allocation is not None and allocation.memory() != memory:
+        if allocation is not None and not allocation.holds(memory):
             return True
         if gradient is None or before is None:
             return (gradient is None) != (before is None) and known
