@@ -74,12 +74,9 @@ class Hyper:
     def is_flag(self) -> bool:
         return isinstance(self.default, bool)
 
+    @functools.cached_property
     def entry_domains(self) -> tuple[Domain, ...]:
         """The domain of each entry of a tuple; of a number, one."""
-        return self._domains
-
-    @functools.cached_property
-    def _domains(self) -> tuple[Domain, ...]:
         assert self.domain is not None
         if isinstance(self.domain, tuple):
             return self.domain
@@ -93,20 +90,17 @@ class Hyper:
             allowed = (*self.choices, *((None,) if self.optional else ()))
             known = value is None or isinstance(value, str)
             return None if known and value in allowed else f"{self.name} must be one of {allowed}, got {value!r}"
-        if isinstance(self.default, tuple):
-            if not isinstance(value, tuple) or len(value) != len(self.default):
-                return f"{self.name} must be {len(self.default)} numbers, got {value!r}"
-            entries = value
-        else:
-            entries = (value,)
-        numbers = (int,) if self.integer else (float, int)
-        for n, (entry, domain) in enumerate(zip(entries, self._domains, strict=True)):
+        several = len(self.default) if isinstance(self.default, tuple) else 0
+        if several and (not isinstance(value, tuple) or len(value) != several):
+            return f"{self.name} must be {several} numbers, got {value!r}"
+        entries: Any = value if several else (value,)
+        for n, (entry, domain) in enumerate(zip(entries, self.entry_domains, strict=True)):
             if entry is None and self.optional and n == 0:
                 continue
-            number = isinstance(entry, numbers) and not isinstance(entry, bool)
+            number = isinstance(entry, int if self.integer else (float, int)) and not isinstance(entry, bool)
             if not number or entry not in domain:
                 kind = "be a whole number in" if self.integer else "lie in"
-                where = f" (entry {n})" if len(set(map(str, self.entry_domains()))) > 1 else ""
+                where = f" (entry {n})" if len(set(map(str, self.entry_domains))) > 1 else ""
                 return f"{self.name} must {kind} {domain}{where}, got {value!r}"
         return None
 

@@ -36,7 +36,7 @@ def accepts_infinity(seen: Seen) -> bool:
     # Only where the domain has no end on that side.
     return all(
         (domain.high if x > 0 else domain.low) == x
-        for x, domain in zip(entries, hyper.entry_domains(), strict=True)
+        for x, domain in zip(entries, hyper.entry_domains, strict=True)
         if isinstance(x, float) and math.isinf(x)
     )
 

@@ -149,7 +149,7 @@ def _wrong(h: Hyper) -> Iterator[Cell]:
         yield cell("wrong type", 1.0)
     elif isinstance(h.default, tuple):
         right = h.default
-        for n, domain in enumerate(h.entry_domains()):
+        for n, domain in enumerate(h.entry_domains):
             for kind, entry in _wrong_entries(h, n, domain):
                 yield cell(kind, (*right[:n], entry, *right[n + 1 :]), n)
         yield cell("wrong length", right[:-1])
@@ -157,7 +157,7 @@ def _wrong(h: Hyper) -> Iterator[Cell]:
         yield cell("wrong type", right[-1])
         yield cell("wrong type", str(right[-1]))
     else:
-        for kind, number in _wrong_number(h, h.entry_domains()[0]):
+        for kind, number in _wrong_number(h, h.entry_domains[0]):
             yield cell(kind, number)
         yield cell("wrong type", "1" if h.default is None else str(h.default))
     if isinstance(h.default, tuple) or not h.optional:
@@ -242,7 +242,7 @@ def _valid(h: Hyper) -> Iterator[Option]:
     elif isinstance(h.default, tuple):
         candidates = (h.default[::-1],)
     else:
-        numbers = (h.entry_domains()[0].low, 0.5)
+        numbers = (h.entry_domains[0].low, 0.5)
         candidates = tuple(int(x) for x in numbers if math.isfinite(x)) if h.integer else numbers
     for value in candidates:
         if value != h.default and h.problem(value) is None:

@@ -25,7 +25,7 @@ def candidates(hyper: Hyper) -> tuple[Option, ...]:
         return (hyper.default, *(c for c in others if c != hyper.default))
     if hyper.examples:
         return (hyper.default, *hyper.examples)
-    domains = hyper.entry_domains()
+    domains = hyper.entry_domains
     if isinstance(hyper.default, tuple):
         entries: list[tuple[float | None, ...]] = [
             _reals(d, domain) for d, domain in zip(hyper.default, domains, strict=True)

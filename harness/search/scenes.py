@@ -356,7 +356,7 @@ def anywhere(hyper: Hyper, words: Iterator[int]) -> object:
     """A value from the whole domain of an option; its default, where it is no number or pair of numbers."""
     if hyper.is_flag or hyper.choices or hyper.integer or hyper.examples:
         return hyper.default
-    domains = hyper.entry_domains()
+    domains = hyper.entry_domains
     if isinstance(hyper.default, tuple):
         pairs = zip(hyper.default, domains, strict=True)
         return tuple(default if default is None else _within(default, d, words) for default, d in pairs)

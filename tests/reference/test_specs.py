@@ -245,7 +245,7 @@ def test_choice_is_one_of_its_names(hyper):
 
 @of_kind("number")
 def test_number_is_finite_and_lies_in_its_domain(hyper):
-    (domain,) = hyper.entry_domains()
+    (domain,) = hyper.entry_domains
     assert (math.inf in domain) == hyper.name.startswith("tolerance_")  # which is to end at once
     for wrong in (math.nan, *([] if math.inf in domain else [math.inf]), -math.inf, True, False, (0.5,), (0.5, 0.5)):
         assert str(domain) in hyper.problem(wrong)
@@ -256,7 +256,7 @@ def test_number_is_finite_and_lies_in_its_domain(hyper):
 
 @of_kind("tuple")
 def test_each_entry_of_a_tuple_lies_in_its_own_domain(hyper):
-    domains = hyper.entry_domains()
+    domains = hyper.entry_domains
     assert len(domains) == len(hyper.default)
     for wrong in (0.5, (), hyper.default[:-1], (*hyper.default, 0.5), list(hyper.default)):
         assert f"{len(hyper.default)} numbers" in hyper.problem(wrong)

@@ -107,11 +107,11 @@ def foreign(life):
 
 
 def copied(life):
-    life.optimizer = resume.copied(life.optimizer, life.params)
+    life.optimizer = resume.copied(life.optimizer, life.params, life.params)
 
 
 def unpickled(life):
-    life.optimizer = resume.unpickled(life.optimizer, life.params)
+    life.optimizer = resume.unpickled(life.optimizer, life.params, life.params)
 
 
 def rolled_back(life):
