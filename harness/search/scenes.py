@@ -285,18 +285,17 @@ def _to_be_spelled(life: Decoding, drawn: Options) -> Options:
     def otherwise(_: str, value: Option) -> bool:
         return bool(value) and not isinstance(value, Scalar) and type(spelled(value, spelling)) is not type(value)
 
-    return _most(life, drawn, _half(life, life.number // len(life.of.spellings)), otherwise)
+    return _most(life, drawn, _half(life, life.of.spellings), otherwise)
 
 
 def _to_be_switched(life: Decoding, drawn: Options) -> Options:
     """With as many options as can be that are not what they are by default."""
-    names = _half(life, life.number // len(life.of.flags))
-    return _most(life, drawn, names, functools.partial(_is_given, life))
+    return _most(life, drawn, _half(life, life.of.flags), functools.partial(_is_given, life))
 
 
-def _half(life: Decoding, turn: int) -> list[str]:
-    """Every other option, and the rest at the next turn."""
-    return list(life.of.reals)[turn % 2 :: 2]
+def _half(life: Decoding, ways: tuple[str, ...]) -> list[str]:
+    """Every other option, and the rest once each of these ways had its turn."""
+    return list(life.of.reals)[life.number // max(len(ways), 1) % 2 :: 2]
 
 
 def _is_given(life: Decoding, name: str, value: Option) -> bool:

@@ -273,7 +273,7 @@ def test_how_the_optimizer_is_constructed_is_a_feature_where_it_is_not_as_usual(
 
 def drawn(subject, essential, number=60):
     decode, words = decoder(subject, subject.dtypes[:1]), random.Random(essential)
-    return [decode(words.randbytes(TRACE_BYTES), essential) for _ in range(number)]
+    return [decode(words.randbytes(TRACE_BYTES), essential, n) for n in range(number)]
 
 
 def test_a_life_that_is_to_be_switched_has_one_flag_of_the_signature():
