@@ -196,12 +196,7 @@ class Decoding:
         options, hyper = self.draw(self.of.options)
         if self._conflicts(hyper):
             options, hyper = self.of.options[0]
-        options, from_table = dict(options), options
-        if self.groups:  # what no group has is given once, for all of them
-            options = {k: v for k, v in options.items() if k not in self.of.shared}
-            options |= {k: v for k, v in self.groups[0].options.items() if k in self.of.shared}
-            if self.spec.problem(SimpleNamespace(**{**vars(self.spec.hyper_values()), **plain(options)})) is not None:
-                options = dict(self.groups[0].options)
+        options, from_table = self._shared(dict(options)), options
         if self.essential == "fail" and self.of.spoils and not self._keeps_state(hyper):
             options = self.with_state() or options
         if self.essential == "maximize" and "maximize" in self.of.reals:
@@ -209,11 +204,20 @@ class Decoding:
         if self.of.tensor_lr and self.choices.number(1) % 8 == 7:
             options["lr"] = tensor(hyper.lr)
         if self.scene is not None:
-            options = self.scene.options(self, options)
+            options = self._shared(self.scene.options(self, options))
         first = self.groups[0].options.get("lr") if self.groups else None
         if isinstance(first, Scalar) and self.choices.number(1) % 2:
             options["lr"] = first  # then it is given once, for all groups
         return options, hyper if options == from_table else self.spec.hyper_values(plain(options))
+
+    def _shared(self, options: dict[str, Option]) -> dict[str, Option]:
+        """What no group has is given once, for all of them: the same as in the first."""
+        if not self.groups:
+            return options
+        own = {k: v for k, v in options.items() if k not in self.of.shared}
+        tried = own | {k: v for k, v in self.groups[0].options.items() if k in self.of.shared}
+        complete = SimpleNamespace(**{**vars(self.spec.hyper_values()), **plain(tried)})
+        return tried if self.spec.problem(complete) is None else dict(self.groups[0].options)
 
     def with_state(self) -> dict[str, Option]:
         """The fewest options with which there is a state."""

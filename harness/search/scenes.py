@@ -137,15 +137,15 @@ def _with_added_groups(life: Decoding) -> Iterator[Event]:
 #: Steps at which something may begin, end or come round again: periods, what 8 bits, 16-bit floats and 8 bits of significand count to.
 _TURNS = (32, 50, 64, 75, 100, 128, 150, 200, 250, 256, 300)
 _LATE_TURNS = (400, 500, 512, 1000, 1024, 2048)
-#: What takes so long that it is for campaigns of more lives than most: each sixth such life has one of these, the first is after some 300.
+#: What takes so long that it is for campaigns of more lives than most: of each dozen such lives the last has one of these.
 _LAST_TURNS = ((10_000, 32_768), (65_536,))
 
 
 def _long(life: Decoding) -> Iterator[Event]:
     """Steps around each turn are judged, those between are taken."""
     turns: tuple[int, ...] = _TURNS if life.number % 2 == 0 else _LATE_TURNS
-    if life.number % 6 == 5:
-        turns = _LAST_TURNS[life.number // 6 % len(_LAST_TURNS)]
+    if _is_longest(life):
+        turns = _LAST_TURNS[life.number // 12 % len(_LAST_TURNS)]
     taken = 0
     for turn in turns:
         first = max(turn - 1, taken + 1)
@@ -160,9 +160,14 @@ def _long(life: Decoding) -> Iterator[Event]:
         taken = turn + 1
 
 
+def _is_longest(life: Decoding) -> bool:
+    # A graph of so many steps has no room.
+    return life.number % 12 == 11 and not life.of.differentiable
+
+
 def _plain_at_first(life: Decoding, drawn: Options) -> Options:
     """Of the first two such lives, the fewest options with which there is a state; of those that take longest, as many as can be."""
-    if life.number % 6 == 5:
+    if _is_longest(life):
         return _most(life, drawn, list(life.of.reals), functools.partial(_is_given, life))
     return life.with_state() if life.number < 2 else drawn
 

@@ -75,8 +75,8 @@ def test_each_buffer_rests_and_comes_late(name, switches):
     [
         (0, (32, 50, 64, 100, 128, 256)),
         (1, (500, 512, 1000, 1024, 2048)),
-        (5, (10_000, 32_768)),
-        (11, (65_536,)),
+        (11, (10_000, 32_768)),
+        (23, (65_536,)),
     ],
 )
 def test_long_lives_are_judged_around_each_turn(number, looked_at):
@@ -155,3 +155,19 @@ def test_every_reference_but_that_of_closures_has_scenes_of_its_own():
     for name, spec in SPECS.items():
         (subject,) = resolve(f"torch:{name}[forloop]")
         assert (SCENES["handled"].takes(subject), SCENES["valued"].takes(subject)) == (not spec.closure,) * 2
+
+
+@pytest.mark.parametrize("scene", ["spelled", "switched", "valued", "long"])
+def test_what_is_no_option_of_a_group_is_the_same_in_all(scene):
+    decays = type("Decays", (torch.optim.SGD,), {"__init__": _without_group_decay})
+    subject = class_subject(decays, "SGD")
+    assert subject.constructor_only == {"weight_decay"}
+    several = [t for t in lives(subject, scene, 40) if len(t.groups) > 1]
+    assert all(len({g.options.get("weight_decay") for g in t.groups}) == 1 for t in several)
+    assert several or scene == "long"
+
+
+def _without_group_decay(self, params, lr=1e-3, weight_decay=0.0, foreach=None):
+    torch.optim.SGD.__init__(self, params, lr, weight_decay=weight_decay, foreach=foreach)
+    for group in self.param_groups:
+        group["decay"] = group.pop("weight_decay")
