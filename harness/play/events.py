@@ -171,8 +171,14 @@ def _spoil(player: Player, _: int, what: Spoil) -> None:
     keywords = player.keywords
     dtypes = spoil.dtypes(player.trace.parameters)
     another = functools.partial(_another, player, dtypes)
+    spec = player.subject.spec
     trial = spoil.Trial(
-        what, another, lambda optimizer: plain_step(optimizer)(), dtypes, sparse=player.subject.spec.sparse == "only"
+        what,
+        another,
+        lambda optimizer: plain_step(optimizer)(),
+        dtypes,
+        sparse=spec.sparse == "only",
+        mixes=spec.products,
     )
     try:
         arrival = trial.arrival()

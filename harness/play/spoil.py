@@ -136,6 +136,7 @@ class Trial:
         step: steps one.
         dtypes: of the parameters.
         sparse: gradients must be.
+        mixes: there are products of matrices, in which rounding anywhere may matter to any element.
     """
 
     what: Spoil
@@ -143,6 +144,7 @@ class Trial:
     step: Callable[[Any], object]
     dtypes: Sequence[str]
     sparse: bool = False
+    mixes: bool = False
 
     def arrival(self) -> Arrival | None:
         """What is wrong with a step after it, or nothing.
@@ -267,7 +269,10 @@ class Trial:
             for i, (mine, theirs, nudged) in enumerate(zip(*of_step, strict=True)):
                 if mine.shape != theirs.shape:
                     return {"steps": n, "parameter": i}
-                allowed = rounding(got.start[i], mine, theirs, self.dtypes[i]) + _NUDGES * np.abs(nudged - theirs)
+                matters = np.abs(nudged - theirs)
+                if self.mixes:
+                    matters = np.full_like(matters, matters[np.isfinite(matters)].max(initial=0.0))
+                allowed = rounding(got.start[i], mine, theirs, self.dtypes[i]) + _NUDGES * matters
                 excess = np.where(np.isfinite(theirs + allowed), np.abs(mine - theirs) - allowed, -1.0)
                 excess = np.where(np.isfinite(theirs + allowed) & ~np.isfinite(mine), np.inf, excess)
                 if excess.size and excess.max() > 0:

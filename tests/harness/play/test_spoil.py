@@ -15,6 +15,7 @@ from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.zoo import life
 from stepcheck.harness.zoo.adam import RightAdam
+from stepcheck.harness.zoo.right import VARIANTS
 from stepcheck.harness.zoo.sgd import RightSGD
 
 QUARTERS = Values("quarters", 1, high=2.0)
@@ -204,3 +205,12 @@ def test_memory_beside_is_seen_to_be_written():
     assert not buffer.written
     buffer.view.as_strided((6,), (1,)).fill_(2.0)
     assert buffer.written
+
+
+def test_the_order_of_sums_in_a_product_is_no_other_meaning():
+    variant = next(v for v in VARIANTS if v.make.__name__ == "SingleMuon")
+    subject = class_subject(variant.make, "Muon", profile=variant.profile)
+    options = {"weight_decay": 1 / 3, "lr": 3.0, "nesterov": False}
+    parameter = Parameter((31, 17), values=Values("constant", 0, 0.0, 0.0))
+    trace = Trace("Muon", (parameter,), (Group((0,), options),), (Spoil("strided"),))
+    assert list(CHECKS["malformed-state"].find(Evidence(subject, trace))) == []
