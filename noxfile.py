@@ -74,9 +74,8 @@ def tests(session: nox.Session) -> None:
 def _tests(session: nox.Session) -> None:
     # By modules, so that what the tests of one share is made once. Two workers have more threads than two cores: one that waits for
     # another must not keep that from its core, which takes a hundred times as long as to step.
-    session.run("pytest", "-n", "2", "--dist", "loadscope", "-m", "not slow and not browser", *session.posargs,
-        env={"OMP_WAIT_POLICY": "PASSIVE"},
-    )  # fmt: skip
+    chosen = ("-n", "2", "--dist", "loadscope", "-m", "not slow and not browser")
+    session.run("pytest", *chosen, *session.posargs, env={"OMP_WAIT_POLICY": "PASSIVE"})
 
 
 @nox.session

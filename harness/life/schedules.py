@@ -133,9 +133,11 @@ def place(value: Scalar, device: str) -> str:
 
 def as_option(value: Any) -> Option:
     """An option of an optimizer as one of a life, however it is written."""
+    option: Option
     if value is None or type(value) in (bool, float):  # as most are
-        return value  # type: ignore[no-any-return]
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        return Scalar(float(value.detach()))
-    option: Option = unspelled(value)
+        option = value
+    elif isinstance(value, torch.Tensor) and value.numel() == 1:
+        option = Scalar(float(value.detach()))
+    else:
+        option = unspelled(value)
     return option

@@ -152,7 +152,7 @@ class Trace:
                 if event.in_place and not all(
                     isinstance(x, Scalar) for x in (event.value, options[event.group].get(event.option))
                 ):
-                    return "an option that is filled in place is a tensor, and stays one"
+                    return "an option that is set in_place must be a tensor before, and its value must be one"
                 options[event.group][event.option] = event.value
             elif isinstance(event, Schedule):
                 stopped |= {n for n, o in enumerate(options) if plain(o).get("lr") == 0}

@@ -98,9 +98,8 @@ def _set_option(player: Player, what: SetOption) -> None:
     given = as_given(what.value, player.subject.device, player.trace.spelling)
     if what.in_place and isinstance(stands, torch.Tensor):
         stands.fill_(given)
-        changed = [
-            n for n, group in enumerate(groups) if group.get(what.option) is stands
-        ]  # it may be that of others, too
+        # It may be the tensor of other groups, too.
+        changed = [n for n, group in enumerate(groups) if group.get(what.option) is stands]
     else:
         groups[what.group][what.option] = given
         changed = [what.group]
@@ -178,7 +177,7 @@ def _spoil(player: Player, _: int, what: Spoil) -> None:
         lambda optimizer: plain_step(optimizer)(),
         dtypes,
         sparse=spec.sparse == "only",
-        mixes=spec.products,
+        mixes=not spec.elementwise,
     )
     try:
         arrival = trial.arrival()

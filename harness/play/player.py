@@ -195,7 +195,8 @@ class Player:
                 if name not in group or name not in self.subject.options or value is None:
                     continue  # what is left open may be filled in
                 got = group[name]
-                if got == value if type(got) is type(value) is float else got is value:  # as most are
+                same = got == value if type(got) is type(value) is float else got is value
+                if same:  # as most are
                     self.recording.looked["options-hold"] += 1
                 else:
                     self._check_option(n, name, value, as_option(got))

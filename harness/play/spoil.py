@@ -136,7 +136,7 @@ class Trial:
         step: steps one.
         dtypes: of the parameters.
         sparse: gradients must be.
-        mixes: there are products of matrices, in which rounding anywhere may matter to any element.
+        mixes: elements depend on each other: rounding anywhere may matter to any of them.
     """
 
     what: Spoil
@@ -271,7 +271,7 @@ class Trial:
                     return {"steps": n, "parameter": i}
                 matters = np.abs(nudged - theirs)
                 if self.mixes:
-                    matters = np.full_like(matters, matters[np.isfinite(matters)].max(initial=0.0))
+                    matters = np.maximum(matters, matters[np.isfinite(matters)].max(initial=0.0))
                 allowed = rounding(got.start[i], mine, theirs, self.dtypes[i]) + _NUDGES * matters
                 excess = np.where(np.isfinite(theirs + allowed), np.abs(mine - theirs) - allowed, -1.0)
                 excess = np.where(np.isfinite(theirs + allowed) & ~np.isfinite(mine), np.inf, excess)

@@ -74,9 +74,13 @@ class Tensors:
 
     def place(self, index: int, allocation: Allocation) -> None:
         """Let a parameter stand in other memory, of the same shape, dtype and layout."""
+        self.parameters[index].data = allocation.view
+        self._stands(index, allocation)
+
+    def _stands(self, index: int, allocation: Allocation) -> None:
+        """A parameter stands in other memory from here on."""
         self.allocations[index] = allocation
         self._sharing[id(allocation.buffer)] = [allocation]
-        self.parameters[index].data = allocation.view
         self.outside[index] = self._outside(allocation)
         self._places[index] = _place(self.parameters[index])
 
@@ -91,10 +95,8 @@ class Tensors:
             allocation.view.copy_(old.detach())
             p = as_parameter(self.subject, allocation.view).requires_grad_(old.requires_grad)
             p.grad, old.grad = old.grad, None
-            self.parameters[i], self.allocations[i] = p, allocation
-            self._sharing[id(allocation.buffer)] = [allocation]
-            self.outside[i] = self._outside(allocation)
-            self._places[i] = _place(p)
+            self.parameters[i] = p
+            self._stands(i, allocation)
         self.left.append(before)
         return True
 

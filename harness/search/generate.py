@@ -354,8 +354,8 @@ class Decoding:
             self.objective = replace(self.objective, scale=-self.objective.scale)
         return SetOption(group, name, value)
 
-    def switched(self, group: int, name: str, value: Option) -> SetOption | None:
-        """An option set to what gives a parameter one buffer more, or one less; nothing where that does not go with the others."""
+    def set_to(self, group: int, name: str, value: Option) -> SetOption | None:
+        """An option set to a value, with which a parameter may have a buffer more, or less; nothing where it does not go with the others."""
         return self._set(group, name, value, buffers_stay=False)
 
     def _derived(self, group: int) -> set[object]:

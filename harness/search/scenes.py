@@ -210,7 +210,7 @@ def _rested(life: Decoding) -> Iterator[Event]:
 
 def _to(group: int, name: str, value: Option) -> Callable[[Decoding], list[Event]]:
     def turn(life: Decoding) -> list[Event]:
-        changed = life.switched(group, name, value)
+        changed = life.set_to(group, name, value)
         return [] if changed is None else [changed]
 
     return turn
@@ -231,7 +231,7 @@ def _filled(life: Decoding) -> Iterator[Event]:
     for n in range(1, 4):
         if n == reloaded:
             yield life.draw(life.of.reloads)
-        changed = life.switched(0, "lr", tensor(life.draw(life.of.lr)))
+        changed = life.set_to(0, "lr", tensor(life.draw(life.of.lr)))
         yield from () if changed is None else (replace(changed, in_place=True),)
         yield life.step(_ordinary(life), n)
 

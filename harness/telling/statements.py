@@ -255,7 +255,9 @@ class Statements:
     def _set_option(self, event: events.SetOption) -> list[str]:
         (value,) = self._spelled({event.option: event.value}).values()
         place = f"optimizer.param_groups[{event.group}][{event.option!r}]"
-        return [f"{place}.fill_({value})" if event.in_place else f"{place} = {value}"]
+        if event.in_place:  # somebody's class may have made a number of it
+            return [f"set_to = {value}; {place} = {place}.fill_(set_to) if torch.is_tensor({place}) else set_to"]
+        return [f"{place} = {value}"]
 
     def _add_group(self, event: events.AddGroup) -> list[str]:
         self.groups.append(event.group)

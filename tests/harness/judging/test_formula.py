@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scripted import run_here
 
 from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.checking.checks import EXPLAINED_BY
@@ -14,7 +15,6 @@ from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.asking import findings
 from stepcheck.harness.telling import repro
 from stepcheck.reference import SPECS
-from tests.harness.telling.test_repro import run_here
 
 
 def overshooting(name):

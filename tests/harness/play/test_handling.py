@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scripted import found, run_here
 
-from stepcheck.harness.checking.case import Evidence
-from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.known import ledger
 from stepcheck.harness.life.events import (
     HANDLINGS,
@@ -27,7 +26,6 @@ from stepcheck.harness.play import handling
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.notes import left_out
-from stepcheck.harness.support import settings
 from stepcheck.harness.telling import repro
 from stepcheck.harness.zoo import adam, ages, around, handled, rmsprop, sgd
 
@@ -55,11 +53,6 @@ def handled_by(how):
     first = {"rolled back": "kept", "appended": "removed"}.get(how)
     before = [Handle(first, 1), step(2)] if first else []
     return [step(1), *before, Handle(how, 1, OTHERS), step(3), step(4)]
-
-
-def found(subject, trace):
-    evidence = Evidence(subject, trace)
-    return evidence, [finding for check in CHECKS.values() for finding in check.find(evidence)]
 
 
 LIVES = {
@@ -255,15 +248,6 @@ def test_a_parameter_alone_in_its_group_is_there_at_first():
     trace = replace(life("SGD", Handle("appended", 1)), groups=(Group((0,)), Group((1,))))
     (subject,) = resolve("torch:SGD[forloop]")
     assert "must have a parameter at first" in trace.problem(subject.spec)
-
-
-def run_here(script):
-    try:
-        with settings.kept():
-            exec(compile(script, "script", "exec"), {"__name__": "script"})
-    except BaseException as error:  # noqa: BLE001
-        return repr(error)
-    return ""
 
 
 @pytest.mark.parametrize("name", WRONG)

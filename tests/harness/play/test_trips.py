@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scripted import found, run_here
 
-from stepcheck.harness.checking.case import Evidence
-from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.life.events import (
     WAYS,
     Gradient,
@@ -27,7 +26,6 @@ from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.notes import left_out
-from stepcheck.harness.support import settings
 from stepcheck.harness.telling import explain, repro
 from stepcheck.harness.zoo import adadelta, adam, elsewhere, handled, rmsprop, sgd
 
@@ -46,20 +44,6 @@ def life(like, *events, **options):
 
 def afresh(way):
     return [step(1), step(2), Reload(way, afresh=True), step(3), step(4)]
-
-
-def found(subject, trace):
-    evidence = Evidence(subject, trace)
-    return evidence, [finding for check in CHECKS.values() for finding in check.find(evidence)]
-
-
-def run_here(script):
-    try:
-        with settings.kept():
-            exec(compile(script, "script", "exec"), {"__name__": "script"})
-    except BaseException as error:  # noqa: BLE001
-        return repr(error)
-    return ""
 
 
 KEPT = {}
@@ -193,7 +177,10 @@ def test_a_number_cannot_be_filled():
     (subject,) = resolve("torch:SGD[forloop]")
     for options, value in (({}, Scalar(0.25)), ({"lr": Scalar(0.5)}, 0.25)):
         trace = life("SGD", step(1), SetOption(0, "lr", value, in_place=True), **options)
-        assert trace.problem(subject.spec) == "an option that is filled in place is a tensor, and stays one"
+        assert (
+            trace.problem(subject.spec)
+            == "an option that is set in_place must be a tensor before, and its value must be one"
+        )
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import ast
 import functools
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scripted import run_here
 
 from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.checking.check import Check
@@ -89,17 +89,6 @@ def run_alone(script):
     """What a script says, run as whoever has a copy of it and torch would, and whether it succeeds."""
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60, check=False)
     return done.returncode == 0, done.stderr
-
-
-def run_here(script):
-    """What a script raises, as text; '' where it succeeds. To import torch anew each time would take a minute."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # outside of pytest they are no errors
-            exec(compile(script, "script", "exec"), {"__name__": "__main__"})
-    except Exception as error:  # noqa: BLE001 - whatever it raises is what it says
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def imported(script):
