@@ -11,7 +11,7 @@ import numpy as np
 
 from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.checking.findings import Finding
-from stepcheck.harness.life.events import Accumulate, Event, Gradient, Parameter, Reload, SetOption, Step, plain
+from stepcheck.harness.life.events import Accumulate, Event, Gradient, Parameter, Reload, Run, SetOption, Step, plain
 from stepcheck.harness.life.memory import SparseRaw, strides
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.numbers.comparison import reals
@@ -137,10 +137,11 @@ class Seen:
 
     @property
     def steps(self) -> int:
-        """Steps up to the finding, its own included, and those by which the state was made older."""
+        """Steps up to the finding, its own included, those that nobody looked at, and those by which the state was made older."""
         last = -1 if self.finding.event is None else self.finding.event
-        aged = [e for e in self.trace.events[: last + 1] if isinstance(e, Reload) and e.dictionary == "aged"]
-        return len(self._steps) + AGE * len(aged)
+        events = self.trace.events[: last + 1]
+        aged = sum(isinstance(e, Reload) and e.dictionary == "aged" for e in events)
+        return len(self._steps) + sum(e.steps for e in events if isinstance(e, Run)) + AGE * aged
 
     def accumulated(self, index: int) -> bool:
         """Whether a second backward pass added to the gradient of a parameter, or made it."""

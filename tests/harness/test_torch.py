@@ -38,7 +38,7 @@ def of_entries(entries):
 each_entry = of_entries(LEDGER.values())
 
 
-@pytest.mark.slow  # `nox -s check_short` says the same of another seed, of fewer lives
+@pytest.mark.slow  # `nox -s check_short` says the same of another seed
 @each_subject
 def test_divergences_are_the_known_ones(subject):
     result = Campaign(subject, Settings(examples=150, seed=1)).run()

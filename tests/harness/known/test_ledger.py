@@ -14,6 +14,7 @@ from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.known import ledger
 from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.known.ledger import LEDGER, explanation
+from stepcheck.harness.life import events
 from stepcheck.harness.life.events import (
     Gradient,
     Group,
@@ -437,3 +438,18 @@ def test_what_was_found_at_other_seeds_is_known():
         found = list(findings(*resolve(name), trace, check))
         assert found
         assert None not in [entry for _, entry in found]
+
+
+@pytest.mark.parametrize(("steps", "known"), [(49, "asgd-power-overflows"), (3, None)])
+def test_steps_that_nobody_looked_at_count(steps, known):
+    trace = life(
+        "ASGD",
+        Parameter((1,)),
+        events=(Step({0: Gradient(QUARTERS)}), events.Run(steps)),
+        alpha=750.0,
+        lambd=0.1,
+        lr=1 / 3,
+    )
+    (subject,) = resolve("torch:ASGD[forloop]")
+    found = findings(subject, trace, "completes")
+    assert [entry and entry.name for _, entry in found] == ([known] if known else [])
