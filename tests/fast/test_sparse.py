@@ -129,7 +129,8 @@ def test_rows_that_are_not_there_are_refused_and_nothing_is_changed(name):
     assert not torch.equal(p, before[0])
 
 
-def test_steps_are_counted_beyond_what_float32_holds():
+@pytest.mark.parametrize("steps", [1 << 24, (1 << 25) - 5, (1 << 31) + 1])
+def test_steps_are_counted_beyond_what_float32_holds(steps):
     """As those of torch, which are Python's whole numbers."""
     (p,) = tables((5, 3))
     optimizer = fast.SparseAdam([p])
@@ -137,8 +138,8 @@ def test_steps_are_counted_beyond_what_float32_holds():
         p.grad = gradient(p, [n], n)
         optimizer.step()
         if n == 0:
-            optimizer.state[p]["step"] = 1 << 24
-    assert optimizer.state[p]["step"] == (1 << 24) + 3
+            optimizer.state[p]["step"] = steps
+    assert optimizer.state[p]["step"] == steps + 3
 
 
 def test_gradients_are_not_kept():
