@@ -34,6 +34,7 @@ from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import in_reals
 from stepcheck.harness.numbers.comparison import reals, rounding
 from stepcheck.harness.play.recording import Recording, StepRecord
+from stepcheck.harness.play.resume import AGES
 from stepcheck.reference.spec import PARAMETER
 
 #: Where an option was set.
@@ -66,7 +67,7 @@ def without_others(trace: Trace) -> Iterator[Twin]:
     groups = trace.all_groups
     # What one group does to all, by a scaler, a schedule or a failing step, is right.
     shared = any(isinstance(e, (Schedule, Fail)) or (isinstance(e, Step) and e.scaling) for e in trace.events)
-    aged = any(isinstance(e, Reload) and e.dictionary == "aged" for e in trace.events)  # large lives do not grow old
+    aged = any(isinstance(e, Reload) and e.dictionary in AGES for e in trace.events)  # large lives do not grow old
     if len(groups) < 2 or shared or aged or trace.form == "mixed":  # which options are keywords depends on all groups
         return
     for n, group in enumerate(groups):

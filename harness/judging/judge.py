@@ -279,7 +279,8 @@ class Judge:
                 initial = b.initial(hyper)
                 result[b.name] = None if initial is None else self._filled(b, initial, index, slots)
             else:
-                result[b.name] = (repeated(parameter.state[b.name], slots), 0.0)
+                held = repeated(parameter.state[b.name], slots)
+                result[b.name] = (held, _uncounted(held) if b.per_parameter and b.unit == "steps" else 0.0)
         return result
 
     def _filled(self, b: Buffer, initial: float, index: int, slots: int) -> tuple[Array, Array | float]:
@@ -405,6 +406,14 @@ class Judge:
     def terms(self, deviation: Deviation) -> list[tuple[str, float]]:
         """The roundings that the budget of a deviation is made of, largest share first; empty where errors have accumulated."""
         return self.predictor.terms(deviation)
+
+
+def _uncounted(steps: Array) -> Array | float:
+    """By how much one step more may be off: float32, in which torch.optim counts, has no more than 2^24 whole numbers in a row."""
+    if not steps.size or steps.max() < (1 << 24) - 1:
+        return 0.0
+    one_more: Array = steps + 1.0
+    return np.abs(one_more.astype(np.float32) - one_more)
 
 
 def _missing(name: str, problem: str) -> Comparison:

@@ -16,7 +16,7 @@ from stepcheck.harness.life.memory import SparseRaw, strides
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.numbers.comparison import reals
 from stepcheck.harness.play.recording import ParameterStep
-from stepcheck.harness.play.resume import AGE
+from stepcheck.harness.play.resume import AGES
 from stepcheck.reference.spec import PARAMETER
 
 NARROW = ("float16", "bfloat16")
@@ -140,8 +140,8 @@ class Seen:
         """Steps up to the finding, its own included, those that nobody looked at, and those by which the state was made older."""
         last = -1 if self.finding.event is None else self.finding.event
         events = self.trace.events[: last + 1]
-        aged = sum(isinstance(e, Reload) and e.dictionary == "aged" for e in events)
-        return len(self._steps) + sum(e.steps for e in events if isinstance(e, Run)) + AGE * aged
+        aged = sum(AGES.get(e.dictionary, 0) for e in events if isinstance(e, Reload))
+        return len(self._steps) + sum(e.steps for e in events if isinstance(e, Run)) + aged
 
     def accumulated(self, index: int) -> bool:
         """Whether a second backward pass added to the gradient of a parameter, or made it."""

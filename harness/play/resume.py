@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.life.events import FLAGS
+from stepcheck.harness.life.events import DICTIONARIES, FLAGS
 from stepcheck.harness.life.trace import Trace
 from stepcheck.reference.spec import Spec
 
@@ -82,8 +82,10 @@ def foreign(state_dict: StateDict) -> StateDict:
     return {**state_dict, "version": 7, "param_groups": groups, "state": state}
 
 
-#: Steps that a life has no time for: more than bfloat16 (256) or float16 (2048) count, and enough for a rule that changes with time.
-AGE = 10_000
+#: By how many steps an optimizer grows older that a life has no time for, by the dictionary that says so: more than bfloat16 (256) or
+#: float16 (2048) count, and enough for a rule that changes with time; and shortly before float32 and a 32-bit integer cease to count.
+AGES = {"aged": 10_000, "aged to 2^24": (1 << 24) - 4, "aged to 2^31": (1 << 31) - 4}
+assert all(name in DICTIONARIES for name in AGES)
 #: Steps that somebody's class is let take instead: what else it keeps of its age, and where, is not known. More than an int8 and bfloat16 count,
 #: and no multiple of a period that a rule would have.
 AGED_BY = 307
@@ -101,13 +103,13 @@ def counts(spec: Spec) -> list[str]:
     return [b.name for b in spec.buffers if b.per_parameter and b.unit == "steps"]
 
 
-def age(optimizer: Any, spec: Spec) -> None:
-    """Let an optimizer have taken :data:`AGE` steps more: all that is computed from their number is as it is then."""
+def age(optimizer: Any, spec: Spec, steps: int) -> None:
+    """Let an optimizer have taken so many steps more: all that is computed from their number is as it is then."""
     for state in getattr(optimizer, "state", {}).values():
         for name in counts(spec) if isinstance(state, dict) else ():
             # Some have a state before they take a step; that has no age.
             if isinstance(state.get(name), torch.Tensor | int | float) and state[name] > 0:
-                state[name] = state[name] + AGE
+                state[name] = state[name] + steps
 
 
 def flagged(state_dict: StateDict, flags: Mapping[str, bool]) -> StateDict:

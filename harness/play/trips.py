@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def reload(player: Player, event: int, what: Reload) -> None:
     """Go on with another optimizer."""
     player.latest = None
-    if what.dictionary == "aged" and what.way not in ("copied", "unpickled"):
-        _age(player)
+    if what.dictionary in resume.AGES and what.way not in ("copied", "unpickled"):
+        _age(player, resume.AGES[what.dictionary])
     saved, saved_options = [player.state(i) for i in range(len(player.parameters))], player.options_now()
     if what.way in ("copied", "unpickled"):
         _copy(player, what)
@@ -64,10 +64,10 @@ def _pickles(player: Player) -> bool:
     return True
 
 
-def _age(player: Player) -> None:
+def _age(player: Player, steps: int) -> None:
     """Let the optimizer be older: somebody's class by taking steps, with gradients of zeros."""
     if not player.subject.explicit:
-        resume.age(player.optimizer, player.subject.spec)
+        resume.age(player.optimizer, player.subject.spec, steps)
         return
     if not resume.ages(player.trace):
         return

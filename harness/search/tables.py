@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from stepcheck.harness.life.events import DICTIONARIES, Reload
-from stepcheck.harness.play.resume import counts
+from stepcheck.harness.play.resume import AGES, counts
 from stepcheck.harness.play.signature import inherits
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.search.contents import SPARSITIES, Kind, StepKind, layouts
@@ -145,7 +145,7 @@ class Tables:
         elif subject.explicit:
             dictionaries = ("same", "aged", "foreign", "aged")
         if not counts(self.spec):
-            dictionaries = tuple(d for d in dictionaries if d != "aged")
+            dictionaries = tuple(d for d in dictionaries if d not in AGES)
         return [
             Reload(way, dictionary, form, into, afresh=afresh)
             for way in (self.style.ways[:1] if subject.differentiable else self.style.ways)

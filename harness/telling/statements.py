@@ -367,7 +367,7 @@ class Statements:
     def _reload(self, event: events.Reload) -> list[str]:
         if event.way in ("copied", "unpickled"):
             return self._copied(event)
-        aged = self._aged() if event.dictionary == "aged" else []
+        aged = self._aged(resume.AGES[event.dictionary]) if event.dictionary in resume.AGES else []
         if event.way == events.STAYS:
             return aged
         playing = sibling(self.subject, event.into, self.trace)
@@ -433,13 +433,11 @@ class Statements:
             "for p, q in zip(old, params): q.grad, p.grad = p.grad, None",
         ]
 
-    def _aged(self) -> list[str]:
+    def _aged(self, steps: int) -> list[str]:
         """The statements that make the optimizer older."""
         if not self.subject.explicit:
             counts = resume.counts(self.subject.spec)
-            return [
-                f"for s in optimizer.state.values(): s.update({{k: s[k] + {resume.AGE} for k in {counts} if s.get(k)}})"
-            ]
+            return [f"for s in optimizer.state.values(): s.update({{k: s[k] + {steps} for k in {counts} if s.get(k)}})"]
         if not resume.ages(self.trace):
             return []
         step = self._plain_step()

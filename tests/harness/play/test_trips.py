@@ -21,7 +21,7 @@ from stepcheck.harness.life.events import (
 from stepcheck.harness.life.memory import copy, identical
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
-from stepcheck.harness.play import handling
+from stepcheck.harness.play import handling, resume
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.subjects import class_subject
@@ -207,3 +207,34 @@ def test_what_goes_wrong_elsewhere_is_found_and_its_script_fails_on_no_right_one
     assert not run_here(script.replace(make.__module__, right.__module__).replace(make.__name__, right.__name__)), (
         script
     )
+
+
+@pytest.mark.parametrize("dictionary", resume.AGES)
+@pytest.mark.parametrize("name", ["torch:Adam[foreach]", "torch:ASGD[forloop]", "fast:Adamax", "fast:NAdam"])
+def test_an_optimizer_steps_rightly_where_its_count_ends(name, dictionary):
+    """Beyond 2^24 float32 has not every whole number: that the count stands still is no fault, whatever is computed from it."""
+    (subject,) = resolve(name)
+    events = (step(1), Reload(dictionary=dictionary), *map(step, range(2, 9)))
+    trace = life(subject.spec.name, *events)
+    evidence, findings = found(subject, trace)
+    assert not [f.summary for f in findings if f.check in ("agreement", "completes", "save-load-continue")]
+    counts = [record.parameters[0].state_after["step"].item() for record in evidence.recording.steps]
+    age = resume.AGES[dictionary]
+    assert counts[0] == 1
+    assert all(abs(count - age) < 2e-7 * age + 9 for count in counts[1:])
+
+
+@pytest.mark.parametrize("dictionary", ["aged", "aged to 2^24"])
+def test_a_count_that_goes_on_by_two_is_a_fault_at_any_age(dictionary):
+    class ByTwo(torch.optim.Adam):
+        def step(self, closure=None):
+            super().step(closure)
+            for state in self.state.values():
+                state["step"] += bool(state["step"] > 9_000)
+
+    subject = replace(resolve("torch:Adam[forloop]")[0], make=ByTwo)
+    trace = life("Adam", step(1), Reload(dictionary=dictionary), step(2))
+    _, findings = found(subject, trace)
+    (finding,) = [f for f in findings if f.check == "agreement"]
+    assert finding.event == 2
+    assert f"s[k] + {resume.AGES[dictionary]}" in repro.script(subject, trace, finding)
