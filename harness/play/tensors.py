@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import deque
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from stepcheck.harness.play.subjects import Subject
 
 #: Gradients, and the memory that they stand in.
 Given = tuple[list[Raw | SparseRaw | None], list[bytes | None]]
+#: Gradients of a parameter that were replaced, and are looked at after each step: all that a short life has, the last ones of a long one.
+_LAST = 24
 
 
 class Tensors:
@@ -48,7 +51,9 @@ class Tensors:
             self._sharing.setdefault(id(allocation.buffer), []).append(allocation)
         self.outside = [self._outside(a) for a in self.allocations]
         self._places = [_place(p) for p in self.parameters]
-        self.replaced: list[list[tuple[Allocation | SparseAllocation, bytes]]] = [[] for _ in self.parameters]
+        self.replaced: list[deque[tuple[Allocation | SparseAllocation, bytes]]] = [
+            deque(maxlen=_LAST) for _ in self.parameters
+        ]
         """Gradients that were taken off each parameter, and what stood in their memory then."""
         self.gradients: list[Allocation | SparseAllocation | None] = [None] * len(self.parameters)
         self.left: list[list[torch.Tensor]] = []

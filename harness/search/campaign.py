@@ -545,7 +545,7 @@ class Campaign:
             shown = findings(self.subject, trace, seen.finding.check, self.settings.checks)
             return next((f for f, known in shown if known is entry), None)
 
-        return shrink.cut(seen.trace, seen.finding, recheck, max(_ATTEMPTS // 4 // self.subject.cost, 4))
+        return shrink.cut(seen.trace, seen.finding, recheck, max(_ATTEMPTS // 12 // self.subject.cost, 4))
 
     def recheck(self, trace: Trace, key: tuple[str, str]) -> Finding | None:
         """The finding of this check and cause in a trace, if it is there and the ledger does not explain it."""

@@ -76,8 +76,8 @@ SMALLEST = 2
 #: One more, or a few more, than a block that implementations use: 4,096, 65,536 and 2^20 elements, 1,024 rows.
 _LARGE: tuple[tuple[int, ...], ...] = ((65_543,), (1031, 67), (67, 9, 8), (1_048_583,), (4_099,), (2, 33_001))
 #: Where elements depend on each other, what a step costs to judge grows faster than they do.
-_LARGE_MATRICES: tuple[tuple[int, ...], ...] = ((67, 1031), (1031, 3), (4_099,), (3, 1031))
-_LARGE_PRODUCTS: tuple[tuple[int, ...], ...] = ((129, 67), (5, 1031), (67, 129), (1031, 3))
+_LARGE_MATRICES: tuple[tuple[int, ...], ...] = ((67, 1031), (1031, 5), (4_099,), (5, 1031))
+_LARGE_PRODUCTS: tuple[tuple[int, ...], ...] = ((129, 67), (5, 1031), (67, 129), (1031, 5))
 
 
 def _large(spec: Spec, number: int) -> tuple[int, ...]:
@@ -134,16 +134,20 @@ def _with_added_groups(life: Decoding) -> Iterator[Event]:
 
 # Long: periods, counters and thresholds.
 
-#: Steps at which something may begin, end or come round again: periods, what 8 bits, 16-bit floats and 8 bits of significand count to.
-_TURNS = (32, 50, 64, 75, 100, 128, 150, 200, 250, 256, 300)
+#: Steps of which each is judged: whatever period something has up to that, it comes round, and 8 bits count no further than 256.
+_EACH = 301
+#: Steps at which something may begin or end later: thresholds, and what 16-bit floats count to.
 _LATE_TURNS = (400, 500, 512, 1000, 1024, 2048)
 #: What takes so long that it is for campaigns of more lives than most: of each dozen such lives the last has one of these.
 _LAST_TURNS = ((10_000, 32_768), (65_536,))
 
 
 def _long(life: Decoding) -> Iterator[Event]:
-    """Steps around each turn are judged, those between are taken."""
-    turns: tuple[int, ...] = _TURNS if life.number % 2 == 0 else _LATE_TURNS
+    """Every step is judged, or those around each turn are, and those between are taken."""
+    if life.number % 2 == 0:
+        yield from (life.step(_ordinary(life), n) for n in range(_EACH))
+        return
+    turns: tuple[int, ...] = _LATE_TURNS
     if _is_longest(life):
         turns = _LAST_TURNS[life.number // 12 % len(_LAST_TURNS)]
     taken = 0
@@ -166,9 +170,9 @@ def _is_longest(life: Decoding) -> bool:
 
 
 def _plain_at_first(life: Decoding, drawn: Options) -> Options:
-    """Of the first two such lives, the fewest options with which there is a state; of those that take longest, as many as can be."""
-    if _is_longest(life):
-        return _most(life, drawn, list(life.of.reals), functools.partial(_is_given, life))
+    """Of the first two such lives, the fewest options with which there is a state; of the next two, and those that take longest, as many as can be."""
+    if life.number in (2, 3) or _is_longest(life):
+        return _most(life, drawn, list(life.of.reals), functools.partial(_tempered, life))
     return life.with_state() if life.number < 2 else drawn
 
 
@@ -307,9 +311,15 @@ def _is_given(life: Decoding, name: str, value: Option) -> bool:
     return value != life.of.hyper[name].default
 
 
-def _most(life: Decoding, drawn: Options, names: list[str], counts: Callable[[str, Option], bool]) -> Options:
+def _tempered(life: Decoding, name: str, value: Option) -> int:
+    """Counts for options that are given, and against those with which a parameter soon is infinite, or stands still."""
+    numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if type(x) is float]
+    return _is_given(life, name, value) * (1 if all(1e-3 < x < 1.0 for x in numbers) else -9)
+
+
+def _most(life: Decoding, drawn: Options, names: list[str], counts: Callable[[str, Option], int]) -> Options:
     """Options with the most, among these, that count."""
-    numbers = [sum(name in o and counts(name, o[name]) for name in names) for o, _ in life.of.options]
+    numbers = [sum(counts(name, o[name]) for name in names if name in o) for o, _ in life.of.options]
     among = [dict(o) for n, (o, _) in zip(numbers, life.of.options, strict=True) if n == max(numbers) > 0]
     return next((o for o in (life.draw(among), drawn) if life.takes(o)), {}) if among else drawn
 
@@ -351,6 +361,18 @@ def _with_a_run(life: Decoding) -> Iterator[Event]:
 def _freely(life: Decoding) -> Iterator[Event]:
     """As in lives that are drawn freely."""
     return life.usual_events()
+
+
+def _after_a_part(life: Decoding) -> Iterator[Event]:
+    """As in lives that are drawn freely, after a step in which one parameter of a group has no gradient: what steps a group at once may
+    take all for as old as the first.
+    """
+    first, members = life.step(_ordinary(life), 0), life.groups[0].parameters
+    events = [*life.usual_events(), *life.events]
+    life.events.clear()
+    if len(members) > 1 and not life.spec.closure:
+        yield replace(first, gradients={**first.gradients, members[-1]: None})
+    yield from events
 
 
 # Values.
@@ -408,7 +430,7 @@ SCENES: dict[str, Scene] = {
     "valued": Scene(
         _with_a_run, lambda s: s.cost <= 9 and not s.spec.closure, options=lambda life, drawn: life.anywhere(drawn)
     ),
-    "switched": Scene(_freely, lambda s: s.cost <= 9 and bool(s.flags), options=_to_be_switched, own=True),
+    "switched": Scene(_after_a_part, lambda s: s.cost <= 9 and bool(s.flags), options=_to_be_switched, own=True),
     "spelled": Scene(_freely, lambda s: s.cost <= 9 and len(s.spellings) > 1, options=_to_be_spelled),
     "filled": Scene(
         _filled,

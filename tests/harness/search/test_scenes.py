@@ -73,13 +73,13 @@ def test_each_buffer_rests_and_comes_late(name, switches):
 @pytest.mark.parametrize(
     ("number", "looked_at"),
     [
-        (0, (32, 50, 64, 100, 128, 256)),
+        (0, range(2, 300)),
         (1, (500, 512, 1000, 1024, 2048)),
         (11, (10_000, 32_768)),
         (23, (65_536,)),
     ],
 )
-def test_long_lives_are_judged_around_each_turn(number, looked_at):
+def test_long_lives_are_judged_throughout_or_around_each_turn(number, looked_at):
     trace = decoder(ADAM, ADAM.dtypes)(bytes(range(1, TRACE_BYTES + 1)), "long", number)
     taken, judged = 0, set()
     for e in trace.events:
@@ -87,6 +87,25 @@ def test_long_lives_are_judged_around_each_turn(number, looked_at):
         if isinstance(e, Step):
             judged.add(taken)
     assert {n + d for n in looked_at for d in (-1, 0, 1)} <= judged
+
+
+def test_long_lives_have_many_options_with_which_parameters_stay_finite():
+    sgd = resolve("torch:SGD[forloop]")[0]
+    for number in (2, 3, 11):
+        trace = decoder(sgd, sgd.dtypes)(bytes(range(1, TRACE_BYTES + 1)), "long", number)
+        numbers = [x for o in trace.given_options for x in o.values() if type(x) is float]
+        assert len(numbers) > 2
+        assert all(0 < x < 1 for x in numbers)
+
+
+def test_lives_with_a_flag_begin_with_a_part_of_a_group():
+    """What steps a group at once may take all for as old as the first."""
+    begun = [t.events[0] for t in lives(MINE, "switched") if len(t.groups[0].parameters) > 1]
+    assert begun
+    for t in lives(MINE, "switched"):
+        members = t.groups[0].parameters
+        if len(members) > 1:
+            assert t.events[0].gradients[members[-1]] is None
 
 
 def test_values_come_from_whole_domains():
