@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
-from stepcheck.harness.play.subjects import asked_for, class_subject
+from stepcheck.harness.play.subjects import Subject, asked_for, class_subject
 from stepcheck.harness.search import steer
 from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.generate import ESSENTIALS
+from stepcheck.harness.search.scenes import scenes
 from stepcheck.harness.search.settings import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.search.steer import Feature
 
@@ -29,6 +32,7 @@ class Kill:
         seconds: CPU seconds of drawing, playing and judging, from the construction of the subject on; imports excluded.
         error: why the harness itself did not get to a verdict.
         features: what the life that ended it is made of, where it came late.
+        scene: the kind of the life that ended it, where that was one that comes in its turn.
     """
 
     seed: int
@@ -37,6 +41,7 @@ class Kill:
     seconds: float
     error: str = ""
     features: frozenset[Feature] = frozenset()
+    scene: str = ""
 
     @property
     def caught(self) -> bool:
@@ -62,4 +67,11 @@ def first_kill(
     seconds = time.process_time() - start
     late = result.traces >= LATE and checks
     shown = frozenset(steer.features(campaign.suspects.new[campaign.suspects.ready[0]].trace)) if late else frozenset()
-    return Kill(seed, checks, result.traces, seconds, result.error, shown)
+    scene = _scene(subject, result.traces) if checks else ""
+    return Kill(seed, checks, result.traces, seconds, result.error, shown, scene)
+
+
+def _scene(subject: Subject, life: int) -> str:
+    """The scene of a life of a campaign, counted from 1; nothing where it was drawn freely."""
+    turns = itertools.chain(("" for _ in ESSENTIALS), (name for name, _ in scenes(subject, len(ESSENTIALS))))
+    return next(itertools.islice(turns, life - 1, None))

@@ -78,7 +78,12 @@ class FaultRow:
         return proportion(sum(k.caught for k in self.kills), len(self.kills))
 
     def probability(self, examples: int) -> Interval:
-        """The probability that a campaign of as many lives catches it, from the lives that it took."""
+        """The probability that a campaign of as many lives catches it: from the lives that it took, as long as those are alike; of what
+        shows in scenes alone, which come in their turn, it is the share of campaigns that caught it.
+        """
+        caught = [k for k in self.kills if k.caught]
+        if caught and all(k.scene for k in caught):
+            return self.caught
         return caught_within(sum(k.caught for k in self.kills), sum(k.examples for k in self.kills), examples)
 
     @property
@@ -280,8 +285,9 @@ def _outcome(row: Mapping[str, Any]) -> Kill | _Judged | Answer:
             features = frozenset(_tuple(f) for f in row.get("features", ()))
             seconds = float(row["seconds"])
             return Kill(
-                int(row["seed"]), tuple(row["checks"]), int(row["examples"]), seconds, str(row["error"]), features
-            )
+                int(row["seed"]), tuple(row["checks"]), int(row["examples"]), seconds, str(row["error"]), features,
+                str(row.get("scene", "")),
+            )  # fmt: skip
         if row["what"] == "right":
             return _Judged(int(row["lives"]), int(row["steps"]), tuple(row["alarms"]), float(row["seconds"]))
         return Answer(str(row["why"]), float(row["seconds"]))

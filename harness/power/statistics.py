@@ -43,8 +43,8 @@ def caught_within(kills: int, lives: int, examples: int) -> Interval:
         examples: lives of a whole campaign.
 
     Each life is taken to show it independently of the others and with the same probability q; then kills / lives estimates q,
-    and 1 - (1 - q)^examples is what is asked. (The first lives of a campaign contain one kind of event each, so that
-    they are not quite alike; a fault that only those show is judged too well by this, and the share of campaigns tells.)
+    and 1 - (1 - q)^examples is what is asked. (The first lives of a campaign contain one kind of event each, and every
+    other one after them is a scene: they are not quite alike. Of what only those show the share of campaigns tells.)
     """
     return Interval(*(1 - (1 - q) ** examples for q in proportion(kills, lives)))
 
