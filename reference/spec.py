@@ -175,6 +175,7 @@ class Spec:
         products: it contains matrix products that implementations carry out in a narrow format: they are judged norm by norm.
         closure: the step evaluates a closure and judges by it (LBFGS); ``update`` is then a coroutine of its own kind.
         since: the first version of torch that has the class; empty for 2.6, the oldest that counts, or earlier.
+        dialects: the conventions in which it differs from torch's, each with what it is about.
     """
 
     name: str
@@ -192,6 +193,7 @@ class Spec:
     products: bool = False
     closure: bool = False
     since: str = ""
+    dialects: tuple[tuple[str, str], ...] = ()
 
     def hyper_values(self, options: Mapping[str, Any] | None = None, /, **more: Any) -> GroupOptions:
         """The defaults, overridden by ``options``.
@@ -213,11 +215,8 @@ class Spec:
 
     def problem(self, hyper: HyperValues) -> str | None:
         """Why these hyperparameters are refused, or ``None``."""
-        for h in self.hyper:
-            problem = h.problem(getattr(hyper, h.name))
-            if problem:
-                return problem
-        return self.conflict(hyper)
+        problems = (h.problem(getattr(hyper, h.name)) for h in self.hyper)
+        return next(filter(None, problems), None) or self.conflict(hyper)
 
     def initial_state(self, hyper: HyperValues) -> dict[str, float | None]:
         """Each buffer that these hyperparameters use, with the value it is filled with before the first step."""

@@ -12,7 +12,7 @@ from typing import Any
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.life.values import DTYPES
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
-from stepcheck.harness.play.subjects import Subject, UsageError, asked_for, class_subject
+from stepcheck.harness.play.subjects import Subject, UsageError, asked_for, class_subject, spoken
 from stepcheck.harness.readers.report import describe
 from stepcheck.harness.record import store
 from stepcheck.harness.record.verdict import Divergence, Result
@@ -71,6 +71,7 @@ def check_optimizer(
     optimizer: Make,
     like: str,
     *,
+    dialects: Sequence[str] = (),
     examples: int = DEFAULT_EXAMPLES,
     seed: int = 0,
     dtypes: Sequence[str] = (),
@@ -86,7 +87,8 @@ def check_optimizer(
 
     Args:
         optimizer: called as ``optimizer(params, **options)`` with the options of the reference that its signature names.
-        like: an optimizer of ``torch.optim``, such as ``"Adam"``.
+        like: an optimizer of ``torch.optim``, such as ``"Adam"``; ``"Adam[eps-inside-root]"`` is one in a dialect.
+        dialects: conventions in which it is meant to differ from that reference, such as ``("decoupled-decay",)``.
         examples: lives to play.
         seed: the same seed plays the same lives.
         dtypes: parameter dtypes, such as ``("bfloat16",)``; float32 and float64 by default.
@@ -99,14 +101,16 @@ def check_optimizer(
         out: folder for the traces and scripts of divergences.
 
     Raises:
-        UsageError: ``like``, a dtype or a check does not exist, ``optimizer`` is no optimizer, or its reference gives no meaning to what is asked for.
+        UsageError: ``like``, a dialect, a dtype or a check does not exist, ``optimizer`` is no optimizer, or its reference gives no meaning to what is asked for.
     """
     if patience is not None and not 0 < patience < math.inf:
         raise UsageError(f"patience={patience!r} is no number of seconds; give one above 0, or None for {PATIENCE:.0f}")
     if first:
         dynamo.late()
     settings = Settings(seed, examples, None, tuple(dtypes), tuple(only), at_once=first, patience=patience)
-    subject = asked_for(class_subject(optimizer, like, profile=profile), sparse=sparse, tensor_lr=tensor_lr)
+    subject = asked_for(
+        class_subject(optimizer, spoken(like, dialects), profile=profile), sparse=sparse, tensor_lr=tensor_lr
+    )
     return _check(subject, settings, Path(out))
 
 

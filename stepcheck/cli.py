@@ -340,6 +340,13 @@ def _forget(files: Iterable[Path]) -> None:
 @commands.command(cls=_Check)
 @click.argument("subjects", nargs=-1)
 @click.option("--like", type=_NAME, help="The reference that a class is held to.")
+@click.option(
+    "--dialect",
+    "dialects",
+    metavar="NAME",
+    multiple=True,
+    help="A convention in which it is meant to differ from that reference.",
+)
 @click.option("--examples", type=click.IntRange(1), help=f"Traces for each subject (default {defaults.EXAMPLES}).")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same traces."
@@ -365,6 +372,7 @@ def _forget(files: Iterable[Path]) -> None:
 def check(
     subjects: tuple[str, ...],
     like: str | None,
+    dialects: tuple[str, ...],
     examples: int | None,
     seed: int,
     seconds: float | None,
@@ -395,7 +403,9 @@ def check(
 
         dynamo.late()
     with _fresh({"--json": json_file, "--junit": junit_file, "--markdown": markdown_file}):
-        chosen = _chosen(subjects, like, dtypes)
+        chosen = _chosen(subjects, _spoken(like, dialects), dtypes)
+        if dialects:
+            _somebodys(chosen, "--dialect is")
         if sparse or tensor_lr:
             chosen = _asked_for(chosen, sparse=sparse, tensor_lr=tensor_lr)
         each = None
@@ -425,14 +435,30 @@ def _chosen(subjects: Sequence[str], like: str | None, dtypes: Sequence[str]) ->
     return chosen
 
 
-def _asked_for(chosen: Mapping[str, Subject], **asked: bool) -> dict[str, Subject]:
-    """Somebody's classes with what they are not given unasked."""
-    from stepcheck.harness.play.subjects import UsageError, asked_for
+def _spoken(like: str | None, dialects: Sequence[str]) -> str | None:
+    """The reference in the dialects that are declared."""
+    from stepcheck.harness.play.subjects import UsageError, spoken
+
+    if dialects and like is None:
+        raise UsageError(f"--dialect {dialects[0]}: say of which reference, with --like")
+    return like if like is None else spoken(like, dialects)
+
+
+def _somebodys(chosen: Mapping[str, Subject], what: str) -> None:
+    """Refuse what is said of somebody's class where there is none."""
+    from stepcheck.harness.play.subjects import UsageError
 
     if not any(s.explicit for s in chosen.values()):
         raise UsageError(
-            "--sparse and --tensor-lr are for somebody's class: leave them out; torch and fast are given both where they take them"
+            f"{what} for somebody's class alone; torch and fast are held to their own reference, and given all that they take"
         )
+
+
+def _asked_for(chosen: Mapping[str, Subject], **asked: bool) -> dict[str, Subject]:
+    """Somebody's classes with what they are not given unasked."""
+    from stepcheck.harness.play.subjects import asked_for
+
+    _somebodys(chosen, "--sparse and --tensor-lr are")
     return {name: asked_for(s, **asked) if s.explicit else s for name, s in chosen.items()}
 
 
@@ -645,7 +671,7 @@ def _player(path: Path, saved: Saved, subject: str | None, out: Path) -> Subject
             f" names, so say that you know it, with --subject {who}"
         )
     with silenced():
-        found = resolve(who, saved.trace.optimizer)
+        found = resolve(who, saved.like or saved.trace.optimizer)
     if len(found) != 1:
         raise UsageError(f"{who} is {len(found)} subjects; name one, such as {found[0].name}")
     if found[0].unsupported:

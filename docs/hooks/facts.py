@@ -11,7 +11,7 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from stepcheck.harness.power.statistics import proportion, quantile
 from stepcheck.harness.power.tables import KINDS
 from stepcheck.reference import SPECS
 from stepcheck.reference.arithmetic import ORDERS
+from stepcheck.reference.dialects import dialects
 
 ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "reports"
@@ -92,6 +93,7 @@ def facts() -> Mapping[str, Any]:
         "profiles": {"torch": TORCH_CPU, "any": ANY_CLASS},
         "specs": SPECS,
         "text": cell,
+        "dialects": list(every_dialect()),
         "events": events,
         "fields": fields,
         "trace": trace,
@@ -120,6 +122,15 @@ def cell(text: str) -> str:
     """Text as it stands in a cell of a Markdown table: nothing in it is markup but what stands between backticks, which is code."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if n % 2 else re.sub(r"([\\`*_\[\]<>|])", r"\\\1", part) for n, part in enumerate(parts))
+
+
+def every_dialect() -> Iterator[dict[str, str]]:
+    """Each dialect of any reference: its name and kind, what it does in words, and the optimizers that may be written in it."""
+    of: dict[tuple[str, str, str], list[str]] = {}
+    for spec in SPECS.values():
+        for d in dialects(spec):
+            of.setdefault((d.name, d.kind, d.words), []).append(spec.name)
+    yield from ({"name": n, "kind": k, "words": w, "of": ", ".join(names)} for (n, k, w), names in of.items())
 
 
 def optimizers(entry: Entry) -> str:

@@ -23,7 +23,7 @@ _TOGETHER, _SETS = 3, 30
 _OTHERWISE = 0.2
 #: Of the elements that the reference determines, the share that a dialect has to.
 _DETERMINED = 0.9
-_OF_GROUP = Dialect("count", "a step that is counted for the whole group", lambda _: True)
+_OF_GROUP = Dialect("count", "", "a step that is counted for the whole group", lambda _: True)
 
 
 @dataclass
@@ -113,7 +113,10 @@ def _determined(judgement: Judgement) -> int:
 
 def _in_words(chosen: Sequence[Dialect], missed: int, of: int) -> str:
     lives = "the one life that deviates agrees" if of == 1 else f"of {of} lives that deviate, {of - missed} agree"
-    return f"another convention? Judged once more, {lives} with {', and '.join(d.words for d in chosen)}"
+    declared = ", ".join(f"--dialect {d.name}" for d in chosen)
+    # What its options are called, and what it counts, is no dialect.
+    meant = f"; if it is meant, declare it: {declared}" if all(d.name for d in chosen) else ""
+    return f"another convention? Judged once more, {lives} with {', and '.join(d.words for d in chosen)}{meant}"
 
 
 def _unnamed(subject: Subject) -> list[str]:

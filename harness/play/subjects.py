@@ -18,6 +18,7 @@ from stepcheck.harness.play.signature import Closure, Signature
 from stepcheck.harness.support import settings
 from stepcheck.harness.support.text import named
 from stepcheck.reference import SPECS, Spec
+from stepcheck.reference.dialects import in_dialects
 
 
 class UsageError(Exception):
@@ -348,7 +349,24 @@ def _read(make: Callable[..., Any], spec: Spec, name: str) -> Signature:
         ) from None
 
 
-def spec_of(name: str) -> Spec:
-    if name not in SPECS:
-        raise UsageError(f"no reference named {name!r}; there is {', '.join(SPECS)}")
-    return SPECS[name]
+def spoken(like: str, dialects: Sequence[str]) -> str:
+    """The name of a reference in more dialects: ``Adam[eps-inside-root, decoupled-decay]``."""
+    name, _, named = like.removesuffix("]").partition("[")
+    every = ", ".join([*([named] if named else []), *dialects])
+    return f"{name}[{every}]" if every else name
+
+
+def spec_of(text: str) -> Spec:
+    """The reference of a name, or one of its dialects: ``Adam``, ``Adam[eps-inside-root, decoupled-decay]``.
+
+    Raises:
+        UsageError: there is no such reference, or it has no such dialect.
+    """
+    name, bracket, rest = text.partition("[")
+    if name not in SPECS or (bracket and not rest.endswith("]")):
+        raise UsageError(f"no reference named {text!r}; there is {', '.join(SPECS)}")
+    named = [part.strip() for part in rest.removesuffix("]").split(",") if part.strip()]
+    try:
+        return in_dialects(SPECS[name], named)
+    except ValueError as error:
+        raise UsageError(str(error)) from None

@@ -120,7 +120,7 @@ def asked(r: Result) -> str:
 
 def varied(r: Result) -> str:
     """How many of the reference's options had several values, of how many; nothing where all have, as in torch's own modes."""
-    return "" if r.varied is None else f"{len(r.varied)}/{len(SPECS[r.like].hyper)}"
+    return "" if r.varied is None else f"{len(r.varied)}/{len(SPECS[r.like.partition('[')[0]].hyper)}"
 
 
 def ratio(r: Result) -> str:

@@ -30,6 +30,7 @@ class Saved:
     check: str = ""
     cause: str = ""
     summary: str = ""
+    like: str = ""
 
 
 def trace_path(folder: Path, divergence: Divergence) -> Path:
@@ -145,6 +146,9 @@ def load(path: Path) -> Saved:
         for key, value in names.items():
             if not isinstance(value, str):
                 raise TraceError(f"{key}: must be a string")
-        return Saved(Trace.from_json(data["trace"]), **{k: str(v) for k, v in names.items()})
+        like = data.get("like", "")
+        if not isinstance(like, str):
+            raise TraceError("like: must be a string")
+        return Saved(Trace.from_json(data["trace"]), **{k: str(v) for k, v in names.items()}, like=like)
     except TraceError as error:
         raise TraceError(f"{path}: {error}; make a new one with `stepcheck check`") from None

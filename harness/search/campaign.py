@@ -39,6 +39,7 @@ from stepcheck.harness.support import settings as process_settings
 from stepcheck.harness.support.clocks import Clocks
 from stepcheck.harness.support.fresh import Fresh
 from stepcheck.harness.telling import repro
+from stepcheck.reference.dialects import title
 
 #: Traces drawn between two looks at the clock.
 _BATCH = 100
@@ -92,14 +93,13 @@ class Campaign:
         self.dtypes = tuple(d for d in subject.dtypes if d in wanted)
         # A subject whose traces cost more is given fewer; its row in the report says how many.
         self.planned = None if settings.examples is None else max(settings.examples // subject.cost, 1)
-        missing = len(subject.missing_options)
         self.meaningless = {
             c: why for c in settings.checks if (why := CHECKS[c].without_meaning(subject)) and not self._insists_on(c)
         }
         self.result = Result(
             subject.name,
-            subject.spec.name,
-            {c: Tally(c, unsupported=missing) for c in settings.checks},
+            title(subject.spec),
+            {c: Tally(c, unsupported=len(subject.missing_options)) for c in settings.checks},
             meaningless=self.meaningless,
         )
         self.clocks = Clocks()

@@ -10,6 +10,7 @@ from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.record.verdict import Divergence
 from stepcheck.harness.telling import explain, repro
+from stepcheck.reference.dialects import title
 
 
 def tell(
@@ -29,7 +30,7 @@ def tell(
         lines += [told] if told else []
     return Divergence(
         subject=subject.name,
-        like=subject.spec.name,
+        like=title(subject.spec),
         check=finding.check,
         cause=finding.kind,
         summary=finding.summary,

@@ -33,6 +33,7 @@ from stepcheck.harness.search.limits import first_patience, patience
 from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.search.tell import tell
 from stepcheck.harness.support.processes import Silence, begin_child, cores, end, end_of, forks, quiet
+from stepcheck.reference.dialects import title
 
 _T = TypeVar("_T")
 #: The cause of a divergence that ends the process.
@@ -270,7 +271,7 @@ class _Pool:
 
 def unfinished(subject: Subject, settings: Settings, why: str, found: Sequence[Divergence]) -> Result:
     """The result of a subject whose campaign did not end: unknown, or failed by what it had found."""
-    result = Result(subject.name, subject.spec.name, {c: Tally(c) for c in settings.checks}, error=why)
+    result = Result(subject.name, title(subject.spec), {c: Tally(c) for c in settings.checks}, error=why)
     for divergence in found:
         result.tallies[divergence.check].ran += 1
         result.tallies[divergence.check].add(divergence)

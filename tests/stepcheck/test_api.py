@@ -46,6 +46,16 @@ def test_a_wrong_one_raises_with_life_replay_and_script(tmp_path):
     assert len(list(tmp_path.rglob("*.py"))) == len(told) > len(report.divergences) >= 1
 
 
+@pytest.mark.parametrize("said", [{"like": "Adam", "dialects": ["decoupled-decay"]}, {"like": "Adam[decoupled-decay]"}])
+def test_a_dialect_can_be_declared(said, tmp_path):
+    def decoupled(params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        return torch.optim.AdamW(params, lr, betas, eps, weight_decay)
+
+    report = check_optimizer(decoupled, **said, examples=40, only=["agreement"], out=tmp_path)
+    assert (report.verdict, report.result.like) == ("pass", "Adam[decoupled-decay]")
+    assert check_optimizer(decoupled, like="Adam", examples=40, only=["agreement"], out=tmp_path).verdict == "fail"
+
+
 def test_first_is_told_at_once(tmp_path):
     report = check_optimizer(NoBiasCorrection, like="Adam", first=True, out=tmp_path)
     assert len(report.divergences) == 1

@@ -147,6 +147,26 @@ class MyAdam(RightAdam):
 """
 
 
+def test_a_declared_dialect_is_what_a_class_is_held_to(tmp_path, capfd):
+    """And a life that is saved is replayed as it was judged."""
+    (tmp_path / "some_module.py").write_text(EPS_UNDER_THE_ROOT)
+    wrong = (
+        "\n\nclass Wrong(MyAdam):\n    def direction(self, *given):\n        return 1.01 * super().direction(*given)\n"
+    )
+    (tmp_path / "another_module.py").write_text(EPS_UNDER_THE_ROOT + wrong)
+    said = "--like Adam --dialect eps-inside-root --examples 30 --only agreement"
+    done = stepcheck("check", "some_module:MyAdam", *said.split(), "--json", "out.json", cwd=tmp_path, capfd=capfd)
+    assert done.returncode == 0, done.stdout
+    (subject,) = json.loads((tmp_path / "out.json").read_text())["subjects"]
+    assert (subject["like"], subject["verdict"]) == ("Adam[eps-inside-root]", "pass")
+    done = stepcheck("check", "another_module:Wrong", *said.split(), cwd=tmp_path, capfd=capfd)
+    assert done.returncode == 1, done.stdout
+    name = re.search(r"stepcheck replay (\w+)", done.stdout)[1]
+    assert stepcheck("replay", name, cwd=tmp_path, capfd=capfd).stdout.startswith("FAILS")
+    right = stepcheck("replay", name, "--subject", "some_module:MyAdam", cwd=tmp_path, capfd=capfd)
+    assert right.stdout.startswith("FIXED"), right.stdout
+
+
 def test_what_the_readme_shows_first_is_what_is_printed(tmp_path):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     command, *shown = readme.split("```console\n$ stepcheck ", 1)[1].split("```", 1)[0].strip().splitlines()
@@ -264,6 +284,15 @@ def test_an_error_of_the_harness_in_a_replay_is_told_as_one(folder, here, diverg
         (["check", "--bogus"], "--bogus"),
         (["bogus"], "bogus"),
         (["replay", "nothere"], "no file"),
+        (["check", "some_module:WrongAdam", "--dialect", "eps-inside-root"], "say of which reference, with --like"),
+        (
+            ["check", "some_module:WrongAdam", "--like", "Adam", "--dialect", "x"],
+            "Adam has no dialect 'x'; there is decoupled-decay,",
+        ),
+        (
+            ["check", "torch:Adam", "--like", "Adam", "--dialect", "eps-inside-root"],
+            "--dialect is for somebody's class alone",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_status_2(refuse, arguments, said):

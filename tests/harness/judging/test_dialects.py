@@ -83,10 +83,13 @@ def sgd(start):
 
     def rule(p, g, state, group):
         scale = group["lr"] if start == "lr" else 1.0
+        if not group["momentum"]:
+            p.sub_(group["lr"] * g)
+            return
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
         state["momentum_buffer"].mul_(group["momentum"]).add_(g, alpha=(1 - group["dampening"]) * scale)
-        p.sub_(state["momentum_buffer"] * (group["lr"] / scale if scale else 0.0))
+        p.sub_(state["momentum_buffer"] if start == "lr" else group["lr"] * state["momentum_buffer"])
 
     def make(params, lr=1e-3, momentum=0.9, dampening=0.0):
         return _Written(params, {"lr": lr, "momentum": momentum, "dampening": dampening}, rule)
@@ -147,6 +150,44 @@ def test_the_convention_is_told_in_one_line(make, like, words):
     told = _told(make, like)
     assert told.startswith("another convention? Judged once more, "), told
     assert words in told
+
+
+EPS_INSIDE = adam(lambda v, c, eps: (v / c + eps).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("make", "like"),
+    [
+        (adam(lambda v, c, eps: (v.sqrt() + eps) / math.sqrt(c)), "Adam[eps-beside-uncorrected-root]"),
+        (EPS_INSIDE, "Adam[eps-inside-root]"),
+        (adam(lambda v, c, eps: (v + eps).sqrt() / math.sqrt(c)), "Adam[eps-inside-uncorrected-root]"),
+        (adam(decay="decoupled"), "Adam[decoupled-decay]"),
+        (adam(decay="unscaled"), "Adam[unscaled-decay]"),
+        (adam(), "AdamW[coupled-decay]"),
+        (adam(first="debiased"), "Adam[debiased-exp-avg]"),
+        (adam(corrects=False), "Adam[uncorrected-bias]"),
+        (adam(lambda v, c, eps: (v / c + eps).sqrt(), decay="decoupled"), "Adam[eps-inside-root, decoupled-decay]"),
+        (rmsprop, "RMSprop[eps-inside-root, squares-from-one, lr-inside-momentum]"),
+        (sgd("lr"), "SGD[lr-inside-momentum]"),
+        (sgd("zero"), "SGD[momentum-from-zero]"),
+    ],
+)
+def test_who_declares_a_dialect_is_held_to_it(make, like):
+    """A class in it conforms; the reference itself, and one that is wrong beside, do not."""
+    result = Campaign(class_subject(make, like, "tests:Class"), Settings(examples=60, only=("agreement",))).run()
+    assert result.verdict == "pass", result.divergences[0].life
+    assert result.like == like
+    assert result.undetermined < 0.1 * result.elements
+    torchs = class_subject(getattr(torch.optim, like.partition("[")[0]), like)
+    assert Campaign(torchs, Settings(examples=LIVES, only=("agreement",))).run().verdict == "fail"
+
+
+def test_one_that_is_wrong_beside_its_dialect_is_refused_and_told_the_rest():
+    both = adam(lambda v, c, eps: (v / c + eps).sqrt(), decay="decoupled")
+    told = _told(both, "Adam[eps-inside-root]")
+    assert told.endswith("; if it is meant, declare it: --dialect decoupled-decay"), told
+    wrong = adam(lambda v, c, eps: (v / c + eps).sqrt() + eps)
+    assert "another convention" not in _told(wrong, "Adam[eps-inside-root]")
 
 
 @pytest.mark.parametrize("make", [adam(wrong=True), adam(lambda v, c, eps: (v / c).sqrt() + 2 * eps)])

@@ -1,0 +1,77 @@
+"""Dialects of a reference: how they are named, and the certificate of each."""
+
+import numpy as np
+import pytest
+
+from stepcheck.harness.certificate.inputs import Effort
+from stepcheck.harness.certificate.references import certify
+from stepcheck.harness.play.subjects import UsageError, spec_of, spoken
+from stepcheck.reference import SPECS
+from stepcheck.reference.dialects import dialects, in_dialects, title
+
+EACH = [(spec, d.name) for spec in SPECS.values() for d in dialects(spec)]
+EFFORT = Effort(elements=24, rounds=1, traces=0, candidates=0)
+
+
+@pytest.mark.parametrize(("spec", "name"), EACH, ids=[f"{spec.name}-{name}" for spec, name in EACH])
+def test_in_exact_arithmetic_a_dialect_lies_within_its_bounds(spec, name):
+    compared = undetermined = 0
+    for field in certify(in_dialects(spec, [name]), EFFORT):
+        assert field.ratio <= 1, (field.field, field.ratio, field.witness)
+        compared += field.compared
+        undetermined += field.undetermined
+    assert undetermined < 0.5 * compared
+
+
+@pytest.mark.parametrize(("spec", "name"), EACH, ids=[f"{spec.name}-{name}" for spec, name in EACH])
+def test_a_dialect_is_another_optimizer(spec, name):
+    """Of one number, in eight steps with a schedule, with options that matter."""
+    wanted = {"weight_decay": 0.1, "momentum": 0.9, "dampening": 0.5, "eps": 0.1}
+    options = {h.name: wanted[h.name] for h in spec.hyper if h.name in wanted and isinstance(h.default, float)}
+
+    def end(of):
+        p, state = np.array([0.7]), of.initial_state(of.hyper_values(options))
+        for n in range(8):
+            p, state = of.update(p, np.array([0.3 - n / 9]), state, of.hyper_values(options, lr=0.1 / (n + 1)))
+        return [float(np.squeeze(x)) for x in (p, *state.values())]
+
+    assert end(in_dialects(spec, [name])) != end(spec)
+
+
+def test_each_has_a_name_of_its_own():
+    for spec in SPECS.values():
+        names = [d.name for d in dialects(spec)]
+        assert len(set(names)) == len(names)
+        assert all(names)
+
+
+def test_a_reference_says_in_which_dialects_it_is():
+    spec = spec_of("Adam[eps-inside-root, decoupled-decay]")
+    assert spec.name == "Adam"
+    assert title(spec) == "Adam[eps-inside-root, decoupled-decay]"
+    assert title(spec_of("Adam[ eps-inside-root,decoupled-decay ]")) == title(spec)
+    assert {d.kind for d in dialects(spec)}.isdisjoint({"eps", "decay"})
+    assert spec_of("Adam") is SPECS["Adam"]
+    assert spec_of("Adam[]") is SPECS["Adam"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Adam[nothing]", "Adam has no dialect 'nothing'; there is decoupled-decay, unscaled-decay, eps-beside"),
+        ("LBFGS[eps-inside-root]", "LBFGS has no dialect 'eps-inside-root'; there is none"),
+        ("Adam[eps-inside-root, eps-inside-uncorrected-root]", "eps-inside-uncorrected-root and eps-inside-root are about one thing, eps: give one of them"),
+        ("Adam[eps-inside-root", "no reference named 'Adam[eps-inside-root'; there is"),
+        ("Nobody[eps-inside-root]", "no reference named 'Nobody[eps-inside-root]'; there is"),
+    ],
+)  # fmt: skip
+def test_what_there_is_not_is_told(text, told):
+    with pytest.raises(UsageError) as raised:
+        spec_of(text)
+    assert str(raised.value).startswith(told)
+
+
+def test_dialects_are_added_to_those_of_a_name():
+    assert spoken("Adam", []) == "Adam"
+    assert spoken("Adam", ["a", "b"]) == "Adam[a, b]"
+    assert spoken("Adam[a]", ["b"]) == "Adam[a, b]"
