@@ -354,7 +354,7 @@ _LIFE = (
 
 _FORGOTTEN = "the first gradient is averaged with weight 1, which forgets what was there"
 _BOTH_WAYS = "a matrix is transposed to spare work: either way the iteration is the same"
-#: Mutants that no input can tell from a right implementation, by optimizer and how they are told; and why.
+#: Mutants that no input can tell from a right implementation, by optimizer and how they are told, or the statement that they are in; and why.
 _EQUIVALENT = {
     "SparseAdam": {NEEDS_DIMENSIONS: "sparse gradients are of matrices: there is no 0-d parameter"},
     "Muon": {
@@ -364,6 +364,10 @@ _EQUIVALENT = {
         "1 -> 0 in tall": _BOTH_WAYS,
         "ns_coefficients is rounded to single": "products in bfloat16 round them further",
         "eps is rounded to single": "the norm that it bounds may be bfloat16",
+        "return hyper.lr * math.sqrt(rows / columns)": "spectral_unclamped came with torch 2.14: no class need know it",
+    },
+    "Adamax": {
+        "if hyper.weight_decay != 0 -> if True": "a right class may multiply an infinite parameter by a weight_decay of 0, which makes it NaN",
     },
     "AdamW": {
         "if hyper.weight_decay != 0 -> if True": "p is scaled by 1 - 0",
@@ -404,7 +408,7 @@ _OPTION_WITHOUT_MEANING = "a buffer cannot come or go between steps: such a chan
 
 def _equivalent(spec, told):
     for beginning, why in _EQUIVALENT.get(spec.name, {}).items():
-        if told.startswith(beginning):
+        if told.startswith(beginning) or told.endswith(f" in {beginning}"):
             return why
     name, _, rest = told.partition(" ")
     flag = next((h for h in spec.hyper if h.name == name and h.is_flag), None)
