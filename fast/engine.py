@@ -701,9 +701,8 @@ class Plan:
             if not isinstance(there, torch.Tensor):
                 value = state.get(name, initial(group))
                 made = self._counter(value, group)
-                state[name] = (
-                    made.double().fill_(value) if self._rule.whole else made
-                )  # whole numbers count beyond 2^24
+                # Whole numbers count beyond 2^24.
+                state[name] = made.double().fill_(value) if self._rule.whole else made
             elif not is_read(there, p):
                 state[name] = counted(there, p.device)
         tensors = [local(t) for t in (p, gradient, *(state[name] for name in layout.buffers))]

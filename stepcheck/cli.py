@@ -450,7 +450,8 @@ def _somebodys(chosen: Mapping[str, Subject], what: str) -> None:
 
     if not any(s.explicit for s in chosen.values()):
         raise UsageError(
-            f"{what} for somebody's class alone; torch and fast are held to their own reference, and given all that they take"
+            f"{what} for somebody's class alone: name one, as package.module:Class; torch and fast are held to their own reference, and are"
+            " given all that they take"
         )
 
 

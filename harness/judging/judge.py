@@ -413,7 +413,9 @@ def _uncounted(steps: Array) -> Array | float:
     if not steps.size or steps.max() < (1 << 24) - 1:
         return 0.0
     one_more: Array = steps + 1.0
-    return np.abs(one_more.astype(np.float32) - one_more)
+    error: Array = np.abs(one_more.astype(np.float32) - one_more)
+    # Of a count that is no number, or none that float32 has, nothing is forgiven.
+    return np.where(error <= one_more * 2.0**-24, error, 0.0)
 
 
 def _missing(name: str, problem: str) -> Comparison:

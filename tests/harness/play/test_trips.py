@@ -238,3 +238,36 @@ def test_a_count_that_goes_on_by_two_is_a_fault_at_any_age(dictionary):
     (finding,) = [f for f in findings if f.check == "agreement"]
     assert finding.event == 2
     assert f"s[k] + {resume.AGES[dictionary]}" in repro.script(subject, trace, finding)
+
+
+def steps_from(*events, **options):
+    """A life of one parameter in float64, in which the number of steps matters."""
+    parameter = Parameter((3, 2), "float64", Values("log", 1, 0.01, 1.0))
+    return Trace("Adam", (parameter,), (Group((0,), options),), events)
+
+
+def of_one(seed):
+    return Step({0: Gradient(Values("log", seed, 0.01, 1.0))})
+
+
+def test_what_is_computed_from_a_count_that_stands_still_may_be_off_by_a_step():
+    (subject,) = resolve("torch:Adam[forloop]")
+    events = (of_one(1), Reload(dictionary="aged to 2^24"), *map(of_one, range(2, 9)))
+    _, findings = found(subject, steps_from(*events, betas=(0.1, 1 - 2.0**-20)))
+    assert not [f.summary for f in findings if f.check == "agreement"]
+
+
+def test_of_a_count_that_is_no_number_nothing_is_forgiven():
+    class Endless(torch.optim.Adam):
+        def step(self, closure=None):
+            before = [p.clone() for p in self.param_groups[0]["params"]]
+            endless = any(state["step"].isinf() for state in self.state.values())
+            super().step(closure)
+            for p, was in zip(self.param_groups[0]["params"], before, strict=True):
+                self.state[p]["step"].fill_(float("inf"))
+                if endless:
+                    p.data.lerp_(was, 0.5)
+
+    subject = replace(resolve("torch:Adam[forloop]")[0], make=Endless)
+    evidence, _ = found(subject, steps_from(of_one(1), of_one(2)))
+    assert (1, "parameter") in {(d.event, d.field) for d in evidence.judgement.deviations}
