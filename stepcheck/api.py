@@ -12,7 +12,8 @@ from typing import Any
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.life.values import DTYPES
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
-from stepcheck.harness.play.subjects import Subject, UsageError, asked_for, class_subject, spoken
+from stepcheck.harness.play.references import spoken
+from stepcheck.harness.play.subjects import Subject, asked_for, class_subject
 from stepcheck.harness.readers.report import describe
 from stepcheck.harness.record import store
 from stepcheck.harness.record.verdict import Divergence, Result
@@ -20,6 +21,7 @@ from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.settings import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.support import dynamo
 from stepcheck.harness.support.defaults import PATIENCE
+from stepcheck.harness.support.usage import UsageError
 
 Make = Callable[..., Any]
 

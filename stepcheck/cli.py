@@ -35,7 +35,9 @@ from stepcheck.output import Output, Unwritten, take_over
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from stepcheck.config import Config
     from stepcheck.harness.bench import rounds as benchmark
+    from stepcheck.harness.play.declared import Declaration
     from stepcheck.harness.play.subjects import Subject
     from stepcheck.harness.record.store import Saved
     from stepcheck.harness.record.stream import Stream
@@ -69,6 +71,20 @@ class _Assignment(_ParamType):
             return option, ast.literal_eval(text)
         except (ValueError, SyntaxError):
             self.fail(f"{value!r} is not of the form OPTION=VALUE, such as momentum=0.9", param, ctx)
+
+
+class _Renaming(_ParamType):
+    """A name of the reference's, and that of the class; several for a pair."""
+
+    name = "OURS=THEIRS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        ours, _, theirs = value.partition("=")
+        if not ours or not theirs:
+            self.fail(f"{value!r} is not of the form OURS=THEIRS, such as eps=epsilon or betas=beta1,beta2", param, ctx)
+        return ours, theirs
 
 
 class _Names(_ParamType):
@@ -224,7 +240,7 @@ def _run(out: Output) -> int:
 def _bad_usage() -> tuple[type[Exception], ...]:
     """What is told in one line; looked up when something was raised."""
     from stepcheck.harness.life.reading import TraceError
-    from stepcheck.harness.play.subjects import UsageError
+    from stepcheck.harness.support.usage import UsageError
 
     return UsageError, TraceError
 
@@ -340,13 +356,15 @@ def _forget(files: Iterable[Path]) -> None:
 @commands.command(cls=_Check)
 @click.argument("subjects", nargs=-1)
 @click.option("--like", type=_NAME, help="The reference that a class is held to.")
+@click.option("--spec", metavar="MODULE:NAME", help="A reference of one's own that a class is held to.")
+@click.option("--dialect", "dialects", metavar="NAME", multiple=True,
+              help="A convention in which it is meant to differ from that reference.")  # fmt: skip
+@click.option("--rename", "names", type=_Renaming(), multiple=True,
+              help="What the class calls an option or a buffer of its reference: betas=beta1,beta2.")  # fmt: skip
 @click.option(
-    "--dialect",
-    "dialects",
-    metavar="NAME",
-    multiple=True,
-    help="A convention in which it is meant to differ from that reference.",
+    "--ignore", "ignored", metavar="BUFFER", multiple=True, help="A buffer of the class that is not looked at."
 )
+@click.option("--set", "held", type=_Assignment(), multiple=True, help="An option of the class, held at a value.")
 @click.option("--examples", type=click.IntRange(1), help=f"Traces for each subject (default {defaults.EXAMPLES}).")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same traces."
@@ -359,6 +377,7 @@ def _forget(files: Iterable[Path]) -> None:
 @click.option("--sparse", is_flag=True, help="Give somebody's class sparse gradients as well.")
 @click.option("--tensor-lr", is_flag=True, help="Give somebody's class learning rates that are tensors as well.")
 @click.option("--only", type=_Names("CHECK", _checks), multiple=True, help="Ask this check alone.")
+@click.option("--jobs", type=click.IntRange(1), help="Subjects at a time (default: as many as there are cores).")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @click.option("--junit", "junit_file", type=click.Path(dir_okay=False, path_type=Path), help="Write them as JUnit XML.")
 @click.option(
@@ -372,7 +391,11 @@ def _forget(files: Iterable[Path]) -> None:
 def check(
     subjects: tuple[str, ...],
     like: str | None,
+    spec: str | None,
     dialects: tuple[str, ...],
+    names: tuple[tuple[str, str], ...],
+    ignored: tuple[str, ...],
+    held: tuple[tuple[str, Any], ...],
     examples: int | None,
     seed: int,
     seconds: float | None,
@@ -382,6 +405,7 @@ def check(
     sparse: bool,
     tensor_lr: bool,
     only: tuple[str, ...],
+    jobs: int | None,
     json_file: Path | None,
     junit_file: Path | None,
     markdown_file: Path | None,
@@ -389,8 +413,9 @@ def check(
 ) -> int:
     """Play fuzzed lives of SUBJECTS and judge every step against the reference.
 
-    SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], or package.module:ClassOrFactory with --like. Without any: torch and
-    fast.
+    SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], or package.module:ClassOrFactory: with --like or
+    --spec it is held to a reference, and without one it is asked for the invariants alone. Without any: those that [tool.stepcheck] of
+    pyproject.toml declares, else torch and fast.
     """
     import torch  # noqa: F401
 
@@ -403,50 +428,72 @@ def check(
 
         dynamo.late()
     with _fresh({"--json": json_file, "--junit": junit_file, "--markdown": markdown_file}):
-        chosen = _chosen(subjects, _spoken(like, dialects), dtypes)
-        if dialects:
-            _somebodys(chosen, "--dialect is")
+        from stepcheck import config
+
+        project = config.read()
+        said = {
+            "like": _reference(like, spec),
+            "dialects": dialects,
+            "names": dict(names),
+            "ignored": ignored,
+            "held": dict(held),
+        }
+        chosen = _chosen(project, subjects, {k: v for k, v in said.items() if v}, dtypes)
         if sparse or tensor_lr:
             chosen = _asked_for(chosen, sparse=sparse, tensor_lr=tensor_lr)
         each = None
         if seconds is not None:
             from stepcheck.harness.search.workers import slots
 
-            each = max(seconds * min(len(chosen), slots()) / len(chosen), 0.1)
+            each = max(seconds * min(len(chosen), slots(jobs)) / len(chosen), 0.1)
         elif examples is None:
-            examples = defaults.EXAMPLES
+            examples = project.examples or defaults.EXAMPLES
         summary_file = Path(os.environ["GITHUB_STEP_SUMMARY"]) if os.environ.get("GITHUB_STEP_SUMMARY") else None
         _writable(summary_file, "GITHUB_STEP_SUMMARY", mode="a")
         files = (json_file, junit_file, markdown_file, summary_file)
-        settings = Settings(seed, examples, each, dtypes, only, at_once=first, patience=patience)
+        settings = Settings(seed, examples, each, dtypes, only, at_once=first, patience=patience, jobs=jobs)
         return _checked(list(chosen.values()), settings, out, *files)
 
 
-def _chosen(subjects: Sequence[str], like: str | None, dtypes: Sequence[str]) -> dict[str, Subject]:
-    """The subjects that are meant, by name."""
-    from stepcheck.harness.play.families import FAMILIES, resolve
-    from stepcheck.harness.play.subjects import UsageError
+def _chosen(
+    project: Config, subjects: Sequence[str], said: Mapping[str, Any], dtypes: Sequence[str]
+) -> dict[str, Subject]:
+    """The subjects that are meant, by name: as the project declares them, but for what the command says of them."""
+    from stepcheck import config
+    from stepcheck.harness.play.families import FAMILIES
     from stepcheck.harness.support.processes import silenced
+    from stepcheck.harness.support.usage import UsageError
 
     with silenced():
-        chosen = {s.name: s for text in subjects or FAMILIES for s in resolve(text, like)}
+        config.look_there(project)
+        chosen = {
+            s.name: s for text in subjects or project.subjects or FAMILIES for s in config.subjects(project, text, said)
+        }
+    if said:
+        _somebodys(chosen, f"{_OPTION_OF[next(iter(said))]} is")
     if dtypes and not any(set(dtypes) & set(s.dtypes) for s in chosen.values()):
         raise UsageError(f"--dtype {dtypes[0]}: {_named(chosen)} not take it; stepcheck list says what each takes")
     return chosen
 
 
-def _spoken(like: str | None, dialects: Sequence[str]) -> str | None:
-    """The reference in the dialects that are declared."""
-    from stepcheck.harness.play.subjects import UsageError, spoken
+#: The option of the command that says a thing.
+_OPTION_OF = {"like": "--like", "dialects": "--dialect", "names": "--rename", "ignored": "--ignore", "held": "--set"}
 
-    if dialects and like is None:
-        raise UsageError(f"--dialect {dialects[0]}: say of which reference, with --like")
-    return like if like is None else spoken(like, dialects)
+
+def _reference(like: str | None, spec: str | None) -> str:
+    """The name of the reference, or where one stands."""
+    from stepcheck.harness.support.usage import UsageError
+
+    if like and spec:
+        raise UsageError(f"--like {like} and --spec {spec} are two references; name one")
+    if spec and ":" not in spec:
+        raise UsageError(f"--spec {spec}: it is MODULE:NAME; what stepcheck has is --like")
+    return like or spec or ""
 
 
 def _somebodys(chosen: Mapping[str, Subject], what: str) -> None:
     """Refuse what is said of somebody's class where there is none."""
-    from stepcheck.harness.play.subjects import UsageError
+    from stepcheck.harness.support.usage import UsageError
 
     if not any(s.explicit for s in chosen.values()):
         raise UsageError(
@@ -525,7 +572,7 @@ def _recorded(
 def _whole_torch() -> None:
     """Refuse what needs a class that this torch lacks: the zoo and the kernels of all optimizers are imported together."""
     from stepcheck.harness.play.families import TORCH
-    from stepcheck.harness.play.subjects import UsageError
+    from stepcheck.harness.support.usage import UsageError
 
     for why in filter(None, map(TORCH.lacks, TORCH.modes)):
         raise UsageError(f"{why}; install a later torch")
@@ -558,7 +605,7 @@ def _writable(file: Path | None, option: str = "--json", mode: str = "w") -> Non
             with file.open(mode):
                 pass
         except OSError as error:
-            from stepcheck.harness.play.subjects import UsageError
+            from stepcheck.harness.support.usage import UsageError
 
             raise UsageError(f"{option} {file}: cannot be written ({error.strerror}); choose another file") from None
 
@@ -571,7 +618,7 @@ def _write_json(file: Path | None, data: Any) -> None:
 
 def _all_written(unwritten: Unwritten) -> None:
     if unwritten.told:
-        from stepcheck.harness.play.subjects import UsageError
+        from stepcheck.harness.support.usage import UsageError
 
         raise UsageError(f"{'; '.join(unwritten.told)}; all else is written")
 
@@ -654,13 +701,34 @@ def replay(name: str, subject: str | None, out: Path) -> int:
     return CONFORMS if outcome.word == again.FIXED or outcome.known else DIVERGES
 
 
+def _declared(path: Path, saved: Saved, *, known: bool) -> Declaration:
+    """What was declared of the class that a saved life is about.
+
+    Args:
+        known: stepcheck saved the file itself: a reference that is not its own is imported.
+    """
+    from stepcheck.harness.play.declared import Declaration, DeclarationError
+    from stepcheck.harness.support.usage import UsageError
+
+    like = saved.like or saved.trace.optimizer
+    if ":" in like and not known:
+        raise UsageError(
+            f"{path} names the reference {like}, and was not saved by stepcheck here, or was changed since: check the class anew"
+        )
+    try:
+        return Declaration.from_json(like, saved.declared)
+    except DeclarationError as error:
+        raise UsageError(f"{path}: {error}; make a new one with `stepcheck check`") from None
+
+
 def _player(path: Path, saved: Saved, subject: str | None, out: Path) -> Subject:
     """Who plays a saved life."""
+    from stepcheck import config
     from stepcheck.harness.checking.checks import CHECKS
     from stepcheck.harness.play.families import FAMILIES, resolve
-    from stepcheck.harness.play.subjects import UsageError
     from stepcheck.harness.record import store
     from stepcheck.harness.support.processes import silenced
+    from stepcheck.harness.support.usage import UsageError
 
     who = subject or saved.subject
     if not who:
@@ -671,8 +739,10 @@ def _player(path: Path, saved: Saved, subject: str | None, out: Path) -> Subject
             f"{path} names {who}, and was not saved by stepcheck in {out}, or was changed since; to replay it is to import and call what it"
             f" names, so say that you know it, with --subject {who}"
         )
+    declared = _declared(path, saved, known=bool(own) or store.recorded_here(path, out))
     with silenced():
-        found = resolve(who, saved.like or saved.trace.optimizer)
+        config.look_there(config.read())
+        found = resolve(who, declared)
     if len(found) != 1:
         raise UsageError(f"{who} is {len(found)} subjects; name one, such as {found[0].name}")
     if found[0].unsupported:
@@ -758,8 +828,8 @@ def power(
 
 def _measured(earlier: Path, plan: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
     """What an earlier run of the same plan recorded, and how long it took."""
-    from stepcheck.harness.play.subjects import UsageError
     from stepcheck.harness.record.reading import read
+    from stepcheck.harness.support.usage import UsageError
 
     run = read(earlier)
     there = {k: v for k, v in run.settings.items() if k != "steps"}
@@ -775,7 +845,7 @@ def _check_timed(names: tuple[str, ...], workloads: tuple[str, ...], options: di
     from stepcheck.harness.bench import rounds as benchmark
     from stepcheck.harness.bench.workloads import WORKLOADS, takes
     from stepcheck.harness.play.families import FAST, TORCH, existing
-    from stepcheck.harness.play.subjects import UsageError
+    from stepcheck.harness.support.usage import UsageError
 
     for name in (n for n in names if n not in existing()):
         raise UsageError(
@@ -847,7 +917,7 @@ def bench(
     from stepcheck.harness.bench import tables
     from stepcheck.harness.bench.workloads import QUICK, WORKLOADS
     from stepcheck.harness.play.families import existing
-    from stepcheck.harness.play.subjects import UsageError
+    from stepcheck.harness.support.usage import UsageError
 
     given = dict(options)
     if host:
@@ -960,7 +1030,7 @@ def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | Non
     or counted.
     """
     from stepcheck.harness.play.families import no_triton
-    from stepcheck.harness.play.subjects import UsageError
+    from stepcheck.harness.support.usage import UsageError
 
     absent = no_triton()
     if absent:

@@ -30,7 +30,7 @@ from stepcheck.harness.bench.contenders import fast_class
 from stepcheck.harness.bench.rounds import Progress
 from stepcheck.harness.bench.workloads import WORKLOADS, Shape
 from stepcheck.harness.play.families import FAST, TORCH
-from stepcheck.harness.play.subjects import UsageError
+from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS
 
 #: Lists of parameters: of models, and one of many small tensors.

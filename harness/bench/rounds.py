@@ -36,7 +36,7 @@ from stepcheck.harness.bench.contenders import (
 )
 from stepcheck.harness.bench.workloads import Problem, Workload, dense, kinds, options, takes
 from stepcheck.harness.play.families import no_cuda, no_such_class
-from stepcheck.harness.play.subjects import UsageError
+from stepcheck.harness.support.usage import UsageError
 
 ROUNDS = 15
 QUICK_ROUNDS = 3

@@ -17,8 +17,8 @@ from stepcheck.harness.bench import machine
 from stepcheck.harness.bench.contenders import FAST, FAST_GRAPH, TIMED_MODES
 from stepcheck.harness.bench.rounds import Row, Scaling, Settings, Timing, quartiles
 from stepcheck.harness.bench.workloads import Workload
-from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.readers import report
+from stepcheck.harness.support.usage import UsageError
 
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"), (1e-12, "ps"))
 LEGEND = (

@@ -16,10 +16,10 @@ from stepcheck import __version__
 from stepcheck.harness.certificate.inputs import FULL, SHORT
 from stepcheck.harness.certificate.tables import markdown, tables
 from stepcheck.harness.certificate.whole import Certificate, certificate
-from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.readers.report import environment
 from stepcheck.harness.record import store
 from stepcheck.harness.record.stream import Stream
+from stepcheck.harness.support.usage import UsageError
 
 
 def _recorded(short: bool, seed: int, out: Path) -> Certificate:

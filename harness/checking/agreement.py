@@ -205,7 +205,8 @@ def _saved(writer: Writer) -> str:
     """What must go through a round trip unchanged, as an expression."""
     cause = writer.finding.cause
     if cause.startswith("option "):
-        return f"[g[{cause.removeprefix('option ')!r}] for g in optimizer.param_groups]"
+        option = writer.subject.terms.read("g", cause.removeprefix("option "))
+        return f"[{option} for g in optimizer.param_groups]"
     return "[optimizer.state.get(p) for p in params]"
 
 
@@ -268,6 +269,9 @@ def _became(before: object, after: object) -> str:
     "agreement",
     "Does each parameter and buffer agree with the reference, within its budget?",
     lambda e: e.judgement.elements,
+    lambda subject: (
+        "" if subject.referenced else "it is held to no reference (--like names one), so its formula was not judged"
+    ),
 )
 def agreement(evidence: Evidence) -> Iterator[Finding]:
     if not evidence.reported:
@@ -319,6 +323,8 @@ def maximize_mirrors(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _without_options(subject: Subject) -> str:
+    if not subject.referenced:
+        return "which options must matter, and where, a reference says"
     return "" if subject.options or subject.own_numbers else "it has no options"
 
 

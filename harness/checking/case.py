@@ -90,7 +90,7 @@ class Evidence:
 
     @functools.cached_property
     def judgement(self) -> Judgement:
-        return self.judge.judge()
+        return self.judge.judge() if self.subject.referenced else Judgement(steps=len(self.recording.steps))
 
     @functools.cached_property
     def explanation(self) -> Finding | None:
@@ -119,10 +119,12 @@ class Evidence:
     def needs_twins(self) -> bool:
         """Whether the reference says nothing about the invariants: somebody's class deviates from it in a way that none of them explains.
 
-        Or most of what it arrives at is not determined.
+        Or most of what it arrives at is not determined; or it is held to none.
         """
         if not self.subject.explicit:
             return False
+        if not self.subject.referenced:
+            return True
         open_ = 2 * self.judgement.undetermined > self.judgement.elements
         deviates = bool(self.judgement.deviations) and not self.reported
         # What a class inherits from torch's, whose fault is known, deviates for that reason in a second life too.

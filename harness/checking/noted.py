@@ -116,7 +116,7 @@ def _holds(writer: Writer) -> Sequence[str]:
         number = len(writer.trace.groups) + sum(isinstance(e, AddGroup) for e in events)
         return [f"assert len(optimizer.param_groups) == {number}, len(optimizer.param_groups)"]
     group, name, value = finding.option
-    got = f"optimizer.param_groups[{group}][{name!r}]"
+    got = writer.subject.terms.read(f"optimizer.param_groups[{group}]", name)
     if isinstance(value, tuple) and writer.trace.spelling != "plain":
         got = f"tuple({got})"  # whether it keeps a list is its own affair
     return [f"assert {got} == {writer.literal(value)}, {got}"]

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.record import reading
 from stepcheck.harness.record.run import Run
+from stepcheck.harness.support.usage import UsageError
 
 SUMMARY, ENVIRONMENT, RESULTS, LOG, DIVERGENCES = (
     "summary.md", "environment.json", "results.jsonl", "log.txt", "divergences.zip",

@@ -11,7 +11,7 @@ from typing import Any
 from stepcheck.harness.page import model, upgrade
 from stepcheck.harness.page.model import Cell, Report
 from stepcheck.harness.page.upgrade import Upgrade
-from stepcheck.harness.play.subjects import UsageError
+from stepcheck.harness.support.usage import UsageError
 
 _COUNTS = ("traces", "elements")
 _OF_CHECKS = ("planned", "ran")

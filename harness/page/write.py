@@ -12,9 +12,9 @@ from stepcheck.harness.page import badge, compare, faults, markdown, model, page
 from stepcheck.harness.page.figures import figures
 from stepcheck.harness.page.model import Report
 from stepcheck.harness.page.upgrade import Upgrade
-from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.record import reading
 from stepcheck.harness.record.run import Run
+from stepcheck.harness.support.usage import UsageError
 
 #: A first line that is longer is of no stream whose command can be read without reading it all.
 _MOST_BYTES = 1 << 20

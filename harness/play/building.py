@@ -10,7 +10,8 @@ import torch
 from stepcheck.harness.life.events import AddGroup, Option, keywords
 from stepcheck.harness.life.schedules import as_given
 from stepcheck.harness.play.recording import CALLERS_GROUPS
-from stepcheck.harness.play.subjects import Subject, UsageError
+from stepcheck.harness.play.subjects import Subject
+from stepcheck.harness.support.usage import UsageError
 
 if TYPE_CHECKING:
     from stepcheck.harness.play.player import Player
@@ -31,7 +32,7 @@ def construct(
     groups = [
         _as_given(player, g.parameters, ps, o, form) for g, ps, o in zip(player.groups, members, options, strict=True)
     ]
-    player.keywords = keywords(options, form) | (subject.constructor_only & options[0].keys())
+    player.keywords = keywords(options, form) | (subject.keyword_only & options[0].keys())
     shared = {k: groups[0][k] for k in options[0] if k in player.keywords}
     for group in groups:
         for name in shared:

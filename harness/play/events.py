@@ -94,14 +94,15 @@ def _zero_grad(player: Player, what: ZeroGrad) -> list[int]:
 
 def _set_option(player: Player, what: SetOption) -> None:
     groups = player.optimizer.param_groups
-    stands = groups[what.group].get(what.option)
+    terms = player.subject.terms
+    stands = terms.ours(groups[what.group]).get(what.option)
     given = as_given(what.value, player.subject.device, player.trace.spelling)
     if what.in_place and isinstance(stands, torch.Tensor):
         stands.fill_(given)
         # It may be the tensor of other groups, too.
-        changed = [n for n, group in enumerate(groups) if group.get(what.option) is stands]
+        changed = [n for n, group in enumerate(groups) if terms.ours(group).get(what.option) is stands]
     else:
-        groups[what.group][what.option] = given
+        groups[what.group].update(terms.theirs({what.option: given}))
         changed = [what.group]
     for n in changed:
         player.force(n, {what.option: what.value})

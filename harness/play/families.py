@@ -17,6 +17,7 @@ import torch
 
 from stepcheck.harness.life.events import Scalar
 from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.play.declared import Declaration
 from stepcheck.harness.play.profiles import (
     COMPILED_WIDE,
     MODE_PROFILES,
@@ -25,17 +26,9 @@ from stepcheck.harness.play.profiles import (
     counted_profile,
     fast_profile,
 )
-from stepcheck.harness.play.subjects import (
-    COMPLEX,
-    FLOATING,
-    NARROW,
-    Subject,
-    UsageError,
-    class_subject,
-    refusal,
-    refused_choices,
-    spec_of,
-)
+from stepcheck.harness.play.references import loaded, spec_of
+from stepcheck.harness.play.subjects import COMPLEX, FLOATING, NARROW, Subject, class_subject, refusal, refused_choices
+from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS, Spec
 from stepcheck.reference.compensated import compensated
 
@@ -149,7 +142,7 @@ def no_such_class(name: str) -> str:
     """That the torch that is installed has no such optimizer, or nothing."""
     if hasattr(torch.optim, name):
         return ""
-    since = f", which came with torch {SPECS[name].since}" if SPECS[name].since else ""
+    since = f", which came with torch {SPECS[name].since}" if name in SPECS and SPECS[name].since else ""
     return f"torch {torch.__version__} has no torch.optim.{name}{since}"
 
 
@@ -384,12 +377,12 @@ def existing() -> tuple[str, ...]:
     return tuple(name for name in SPECS if name in here)
 
 
-def resolve(text: str, like: str | None = None) -> list[Subject]:
+def resolve(text: str, like: str | Declaration | None = None) -> list[Subject]:
     """The subjects that a word on the command line means.
 
     Args:
         text: ``torch``, ``torch:Adam``, ``torch:Adam[foreach]``, ``fast``, ``fast:Adam`` or ``package.module:ClassOrFactory``.
-        like: the reference that a class is held to; for ``torch`` and ``fast`` the name says it.
+        like: the reference that a class is held to, or all that is declared of it; for ``torch`` and ``fast`` the name says it.
 
     Raises:
         UsageError: no such subject.
@@ -401,26 +394,7 @@ def resolve(text: str, like: str | None = None) -> list[Subject]:
         raise UsageError(
             f"unknown subject {text!r}; known: {', '.join(FAMILIES)}, torch:NAME[MODE], or package.module:Class with --like"
         )
-    if like is None:
-        raise UsageError(f"{text}: say which reference it is held to, with --like (one of {', '.join(SPECS)})")
-    subject = class_subject(_load(family, rest, text), like, text)
+    attribute = rest.partition("[")[0]  # a label tells two declarations of one class apart
+    subject = class_subject(loaded(family, attribute, text), like or "", text)
     # Scripts import what was named, which need not be where it was defined.
-    return [replace(subject, callee=rest, imports=f"from {family} import {rest.partition('.')[0]}")]
-
-
-def _load(module: str, attribute: str, text: str) -> Callable[..., Any]:
-    try:
-        found: Any = importlib.import_module(module)
-    except Exception as error:  # noqa: BLE001 - whatever the module's own code raises on import
-        raise UsageError(f"{text}: cannot import {module} ({type(error).__name__}: {error})") from None
-    except SystemExit as error:  # a script that ends in sys.exit(main())
-        told = f"it exits when it is imported, with {error.code!r}"
-        raise UsageError(
-            f"{text}: cannot import {module}: {told}; keep what runs under if __name__ == '__main__'"
-        ) from None
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise UsageError(f"{text}: {module} has no {attribute}")
-        found = getattr(found, part)
-    make: Callable[..., Any] = found
-    return make
+    return [replace(subject, callee=attribute, imports=f"from {family} import {attribute.partition('.')[0]}")]

@@ -24,10 +24,11 @@ from stepcheck.harness.play.hooks import Hooks
 from stepcheck.harness.play.process import SEED, frame, is_our_own, random_state, seeded
 from stepcheck.harness.play.recording import Breach, EndOfLifeError, Raised, Recording, Snapshot
 from stepcheck.harness.play.signature import Closure, closure_of
-from stepcheck.harness.play.subjects import Subject, UsageError
+from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.play.tensors import Given, Tensors
 from stepcheck.harness.support import settings
 from stepcheck.harness.support.text import said
+from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS
 from stepcheck.reference.group_options import GroupOptions
 
@@ -190,7 +191,8 @@ class Player:
         self.note("options-hold", len(groups) == len(self.options), "groups", told)
         if len(groups) != len(self.options):
             raise EndOfLifeError
-        for n, (group, options) in enumerate(zip(groups, self.options, strict=True)):
+        for n, (theirs, options) in enumerate(zip(groups, self.options, strict=True)):
+            group = self.subject.terms.ours(theirs)
             for name, value in {**self.defaults, **options}.items():
                 if name not in group or name not in self.subject.options or value is None:
                     continue  # what is left open may be filled in
@@ -279,7 +281,8 @@ class Player:
     def options_now(self) -> list[dict[str, Any]]:
         """The options that each group of the optimizer has."""
         names = self.subject.options
-        return [{k: as_option(g.get(k, self.defaults[k])) for k in names} for g in self.optimizer.param_groups]
+        groups = map(self.subject.terms.ours, self.optimizer.param_groups)
+        return [{k: as_option(g.get(k, self.defaults[k])) for k in names} for g in groups]
 
     def state(self, index: int) -> dict[str, Raw | float]:
         """Copies of the tensors and numbers that the optimizer keeps for one parameter."""
@@ -287,11 +290,14 @@ class Player:
         result: dict[str, Raw | float] = {}
         # A defaultdict would make an entry of a parameter that it does not know yet.
         kept: Any = state.get(self.parameters[index]) if hasattr(state, "get") else None
-        for name, value in kept.items() if hasattr(kept, "items") else ():
+        for theirs, value in kept.items() if hasattr(kept, "items") else ():
+            name = self.subject.terms.buffer(str(theirs))
+            if not name:
+                continue
             if isinstance(value, torch.Tensor):
-                result[str(name)] = copy(value)
+                result[name] = copy(value)
             elif isinstance(value, _NUMBERS):
-                result[str(name)] = float(value)
+                result[name] = float(value)
             elif isinstance(value, (list, tuple)):
                 for n, entry in enumerate(value):
                     if isinstance(entry, (torch.Tensor, *_NUMBERS)):

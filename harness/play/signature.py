@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from stepcheck.harness.life.events import FLAGS
+from stepcheck.harness.play.terms import PLAIN, Terms
 from stepcheck.harness.support.processes import forks
 from stepcheck.harness.support.text import in_one_line, said
 from stepcheck.reference.spec import Hyper, Spec
@@ -28,7 +29,8 @@ REFUSALS = (ValueError, AssertionError, NotImplementedError, TypeError)
 #: How long it may take to build some of them.
 _TRIED_SECONDS = 30.0
 _NEEDED = ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups")
-_NO_DEFAULT = inspect.Parameter.empty
+#: What stands for the default of an option that has none.
+NO_DEFAULT = inspect.Parameter.empty
 
 
 class Closure(NamedTuple):
@@ -80,8 +82,8 @@ class UnbuildableError(Exception):
     """The constructor builds no optimizer of a list of parameters; the message says what it does."""
 
 
-def read(make: Callable[..., Any], spec: Spec) -> Signature:
-    """What a class or a factory takes.
+def read(make: Callable[..., Any], spec: Spec, terms: Terms = PLAIN) -> Signature:
+    """What a class or a factory takes, by the names of its reference.
 
     It is tried in a process of its own: a class may keep count of its instances, and then no life in this one would be like the first. Where
     that process ends early, or does not end, the signature says all that is known; a life will show the rest.
@@ -90,29 +92,38 @@ def read(make: Callable[..., Any], spec: Spec) -> Signature:
         UnbuildableError: it does not return an optimizer from a call with one parameter, neither with its own defaults nor with the reference's.
         TypeError, ValueError: its signature cannot be read.
     """
+    names, takes_any = _keywords(make, terms)
+    named = frozenset(h.name for h in _named_of(spec, names, terms, takes_any=takes_any))
+    outcome = apart(lambda: tried(make, spec, terms))
+    if isinstance(outcome, UnbuildableError):
+        raise outcome
+    return outcome if outcome is not None else Signature(named)
+
+
+Answer = TypeVar("Answer")
+
+
+def apart(ask: Callable[[], Answer]) -> Answer | UnbuildableError | None:
+    """The answer of a process of its own; nothing where that ends early, or does not end. On systems without fork, of this one."""
     if not forks() or multiprocessing.current_process().daemon:
-        return tried(make, spec)
-    names, takes_any = keywords(make)
-    named = frozenset(h.name for h in spec.hyper if h.name in names or (takes_any and not h.since))
+        return ask()
     receive, send = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=lambda: send.send(_outcome(make, spec)))
+    process = multiprocessing.get_context("fork").Process(target=lambda: send.send(_outcome(ask)))
     with warnings.catch_warnings():  # of threads, of which the child needs none
         warnings.simplefilter("ignore")
         process.start()
     send.close()
     try:
-        outcome: Signature | str | None = receive.recv() if receive.poll(_TRIED_SECONDS) else Signature(named)
+        outcome: Answer | UnbuildableError | None = receive.recv() if receive.poll(_TRIED_SECONDS) else None
     except EOFError:
-        outcome = Signature(named)
+        outcome = None
     finally:
         process.kill()
         process.join()
-    if isinstance(outcome, str):
-        raise UnbuildableError(outcome)
-    return outcome if outcome is not None else Signature(named)
+    return outcome
 
 
-def _outcome(make: Callable[..., Any], spec: Spec) -> Signature | str | None:
+def _outcome(ask: Callable[[], Answer]) -> Answer | UnbuildableError | None:
     """In the child. Nothing where trying it fails in a way that nobody thought of."""
     warnings.simplefilter("ignore")
     with (
@@ -121,30 +132,30 @@ def _outcome(make: Callable[..., Any], spec: Spec) -> Signature | str | None:
         contextlib.redirect_stderr(nobody),
     ):
         try:
-            return tried(make, spec)
+            return ask()
         except UnbuildableError as error:
-            return str(error)
+            return error
         except Exception:  # noqa: BLE001
             return None
 
 
-def tried(make: Callable[..., Any], spec: Spec) -> Signature:
+def tried(make: Callable[..., Any], spec: Spec, terms: Terms = PLAIN) -> Signature:
     """What a class or a factory takes, found out by building some in this process.
 
     Raises:
         UnbuildableError: it does not return from a call with one parameter, neither with its own defaults nor with the reference's.
         TypeError, ValueError: its signature cannot be read.
     """
-    names, takes_any = keywords(make)
-    own = _named(inspect.signature(make))  # what is handed on may get lost on the way
+    names, takes_any = _keywords(make, terms)
+    own = terms.ours(_named(inspect.signature(make)))  # what is handed on may get lost on the way
     hypers = {h.name: h for h in spec.hyper}
-    # Whoever takes any keyword need not know those that came after it was written.
-    named = [h for h in spec.hyper if h.name in names or (takes_any and not h.since)]
-    unlike = {h.name: why for h in named if (why := _another_kind(names.get(h.name, _NO_DEFAULT), h))}
+    named = _named_of(spec, names, terms, takes_any=takes_any)
+    unlike = {h.name: why for h in named if (why := _another_kind(names.get(h.name, NO_DEFAULT), h))}
     named = [h for h in named if h.name not in unlike]
-    parameter, optimizer, given = _first(make, named)
+    trial = Trial(make, terms)
+    parameter, optimizer, given = _first(trial, named)
     refusals = {
-        h.name: _not_taken(make, parameter, h, given, swallowed=h.name not in own, conflicts=_conflicts(spec, h))
+        h.name: _not_taken(trial, parameter, h, given, swallowed=h.name not in own, conflicts=_conflicts(spec, h))
         for h in named
     }
     unlike |= {name: why for name, why in refusals.items() if why is not None}
@@ -154,15 +165,44 @@ def tried(make: Callable[..., Any], spec: Spec) -> Signature:
         unlike={name: why for name, why in unlike.items() if why},
         others={k: v for k, v in names.items() if k not in hypers and k != _first_name(make)},
         defaults={k: v for k, v in names.items() if k in hypers and k not in unlike and _differs(v, hypers[k].default)},
-        constructor_only=frozenset(name for name in options if name not in optimizer.param_groups[0]),
+        constructor_only=options - set(terms.ours(optimizer.param_groups[0])),
         open=frozenset(name for name, default in names.items() if default is None),
-        parameters_only=not _builds(make, [torch.ones(2, 2, requires_grad=True)], given),
-        one_group=not _builds(make, [{"params": [torch.nn.Parameter(torch.ones(2, 2))]} for _ in range(2)], given),
+        parameters_only=not _builds(trial, [torch.ones(2, 2, requires_grad=True)], given),
+        one_group=not _builds(trial, [{"params": [torch.nn.Parameter(torch.ones(2, 2))]} for _ in range(2)], given),
         closure=closure_of(optimizer),
         modes=callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)),
         # Who takes any keyword need not know what this one means.
-        flags=tuple(flag for flag in FLAGS if isinstance(own.get(flag, _NO_DEFAULT), bool | None)),
+        flags=tuple(flag for flag in FLAGS if isinstance(own.get(flag, NO_DEFAULT), bool | None)),
     )
+
+
+class Trial(NamedTuple):
+    """Builds a class in its own terms.
+
+    Attributes:
+        make: the class or factory.
+        terms: what it calls the options of its reference, and what it is given beside.
+    """
+
+    make: Callable[..., Any]
+    terms: Terms
+
+    def built(self, parameters: Any, options: Mapping[str, Any]) -> Any:
+        """What it returns for options of the reference."""
+        return built(self.make, parameters, {**self.terms.theirs(options), **self.terms.held})
+
+
+def _keywords(make: Callable[..., Any], terms: Terms) -> tuple[Mapping[str, Any], bool]:
+    """The same by the names of the reference, without those that are held at a value."""
+    names, takes_any = keywords(make)
+    return terms.ours({name: default for name, default in names.items() if name not in terms.held}), takes_any
+
+
+def _named_of(spec: Spec, names: Mapping[str, Any], terms: Terms, *, takes_any: bool) -> list[Hyper]:
+    """The options of the reference that a constructor names, or may take."""
+    # Whoever takes any keyword need not know those that came after it was written.
+    free = [h for h in spec.hyper if not terms.held.keys() & terms.options.get(h.name, {h.name})]
+    return [h for h in free if h.name in names or (takes_any and not h.since)]
 
 
 def keywords(make: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
@@ -224,19 +264,19 @@ def _kind(value: Any) -> str:
 
 def _differs(theirs: Any, ours: Any) -> bool:
     """Whether a default is another value."""
-    if theirs is _NO_DEFAULT or theirs is None or ours is None:
+    if theirs is NO_DEFAULT or theirs is None or ours is None:
         return False
     as_tuple = tuple(theirs) if isinstance(theirs, list) else theirs
     return bool(_kind(theirs)) and as_tuple != ours
 
 
-def _first(make: Callable[..., Any], named: list[Hyper]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
+def _first(trial: Trial, named: list[Hyper]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
     """A parameter, an optimizer of it, and the options that it takes to build one."""
     parameter = torch.nn.Parameter(torch.ones(2, 2))
     raised = ""
     for given in ({}, {h.name: h.default for h in named if h.default is not None}):
         try:
-            optimizer = built(make, [parameter], given)
+            optimizer = trial.built([parameter], given)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises is told
             raised = raised or in_one_line(": ".join(filter(None, (type(error).__name__, said(error)))))[:200]
             continue
@@ -251,7 +291,7 @@ def _first(make: Callable[..., Any], named: list[Hyper]) -> tuple[torch.Tensor, 
 
 
 def _not_taken(
-    make: Callable[..., Any],
+    trial: Trial,
     parameter: torch.Tensor,
     hyper: Hyper,
     given: Mapping[str, Any],
@@ -262,17 +302,18 @@ def _not_taken(
     """Why an option is not taken as the reference's is, or ``None``; nothing where it is only swallowed with others."""
     value = hyper.default if hyper.default is not None else _another(hyper)
     try:
-        built(make, [parameter], {**given, hyper.name: value})
+        trial.built([parameter], {**given, hyper.name: value})
     except Exception as error:  # noqa: BLE001 - a value that it refuses, or a fault that lives will show
         if isinstance(error, TypeError):
             return f"TypeError: {error}"
     try:
-        optimizer = built(make, [parameter], {**given, hyper.name: _another(hyper)})
+        optimizer = trial.built([parameter], {**given, hyper.name: _another(hyper)})
     except REFUSALS as error:
         return f"{type(error).__name__}: {error}" if hyper.is_flag and not conflicts else None
     except Exception:  # noqa: BLE001 - a fault that lives will show
         return None
-    return "" if swallowed and optimizer.param_groups[0].get(hyper.name) != _another(hyper) else None
+    group = trial.terms.ours(optimizer.param_groups[0])
+    return "" if swallowed and group.get(hyper.name) != _another(hyper) else None
 
 
 def _conflicts(spec: Spec, hyper: Hyper) -> bool:
@@ -293,9 +334,9 @@ def _another(hyper: Hyper) -> Any:
     return 0.5 * float(hyper.default or 1.0)
 
 
-def _builds(make: Callable[..., Any], parameters: Any, given: Mapping[str, Any]) -> bool:
+def _builds(trial: Trial, parameters: Any, given: Mapping[str, Any]) -> bool:
     try:
-        built(make, parameters, given)
+        trial.built(parameters, given)
     except REFUSALS:
         return False
     except Exception:  # noqa: BLE001 - not for what it was given

@@ -12,17 +12,16 @@ import torch
 
 from stepcheck.harness.life.events import SPELLINGS, Scalar, SetOption, Step
 from stepcheck.harness.life.trace import Trace
-from stepcheck.harness.play import signature
+from stepcheck.harness.play import signature, unreferenced
+from stepcheck.harness.play.declared import Declaration, DeclarationError
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
+from stepcheck.harness.play.references import spec_of
 from stepcheck.harness.play.signature import Closure, Signature
+from stepcheck.harness.play.terms import PLAIN, Terms
 from stepcheck.harness.support import settings
 from stepcheck.harness.support.text import named
+from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS, Spec
-from stepcheck.reference.dialects import in_dialects
-
-
-class UsageError(Exception):
-    """What the caller asked for does not exist or makes no sense; the message is one line and says how to mend it."""
 
 
 class UnbuiltError(UsageError):
@@ -68,6 +67,9 @@ class Subject:
         device: where its parameters are, and their gradients.
         takes: of somebody's class, what its constructor takes.
         refusals: of somebody's class, the options that its constructor was tried with, and why it refused them, if it did.
+        terms: what it calls what the reference calls otherwise.
+        declared: of somebody's class, what is declared beside the reference, as JSON has it.
+        remarks: what was found out about it before it played, to be said with its result.
     """
 
     name: str
@@ -93,6 +95,14 @@ class Subject:
     refused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     takes: Signature | None = None
     refusals: dict[str, str] = field(default_factory=dict)
+    terms: Terms = PLAIN
+    declared: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def referenced(self) -> bool:
+        """Whether it is held to a reference; otherwise it is asked for the invariants alone."""
+        return self.spec.name != unreferenced.NAME
 
     @functools.cached_property
     def profile(self) -> Profile:
@@ -100,10 +110,13 @@ class Subject:
         return self.computes() if callable(self.computes) else self.computes
 
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options to pass: where its own defaults may rightly differ from the Spec's, all that it has.
+        """The options to pass, by its own names: where its own defaults may rightly differ from the Spec's, all that it has.
 
         What is left open by default stays open: it is filled in by the constructor alone, so a group has no use for it.
         """
+        return self.terms.theirs(self._complete(options))
+
+    def _complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
         if not self.explicit:
             return dict(options)
         open_ = self.takes.open if self.takes is not None else frozenset()
@@ -187,6 +200,11 @@ class Subject:
         return self.takes.constructor_only if self.takes is not None else frozenset()
 
     @property
+    def keyword_only(self) -> frozenset[str]:
+        """The same, by its own names: they are keywords of the constructor whatever the form of the groups."""
+        return frozenset(self.terms.theirs(dict.fromkeys(self.constructor_only)))
+
+    @property
     def own_numbers(self) -> tuple[str, ...]:
         """Numbers that are options of somebody's class and not, by that name, of the reference."""
         others = {} if self.takes is None else self.takes.others
@@ -202,7 +220,8 @@ class Subject:
         return not self.refusals[key]
 
     def _given(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: (v.value if isinstance(v, Scalar) else v) for k, v in self.complete(options).items()}
+        given = {k: (v.value if isinstance(v, Scalar) else v) for k, v in self.complete(options).items()}
+        return {**given, **self.terms.held}
 
     def _key(self, options: Mapping[str, Any]) -> str:
         return repr(sorted(self._given(options).items()))
@@ -228,7 +247,8 @@ class Subject:
     @property
     def missing_options(self) -> tuple[str, ...]:
         """What the Spec has and the subject does not: hyperparameters, and choices as ``name='choice'``."""
-        missing = [h.name for h in self.spec.hyper if h.name not in self.options]
+        held = self.terms.ours(self.terms.held)
+        missing = [h.name for h in self.spec.hyper if h.name not in self.options and h.name not in held]
         return tuple(missing + [f"{name}={choice!r}" for name, choices in self.refused.items() for choice in choices])
 
 
@@ -276,17 +296,30 @@ def refusal(cls: Any, keywords: Mapping[str, bool], *, tensor_lr: bool = False) 
 
 @settings.kept()  # to see how it is called it is constructed, and may change what it must not
 def class_subject(
-    make: Callable[..., Any], like: str, name: str | None = None, profile: Profile = ANY_CLASS
+    make: Callable[..., Any], like: str | Declaration, name: str | None = None, profile: Profile = ANY_CLASS
 ) -> Subject:
-    """Somebody's optimizer class or factory, held to the reference named ``like``.
+    """Somebody's optimizer class or factory, held to a reference.
+
+    Args:
+        like: the name of the reference, or all that is declared.
+        profile: how it computes, where the declaration says nothing of it.
 
     Raises:
-        UsageError: there is no such reference, or ``make`` cannot be called as an optimizer.
+        UsageError: there is no such reference, what is declared makes no sense, or ``make`` cannot be called as an optimizer.
     """
-    spec = spec_of(like)
+    said = Declaration(like) if isinstance(like, str) else like
     if not callable(make):
         raise UsageError(f"{name or named(make)} is not callable; name a class or a function that returns an optimizer")
-    takes = _read(make, spec, name or named(make))
+    try:
+        spec, terms = said.spoken(_reference_of(make, said))
+        profile = said.arithmetic() if said.profile else profile
+    except DeclarationError as error:
+        raise UsageError(f"{name or named(make)}: {error}") from None
+    takes = _read(make, spec, name or named(make), terms)
+    dtypes: tuple[str, ...] = ("float32", "float64")
+    remarks: tuple[str, ...] = ()
+    if spec.name == unreferenced.NAME:
+        spec, dtypes, remarks = _restricted(make, spec, terms, name or named(make))
     module, attribute = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "optimizer")
     return Subject(
         name=name or f"{module}:{attribute}",
@@ -299,12 +332,39 @@ def class_subject(
         imports=f"from {module} import {attribute.split('.')[0]}",
         dtypes=FLOATING + (COMPLEX if spec.complex else ()),
         # What somebody's class does with narrow or complex numbers, and with sparse gradients, is theirs to say.
-        usual_dtypes=("float32", "float64"),
+        usual_dtypes=dtypes,
         sparse=spec.sparse == "only",
         refused={name: choices for name, choices in _later_choices(make, spec).items() if name in takes.options},
         takes=takes,
         after="optimizer.train()" if takes.modes else "",
+        mode_options=terms.held,
+        terms=terms,
+        declared=said.to_json(),
+        remarks=remarks,
     )
+
+
+def _reference_of(make: Callable[..., Any], said: Declaration) -> Spec:
+    """The reference that is declared; without one, what a constructor says of its options."""
+    if said.like not in ("", unreferenced.NAME):
+        return spec_of(said.like)
+    try:
+        return unreferenced.spec_of_class(make, said.held)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{named(make)}: its signature cannot be read ({error})") from None
+
+
+def _restricted(
+    make: Callable[..., Any], spec: Spec, terms: Terms, name: str
+) -> tuple[Spec, tuple[str, ...], tuple[str, ...]]:
+    """What a class takes that is held to no reference: for the shapes, the dtypes, and what is said of the others."""
+    found = signature.apart(lambda: unreferenced.tried(make, spec, terms))
+    refused, dtypes = found if isinstance(found, tuple) else ([], ["float32", "float64"])
+    if not dtypes:
+        raise UnbuiltError(
+            f"{name}: a step of one parameter raises {refused[0][1]}; hold it to a reference to see more, with --like"
+        )
+    return unreferenced.restricted(spec, refused), tuple(dtypes), tuple(unreferenced.told(refused))
 
 
 def asked_for(subject: Subject, *, sparse: bool, tensor_lr: bool) -> Subject:
@@ -327,12 +387,15 @@ def asked_for(subject: Subject, *, sparse: bool, tensor_lr: bool) -> Subject:
     return replace(subject, sparse=sparse or subject.sparse, tensor_lr=tensor_lr or subject.tensor_lr)
 
 
-def _read(make: Callable[..., Any], spec: Spec, name: str) -> Signature:
+def _read(make: Callable[..., Any], spec: Spec, name: str, terms: Terms) -> Signature:
     try:
-        names, _ = signature.keywords(make)
+        names, takes_any = signature.keywords(make)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{name}: its signature cannot be read ({error})") from None
-    options = [h.name for h in spec.hyper if h.name in names]
+    options = [*terms.theirs({h.name: None for h in spec.hyper if h.name in terms.ours(names)}), *terms.held]
+    said = {n for several in terms.options.values() for n in several} | terms.held.keys()
+    if not takes_any and (lacking := [n for n in sorted(said) if n not in names]):
+        raise UsageError(f"{name} has no option {lacking[0]!r}, which is declared; it has {', '.join(names)}")
     try:
         inspect.signature(make).bind([], **dict.fromkeys(options))
     except TypeError as error:
@@ -341,32 +404,9 @@ def _read(make: Callable[..., Any], spec: Spec, name: str) -> Signature:
             "it is no optimizer, or name a factory function that fills in the rest"
         ) from None
     try:
-        return signature.read(make, spec)
+        return signature.read(make, spec, terms)
     except signature.UnbuildableError as error:
         raise UnbuiltError(
             f"{name}([torch.ones(2, 2, requires_grad=True)]) {error}; expected is an optimizer: a class or factory that is called with "
             "parameters and options; name a factory that fills in the rest"
         ) from None
-
-
-def spoken(like: str, dialects: Sequence[str]) -> str:
-    """The name of a reference in more dialects: ``Adam[eps-inside-root, decoupled-decay]``."""
-    name, _, named = like.removesuffix("]").partition("[")
-    every = ", ".join([*([named] if named else []), *dialects])
-    return f"{name}[{every}]" if every else name
-
-
-def spec_of(text: str) -> Spec:
-    """The reference of a name, or one of its dialects: ``Adam``, ``Adam[eps-inside-root, decoupled-decay]``.
-
-    Raises:
-        UsageError: there is no such reference, or it has no such dialect.
-    """
-    name, bracket, rest = text.partition("[")
-    if name not in SPECS or (bracket and not rest.endswith("]")):
-        raise UsageError(f"no reference named {text!r}; there is {', '.join(SPECS)}")
-    named = [part.strip() for part in rest.removesuffix("]").split(",") if part.strip()]
-    try:
-        return in_dialects(SPECS[name], named)
-    except ValueError as error:
-        raise UsageError(str(error)) from None

@@ -255,7 +255,8 @@ def _valid(h: Hyper) -> Iterator[Option]:
 def matrix(subject: Subject) -> dict[Cell, Outcome]:
     """Everything invalid for a subject, tried: its options and its parameters."""
     controls: dict[Cell, tuple[Outcome, list[str]]] = {}
-    tried = (*cells(subject.spec, subject.options), *parameter_cells(subject))
+    known = cells(subject.spec, subject.options)
+    tried = (*(c for c in known if subject.terms.can_say(c.option, c.value)), *parameter_cells(subject))
     return {cell: _attempt(subject, cell, controls) for cell in tried}
 
 
@@ -316,7 +317,8 @@ def _prepare(subject: Subject, cell: Cell) -> tuple[Any, Callable[[], object]]:
         group = {"params": more, **subject.complete(given)}
         return optimizer, lambda: optimizer.add_param_group(group)
     saved = optimizer.state_dict()
-    loaded = {**saved, "param_groups": [{**g, **given} for g in saved["param_groups"]]}
+    said = subject.terms.theirs(given)
+    loaded = {**saved, "param_groups": [{**g, **said} for g in saved["param_groups"]]}
     return optimizer, lambda: optimizer.load_state_dict(loaded)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.play.subjects import UsageError, class_subject
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.power.kill import Kill, first_kill
 from stepcheck.harness.power.optim_db import knows
 from stepcheck.harness.power.oracles import ORACLES, Oracle
@@ -27,6 +27,7 @@ from stepcheck.harness.power.statistics import Interval, caught_within, proporti
 from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.settings import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.support.processes import end_with, forks
+from stepcheck.harness.support.usage import UsageError
 from stepcheck.harness.zoo import catalogue
 from stepcheck.harness.zoo.fault import Fault, Variant
 

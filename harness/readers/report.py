@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from stepcheck.harness.known import ledger
-from stepcheck.harness.play.subjects import spec_of
 from stepcheck.harness.record import store
 from stepcheck.harness.record.verdict import VALIDATION, Divergence, Result
+from stepcheck.reference import SPECS
 
 
 def describe(divergence: Divergence, folder: Path) -> list[str]:
@@ -120,7 +120,10 @@ def asked(r: Result) -> str:
 
 def varied(r: Result) -> str:
     """How many of the reference's options had several values, of how many; nothing where all have, as in torch's own modes."""
-    return "" if r.varied is None else f"{len(r.varied)}/{len(spec_of(r.like).hyper)}"
+    if r.varied is None:
+        return ""
+    of = SPECS.get(r.like.partition("[")[0])  # those of others are not imported to tell of a result
+    return f"{len(r.varied)}/{len(of.hyper)}" if of else f"{len(r.varied)}"
 
 
 def ratio(r: Result) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.numbers.comparison import RATIO_CLASSES
-from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.record.data import Data, Unreadable, number_of, whole_of
 from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.stream import SCHEMA
 from stepcheck.harness.record.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, LifeTally, Result, Tally
+from stepcheck.harness.support.usage import UsageError
 
 #: Where a line begins: within one, quotes are escaped or other members follow.
 _BEGINNING = re.compile(rb'\{"event":"[a-z]+","at":')

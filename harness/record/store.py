@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stepcheck.harness.life.reading import TraceError, loads
 from stepcheck.harness.life.trace import SCHEMA, Trace
@@ -31,6 +33,7 @@ class Saved:
     cause: str = ""
     summary: str = ""
     like: str = ""
+    declared: Mapping[str, Any] = field(default_factory=dict)
 
 
 def trace_path(folder: Path, divergence: Divergence) -> Path:
@@ -63,6 +66,7 @@ def save(folder: Path, divergence: Divergence) -> None:
         "id": divergence.id,
         "subject": divergence.subject,
         "like": divergence.like,
+        **({"declared": divergence.declared} if divergence.declared else {}),
         "check": divergence.check,
         "cause": divergence.cause,
         "summary": divergence.summary,
@@ -149,6 +153,10 @@ def load(path: Path) -> Saved:
         like = data.get("like", "")
         if not isinstance(like, str):
             raise TraceError("like: must be a string")
-        return Saved(Trace.from_json(data["trace"]), **{k: str(v) for k, v in names.items()}, like=like)
+        declared = data.get("declared", {})
+        if not isinstance(declared, dict):
+            raise TraceError("declared: must be an object")
+        told = {k: str(v) for k, v in names.items()}
+        return Saved(Trace.from_json(data["trace"]), **told, like=like, declared=declared)
     except TraceError as error:
         raise TraceError(f"{path}: {error}; make a new one with `stepcheck check`") from None

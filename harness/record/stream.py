@@ -59,9 +59,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.record import store
 from stepcheck.harness.record.verdict import Divergence, Invalid, LifeTally, Result
+from stepcheck.harness.support.usage import UsageError
 
 SCHEMA = 1
 #: Raised when events or members are added that an older reader may skip.
@@ -226,7 +226,7 @@ def _life_out(life: LifeTally) -> dict[str, Any]:
 
 
 def _divergence_out(d: Divergence, replaces: str) -> dict[str, Any]:
-    data = {k: v for k, v in vars(d).items() if k not in ("subject", "like", "ratio", "trace")}
+    data = {k: v for k, v in vars(d).items() if k not in ("subject", "like", "ratio", "trace", "declared")}
     data |= {"id": d.id, "ratio": None if d.ratio is None else _number_out(d.ratio), "trace": d.trace.to_json()}
     return data | ({"replaces": replaces} if replaces else {})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ class Divergence:
         found_in: how many of the campaign's traces showed it when it was told.
         entry: the name of the ledger's entry that explains it, where it is known.
         owner: whose fault it is, where it is not the subject's own: the mode that a round trip led into, or the base class.
+        declared: what is declared of the class beside its reference, as JSON has it.
     """
 
     subject: str
@@ -44,6 +46,7 @@ class Divergence:
     found_in: int
     entry: str = ""
     owner: str = ""
+    declared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

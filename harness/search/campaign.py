@@ -21,7 +21,7 @@ from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.life.features import features
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play import validation
-from stepcheck.harness.play.subjects import Subject, UsageError
+from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.record.stream import Recorder
 from stepcheck.harness.record.verdict import HANGS, REFUSED, VALIDATION, Divergence, Invalid, LifeTally, Result, Tally
 from stepcheck.harness.search import shrink, steer
@@ -38,6 +38,7 @@ from stepcheck.harness.search.turns import Turns
 from stepcheck.harness.support import settings as process_settings
 from stepcheck.harness.support.clocks import Clocks
 from stepcheck.harness.support.fresh import Fresh
+from stepcheck.harness.support.usage import UsageError
 from stepcheck.harness.telling import repro
 from stepcheck.reference.dialects import title
 

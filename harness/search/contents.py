@@ -77,7 +77,7 @@ def range_of(scale: str, hyper: HyperValues, dtype: str, eps_unit: str) -> tuple
     if scale == "even":
         return 0.5, 1.0
     if scale == "update":
-        lr = float(hyper.lr) or 1.0
+        lr = float(getattr(hyper, "lr", 1.0)) or 1.0
         return max(lr * 2.0**-7, smallest), max(lr, smallest)
     if scale == "eps":
         eps = getattr(hyper, "eps", 1.0) or 1.0

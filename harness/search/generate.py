@@ -296,7 +296,7 @@ class Decoding:
         return ZeroGrad(set_to_none=_holds_expanded(self.events))
 
     def set_lr(self) -> Event | None:
-        if not self.of.schedulable:
+        if not self.of.lr_is_set:
             return None
         group, lr = self.draw(range(len(self.groups))), self.draw(self.of.lr)
         as_tensor = self.of.tensor_lr and self.choices.number(1) % 8 == 7

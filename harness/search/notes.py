@@ -54,14 +54,15 @@ def left_out(lacks: set[str]) -> list[str]:
 
 def of_signature(subject: Subject) -> list[str]:
     """What somebody's constructor takes otherwise than the reference, and what it refused when it was tried."""
-    takes, notes = subject.takes, []
+    takes, notes = subject.takes, list(subject.remarks)
     if takes is None:
         return []
     if takes.unlike:
         notes.append(f"options of the reference's name that are not given: {_listed(takes.unlike)}")
     others = sorted(set(takes.others) - set(subject.flags))
     if others:
-        notes.append(f"options that the reference does not have, left as they are: {', '.join(others)}")
+        told = "that the reference does not have" if subject.referenced else "whose meaning is not known"
+        notes.append(f"options {told}, left as they are: {', '.join(others)}")
     if not subject.options and subject.own_numbers:
         names = ", ".join(subject.own_numbers)
         notes.append(

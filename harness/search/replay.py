@@ -15,12 +15,13 @@ from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.known import ledger
 from stepcheck.harness.known.entry import Entry
 from stepcheck.harness.play.signature import REFUSALS
-from stepcheck.harness.play.subjects import Subject, UsageError
+from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.record.store import Saved
 from stepcheck.harness.record.verdict import HANGS, VALIDATION
 from stepcheck.harness.search.asking import declined, played
 from stepcheck.harness.search.limits import patience, within
 from stepcheck.harness.search.workers import CRASH, Lost, played_apart, warm_up
+from stepcheck.harness.support.usage import UsageError
 
 FIXED, FAILS, ERROR = "FIXED", "FAILS", "ERROR"
 _COMPLETES = "completes"

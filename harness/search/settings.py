@@ -21,6 +21,7 @@ class Settings:
         first: stop after the first life with a divergence, and leave it as it was seen.
         at_once: stop at the first divergence, and tell it: made smaller where that is soon done.
         patience: seconds after which a subject hangs that is still busy with a life; what costs more is given more.
+        jobs: subjects at a time; as many as there are cores by default.
     """
 
     seed: int = 0
@@ -31,6 +32,7 @@ class Settings:
     first: bool = False
     at_once: bool = False
     patience: float | None = None
+    jobs: int | None = None
 
     @property
     def stops(self) -> bool:

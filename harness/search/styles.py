@@ -143,6 +143,14 @@ BY_LINE_SEARCH = replace(
 )
 
 
+#: Of a class of which nobody says what it computes: numbers of ordinary size, with which any can do what it is meant to.
+BY_NO_REFERENCE = replace(
+    MATRIX_BY_MATRIX,
+    parameter_kinds=tuple(k for k in PARAMETER_KINDS if k.scale in ("unit", "zero")),
+    gradient_kinds=tuple(k for k in GRADIENT_KINDS if k.scale in ("unit", "eps")),
+)
+
+
 def _costly(style: Style) -> Style:
     """What takes so long that few lives are played: a new layout, or a gradient more or less, is compiled anew."""
     worlds = ("plain",) * 7 + ("strided",)
@@ -170,6 +178,8 @@ def style_of(subject: Subject) -> Style:
         style = BY_LINE_SEARCH
     elif spec.products:
         style = BY_PRODUCTS
+    elif not subject.referenced:
+        style = BY_NO_REFERENCE
     else:
         style = ELEMENT_BY_ELEMENT if spec.elementwise else MATRIX_BY_MATRIX
     return _costly(style) if subject.cost > 9 else style

@@ -70,7 +70,9 @@ class Tables:
         self.options = style.options(self.spec, accepted or [({}, self.spec.hyper_values())], self.reals)
         self.shared = subject.constructor_only
         self.lr = self.reals.get("lr", (0.0,))
-        self.schedulable = "lr" in self.reals and "lr" not in self.shared
+        # A schedule of torch's sets what is called so.
+        self.lr_is_set = "lr" in self.reals and "lr" not in self.shared
+        self.schedulable = self.lr_is_set and subject.terms.name("lr") == "lr"
         self.set_later = {
             name: style.later(name, values)
             for name, values in self.reals.items()

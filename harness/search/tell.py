@@ -40,4 +40,5 @@ def tell(
         script=repro.script(subject, trace, finding, twice=twice),
         found_in=count,
         owner=finding.owner,
+        declared=subject.declared,
     )

@@ -25,7 +25,7 @@ from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.life.reading import loads
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.families import resolve
-from stepcheck.harness.play.subjects import Subject, UsageError
+from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.record.stream import Recorder, Stream
 from stepcheck.harness.record.verdict import HANGS, Divergence, Result, Tally
 from stepcheck.harness.search.campaign import Campaign
@@ -33,6 +33,7 @@ from stepcheck.harness.search.limits import first_patience, patience
 from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.search.tell import tell
 from stepcheck.harness.support.processes import Silence, begin_child, cores, end, end_of, forks, quiet
+from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference.dialects import title
 
 _T = TypeVar("_T")
@@ -104,9 +105,9 @@ def run(
         gc.unfreeze()  # at exit, Triton's own modules would be taken for a leak, and said so
 
 
-def slots() -> int:
-    """How many workers run at a time."""
-    return cores() if forks() else 1
+def slots(jobs: int | None = None) -> int:
+    """How many workers run at a time; ``jobs``, where that is said."""
+    return jobs or cores() if forks() else 1
 
 
 def warm_up() -> None:

@@ -41,12 +41,12 @@ class _Comparison:
         where = "".join(f"[{n}]" for n in d.index)
         parts = is_complex(self.trace.parameters[d.parameter].dtype) and bool(d.index)
         if pairs := re.search(r"holds \d+ pairs, not (\d+)", d.problem):
-            held = f"len(optimizer.state[params[{d.parameter}]][{d.field!r}])"
+            held = f"len({self._held(d.parameter, d.field)})"
             return [f"assert {held} == {pairs[1]}, {held}"]
         if d.field == EVALUATION:
             return self._assert_evaluation(d)
         if d.problem:
-            return [f"assert {d.field!r} in optimizer.state[params[{d.parameter}]]  # {d.problem}"]
+            return [f"assert {self._name(d.field)!r} in optimizer.state[params[{d.parameter}]]  # {d.problem}"]
         if d.center is not None:
             return self._assert_distance(d, d.center)
         fields = [self._held(d.parameter, name) for name in (d.of, d.field) if name]
@@ -57,7 +57,11 @@ class _Comparison:
         """The expression of a parameter, or of a tensor of its state."""
         if name.startswith(PARAMETER):
             return f"params[{parameter}].detach()"
-        return f"optimizer.state[params[{parameter}]][{name!r}]"
+        return f"optimizer.state[params[{parameter}]][{self._name(name)!r}]"
+
+    def _name(self, buffer: str) -> str:
+        """What the class calls a buffer of the reference."""
+        return self.subject.terms.their_buffer(buffer)
 
     def _assert_distance(self, d: Deviation, center: Array) -> list[str]:
         """Of all elements of a matrix together."""
@@ -113,6 +117,6 @@ class _Comparison:
         told = {"p": f"params[{d.parameter}].detach(){where}", "g": f"params[{d.parameter}].grad{where}"}
         for name, value in self.argument.values.items():
             if name not in told:
-                held = f"optimizer.state[params[{d.parameter}]][{name!r}]{'' if name in single else where}"
+                held = self._held(d.parameter, name) + ("" if name in single else where)
                 told[name] = held if name in d.item.step.state else number(value)
         return {name: told[name] for name in self.argument.values}

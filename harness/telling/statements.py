@@ -177,7 +177,7 @@ class Statements:
     ) -> list[str]:
         """The statements that construct the optimizer; ``named``, the groups get a name first."""
         options = subject.complete_all(options)
-        common = events.keywords(options, form) | (subject.constructor_only & options[0].keys())
+        common = events.keywords(options, form) | (subject.keyword_only & options[0].keys())
         shared = self._spelled({k: v for k, v in options[0].items() if k in common})
         given = [
             (self._members(g, form), self._spelled({k: v for k, v in o.items() if k not in common}))
@@ -220,7 +220,7 @@ class Statements:
         )
         options = {**{k: default[k] for k in sorted(names)}, **group.options}
         members = self._members(group, "named" if self.trace.form == "named" else "list")
-        return dictionary(members, self._spelled(options))
+        return dictionary(members, self._spelled(self.subject.terms.theirs(options)))
 
     def _run(self, event: events.Run) -> list[str]:
         step = self._plain_step()
@@ -253,11 +253,16 @@ class Statements:
         ]
 
     def _set_option(self, event: events.SetOption) -> list[str]:
-        (value,) = self._spelled({event.option: event.value}).values()
-        place = f"optimizer.param_groups[{event.group}][{event.option!r}]"
-        if event.in_place:  # somebody's class may have made a number of it
-            return [f"set_to = {value}; {place} = {place}.fill_(set_to) if torch.is_tensor({place}) else set_to"]
-        return [f"{place} = {value}"]
+        group, lines = f"optimizer.param_groups[{event.group}]", []
+        for name, value in self._spelled(self.subject.terms.theirs({event.option: event.value})).items():
+            place = f"{group}[{name!r}]"
+            if event.in_place:  # somebody's class may have made a number of it
+                lines.append(
+                    f"set_to = {value}; {place} = {place}.fill_(set_to) if torch.is_tensor({place}) else set_to"
+                )
+            else:
+                lines.append(f"{place} = {value}")
+        return lines
 
     def _add_group(self, event: events.AddGroup) -> list[str]:
         self.groups.append(event.group)

@@ -12,10 +12,11 @@ from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.play import resume
 from stepcheck.harness.play.families import FAST, fast_subject, no_cuda, resolve
 from stepcheck.harness.play.profiles import fast_profile
-from stepcheck.harness.play.subjects import UsageError, class_subject
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import campaign
 from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.settings import Settings
+from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from stepcheck.harness.certificate.inputs import Effort
 from stepcheck.harness.certificate.references import certify
-from stepcheck.harness.play.subjects import UsageError, spec_of, spoken
+from stepcheck.harness.play.references import spec_of, spoken
+from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS
 from stepcheck.reference.dialects import dialects, in_dialects, title
 

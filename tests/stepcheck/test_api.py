@@ -9,7 +9,7 @@ import torch
 
 from stepcheck import Divergences, check_optimizer, parametrize_with_checks
 from stepcheck.harness.checking.checks import CHECKS
-from stepcheck.harness.play.subjects import UsageError
+from stepcheck.harness.support.usage import UsageError
 
 
 class NoBiasCorrection(torch.optim.Adam):

@@ -10,7 +10,7 @@ from stepcheck import cli
 from stepcheck.fast.cuda import runtime
 from stepcheck.harness.bench import host
 from stepcheck.harness.bench.host import HostRow
-from stepcheck.harness.play.subjects import UsageError
+from stepcheck.harness.support.usage import UsageError
 
 SHAPES = ((3, 4), (5,), (2, 2, 2, 2))
 

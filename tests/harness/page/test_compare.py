@@ -6,7 +6,7 @@ import pytest
 from recorded import diverging, result, run
 
 from stepcheck.harness.page import compare, model
-from stepcheck.harness.play.subjects import UsageError
+from stepcheck.harness.support.usage import UsageError
 
 
 def compared(before, after):

@@ -11,10 +11,10 @@ from recorded import ENVIRONMENT
 
 from stepcheck.harness.page import write
 from stepcheck.harness.play.families import resolve
-from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.record.stream import Recorder, Stream
 from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.settings import Settings
+from stepcheck.harness.support.usage import UsageError
 
 FILES = {"index.html", "report.json", "report.md", "badge.svg", "versions.html", "versions.json", "known.md"}
 

@@ -43,9 +43,10 @@ from stepcheck.harness.play.events import PLAYS
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.process import random_state
-from stepcheck.harness.play.subjects import UsageError, class_subject
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.asking import findings
 from stepcheck.harness.support import settings
+from stepcheck.harness.support.usage import UsageError
 
 SGD = resolve("torch:SGD[forloop]")[0]
 ONES = Gradient(Values("constant", high=1.0))

@@ -9,13 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from stepcheck import cli
-from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.power import measure, tables
 from stepcheck.harness.power.kill import Kill, first_kill
 from stepcheck.harness.power.measure import Answer, FaultRow, Plan, Power, RightRow
 from stepcheck.harness.power.reasons import reason
 from stepcheck.harness.power.statistics import caught_within, proportion, quantile
 from stepcheck.harness.search.settings import DEFAULT_EXAMPLES
+from stepcheck.harness.support.usage import UsageError
 from stepcheck.harness.zoo import adam, catalogue, life, sgd
 from stepcheck.harness.zoo.fault import Fault, Variant
 from stepcheck.harness.zoo.mutants import mutants

@@ -27,7 +27,7 @@ from stepcheck.harness.life.features import features
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.numbers.comparison import RATIO_CLASSES, RATIO_EDGES
 from stepcheck.harness.play.families import resolve
-from stepcheck.harness.play.subjects import UsageError, class_subject
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.readers.junit import junit
 from stepcheck.harness.readers.markdown import markdown
 from stepcheck.harness.readers.scripts import to_json
@@ -38,6 +38,7 @@ from stepcheck.harness.record.stream import Stream
 from stepcheck.harness.record.verdict import Divergence, LifeTally, Result, Tally
 from stepcheck.harness.search import workers
 from stepcheck.harness.search.settings import Settings
+from stepcheck.harness.support.usage import UsageError
 
 
 class Right(torch.optim.SGD):
