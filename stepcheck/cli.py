@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from stepcheck.harness.record.verdict import Divergence, Result
     from stepcheck.harness.search import workers
     from stepcheck.harness.search.settings import Settings
+    from stepcheck.harness.search.suggest import Suggestion
 
 CONFORMS, DIVERGES, BAD_USAGE, UNKNOWN = 0, 1, 2, 3
 
@@ -667,6 +668,42 @@ def _shown(subjects: list[Subject], folder: Path, unwritten: Unwritten) -> Itera
             progress.advance(overall)
 
         yield workers.Listener(advance, found, end)
+
+
+@commands.command("suggest")
+@click.argument("subject", metavar="module:Class")
+def suggest_(subject: str) -> int:
+    """What to declare of a class: a reference that it agrees with, in which dialect, and what it calls things.
+
+    Printed is a table for pyproject.toml, and the same as a command. Exit status is 3 where it agrees with no reference.
+    """
+    from stepcheck import config
+    from stepcheck.harness.play.families import FAMILIES
+    from stepcheck.harness.play.references import loaded
+    from stepcheck.harness.search import suggest
+    from stepcheck.harness.search.workers import warm_up
+    from stepcheck.harness.support.processes import quiet, silenced
+    from stepcheck.harness.support.usage import UsageError
+
+    module, _, attribute = subject.partition(":")
+    if not attribute or module in FAMILIES:
+        raise UsageError(f"{subject!r} is no class of somebody's; name one, as package.module:Class")
+    console = Console(stderr=True, emoji=False)
+    with silenced():
+        config.look_there(config.read())
+        make = loaded(module, attribute, subject)
+    warm_up()
+    with console.status("", spinner="dots") as status, quiet():
+        found = suggest.suggest(make, subject, lambda told: status.update(shown(told)))
+    for line in (*suggest.lines(found), *suggest.table(found), "", f"# or: {_check_command(found)}"):
+        click.echo(shown(line))
+    return CONFORMS if found.found else UNKNOWN
+
+
+def _check_command(found: Suggestion) -> str:
+    from stepcheck.harness.search import suggest
+
+    return shlex.join(["stepcheck", "check", found.name, *suggest.options(found)])
 
 
 @commands.command()

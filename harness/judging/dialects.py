@@ -56,15 +56,16 @@ class Dialects:
         Args:
             thoroughly: look for one; that takes a second or more.
         """
-        dialect = self._dialect() if thoroughly else ""
-        return [dialect] if dialect else _unnamed(self.subject)
+        found = self.found() if thoroughly else None
+        return [_in_words(*found, len(self.deviating))] if found else _unnamed(self.subject)
 
-    def _dialect(self) -> str:
+    def found(self) -> tuple[tuple[Dialect, ...], int] | None:
+        """The conventions in which it agrees, the fewest that do, and in how many of the lives that deviate it still does."""
         subject = self.subject
         if (
             not self.deviating or subject.spec.closure or subject.spec.products
         ):  # these are judged by more than their update
-            return ""
+            return None
         # What is soon told apart first.
         for kept in (self.deviating, self.agreeing):
             kept.sort(key=lambda r: self._determined[id(r)])
@@ -74,15 +75,15 @@ class Dialects:
         for dialect in known:
             misses[dialect] = self._misses((dialect,), len(self.deviating))
             if misses[dialect] <= most:
-                return _in_words((dialect,), misses[dialect], len(self.deviating))
+                return (dialect,), misses[dialect]
         for number in range(2, _TOGETHER + 1):
             sets = [s for s in itertools.combinations(known, number) if len({d.kind for d in s}) == number]
             sets.sort(key=lambda s: sum(misses[d] for d in s))
             for chosen in sets[:_SETS]:
                 missed = self._misses(chosen, most)
                 if missed <= most:
-                    return _in_words(chosen, missed, len(self.deviating))
-        return ""
+                    return chosen, missed
+        return None
 
     def _misses(self, chosen: Sequence[Dialect], most: int) -> int:
         """In how many of the lives that deviate from the reference it does so in a dialect too, up to ``most`` and one more.

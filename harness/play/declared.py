@@ -34,7 +34,7 @@ class Declaration:
 
     like: str = ""
     dialects: tuple[str, ...] = ()
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     held: Mapping[str, Any] = field(default_factory=dict)
     profile: Mapping[str, Any] = field(default_factory=dict)

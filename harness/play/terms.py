@@ -107,7 +107,7 @@ def terms(
         else:
             had = ", ".join([*options, *sorted(buffers)]) or "nothing"
             raise TermsError(f"{spec.name} has no {ours!r} to be called {', '.join(several)}; it has {had}")
-    _check_twice([name for several in called.values() for name in several] + list(held))
+    _check_twice([name for several in called.values() for name in several])
     return Terms(called, kept, dict(held))
 
 

@@ -1,0 +1,362 @@
+"""What to declare of somebody's class: the reference that it agrees with, its names, and the conventions in which it differs.
+
+Names are read from the constructor; which reference, which dialect and which buffer is found by trying: the class plays lives, and is judged
+by each reference in turn. So a suggestion says in how many lives the class agrees as it is suggested.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.judging.dialects import Dialects
+from stepcheck.harness.play import signature
+from stepcheck.harness.play.declared import Declaration
+from stepcheck.harness.play.subjects import Subject, UnbuiltError, class_subject
+from stepcheck.harness.search.asking import played, refusal
+from stepcheck.harness.search.generate import decoder, page
+from stepcheck.harness.support.usage import UsageError
+from stepcheck.reference import SPECS, Spec
+from stepcheck.reference.spec import State
+
+#: What options of the reference are called elsewhere; of a pair, entry by entry.
+_CALLED: Mapping[str, tuple[str | tuple[str, ...], ...]] = {
+    "lr": ("learning_rate", "step_size", "eta", "alpha"),
+    "betas": (("beta1", "beta2"), ("beta_1", "beta_2"), ("b1", "b2")),
+    "eps": ("epsilon", "eps1"),
+    "weight_decay": ("decay", "wd", "weight_decay_rate", "l2", "l2_reg"),
+    "momentum": ("beta", "mu", "mom", "beta1"),
+    "dampening": ("damping",),
+    "alpha": ("rho", "decay_rate", "smoothing_constant", "beta", "beta2", "decay"),
+    "rho": ("decay_rate", "alpha", "beta"),
+    "nesterov": ("use_nesterov",),
+    "amsgrad": ("use_amsgrad", "ams_bound"),
+    "decoupled_weight_decay": ("weight_decouple", "decoupled_decay", "decoupled_wd", "decoupled"),
+    "initial_accumulator_value": ("initial_accumulator", "init_acc"),
+    "momentum_decay": ("schedule_decay",),
+    "ns_steps": ("num_steps", "steps"),
+}
+#: Lives that tell a reference from another, and those in which one is confirmed.
+_FEW, _LIVES = 8, 60
+#: References for which dialects are looked for, those first in which the class agrees most often.
+_CLOSEST = 4
+#: The share of lives from which on a reference is near.
+_NEAR = 0.2
+#: How long one life may take.
+_SECONDS = 20.0
+_STEPS, _SHAPE, _CLOSE = 4, (3, 2), 1e-6
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What to declare.
+
+    Attributes:
+        name: of the class: ``module:Class``.
+        declaration: its reference, names and dialects; without a reference where none is near.
+        lives: those in which that was tried.
+        agreeing: those in which it agrees.
+        nearest: where none is near, the reference that it agrees with most often.
+        left: options of the reference that it lacks.
+    """
+
+    name: str
+    declaration: Declaration
+    lives: int = 0
+    agreeing: int = 0
+    nearest: str = ""
+    left: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> bool:
+        """Whether it agrees with a reference as it is declared."""
+        return bool(self.declaration.like) and self.agreeing == self.lives
+
+
+@dataclass
+class _Trial:
+    """One reference, and the lives in which a class was judged by it."""
+
+    subject: Subject
+    declaration: Declaration
+    agreeing: int = 0
+    lives: int = 0
+    drawn: int = 0
+    dialects: Dialects = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dialects = Dialects(self.subject)
+
+    @property
+    def share(self) -> float:
+        return self.agreeing / self.lives if self.lives else 0.0
+
+    def play(self, lives: int) -> None:
+        """Judge the class in so many lives; one that it refuses, or does not live to its end, says nothing for the reference."""
+        decode = decoder(self.subject, self.subject.usual_dtypes)
+        for data in page(b"suggest")[self.drawn : lives]:
+            evidence = played(self.subject, decode(data), ("agreement",), (), _SECONDS)
+            self.drawn += 1
+            if evidence is not None and refusal(evidence) is None:
+                self._count(evidence)
+
+    def _count(self, evidence: Evidence) -> None:
+        judgement = evidence.judgement
+        deviates = bool(judgement.deviations)
+        # What is not determined agrees with any reference.
+        if not deviates and (evidence.recording.raised is not None or 2 * judgement.undetermined >= judgement.elements):
+            return
+        self.lives += 1
+        self.agreeing += not deviates
+        self.dialects.keep(evidence.recording, judgement, deviates=deviates)
+
+    def agrees(self) -> bool:
+        """Whether it agrees, in a few lives and then in many; half of which it has to live to their end."""
+        for lives in (_FEW, _LIVES):
+            self.play(lives)
+            if self.agreeing < self.lives or 2 * self.lives < lives:
+                return False
+        return True
+
+
+def suggest(make: Callable[..., Any], name: str, progress: Callable[[str], None] = lambda told: None) -> Suggestion:
+    """What to declare of a class.
+
+    Raises:
+        UsageError: it cannot be called as an optimizer.
+    """
+    trials = []
+    for spec in _candidates(make):
+        progress(f"tried: {spec.name}")
+        trial = _trial(make, name, Declaration(spec.name, names=names(make, spec)))
+        if trial is None:
+            continue
+        if trial.agrees():
+            return _suggestion(name, trial)
+        trials.append(trial)
+    if not trials:
+        raise UnbuiltError(
+            f"{name}: no optimizer can be built of it with the options of any reference; name a factory that fills in the rest"
+        )
+    trials.sort(key=lambda trial: -trial.share)
+    called = _plain(getattr(make, "__name__", ""))
+    near = [t for t in trials if _plain(t.declaration.like) in called or t.share >= _NEAR][:_CLOSEST]
+    found = _in_another_way(make, name, near, progress)
+    if found is not None:
+        return _suggestion(name, found)
+    best = next((t for t in near if _plain(t.declaration.like) == called or 2 * t.share > 1), None)
+    if best is not None:
+        return _suggestion(name, best)
+    return Suggestion(name, Declaration(), trials[0].lives, trials[0].agreeing, trials[0].declaration.like)
+
+
+def _candidates(make: Callable[..., Any]) -> list[Spec]:
+    """The references, those first whose name and options are most like the class's."""
+    taken, _ = signature.keywords(make)
+    called = _plain(getattr(make, "__name__", ""))
+
+    def unlike(spec: Spec) -> tuple[int, int]:
+        like = _plain(spec.name)
+        alike = 0 if like == called else 1 if like in called else 2 if called in like else 3
+        known = names(make, spec)
+        return alike, sum(h.name not in taken and h.name not in known for h in spec.hyper)
+
+    # What is judged by norms of matrices agrees with much.
+    return sorted((s for s in SPECS.values() if not s.closure and not (s.products and unlike(s)[0])), key=unlike)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("stable", "").replace("fused", "")
+
+
+def names(make: Callable[..., Any], spec: Spec) -> dict[str, str]:
+    """The options of a reference that a constructor seems to have under another name."""
+    taken, _ = signature.keywords(make)
+    free = {name: default for name, default in taken.items() if name not in {h.name for h in spec.hyper}}
+    found: dict[str, str] = {}
+    for hyper in spec.hyper:
+        several = ((n,) if isinstance(n, str) else n for n in _CALLED.get(hyper.name, ()) if hyper.name not in taken)
+        chosen = next((s for s in several if all(n in free and _is_one(free[n], hyper.default, len(s)) for n in s)), ())
+        if chosen:
+            found[hyper.name] = ", ".join(chosen)
+            for name in chosen:
+                del free[name]
+    return found
+
+
+def _is_one(theirs: Any, ours: Any, names_: int) -> bool:
+    """Whether a default is of the kind of an option, or of an entry of it where it is several there."""
+    entry = ours[0] if names_ > 1 else ours
+    if theirs is None or theirs is signature.NO_DEFAULT:
+        return True
+    if isinstance(entry, bool) or isinstance(theirs, bool):
+        return isinstance(entry, bool) and isinstance(theirs, bool)
+    return isinstance(theirs, int | float) and isinstance(entry, int | float)
+
+
+def _trial(make: Callable[..., Any], name: str, declaration: Declaration) -> _Trial | None:
+    """A reference to be tried; nothing where the class cannot be built with its options."""
+    try:
+        subject = class_subject(make, declaration, name)
+        found = dict(_buffers(make, subject))
+        if found:
+            declaration = replace(declaration, names=declaration.names | found)
+            subject = class_subject(make, declaration, name)
+        return _Trial(subject, declaration)
+    except UsageError:
+        return None
+
+
+def _in_another_way(
+    make: Callable[..., Any], name: str, trials: list[_Trial], progress: Callable[[str], None]
+) -> _Trial | None:
+    """A dialect in which the class agrees; or a flag of its own with which it does."""
+    for trial in trials:
+        progress(f"dialects of {trial.declaration.like}")
+        trial.play(_LIVES // 2)
+        found = _in_a_dialect(make, name, trial)
+        if found is not None:
+            return found
+    for trial in trials[:1]:
+        for held in _flags(trial.subject):
+            progress(f"{trial.declaration.like} with {held}")
+            other = _trial(make, name, replace(trial.declaration, held=held))
+            if other is None:
+                continue
+            if other.agrees():
+                return other
+            found = _in_a_dialect(make, name, other)
+            if found is not None:
+                return found
+    return None
+
+
+def _in_a_dialect(make: Callable[..., Any], name: str, trial: _Trial) -> _Trial | None:
+    """The same in the dialect that explains it, if one does, confirmed by lives of its own."""
+    told = trial.dialects.found()
+    if told is None or not all(dialect.name for dialect in told[0]):
+        return None
+    spoken = _trial(make, name, replace(trial.declaration, dialects=tuple(dialect.name for dialect in told[0])))
+    return spoken if spoken is not None and spoken.agrees() else None
+
+
+def _flags(subject: Subject) -> Iterator[dict[str, Any]]:
+    """Each flag of the class that its reference does not have, turned the other way."""
+    others = {} if subject.takes is None else subject.takes.others
+    yield from ({name: not value} for name, value in others.items() if isinstance(value, bool))
+
+
+def _suggestion(name: str, trial: _Trial) -> Suggestion:
+    left = tuple(o for o in trial.subject.missing_options if "=" not in o)
+    return Suggestion(name, trial.declaration, trial.lives, trial.agreeing, left=left)
+
+
+def _buffers(make: Callable[..., Any], subject: Subject) -> Iterator[tuple[str, str]]:
+    """The buffers of the reference that the class keeps under another name: what holds the same numbers, step for step."""
+    spec = subject.spec
+    if not spec.elementwise or spec.sparse == "only":
+        return
+    kept = signature.apart(lambda: _kept(make, subject))
+    if not isinstance(kept, list) or not kept:
+        return
+    expected = _expected(spec)
+    for buffer in expected[0]:
+        if buffer not in kept[0] and (alike := _alike([e[buffer] for e in expected], kept)):
+            yield buffer, alike
+
+
+def _kept(make: Callable[..., Any], subject: Subject) -> list[dict[str, Any]]:
+    """What the class keeps of one parameter, after each of a few steps."""
+    parameter = torch.nn.Parameter(torch.from_numpy(_numbers(0)))
+    optimizer = signature.built(make, [parameter], {**subject.complete({}), **subject.mode_options})
+    kept = []
+    for n in range(_STEPS):
+        parameter.grad = torch.from_numpy(_numbers(n + 1))
+        signature.plain_step(optimizer)()
+        state = optimizer.state[parameter]
+        kept.append({str(k): np.array(v.detach() if isinstance(v, torch.Tensor) else v) for k, v in state.items()
+                     if isinstance(v, torch.Tensor | int | float)})  # fmt: skip
+    return kept
+
+
+def _expected(spec: Spec) -> list[dict[str, Any]]:
+    """What the reference keeps, after each of these steps."""
+    hyper = spec.hyper_values()
+    state: State = {
+        name: None if value is None else np.full(_SHAPE, value) for name, value in spec.initial_state(hyper).items()
+    }
+    p, kept = _numbers(0), []
+    with np.errstate(all="ignore"):
+        for n in range(_STEPS):
+            p, state = spec.update(p, _numbers(n + 1), state, spec.for_dtype(hyper, 2.0**-52))
+            kept.append(dict(state))
+    return kept
+
+
+def _numbers(seed: int) -> Any:
+    return np.random.default_rng(seed).uniform(0.25, 1.0, _SHAPE)
+
+
+def _alike(expected: list[Any], kept: list[dict[str, Any]]) -> str:
+    """The name under which the class keeps these numbers, if it does."""
+    for name in kept[0]:
+        pairs = [(k.get(name, np.empty(0)), e) for k, e in zip(kept, expected, strict=True) if e is not None]
+        if pairs and all(np.shape(t) in ((), (1,), _SHAPE) and np.allclose(t, e, _CLOSE, 0.0) for t, e in pairs):
+            return name
+    return ""
+
+
+def table(suggestion: Suggestion) -> list[str]:
+    """The table for ``pyproject.toml``, in lines."""
+    said = suggestion.declaration
+    lines = [f'[tool.stepcheck.subjects."{suggestion.name}"]']
+    if said.like:
+        lines.append(f"like = {json.dumps(said.like)}")
+    if said.dialects:
+        lines.append(f"dialects = {json.dumps(list(said.dialects))}")
+    if said.names:
+        called = (f"{ours} = {_toml_names(theirs)}" for ours, theirs in said.names.items())
+        lines.append(f"names = {{ {', '.join(called)} }}")
+    if said.held:
+        lines.append(f"set = {{ {', '.join(f'{k} = {json.dumps(v)}' for k, v in said.held.items())} }}")
+    return lines
+
+
+def _toml_names(theirs: str) -> str:
+    several = [name.strip() for name in theirs.split(",")]
+    return json.dumps(several if len(several) > 1 else several[0])
+
+
+def options(suggestion: Suggestion) -> list[str]:
+    """The same as options of ``stepcheck check``."""
+    said = suggestion.declaration
+    given = ["--like", said.like] if said.like else []
+    for dialect in said.dialects:
+        given += ["--dialect", dialect]
+    for ours, theirs in said.names.items():
+        given += ["--rename", f"{ours}={theirs.replace(' ', '')}"]
+    for name, value in said.held.items():
+        given += ["--set", f"{name}={value!r}"]
+    return given
+
+
+def lines(suggestion: Suggestion) -> Iterator[str]:
+    """What was found, in words."""
+    like, lives, agreeing = suggestion.declaration.like, suggestion.lives, suggestion.agreeing
+    if suggestion.found:
+        yield f"# it agrees with {like} so in all {lives} lives that were tried"
+    elif like:
+        yield f"# it deviates from {like}, the nearest reference, in {lives - agreeing} of {lives} lives, and no dialect that is known explains that"
+    if suggestion.left:
+        yield f"# options of {like} that it does not have, or under a name that was not found: {', '.join(suggestion.left)}"
+    if not like:
+        yield (
+            f"# it agrees with no reference, in no dialect that is known; most often with {suggestion.nearest}, in {agreeing} of {lives} lives."
+            " As it stands here it is asked for the invariants alone."
+        )
