@@ -11,8 +11,9 @@ from typing import Any
 
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.life.values import DTYPES
+from stepcheck.harness.play.declared import Declaration
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
-from stepcheck.harness.play.references import spoken
+from stepcheck.harness.play.references import name_of
 from stepcheck.harness.play.subjects import Subject, asked_for, class_subject
 from stepcheck.harness.readers.report import describe
 from stepcheck.harness.record import store
@@ -22,6 +23,7 @@ from stepcheck.harness.search.settings import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.support import dynamo
 from stepcheck.harness.support.defaults import PATIENCE
 from stepcheck.harness.support.usage import UsageError
+from stepcheck.reference import Spec
 
 Make = Callable[..., Any]
 
@@ -71,9 +73,12 @@ class Report:
 
 def check_optimizer(
     optimizer: Make,
-    like: str,
+    like: str | Spec = "",
     *,
     dialects: Sequence[str] = (),
+    names: Mapping[str, str | Sequence[str]] | None = None,
+    ignored: Sequence[str] = (),
+    held: Mapping[str, Any] | None = None,
     examples: int = DEFAULT_EXAMPLES,
     seed: int = 0,
     dtypes: Sequence[str] = (),
@@ -85,12 +90,17 @@ def check_optimizer(
     tensor_lr: bool = False,
     out: str | Path = store.DEFAULT_FOLDER,
 ) -> Report:
-    """Check an optimizer class, or a factory, against the reference named ``like``.
+    """Check an optimizer class, or a factory, against a reference; without one, ask it for the invariants alone.
 
     Args:
         optimizer: called as ``optimizer(params, **options)`` with the options of the reference that its signature names.
-        like: an optimizer of ``torch.optim``, such as ``"Adam"``; ``"Adam[eps-inside-root]"`` is one in a dialect.
+        like: an optimizer of ``torch.optim``, such as ``"Adam"``; ``"Adam[eps-inside-root]"`` is one in a dialect. Or a reference of
+            one's own, as a ``Spec`` or where one stands, ``"module:NAME"``.
         dialects: conventions in which it is meant to differ from that reference, such as ``("decoupled-decay",)``.
+        names: what the class calls an option or a buffer of the reference; several names for a pair:
+            ``{"betas": ("beta1", "beta2"), "eps": "epsilon", "exp_avg": "m"}``.
+        ignored: buffers of the class that are not to be looked at.
+        held: options of the class, and the value that each is held at, wherever it is constructed.
         examples: lives to play.
         seed: the same seed plays the same lives.
         dtypes: parameter dtypes, such as ``("bfloat16",)``; float32 and float64 by default.
@@ -103,17 +113,21 @@ def check_optimizer(
         out: folder for the traces and scripts of divergences.
 
     Raises:
-        UsageError: ``like``, a dialect, a dtype or a check does not exist, ``optimizer`` is no optimizer, or its reference gives no meaning to what is asked for.
+        UsageError: ``like``, a dialect, a name, a dtype or a check does not exist, ``optimizer`` is no optimizer, or its reference gives no meaning
+            to what is asked for.
     """
     if patience is not None and not 0 < patience < math.inf:
         raise UsageError(f"patience={patience!r} is no number of seconds; give one above 0, or None for {PATIENCE:.0f}")
     if first:
         dynamo.late()
     settings = Settings(seed, examples, None, tuple(dtypes), tuple(only), at_once=first, patience=patience)
-    subject = asked_for(
-        class_subject(optimizer, spoken(like, dialects), profile=profile), sparse=sparse, tensor_lr=tensor_lr
-    )
+    said = Declaration(name_of(like), tuple(dialects), _said(names), tuple(ignored), dict(held or {}))
+    subject = asked_for(class_subject(optimizer, said, profile=profile), sparse=sparse, tensor_lr=tensor_lr)
     return _check(subject, settings, Path(out))
+
+
+def _said(names: Mapping[str, str | Sequence[str]] | None) -> dict[str, str]:
+    return {ours: theirs if isinstance(theirs, str) else ", ".join(theirs) for ours, theirs in (names or {}).items()}
 
 
 def _check(subject: Subject, settings: Settings, folder: Path) -> Report:

@@ -470,8 +470,8 @@ def _chosen(
         chosen = {
             s.name: s for text in subjects or project.subjects or FAMILIES for s in config.subjects(project, text, said)
         }
-    if said:
-        _somebodys(chosen, f"{_OPTION_OF[next(iter(said))]} is")
+    if beside := [name for name in said if name != "like"]:
+        _somebodys(chosen, f"{_OPTION_OF[beside[0]]} is")
     if dtypes and not any(set(dtypes) & set(s.dtypes) for s in chosen.values()):
         raise UsageError(f"--dtype {dtypes[0]}: {_named(chosen)} not take it; stepcheck list says what each takes")
     return chosen

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 from stepcheck.harness.checking import agreement, twins
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.checking.findings import Finding, idle_cause, strided, unlike
-from stepcheck.harness.checking.twins import Unset
+from stepcheck.harness.checking.twins import Twin, Unset
 from stepcheck.harness.judging.judge import Judge
 from stepcheck.harness.judging.judgement import Judgement
 from stepcheck.harness.life.trace import Trace
@@ -42,6 +42,8 @@ class Effect:
 
 #: Checks of steps that must do nothing.
 _ABOUT_NOTHING_DONE = ("failed-step", "skipped-step")
+#: What a sum over all parameters, added up in another order, may tell apart.
+_OVER_ALL = ("groups-independent", "order-of-parameters")
 #: Options of one life that are tried without.
 _MOST_EFFECTS = 4
 
@@ -140,7 +142,11 @@ class Evidence:
         if self.subject.spec.closure and check == "order-of-parameters":
             return 0, None  # it adds over all of them, in their order
         compared = 0
-        for twin in twins.TWINS[check](self.trace) if self.recording.raised is None else ():
+        if self._draws:
+            self.recording.lacks.add(twins.DRAWS)
+        if self.recording.raised is not None or self._draws:
+            return 0, None
+        for twin in self._twins_for(check):
             if not self._has_meaning(twin.trace):
                 continue
             count, deviation = twins.compare(self.recording, twin, self._played(twin.trace))
@@ -149,9 +155,32 @@ class Evidence:
             if deviation is not None:
                 if not twins.alike(self.recording, self._played(self.trace)):
                     return 0, None  # it does not do the same twice
+                if self._couples(twin):
+                    self.recording.lacks.add(twins.COUPLED)
+                    return 0, None
                 return compared + count, unlike(check, twin, deviation)
             compared += count
         return compared, None
+
+    def _twins_for(self, check: str) -> Iterator[Twin]:
+        for twin in twins.TWINS[check](self.trace):
+            over_all = not self.subject.referenced and check in _OVER_ALL
+            yield replace(twin, within="float32") if over_all else twin
+
+    @property
+    def _draws(self) -> bool:
+        """Whether a class that no reference describes draws random numbers: in another life it draws others."""
+        return not self.subject.referenced and any(b.check == "random-state" for b in self.recording.breaches)
+
+    def _couples(self, twin: Twin) -> bool:
+        """Whether a class that no reference describes lets other groups matter to one by their gradients alone.
+
+        A norm over all of them does that. Who takes the options of another group, or counts what is there, does it beside idle ones too.
+        """
+        if self.subject.referenced or twin.group is None:
+            return False
+        idle = self._played(twins.beside_idle_ones(self.trace, twin.group))
+        return idle.raised is None and twins.compare(idle, twin, self._played(twin.trace))[1] is None
 
     @functools.cached_property
     def effects(self) -> list[Effect]:

@@ -271,7 +271,8 @@ _RANDOM = "[torch.get_rng_state().tolist(), random.getstate()]"
 random_state = _noted(
     "random-state",
     "Is the state of the random number generators left alone?",
-    Witness(lambda _: [f"assert before == {_RANDOM}"], lambda _: [f"import random; before = {_RANDOM}"]),
+    without_meaning=lambda subject: "" if subject.referenced else "whether it may draw random numbers a reference says",
+    witness=Witness(lambda _: [f"assert before == {_RANDOM}"], lambda _: [f"import random; before = {_RANDOM}"]),
 )
 
 

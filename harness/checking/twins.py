@@ -17,6 +17,7 @@ import numpy as np
 from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.life.events import (
     STAYS,
+    Accumulate,
     AddGroup,
     Event,
     Fail,
@@ -52,6 +53,8 @@ class Twin:
         first: the first step that can show a difference.
         begins: the event of the first life with which the other one begins; its steps before have none like them there.
         otherwise: another life that it may be like as well: it must be unlike both.
+        group: the group that it is about, where it is about one.
+        within: the dtype whose roundings may tell them apart; by default each parameter's own.
     """
 
     trace: Trace
@@ -60,6 +63,8 @@ class Twin:
     first: int = 0
     begins: int = 0
     otherwise: Twin | None = None
+    group: int | None = None
+    within: str = ""
 
 
 def without_others(trace: Trace) -> Iterator[Twin]:
@@ -76,7 +81,33 @@ def without_others(trace: Trace) -> Iterator[Twin]:
         begins = _begins(trace, n)
         # Who counts the steps of all groups together has counted those as well that were taken before there was this one.
         counted = Twin(alone(trace, n, counting=True), number, told) if begins else None
-        yield Twin(alone(trace, n), number, told, begins=begins, otherwise=counted)
+        yield Twin(alone(trace, n), number, told, begins=begins, otherwise=counted, group=n)
+
+
+#: What is said of a class, held to no reference, whose groups act on one another and need not be wrong for it.
+COUPLED = (
+    "each group beside others: its groups act on one another through their gradients, as a norm over all of them does"
+)
+
+
+#: And of one that draws random numbers.
+DRAWS = "two lives compared: it draws random numbers, and in another life draws others"
+
+
+def beside_idle_ones(trace: Trace, group: int) -> Trace:
+    """The life in which no other group has a gradient."""
+    own = trace.all_groups[group].parameters
+
+    def idle(e: Event) -> Event:
+        if isinstance(e, Accumulate):
+            return replace(e, gradients={i: g for i, g in e.gradients.items() if i in own})
+        return (
+            replace(e, gradients={i: g if i in own else None for i, g in e.gradients.items()})
+            if isinstance(e, Step)
+            else e
+        )
+
+    return replace(trace, events=tuple(map(idle, trace.events)))
 
 
 def alone(trace: Trace, group: int, *, counting: bool = False) -> Trace:
@@ -254,7 +285,7 @@ def compare(recording: Recording, twin: Twin, other: Recording) -> tuple[int, De
     alike = set(twin.parameters)  # to the bit so far
     for mine, theirs in zip(steps, other.steps, strict=True):
         for i in sorted(alike):
-            count, deviation, same = _compare_step(recording.trace, i, mine, theirs, twin.parameters[i])
+            count, deviation, same = _compare_step(recording.trace, i, mine, theirs, twin)
             if mine.event >= twin.first:
                 compared += count
                 if deviation is not None:
@@ -286,13 +317,13 @@ def alike(recording: Recording, other: Recording) -> bool:
 
 
 def _compare_step(
-    trace: Trace, index: int, mine: StepRecord, theirs: StepRecord, there: int
+    trace: Trace, index: int, mine: StepRecord, theirs: StepRecord, twin: Twin
 ) -> tuple[int, Deviation | None, bool]:
     """Elements compared, the one that differs most if it does, and whether all are the same to the bit."""
     parameter = mine.parameters[index]
     before, got = reals(parameter.value), reals(parameter.value_after)
-    expected = reals(theirs.parameters[there].value_after)
-    allowed = rounding(before, got, expected, trace.parameters[index].dtype)
+    expected = reals(theirs.parameters[twin.parameters[index]].value_after)
+    allowed = rounding(before, got, expected, twin.within or trace.parameters[index].dtype)
     with np.errstate(all="ignore"):
         # An element that moves by less than that could not have been told apart, whatever became of it.
         telling = int((np.isfinite(got) & (np.abs(got - before) > allowed)).sum())

@@ -14,6 +14,9 @@ from stepcheck.harness.play.terms import PLAIN, Terms, terms
 from stepcheck.reference.dialects import in_dialects
 from stepcheck.reference.spec import Hyper, Spec
 
+#: What stands for the name of a reference where a class is held to none.
+NO_REFERENCE = "no reference"
+
 
 class DeclarationError(ValueError):
     """What is declared makes no sense; the message is one line and says how to mend it."""
@@ -42,7 +45,7 @@ class Declaration:
     def to_json(self) -> dict[str, Any]:
         """What is said beside the reference and its dialects, whose names stand with it."""
         said = {name: getattr(self, name) for name in ("names", "ignored", "held", "profile")}
-        return {name: list(v) if isinstance(v, tuple) else dict(v) for name, v in said.items() if v}
+        return {name: _plain(value) for name, value in said.items() if value}
 
     @staticmethod
     def from_json(like: str, data: Any) -> Declaration:
@@ -80,6 +83,10 @@ class Declaration:
         Raises:
             DeclarationError: a dialect, a name or a value makes no sense.
         """
+        if spec.name == NO_REFERENCE and (self.dialects or self.names or self.ignored):
+            raise DeclarationError(
+                "dialects, names and buffers are those of a reference: say of which, with --like or --spec"
+            )
         try:
             spec = in_dialects(spec, self.dialects)
             said = (
@@ -93,6 +100,13 @@ class Declaration:
                     f"{name} cannot be held at {value!r}: that is no number, flag, text or tuple of such; write a factory that gives it"
                 )
         return _holding(spec, said), said
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value
 
 
 def _is_literal(value: Any) -> bool:

@@ -21,7 +21,7 @@ from stepcheck.harness.play.events import PLAYS
 from stepcheck.harness.play.families import torchs_own
 from stepcheck.harness.play.handling import NOT_LATE, Kept, is_late
 from stepcheck.harness.play.hooks import Hooks
-from stepcheck.harness.play.process import SEED, frame, is_our_own, random_state, seeded
+from stepcheck.harness.play.process import SEED, frame, is_our_own, on_purpose, random_state, seeded
 from stepcheck.harness.play.recording import Breach, EndOfLifeError, Raised, Recording, Snapshot
 from stepcheck.harness.play.signature import Closure, closure_of
 from stepcheck.harness.play.subjects import Subject
@@ -119,6 +119,7 @@ class Player:
                     frame(error),
                     constructing=self.constructing,
                     ageing=self.ageing,
+                    on_purpose=on_purpose(error),
                 )
         self._check_settings()
         self.recording.hyper = tuple(self.hyper)
@@ -263,7 +264,8 @@ class Player:
         """How the optimizer's step takes a closure."""
         cls = type(self.optimizer)
         if cls is not self._closure_of[0]:
-            self._closure_of = cls, closure_of(self.optimizer)
+            how = closure_of(self.optimizer)
+            self._closure_of = cls, how._replace(required=how.required or self.subject.closure.required)
         return self._closure_of[1]
 
     def call_step(self, closure: Callable[[], Any]) -> Any:

@@ -47,6 +47,17 @@ def frame(error: Exception) -> str:
     return f"{Path(outside[-1].filename).name}:{outside[-1].name}" if outside else ""
 
 
+def on_purpose(error: Exception) -> bool:
+    """Whether a ``raise`` or an ``assert`` of somebody's own raised it, and no operation that failed."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1:]
+    theirs = [
+        f for f in innermost if not Path(f.filename).is_relative_to(_TORCH) and Path(f.filename).parent not in _ROOMS
+    ]
+    return any((f.line or "").startswith(("raise ", "assert ")) for f in theirs)
+
+
+#: Where torch stands.
+_TORCH = Path(torch.__file__).parent
 #: The rooms of the harness; not the zoo, whose optimizers are somebody's.
 _ROOMS = {room for room in Path(__file__).parents[1].iterdir() if room.is_dir() and room.name != "zoo"}
 

@@ -117,6 +117,7 @@ class Raised:
         frame: ``file:function`` of the frame that raised it; empty where a signature refused the call.
         constructing: the constructor was called; at an event, for an optimizer that loads what another saved.
         ageing: one of the steps was taken that are not recorded, with gradients of zeros.
+        on_purpose: a statement of the class's own raised it.
     """
 
     event: int | None
@@ -125,6 +126,7 @@ class Raised:
     frame: str = ""
     constructing: bool = False
     ageing: bool = False
+    on_purpose: bool = False
 
     def __post_init__(self) -> None:
         # It goes into tables, scripts and files, and its author may have thought of none of them.

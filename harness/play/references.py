@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Sequence
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +12,21 @@ from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS, Spec
 from stepcheck.reference.dialects import in_dialects
 
+#: Specs that were given as such, by the name that they were given: those of a module can be found there by another process.
+_GIVEN: dict[str, Spec] = {}
 
-def spoken(like: str, dialects: Sequence[str]) -> str:
-    """The name of a reference in more dialects: ``Adam[eps-inside-root, decoupled-decay]``."""
-    name, _, named = like.removesuffix("]").partition("[")
-    every = ", ".join([*([named] if named else []), *dialects])
-    return f"{name}[{every}]" if every else name
+
+def name_of(like: str | Spec) -> str:
+    """The name by which a reference is found again: of a Spec of somebody's, ``module:NAME`` where its module has it under a name."""
+    if isinstance(like, str):
+        return like
+    if SPECS.get(like.name) == like:
+        return like.name
+    module = getattr(like.update, "__module__", "")
+    held = vars(sys.modules[module]) if module in sys.modules else {}
+    attribute = next((name for name, value in held.items() if value is like), like.name)
+    _GIVEN[f"{module}:{attribute}"] = like
+    return f"{module}:{attribute}"
 
 
 def spec_of(text: str) -> Spec:
@@ -69,7 +78,9 @@ def own_spec(name: str) -> Spec:
         UsageError: there is no such thing, or it is no Spec.
     """
     module, _, attribute = name.partition(":")
-    if attribute:
+    if name in _GIVEN:
+        found: Any = _GIVEN[name]
+    elif attribute:
         found = loaded(module, attribute, name)
     else:
         published = {entry.name: entry for entry in importlib.metadata.entry_points(group=REFERENCES)}

@@ -13,7 +13,7 @@ import torch
 from stepcheck.harness.life.events import SPELLINGS, Scalar, SetOption, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play import signature, unreferenced
-from stepcheck.harness.play.declared import Declaration, DeclarationError
+from stepcheck.harness.play.declared import NO_REFERENCE, Declaration, DeclarationError
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
 from stepcheck.harness.play.references import spec_of
 from stepcheck.harness.play.signature import Closure, Signature
@@ -102,7 +102,7 @@ class Subject:
     @property
     def referenced(self) -> bool:
         """Whether it is held to a reference; otherwise it is asked for the invariants alone."""
-        return self.spec.name != unreferenced.NAME
+        return self.spec.name != NO_REFERENCE
 
     @functools.cached_property
     def profile(self) -> Profile:
@@ -316,10 +316,11 @@ def class_subject(
     except DeclarationError as error:
         raise UsageError(f"{name or named(make)}: {error}") from None
     takes = _read(make, spec, name or named(make), terms)
-    dtypes: tuple[str, ...] = ("float32", "float64")
-    remarks: tuple[str, ...] = ()
-    if spec.name == unreferenced.NAME:
-        spec, dtypes, remarks = _restricted(make, spec, terms, name or named(make))
+    tried = unreferenced.Tried()
+    if spec.name == NO_REFERENCE:
+        tried = _tried(make, spec, terms, name or named(make))
+        spec = unreferenced.restricted(spec, tried.refused)
+        takes = replace(takes, closure=takes.closure._replace(required=True)) if tried.closure else takes
     module, attribute = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "optimizer")
     return Subject(
         name=name or f"{module}:{attribute}",
@@ -332,7 +333,7 @@ def class_subject(
         imports=f"from {module} import {attribute.split('.')[0]}",
         dtypes=FLOATING + (COMPLEX if spec.complex else ()),
         # What somebody's class does with narrow or complex numbers, and with sparse gradients, is theirs to say.
-        usual_dtypes=dtypes,
+        usual_dtypes=tried.dtypes,
         sparse=spec.sparse == "only",
         refused={name: choices for name, choices in _later_choices(make, spec).items() if name in takes.options},
         takes=takes,
@@ -340,13 +341,13 @@ def class_subject(
         mode_options=terms.held,
         terms=terms,
         declared=said.to_json(),
-        remarks=remarks,
+        remarks=tuple(unreferenced.told(tried.refused)),
     )
 
 
 def _reference_of(make: Callable[..., Any], said: Declaration) -> Spec:
     """The reference that is declared; without one, what a constructor says of its options."""
-    if said.like not in ("", unreferenced.NAME):
+    if said.like not in ("", NO_REFERENCE):
         return spec_of(said.like)
     try:
         return unreferenced.spec_of_class(make, said.held)
@@ -354,17 +355,15 @@ def _reference_of(make: Callable[..., Any], said: Declaration) -> Spec:
         raise UsageError(f"{named(make)}: its signature cannot be read ({error})") from None
 
 
-def _restricted(
-    make: Callable[..., Any], spec: Spec, terms: Terms, name: str
-) -> tuple[Spec, tuple[str, ...], tuple[str, ...]]:
-    """What a class takes that is held to no reference: for the shapes, the dtypes, and what is said of the others."""
+def _tried(make: Callable[..., Any], spec: Spec, terms: Terms, name: str) -> unreferenced.Tried:
+    """What a class takes that is held to no reference."""
     found = signature.apart(lambda: unreferenced.tried(make, spec, terms))
-    refused, dtypes = found if isinstance(found, tuple) else ([], ["float32", "float64"])
-    if not dtypes:
+    tried = found if isinstance(found, unreferenced.Tried) else unreferenced.Tried()
+    if not tried.dtypes:
         raise UnbuiltError(
-            f"{name}: a step of one parameter raises {refused[0][1]}; hold it to a reference to see more, with --like"
+            f"{name}: a step of one parameter raises {tried.refused[0][1]}; name a factory with which it does not"
         )
-    return unreferenced.restricted(spec, refused), tuple(dtypes), tuple(unreferenced.told(refused))
+    return tried
 
 
 def asked_for(subject: Subject, *, sparse: bool, tensor_lr: bool) -> Subject:

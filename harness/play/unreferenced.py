@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from stepcheck.harness.life.events import FLAGS
 from stepcheck.harness.play import signature
+from stepcheck.harness.play.declared import NO_REFERENCE
 from stepcheck.harness.play.terms import Terms
 from stepcheck.harness.support.text import in_one_line, said
 from stepcheck.reference import SPECS
 from stepcheck.reference.spec import Domain, Hyper, Spec
 
-#: What stands for the name of a reference.
-NAME = "no reference"
 _ANY = Domain(low=float("-inf"), high=float("inf"), high_included=True)
 #: Values of options that are off by default, by the names that they usually have: beside them lr, eps and the like have others than 0.
 _USUAL: Mapping[str, tuple[float, ...]] = {
@@ -40,7 +39,7 @@ def spec_of_class(make: Callable[..., Any], held: Mapping[str, Any]) -> Spec:
     """
     names, _ = signature.keywords(make)
     options = (_hyper(name, default) for name, default in names.items() if name not in held and name not in FLAGS)
-    return Spec(NAME, _unknown, tuple(filter(None, options)), (), source="", elementwise=False, complex=False)
+    return Spec(NO_REFERENCE, _unknown, tuple(filter(None, options)), (), source="", elementwise=False, complex=False)
 
 
 def _unknown(*_: Any) -> Any:
@@ -63,37 +62,67 @@ def _hyper(name: str, default: Any) -> Hyper | None:
     return None
 
 
-def tried(make: Callable[..., Any], spec: Spec, terms: Terms) -> tuple[list[tuple[tuple[int, ...], str]], list[str]]:
-    """The shapes and dtypes of parameters that a class does not take, each with what it raises; and those dtypes that it takes."""
+Shape = tuple[int, ...]
+
+
+class Tried(NamedTuple):
+    """What a class takes.
+
+    Attributes:
+        refused: shapes of parameters that it does not take, each with what it raises.
+        dtypes: those of ``_DTYPES`` that it takes.
+        closure: it takes no step without a closure, whatever its signature says.
+    """
+
+    refused: tuple[tuple[Shape, str], ...] = ()
+    dtypes: tuple[str, ...] = ("float32", "float64")
+    closure: bool = False
+
+
+def tried(make: Callable[..., Any], spec: Spec, terms: Terms) -> Tried:
+    """What a class takes, found out by stepping some."""
     trial, options = signature.Trial(make, terms), {h.name: h.default for h in spec.hyper}
-    takes = {d: [shape for shape in SHAPES[:2] if not _raised(trial, shape, d, options)] for d in _DTYPES}
-    taken = [dtype for dtype in _DTYPES if takes[dtype]]
-    each = [(shape, _raised(trial, shape, (taken or _DTYPES)[0], options)) for shape in SHAPES]
-    return [(shape, why) for shape, why in each if why], [str(d).removeprefix("torch.") for d in taken]
+    for closure in (False, True):
+
+        def raised(shape: Shape, dtype: torch.dtype, closure: bool = closure) -> str:
+            return _raised(trial, _parameter(shape, dtype), options, closure=closure)
+
+        dtypes = [dtype for dtype in _DTYPES if not all(raised(shape, dtype) for shape in SHAPES[:2])]
+        if dtypes:
+            break
+    each = ((shape, raised(shape, (dtypes or _DTYPES)[0])) for shape in SHAPES)
+    refused = tuple((shape, why) for shape, why in each if why)
+    return Tried(refused, tuple(str(d).removeprefix("torch.") for d in dtypes), closure and bool(dtypes))
 
 
-def _raised(trial: signature.Trial, shape: tuple[int, ...], dtype: torch.dtype, options: Mapping[str, Any]) -> str:
+def _parameter(shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+    return torch.nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).to(dtype).reshape(shape))
+
+
+def _raised(trial: signature.Trial, parameter: torch.Tensor, options: Mapping[str, Any], *, closure: bool) -> str:
     """What a few steps of a parameter raise, or nothing."""
-    parameter = torch.nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).to(dtype).reshape(shape))
     try:
         optimizer = trial.built([parameter], options)
         with contextlib.suppress(AttributeError):
             optimizer.train()
         for n in range(_STEPS):
             parameter.grad = torch.full_like(parameter, 0.5 + n).detach() * (1 + parameter.detach())
-            signature.plain_step(optimizer)()
+            if closure:
+                optimizer.step(lambda: 0.75)
+            else:
+                signature.plain_step(optimizer)()
     except Exception as error:  # noqa: BLE001 - whatever it raises says that it does not take such parameters
         return in_one_line(": ".join(filter(None, (type(error).__name__, said(error)))))[:120]
     return ""
 
 
-def restricted(spec: Spec, refused: list[tuple[tuple[int, ...], str]]) -> Spec:
+def restricted(spec: Spec, refused: Iterable[tuple[Shape, str]]) -> Spec:
     """The Spec for the shapes that are left."""
     kinds = {(len(shape), 0 in shape) for shape, _ in refused}
     return replace(spec, shapes=lambda shape: (min(len(shape), 4), 0 in shape) not in kinds)
 
 
-def told(refused: list[tuple[tuple[int, ...], str]]) -> Iterator[str]:
+def told(refused: Iterable[tuple[Shape, str]]) -> Iterator[str]:
     """What is said of them."""
     by_reason: dict[str, list[str]] = {}
     for shape, why in refused:

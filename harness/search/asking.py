@@ -106,6 +106,8 @@ def refusal(evidence: Evidence) -> str | None:
     raised = evidence.recording.raised
     if (told := declined(evidence)) is not None:
         return told
+    if raised is not None and raised.on_purpose and not evidence.subject.referenced:
+        return raised.message  # what must be taken a reference says
     if not evidence.subject.explicit or raised is None or raised.kind not in _REFUSALS:
         return None
     added = raised.event is not None and isinstance(evidence.trace.events[raised.event], AddGroup)

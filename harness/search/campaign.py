@@ -30,7 +30,15 @@ from stepcheck.harness.search.consequences import Consequences
 from stepcheck.harness.search.drawing import pages
 from stepcheck.harness.search.generate import decoder
 from stepcheck.harness.search.limits import FIRST_LIFE, Hang, patience, time_limit
-from stepcheck.harness.search.notes import COSTLY, declare_unasked, declared, left_out, of_signature
+from stepcheck.harness.search.notes import (
+    COSTLY,
+    declare_unasked,
+    declared,
+    left_out,
+    of_lives,
+    of_signature,
+    unsupported_options,
+)
 from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.search.suspects import Suspect, Suspects, rank
 from stepcheck.harness.search.tell import tell
@@ -334,6 +342,7 @@ class Campaign:
             return
         self.varied.update(name for options in trace.given_options for name in options)
         self._look_at_all(evidence, life)
+        self.lacks |= evidence.recording.lacks
         deviates = any(life.number in s.lives for (check, _), s in self.suspects.new.items() if check == "agreement")
         if deviates or not evidence.judgement.deviations:
             self.dialects.keep(evidence.recording, evidence.judgement, deviates=deviates)
@@ -575,23 +584,13 @@ class Campaign:
         for divergence in self.result.known:
             divergence.found_in = self.suspects.known[divergence.check, divergence.entry].count
         subject, notes = self.subject, self.result.notes
-        if subject.missing_options:
-            notes.append(f"unsupported options, left out of every life: {', '.join(subject.missing_options)}")
+        notes += unsupported_options(subject)
         if subject.spec.products:
             told = [f"{name}: {n - u:,} of {n:,}" for name, (n, u) in self.result.fields.items() if "products" in name]
             notes.append(f"where rounding in the matrix products leaves them determined: {'; '.join(told)}")
         notes += [f"unsupported: {check}: {why}" for check, why in self.meaningless.items()]
-        notes += of_signature(self.subject)
-        if self.refusals:
-            notes.append(
-                f"unsupported: it refuses the options or groups of {len(self.refusals)} lives of {self.result.traces}"
-                f" ({', '.join(sorted(set(self.refusals))[:3])})"
-            )
-        if self.free:
-            notes.append(
-                f"no state named {', '.join(sorted(self.free))}: judged on what can be read, the reference runs free in"
-                " the rest and its budget accumulates"
-            )
+        notes += of_signature(subject)
+        notes += of_lives(subject, self.result, self.refusals, self.free)
         notes += self.validated
         if not self.settings.first:
             notes += [*self.turns.told(), *left_out(self.lacks)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from stepcheck.harness.checking.checks import CHECKS
+from stepcheck.harness.checking.twins import COUPLED, DRAWS
 from stepcheck.harness.play.handling import NO_COPIES, NO_TIME, NOT_ANEW, NOT_COPIED, NOT_KEYED, NOT_LATE, NOT_TORCHS
 from stepcheck.harness.play.profiles import Profile
 from stepcheck.harness.play.steps import PLAIN_STEPS
@@ -35,6 +36,10 @@ def declare_unasked(subject: Subject, result: Result, lacks: set[str]) -> None:
             tally.unsupported = tally.planned
             told = _LACKS.get(tally.check) or f"it takes no {' and no '.join(sorted(needs))}"
             result.notes.append(f"unsupported: {tally.check}: {told}")
+        if tally.verdict == "unknown" and (
+            DRAWS in lacks or (tally.check == "groups-independent" and COUPLED in lacks)
+        ):
+            tally.unsupported = tally.planned
     unasked = [t for t in result.tallies.values() if t.verdict == "unknown"]
     if subject.cost > COSTLY and unasked:
         for tally in unasked:
@@ -47,7 +52,18 @@ def left_out(lacks: set[str]) -> list[str]:
     """What was left out of the lives of somebody's class, and why."""
     return [
         f"left out: {told}"
-        for told in (NO_TIME, NO_COPIES, NOT_ANEW, NOT_KEYED, NOT_COPIED, NOT_TORCHS, NOT_LATE, PLAIN_STEPS)
+        for told in (
+            COUPLED,
+            DRAWS,
+            NO_TIME,
+            NO_COPIES,
+            NOT_ANEW,
+            NOT_KEYED,
+            NOT_COPIED,
+            NOT_TORCHS,
+            NOT_LATE,
+            PLAIN_STEPS,
+        )
         if told in lacks
     ]
 
@@ -82,6 +98,25 @@ def of_signature(subject: Subject) -> list[str]:
             f"unsupported: the constructor refuses {len(refused)} of {len(subject.refusals)} sets of options ({why})"
         )
     return notes
+
+
+def of_lives(subject: Subject, result: Result, refusals: Sequence[str], free: Collection[str]) -> Iterator[str]:
+    """Lives that somebody's class refused, in its own words, and buffers that could not be read."""
+    if refusals:
+        what = "the options or groups of" if subject.referenced else "what is in"
+        told = ", ".join(sorted(set(refusals))[:3])
+        yield f"unsupported: it refuses {what} {len(refusals)} lives of {result.traces} ({told})"
+    if free:
+        yield (
+            f"no state named {', '.join(sorted(free))}: judged on what can be read, the reference runs free in the rest and its budget"
+            " accumulates"
+        )
+
+
+def unsupported_options(subject: Subject) -> list[str]:
+    """Which options of the reference a subject does not have."""
+    missing = ", ".join(subject.missing_options)
+    return [f"unsupported options, left out of every life: {missing}"] if missing else []
 
 
 def _listed(values: Mapping[str, Any]) -> str:

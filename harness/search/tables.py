@@ -77,6 +77,7 @@ class Tables:
             name: style.later(name, values)
             for name, values in self.reals.items()
             if name != "lr" and not self.hyper[name].at_construction and name not in self.shared
+            if subject.referenced  # which others may change in mid-life a reference says
         }
         self.switches = switches(subject)
         self.tensor_lr = subject.tensor_lr
