@@ -19,6 +19,7 @@ from stepcheck.harness.readers.report import describe
 from stepcheck.harness.record import store
 from stepcheck.harness.record.verdict import Divergence, Result
 from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.expected import expecting
 from stepcheck.harness.search.settings import DEFAULT_EXAMPLES, Settings
 from stepcheck.harness.support import dynamo
 from stepcheck.harness.support.defaults import PATIENCE
@@ -61,7 +62,7 @@ class Report:
         """
         if self.verdict in ("pass", "known"):
             return
-        told = ["\n".join(describe(d, self.folder)) for d in self.divergences]
+        told = ["\n".join(describe(d, self.folder)) for d in self.divergences] + self.result.passing_now
         unasked = [t.check for t in self.result.tallies.values() if t.verdict == "unknown"]
         if self.result.error:
             told.append(f"unknown: {self.result.error}")
@@ -88,6 +89,7 @@ def check_optimizer(
     patience: float | None = None,
     sparse: bool = False,
     tensor_lr: bool = False,
+    expected_failures: Mapping[str, str] | None = None,
     out: str | Path = store.DEFAULT_FOLDER,
 ) -> Report:
     """Check an optimizer class, or a factory, against a reference; without one, ask it for the invariants alone.
@@ -110,11 +112,12 @@ def check_optimizer(
         patience: seconds after which a life hangs; 20 by default. The first may take five times as long.
         sparse: give it sparse gradients as well, where its reference gives them a meaning.
         tensor_lr: give it learning rates that are tensors as well.
+        expected_failures: checks that it is known to fail, each with the reason: what they find is ``known``. One that passes is a failure.
         out: folder for the traces and scripts of divergences.
 
     Raises:
-        UsageError: ``like``, a dialect, a name, a dtype or a check does not exist, ``optimizer`` is no optimizer, or its reference gives no meaning
-            to what is asked for.
+        UsageError: ``like``, a dialect, a name, a dtype or a check does not exist, an expected failure has no reason, ``optimizer`` is no optimizer,
+            or its reference gives no meaning to what is asked for.
     """
     if patience is not None and not 0 < patience < math.inf:
         raise UsageError(f"patience={patience!r} is no number of seconds; give one above 0, or None for {PATIENCE:.0f}")
@@ -123,7 +126,7 @@ def check_optimizer(
     settings = Settings(seed, examples, None, tuple(dtypes), tuple(only), at_once=first, patience=patience)
     said = Declaration(name_of(like), tuple(dialects), _said(names), tuple(ignored), dict(held or {}))
     subject = asked_for(class_subject(optimizer, said, profile=profile), sparse=sparse, tensor_lr=tensor_lr)
-    return _check(subject, settings, Path(out))
+    return _check(expecting(subject, expected_failures or {}), settings, Path(out))
 
 
 def _said(names: Mapping[str, str | Sequence[str]] | None) -> dict[str, str]:

@@ -379,6 +379,8 @@ def _forget(files: Iterable[Path]) -> None:
 @click.option("--tensor-lr", is_flag=True, help="Give somebody's class learning rates that are tensors as well.")
 @click.option("--only", type=_Names("CHECK", _checks), multiple=True, help="Ask this check alone.")
 @click.option("--jobs", type=click.IntRange(1), help="Subjects at a time (default: as many as there are cores).")
+@click.option("--expect", metavar='"CHECK: REASON"', multiple=True,
+              help="Somebody's class is expected to fail this check: that is known, and no failure; it is one if it passes.")  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @click.option("--junit", "junit_file", type=click.Path(dir_okay=False, path_type=Path), help="Write them as JUnit XML.")
 @click.option(
@@ -407,6 +409,7 @@ def check(
     tensor_lr: bool,
     only: tuple[str, ...],
     jobs: int | None,
+    expect: tuple[str, ...],
     json_file: Path | None,
     junit_file: Path | None,
     markdown_file: Path | None,
@@ -442,6 +445,8 @@ def check(
         chosen = _chosen(project, subjects, {k: v for k, v in said.items() if v}, dtypes)
         if sparse or tensor_lr:
             chosen = _asked_for(chosen, sparse=sparse, tensor_lr=tensor_lr)
+        if expect:
+            chosen = _expecting(chosen, expect)
         each = None
         if seconds is not None:
             from stepcheck.harness.search.workers import slots
@@ -509,6 +514,15 @@ def _asked_for(chosen: Mapping[str, Subject], **asked: bool) -> dict[str, Subjec
 
     _somebodys(chosen, "--sparse and --tensor-lr are")
     return {name: asked_for(s, **asked) if s.explicit else s for name, s in chosen.items()}
+
+
+def _expecting(chosen: Mapping[str, Subject], texts: Sequence[str]) -> dict[str, Subject]:
+    """Somebody's classes with the checks that they are expected to fail."""
+    from stepcheck.harness.search.expected import expecting, spoken
+
+    _somebodys(chosen, "--expect is")
+    expected = spoken(texts)
+    return {name: expecting(s, expected) if s.explicit else s for name, s in chosen.items()}
 
 
 def _checked(

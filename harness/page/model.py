@@ -26,7 +26,7 @@ Schema of ``report.json`` (version 1; all keys are always there)::
 
 VERDICT is pass, known, fail, unsupported or unknown. A FAULT is {"name", "statement", "link", "subjects": [SUBJECT]}. "upgrade" stands
 there in place of "comparison" where the other report is of another version of torch. "owner" is whose fault it is, where it is not the
-subject's own. ``run`` is an index into ``runs``: with the command, seed and environment there, and the
+subject's own; "entry" is the name of the known issue, or "expected: REASON" where the check was expected to fail. ``run`` is an index into ``runs``: with the command, seed and environment there, and the
 entry of ``sources`` that has the number's name, every number can be traced. "status" is null where a run did not end. The classes
 of "ratios" are those of ``verdict.RATIO_EDGES``: exactly 0; above each edge up to the next; above 1. An infinite ratio is written as
 the largest float64, which stands for "of the wrong class"; null is no ratio.
@@ -382,7 +382,7 @@ def _cell(result: Result, n: int, folder: Path) -> Cell:
         witness=_witness(result),
         seconds=round(result.seconds, 3),
         error=result.error,
-        notes=list(result.notes),
+        notes=[*result.notes, *result.passing_now],
         features=dict(result.features),
         fields={
             name: {"elements": of, "undetermined": undetermined, "worst_ratio": _largest([result.worst.get(name)])}

@@ -70,6 +70,7 @@ class Subject:
         terms: what it calls what the reference calls otherwise.
         declared: of somebody's class, what is declared beside the reference, as JSON has it.
         remarks: what was found out about it before it played, to be said with its result.
+        expected: the checks that it is declared to fail, each with the reason.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Subject:
     terms: Terms = PLAIN
     declared: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    expected: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def referenced(self) -> bool:

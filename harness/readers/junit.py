@@ -54,8 +54,9 @@ def _suite(suites: Element, run: Run, name: str, seconds: str, verdict: str = ""
 def _check(suite: Element, result: Result, tally: Tally, folder: Path) -> None:
     case = _case(suite, tally.check)
     if tally.verdict == "fail":
-        told = "\n\n".join("\n".join(report.describe(d, folder)) for d in tally.divergences)
-        _outcome(case, "failure", "; ".join(d.summary for d in tally.divergences), told)
+        stale = [tally.stale] if tally.stale else []
+        told = "\n\n".join(["\n".join(report.describe(d, folder)) for d in tally.divergences] + stale)
+        _outcome(case, "failure", "; ".join([d.summary for d in tally.divergences] + stale), told)
     elif tally.verdict == "unsupported":
         _outcome(case, "skipped", report.unsupported(result, tally.check))
     elif tally.verdict == "unknown":
@@ -66,7 +67,7 @@ def _check(suite: Element, result: Result, tally: Tally, folder: Path) -> None:
 
 def _known(d: Divergence) -> str:
     owner = f" (a fault of {d.owner})" if d.owner else ""
-    return f"known: {d.entry}{owner}, in {d.found_in} lives: {d.summary}"
+    return f"{d.entry if d.expected else f'known: {d.entry}'}{owner}, in {d.found_in} lives: {d.summary}"
 
 
 def _case(suite: Element, name: str) -> Element:

@@ -41,7 +41,7 @@ def replay(divergence: Divergence, folder: Path) -> str:
 
 
 def known(results: Sequence[Result]) -> list[str]:
-    """Known issues that were seen, a line for each."""
+    """Known issues that were seen, and what diverges as it was expected to, a line for each."""
     lives: dict[str, list[int]] = {}
     for result in results:
         for name, count in result.known_lives.items():
@@ -54,7 +54,17 @@ def known(results: Sequence[Result]) -> list[str]:
         if entry is not None:
             line += f": {entry.statement}{f' ({entry.link})' if entry.link else ''}"
         told.append(line)
-    return told
+    return told + [
+        f"{d.entry}: {d.subject} fails {d.check} [{d.id}], in {_seen(d)}: {d.summary}"
+        for result in results
+        for d in result.known
+        if d.expected
+    ]
+
+
+def passing_now(results: Sequence[Result]) -> list[str]:
+    """What was expected to fail, and passes, a line for each."""
+    return [f"{r.subject}: {line}" for r in results for line in r.passing_now]
 
 
 def mended(row: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
@@ -85,7 +95,12 @@ def carried(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -
 
 def notes(results: Sequence[Result]) -> list[str]:
     """What is to be said of each subject, a line each."""
-    return [f"{r.subject}: {note}" for r in results for note in (*r.notes, *([r.error] if r.error else []))]
+    return [f"{r.subject}: {note}" for r in results for note in notes_of(r)]
+
+
+def notes_of(r: Result) -> list[str]:
+    """What is to be said of one subject."""
+    return [*r.notes, *r.passing_now, *([r.error] if r.error else [])]
 
 
 def folded(results: Sequence[Result]) -> list[str]:
@@ -134,11 +149,14 @@ def ratio(r: Result) -> str:
 
 def where(r: Result) -> str:
     """What a verdict comes from, or where the worst r is."""
-    known = _known(r)
+    known, stale = _known(r), ", ".join(t.check for t in r.tallies.values() if t.passes_now)
+    stale = f"passes, and was expected to fail: {stale}" if stale else ""
     if r.divergences:
         count = "1 divergence" if len(r.divergences) == 1 else f"{len(r.divergences)} divergences"
         told = f"{count}: {', '.join(dict.fromkeys(d.check for d in r.divergences))}"
-        return f"{told}; {known}" if known else told
+        return "; ".join(filter(None, (told, stale, known)))
+    if stale:
+        return "; ".join(filter(None, (stale, known)))
     if r.error:
         return r.error
     if r.verdict == "unsupported":
@@ -151,13 +169,15 @@ def where(r: Result) -> str:
 
 
 def _known(r: Result) -> str:
-    """How many known issues of its own a subject showed, and the largest r among them."""
+    """How many known issues of its own a subject showed, in how many ways it diverges as expected, and the largest r among all."""
     own = [d for d in r.known if not d.owner]
     if not own:
         return ""
     far = max((d.ratio for d in own if d.ratio is not None and not math.isnan(d.ratio)), default=0.0)
     distance = f", off by up to {far:.0e} budgets" if 1 < far < math.inf else ", off by any distance" if far > 1 else ""
-    return f"{len({d.entry for d in own})} known{distance}"
+    issues, expected = len({d.entry for d in own if not d.expected}), sum(bool(d.expected) for d in own)
+    told = [f"{count} {word}" for count, word in ((issues, "known"), (expected, "expected")) if count]
+    return f"{' and '.join(told)}{distance}"
 
 
 def environment() -> dict[str, Any]:

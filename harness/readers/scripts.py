@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from stepcheck.harness.readers import report
 from stepcheck.harness.record import store
 from stepcheck.harness.record.run import Run
 from stepcheck.harness.record.verdict import Divergence, Result
@@ -31,7 +32,7 @@ def _subject(r: Result, folder: Path) -> dict[str, Any]:
         "subject": r.subject,
         "like": r.like,
         "verdict": r.verdict,
-        "notes": [*r.notes, *([r.error] if r.error else [])],
+        "notes": report.notes_of(r),
         "validation": r.validation,
         "fields": {
             name: {"elements": n, "undetermined": u, "worst_ratio": _finite(r.worst.get(name))}
@@ -64,6 +65,6 @@ def _divergence(d: Divergence, folder: Path) -> dict[str, Any]:
         "known": bool(d.entry),
         "trace": str(store.trace_path(folder, d)),
         "repro": str(store.script_path(folder, d)),
-        **({"ledger": d.entry} if d.entry else {}),
+        **({"expected": d.expected} if d.expected else {"ledger": d.entry} if d.entry else {}),
         **({"owner": d.owner} if d.owner else {}),
     }

@@ -18,7 +18,7 @@ _COLOURS = {"pass": "green", "known": "magenta", "fail": "red", "unknown": "yell
 _LEGEND = (
     "worst r: the largest distance from the reference, in budgets; above 1 is a bug."
     " undetermined: elements where rounding alone decides between unlike results, so that any value is accepted."
-    " known: it diverges, and every divergence is a known issue; worst r leaves them out."
+    " known: it diverges, and every divergence is a known issue, or was expected; worst r leaves them out."
 )
 
 
@@ -39,6 +39,8 @@ def show(run: Run, folder: Path, console: Console) -> None:
     for row in run.ledger:
         if report.failed(row):
             console.print(f"[red]{escape(shown(report.mended(row, run.environment)))}[/]\n")
+    for line in report.passing_now(run.results):
+        console.print(f"[red]{escape(shown(line))}[/]\n")
     for result in run.results:
         for divergence in result.divergences:
             first, *rest = map(shown, report.describe(divergence, folder))

@@ -198,8 +198,8 @@ class _Fold:
         if "profile" in d.value:
             facts["profile"] = d.mapping("profile")
         tallies = {c: Tally(c, unsupported=len(facts["missing_options"])) for c in d.texts("checks")}
-        meaningless = {check: str(why) for check, why in d.mapping("meaningless").items()}
-        result = Result(name, d.text("like"), tallies, facts=facts, meaningless=meaningless)
+        meaningless, expected = ({c: str(why) for c, why in d.mapping(m).items()} for m in ("meaningless", "expected"))
+        result = Result(name, d.text("like"), tallies, facts=facts, meaningless=meaningless, expected=expected)
         # In the place of the one before, if there was one.
         self.subjects[name] = _Subject(result, attempt, began=self._at(d))
 
@@ -288,7 +288,10 @@ class _Fold:
         )
         name = d.text("id")
         told = _kept(result, made)
-        before = [subject.divergences.get((n, made.entry)) for n in (name, *d.text("replaces", "").split())]
+        replaced = d.text("replaces", "").split()
+        before = [subject.divergences.get((name, made.entry))]
+        # What was expected may turn out to be the cause of what was not.
+        before += [subject.divergences.get((n, made.entry)) or subject.divergences.get((n, "")) for n in replaced]
         places = []
         for old in (b for b in before if b is not None):
             others = _kept(result, old)
@@ -315,8 +318,10 @@ class _Fold:
                     raise Unreadable("found_in must have rows of three")
                 known = subject.divergences.get((str(row[0]), str(row[1])))
                 counts += [] if known is None else [(known, whole_of(row[2], "found_in"))]
+            passing = d.texts("passing")
             for check, tally in result.tallies.items():
                 tally.planned, tally.unsupported = planned.get(check, 0), unsupported.get(check, 0)
+                tally.passes_now = result.expected.get(check, "") if check in passing else ""
             for divergence, count in counts:
                 divergence.found_in = count
             if traces != result.traces:

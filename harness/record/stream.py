@@ -16,7 +16,7 @@ and told: they come from a later minor version. A later ``schema`` is not read.
     A worker begins with a subject. ``subject``, ``attempt`` (from 1; a subject that kills its worker is begun again, and what an
     attempt recorded is void once a later one has begun), ``like``, ``checks`` (those asked, in their order), ``mode``, ``device``,
     ``dtypes``, ``examples`` (lives planned, or null), ``missing_options``, ``profile`` (the ``reason`` and the facts that are not the
-    default), ``meaningless`` (check to why it cannot be asked of this subject).
+    default), ``meaningless`` (check to why it cannot be asked of this subject), ``expected`` (check to why it is expected to fail).
 ``invalid``
     Everything invalid was tried. ``subject``, ``attempt``, ``planned``, ``ran``, ``rows`` (the matrix), ``worst_ratio``, ``known``.
 ``life``
@@ -29,13 +29,15 @@ and told: they come from a later minor version. A later ``schema`` is not read.
     a part of that ``reference``, in seconds), ``seconds``. Every check that has a meaning was planned once, but ``refuses-invalid``.
 ``divergence``
     One cause of failure, shrunk. ``subject``, ``attempt``, ``id``, ``check``, ``cause``, ``summary``, ``ratio``, ``trace`` (in the
-    schema of traces), ``life`` (lines of prose), ``script``, ``found_in`` (lives so far), ``entry`` (of the ledger, if it explains it).
-    ``owner`` (whose fault it is, where it is not the subject's own). One of the same ``id`` and ``entry`` replaces it, and so does one
-    that names it in ``replaces``, where several stand with spaces between them.
+    schema of traces), ``life`` (lines of prose), ``script``, ``found_in`` (lives so far), ``entry`` (of the ledger, if it explains it; or
+    ``expected: REASON``, where the check was expected to fail), ``owner`` (whose fault it is, where it is not the subject's own). One
+    of the same ``id`` and ``entry`` replaces it, and so does one that names it in ``replaces``, where several stand with spaces between
+    them: those of the same ``entry``, or else of none.
 ``result``
     A subject's end. ``subject``, ``attempt``, ``error`` (why its verdict is unknown, where the harness or its process failed). Where the
     campaign itself ended: ``traces`` (how many lives there must be), ``planned`` and ``unsupported`` (check to number), ``notes``,
-    ``found_in`` (triples of id, entry and number of lives), ``seconds`` (drawing, playing, judging), ``shrink_seconds``.
+    ``found_in`` (triples of id, entry and number of lives), ``seconds`` (drawing, playing, judging), ``shrink_seconds``, ``passing``
+    (checks that were expected to fail, were asked, and found nothing).
 ``ledger``
     A life of the ledger was played on the subject that it was found on: a row as in ``--json``, with ``told`` (why it does not reproduce).
     ``carried``: of this version of torch, on such a machine, there was no evidence.
@@ -65,7 +67,7 @@ from stepcheck.harness.support.usage import UsageError
 
 SCHEMA = 1
 #: Raised when events or members are added that an older reader may skip.
-MINOR = 1
+MINOR = 2
 #: On Windows a file is opened as text otherwise, and each line would end in two characters.
 _BINARY = getattr(os, "O_BINARY", 0)
 #: The exit status of bad usage.
@@ -185,6 +187,7 @@ class Recorder:
     def begun(self, result: Result) -> None:
         """The facts about the subject, before anything is played."""
         data = {"like": result.like, "checks": list(result.tallies), **result.facts, "meaningless": result.meaningless}
+        data |= {"expected": dict(result.expected)} if result.expected else {}
         self._write("subject", lambda: data)
 
     def invalid(self, invalid: Invalid) -> None:
@@ -232,6 +235,7 @@ def _divergence_out(d: Divergence, replaces: str) -> dict[str, Any]:
 
 
 def _result_out(result: Result) -> dict[str, Any]:
+    passing = [t.check for t in result.tallies.values() if t.passes_now]
     return {
         "error": result.error,
         "traces": result.traces,
@@ -242,6 +246,7 @@ def _result_out(result: Result) -> dict[str, Any]:
         "found_in": [[d.id, d.entry, d.found_in] for d in (*result.divergences, *result.known)],
         "seconds": result.seconds,
         "shrink_seconds": result.shrink_seconds,
+        **({"passing": passing} if passing else {}),
     }
 
 

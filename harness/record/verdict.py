@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ SIGNS = {"pass": "✓", "known": "◆", "fail": "✕", "unknown": "?", "unsuppor
 VALIDATION = "refuses-invalid"
 #: How a life may end early: the constructor refuses its options, or the subject hangs.
 REFUSED, HANGS = "refused", "hangs"
+#: Before the reason, where a divergence is known because its check was expected to fail.
+EXPECTED = "expected: "
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Divergence:
         life: the trace told in a few lines of prose.
         script: a stand-alone script that fails as long as the divergence is there.
         found_in: how many of the campaign's traces showed it when it was told.
-        entry: the name of the ledger's entry that explains it, where it is known.
+        entry: what it is known as, where it is: the name of the ledger's entry that explains it, or ``expected: REASON``.
         owner: whose fault it is, where it is not the subject's own: the mode that a round trip led into, or the base class.
         declared: what is declared of the class beside its reference, as JSON has it.
     """
@@ -54,6 +56,11 @@ class Divergence:
         text = json.dumps([self.subject, self.check, self.cause, self.trace.to_json()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
+    @property
+    def expected(self) -> str:
+        """Why its check was expected to fail, if it was."""
+        return self.entry.removeprefix(EXPECTED) if self.entry.startswith(EXPECTED) else ""
+
 
 @dataclass
 class Tally:
@@ -66,8 +73,9 @@ class Tally:
         unsupported: what the subject declares it does not support: options of the reference that its signature lacks, and
             lives whose options its constructor refuses with ValueError. The subject's notes tell them apart.
         divergences: those that nobody knows of.
-        known: those that the ledger explains; they are told, and do not fail the check. Where one is the subject's own, the verdict is
-            ``known``.
+        known: those that the ledger explains, or that were expected; they are told, and do not fail the check. Where one is the subject's
+            own, the verdict is ``known``.
+        passes_now: why the check was expected to fail, where it was asked to the end of a campaign and found nothing. That is a failure.
     """
 
     check: str
@@ -78,14 +86,31 @@ class Tally:
     worst_ratio: float | None = None
     divergences: list[Divergence] = field(default_factory=list)
     known: list[Divergence] = field(default_factory=list)
+    passes_now: str = ""
 
     def add(self, divergence: Divergence) -> None:
         """Keep a divergence with those of its kind."""
         (self.known if divergence.entry else self.divergences).append(divergence)
 
     @property
+    def unexplained(self) -> list[Divergence]:
+        """Those that the ledger does not explain, expected or not."""
+        return [*self.divergences, *(d for d in self.known if d.expected)]
+
+    @property
+    def stale(self) -> str:
+        """That it was expected to fail, and passes; if so."""
+        if not self.passes_now:
+            return ""
+        return f"{self.check} passes now, and was expected to fail ({self.passes_now}): take it off the list"
+
+    def remove(self, divergence: Divergence) -> None:
+        """Forget one: it is told as another."""
+        (self.known if divergence.entry else self.divergences).remove(divergence)
+
+    @property
     def verdict(self) -> str:
-        if self.divergences:
+        if self.divergences or self.passes_now:
             return "fail"
         if any(not d.owner for d in self.known):
             return "known"
@@ -165,6 +190,8 @@ class Result:
     ``missing_options``, and its ``profile``: the ``reason``, and the facts that are not the default."""
     meaningless: dict[str, str] = field(default_factory=dict)
     """Why some checks cannot be asked of this subject."""
+    expected: Mapping[str, str] = field(default_factory=dict)
+    """Checks that were expected to fail, with the reasons."""
     notes: list[str] = field(default_factory=list)
     varied: list[str] | None = None
     """Of somebody's class, the reference's options that had another value than the default in some life."""
@@ -248,14 +275,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        verdicts = {t.verdict for t in self.tallies.values()}
-        if "fail" in verdicts:
-            return "fail"
-        if self.error or "unknown" in verdicts:
-            return "unknown"
-        if "known" in verdicts:
-            return "known"
-        return "unsupported" if verdicts == {"unsupported"} else "pass"
+        return overall({t.verdict for t in self.tallies.values()}, self.error)
 
     @property
     def divergences(self) -> list[Divergence]:
@@ -264,5 +284,30 @@ class Result:
 
     @property
     def known(self) -> list[Divergence]:
-        """What the ledger explains."""
+        """What the ledger explains, or was expected."""
         return [d for t in self.tallies.values() for d in t.known]
+
+    @property
+    def unexplained(self) -> list[Divergence]:
+        """What the ledger does not explain, expected or not."""
+        return [d for t in self.tallies.values() for d in t.unexplained]
+
+    @property
+    def passing_now(self) -> list[str]:
+        """A line for each check that was expected to fail, and passes."""
+        return [t.stale for t in self.tallies.values() if t.stale]
+
+
+def overall(verdicts: Collection[str], error: str = "") -> str:
+    """The verdict on a subject, of those of its checks.
+
+    Args:
+        error: why the harness did not come to its end, if it did not.
+    """
+    if "fail" in verdicts:
+        return "fail"
+    if error or "unknown" in verdicts:
+        return "unknown"
+    if "known" in verdicts:
+        return "known"
+    return "unsupported" if set(verdicts) == {"unsupported"} else "pass"

@@ -40,7 +40,7 @@ from stepcheck.harness.search.notes import (
     unsupported_options,
 )
 from stepcheck.harness.search.settings import Settings
-from stepcheck.harness.search.suspects import Suspect, Suspects, rank
+from stepcheck.harness.search.suspects import Suspect, Suspects
 from stepcheck.harness.search.tell import tell
 from stepcheck.harness.search.turns import Turns
 from stepcheck.harness.support import settings as process_settings
@@ -110,6 +110,7 @@ class Campaign:
             title(subject.spec),
             {c: Tally(c, unsupported=len(subject.missing_options)) for c in settings.checks},
             meaningless=self.meaningless,
+            expected=subject.expected,
         )
         self.clocks = Clocks()
         """The seconds of the life that is being played."""
@@ -179,9 +180,12 @@ class Campaign:
                 self.decode = decoder(self.subject, self.dtypes)
                 self._validate()
             self._search()
+            whole = not self._ended(early=True)
             self.result.seconds = time.perf_counter() - start - self.result.shrink_seconds
             self._plan()
             declare_unasked(self.subject, self.result, self.lacks)
+            for check in self.suspects.passing(self.result) if whole else ():
+                self.result.tallies[check].passes_now = self.subject.expected[check]
             if self.subject.explicit:
                 self._tell_dialect()
         except UsageError:
@@ -240,12 +244,10 @@ class Campaign:
         """Seconds that a life may take; the first is given more."""
         return patience(self.subject, self.settings) * (1 if self.result.traces else FIRST_LIFE)
 
-    def _ended(self) -> bool:
-        return (
-            self.hangs >= _MOST_HANGS
-            or time.perf_counter() > self.deadline
-            or (self.settings.stops and bool(self.suspects.ready))
-        )
+    def _ended(self, *, early: bool = False) -> bool:
+        """Whether no more is played; ``early``: before everything was that was to be."""
+        stopped = self.settings.stops and self.suspects.pressing
+        return self.hangs >= _MOST_HANGS or stopped or (not early and time.perf_counter() > self.deadline)
 
     def _validate(self) -> None:
         """Try everything invalid; what is accepted that should be refused is a life of its own."""
@@ -348,7 +350,7 @@ class Campaign:
             self.dialects.keep(evidence.recording, evidence.judgement, deviates=deviates)
         if "agreement" in result.tallies:
             self._count(evidence, life)
-        if self.settings.at_once and self.suspects.ready:
+        if self.settings.at_once and self.suspects.pressing:
             return
         if life.number <= _PLAYED_TWICE and self.subject.explicit and "completes" in result.tallies:
             self._play_twice(trace, life)
@@ -359,7 +361,7 @@ class Campaign:
         if self.settings.at_once:
             soon = [name for name in names if name not in _BY_SECOND_LIVES]
             self._look(evidence, life, soon)
-            if self.suspects.ready:
+            if self.suspects.pressing:
                 return
             names = [name for name in names if name in _BY_SECOND_LIVES]
         self.suspects.twinned.update(check for check in TWINS if evidence.needs_twins and evidence.twin(check)[0])
@@ -401,9 +403,8 @@ class Campaign:
         """At the end of each batch, so that whoever interrupts a long campaign keeps what it found."""
         start = time.perf_counter()
         self.suspects.sort_effective()
-        new = sorted((key for key in self.suspects.ready if key not in self.suspects.shrunk), key=rank)
-        most = 1 if self.settings.at_once else _MOST_DIVERGENCES
-        for key in new[: most - len(self.suspects.shrunk)]:
+        at_once = self.settings.at_once
+        for key in self.suspects.due(1 if at_once else _MOST_DIVERGENCES, at_once=at_once):
             self.suspects.shrunk.add(key)
             self._shrink(key)
         for key, seen in self.suspects.known.items():
@@ -465,7 +466,7 @@ class Campaign:
 
     def _fold(self, new: Divergence) -> bool:
         """Whether a divergence has the cause of one that was told before: then it is no further one."""
-        told = self.result.divergences
+        told = self.result.unexplained
         root = next((old for old in told if self.consequences.follows(new, old)), None)
         if root is not None:
             self._join(new, root)
@@ -480,14 +481,14 @@ class Campaign:
             return True
         for old in effects:
             self._join(old, new)
-            self.result.tallies[old.check].divergences.remove(old)
+            self.result.tallies[old.check].remove(old)
         self.result.tallies[new.check].add(new)
         self._tell(new, replaces=" ".join(old.id for old in effects))
         return True
 
     def _shown_as_well(self, new: Divergence) -> list[Divergence]:
         """Of deviations in one life, all have one cause: a buffer that is wrong makes the parameter wrong."""
-        told = self.result.tallies[new.check].divergences
+        told = self.result.tallies[new.check].unexplained
         if new.check != "agreement" or not told:
             return []
         shown = self._shown(new.trace, new.check) - {new.cause}
@@ -524,11 +525,11 @@ class Campaign:
     def _tell_dialect(self) -> None:
         """Tell with the first deviation whether another convention accounts for all of them."""
         tally = self.result.tallies.get("agreement")
-        if tally is not None and tally.divergences:
+        if tally is not None and tally.unexplained:
             told = self.dialects.told(thoroughly=not self.settings.stops)
-            tally.divergences[0].life += told
+            tally.unexplained[0].life += told
             if told:
-                self._tell(tally.divergences[0])
+                self._tell(tally.unexplained[0])
 
     def _tell_known(self, key: tuple[str, str]) -> None:
         """What the ledger explains is told by the ledger's own life if it shows it here as well, else by the one seen."""
@@ -579,10 +580,7 @@ class Campaign:
         return plain is not None and bool(plain.judgement.deviations)
 
     def _note(self) -> None:
-        for divergence in self.result.divergences:
-            divergence.found_in = self.suspects.new[divergence.check, divergence.cause].count
-        for divergence in self.result.known:
-            divergence.found_in = self.suspects.known[divergence.check, divergence.entry].count
+        self.suspects.number(self.result)
         subject, notes = self.subject, self.result.notes
         notes += unsupported_options(subject)
         if subject.spec.products:

@@ -56,6 +56,8 @@ class Consequences:
         """Whether ``effect`` comes from the fault that ``root`` tells of."""
         if effect.owner != root.owner:
             return False
+        if effect.expected and effect.check != root.check:
+            return False  # it is told by itself, or its check would seem to pass
         if root.check == effect.check and root.check in _CHANGED:
             return _ending(effect.trace) == _ending(root.trace)
         if root.check == "gradient-unwritten":

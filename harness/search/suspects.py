@@ -21,12 +21,14 @@ from stepcheck.harness.checking.twins import ADDED, FIRST, OTHER, TWINS
 from stepcheck.harness.known import ledger
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.subjects import Subject
-from stepcheck.harness.record.verdict import LifeTally
+from stepcheck.harness.record.verdict import LifeTally, Result
 from stepcheck.harness.search.consequences import ROOTS
 from stepcheck.harness.support.clocks import Clocks
 
 #: Lives with one deviation in which an invariant is looked for that explains it.
 _TRIED = 4
+#: Of each check that is expected to fail, divergences that are made small and told.
+_MOST_EXPECTED = 3
 #: Lives of a class that deviates from the reference in which it is asked by second lives, for each check.
 _TWINNED = 20
 #: Before an option is said to have no effect: lives in which it should, and elements that it should change there.
@@ -148,6 +150,43 @@ class Suspects:
             for check, cause in self.new
             if (not cause.endswith(NO_EFFECT) or self._is_idle(cause)) and not self._is_told_otherwise(check, cause)
         ]
+
+    @property
+    def pressing(self) -> bool:
+        """Whether there is one that was not expected."""
+        return any(check not in self.subject.expected for check, _ in self.ready)
+
+    def due(self, most: int, *, at_once: bool) -> list[tuple[str, str]]:
+        """The suspects to be made small next, in the order in which they are told.
+
+        Args:
+            most: how many in all. Those that were expected do not take the place of others, and their checks not that of each other.
+            at_once: where there is one that was not expected, it is not kept waiting.
+        """
+        expected = self.subject.expected
+        ready = [key for key in self.ready if not (at_once and self.pressing and key[0] in expected)]
+        told: Counter[str] = Counter()
+        made = []
+        for key in [*self.shrunk, *sorted((key for key in ready if key not in self.shrunk), key=rank)]:
+            kind, limit = (key[0], _MOST_EXPECTED) if key[0] in expected else ("", most)
+            if told[kind] < limit and key not in self.shrunk:
+                made.append(key)
+            told[kind] += 1
+        return made
+
+    def number(self, result: Result) -> None:
+        """Say of each divergence in how many lives it was seen."""
+        for divergence in result.unexplained:
+            divergence.found_in = self.new[divergence.check, divergence.cause].count
+        for divergence in result.known:
+            if not divergence.expected:
+                divergence.found_in = self.known[divergence.check, divergence.entry].count
+
+    def passing(self, result: Result) -> list[str]:
+        """The checks that were expected to fail, were asked, and of which nothing was seen, though it was not told."""
+        seen = {check for check, _ in self.new}
+        tallies = [result.tallies[check] for check in self.subject.expected if check in result.tallies]
+        return [t.check for t in tallies if t.verdict == "pass" and t.check not in seen]
 
     def _is_told_otherwise(self, check: str, cause: str) -> bool:
         """Whether what two lives of the class show is told already, beside the reference in another life; or the other way round."""

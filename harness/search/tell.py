@@ -8,7 +8,7 @@ from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.checking.findings import Finding
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.subjects import Subject
-from stepcheck.harness.record.verdict import Divergence
+from stepcheck.harness.record.verdict import EXPECTED, Divergence
 from stepcheck.harness.telling import explain, repro
 from stepcheck.reference.dialects import title
 
@@ -39,6 +39,7 @@ def tell(
         life=lines,
         script=repro.script(subject, trace, finding, twice=twice),
         found_in=count,
+        entry=EXPECTED + subject.expected[finding.check] if finding.check in subject.expected else "",
         owner=finding.owner,
         declared=subject.declared,
     )

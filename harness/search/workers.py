@@ -259,7 +259,7 @@ class _Pool:
             trace = Trace.from_json(loads(job.diary.read_text(encoding="utf-8")))
             finding = Finding("completes", HANGS if hangs else CRASH, None, f"the subject {how}")
             divergence = tell(job.subject, trace, finding, evaluate=False)
-            result.tallies.setdefault("completes", Tally("completes")).divergences.append(divergence)
+            result.tallies.setdefault("completes", Tally("completes")).add(divergence)
             self.listener.found(divergence)
             job.recorder.divergence(divergence)
         job.recorder.failed(why)
@@ -272,7 +272,8 @@ class _Pool:
 
 def unfinished(subject: Subject, settings: Settings, why: str, found: Sequence[Divergence]) -> Result:
     """The result of a subject whose campaign did not end: unknown, or failed by what it had found."""
-    result = Result(subject.name, title(subject.spec), {c: Tally(c) for c in settings.checks}, error=why)
+    tallies = {c: Tally(c) for c in settings.checks}
+    result = Result(subject.name, title(subject.spec), tallies, error=why, expected=subject.expected)
     for divergence in found:
         result.tallies[divergence.check].ran += 1
         result.tallies[divergence.check].add(divergence)

@@ -412,3 +412,15 @@ def test_census_and_bench_record_what_their_json_has(folder):
         (path,) = (folder / name / "runs").glob("*.jsonl")
         assert read(path).documents == {name: json.loads((folder / f"{name}.json").read_text())}
         assert read(path).status == 0
+
+
+def test_somebodys_class_may_be_expected_to_fail_a_check(folder):
+    about = ["check", "some_module:WrongAdam", "--like", "Adam", "--only", "agreement", "--examples", "15"]
+    expected = run(folder, *about, "--expect", "agreement: eps is meant so")
+    assert expected.returncode == 0
+    assert "expected: eps is meant so: some_module:WrongAdam fails agreement [" in expected.stdout
+    again = re.search(r"fails agreement \[(\w+)\]", expected.stdout)
+    assert run(folder, "replay", again[1]).returncode == 1
+    refused = run(folder, "check", "torch:SGD", "--expect", "agreement: no")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert refused.stderr.startswith("stepcheck: --expect is for somebody's class alone")

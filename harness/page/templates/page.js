@@ -263,7 +263,7 @@ function divergences(cell, dtype) {
       h("summary", {}, d.k ? h("span", { class: "v known" }, `${data.signs.known} known`) : h("span", { class: "v fail" }, "✕ new"), ` ${name}: ${text(d.x)}`, d.k ? h("span", { class: "entry" }, ` ${d.k}`) : ""),
       h("div", {},
         d.h ? h("p", {}, `Not its own: a fault of ${d.h}.`) : "",
-        d.k ? h("p", {}, "Known issue: ", safe ? h("a", { href: d.u, rel: "noreferrer" }, d.k) : h("code", {}, d.k), d.a === undefined ? "" : `: ${text(d.a)}`) : "",
+        d.k ? h("p", {}, d.k.startsWith("expected: ") ? "Of a check that is expected to fail, and no failure. " : "Known issue: ", safe ? h("a", { href: d.u, rel: "noreferrer" }, d.k) : h("code", {}, d.k), d.a === undefined ? "" : `: ${text(d.a)}`) : "",
         h("p", {}, "In ", number(count(d.n), "found_in", cell.r), d.n === 1 ? " life" : " lives", d.w === null ? "" : [", r ", number(ratio(d.w), "ratio", cell.r)], `; ${d.t.join(", ")}.`),
         (d.l ?? []).length ? h("ul", { class: "life" }, d.l.map((n) => h("li", {}, text(n)))) : "",
         h("div", { class: "line" }, h("code", {}, d.y), copier(d.y)),

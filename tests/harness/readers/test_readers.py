@@ -251,3 +251,26 @@ def test_known_entries_that_this_version_does_not_have_are_named():
 @pytest.mark.parametrize("notes, said", [(["unsupported: it takes float32"], "it takes float32"), ([], "unsupported")])
 def test_why_a_check_is_unsupported_is_said(notes, said):
     assert report.unsupported(result(meaningless={}, notes=notes), "closure") == said
+
+
+def test_what_was_expected_is_named_with_its_reason_and_what_passes_is_a_failure():
+    known = Tally("agreement", 9, 9, 9, known=[divergence(entry="expected: it is meant")])
+    stale = Tally("closure", 9, 9, 9, passes_now="it was so")
+    line = "closure passes now, and was expected to fail (it was so): take it off the list"
+    made = run(result(tallies={"agreement": known}), result(tallies={"agreement": known, "closure": stale}))
+    alone, both = suites(made)
+    properties = [{p.get("name"): p.get("value") for p in suite.iter("property")} for suite in (alone, both)]
+    assert [(p["verdict"], suite.get("failures")) for p, suite in zip(properties, (alone, both), strict=True)] == [
+        ("known", "0"),
+        ("fail", "1"),
+    ]
+    (out,) = alone.iter("system-out")
+    assert out.text == "expected: it is meant, in 3 lives: off by 4 budgets"
+    assert [f.get("message") for f in both.iter("failure")] == [line]
+    told = StringIO()
+    show(made, OUT, Console(file=told, width=200))
+    for text in (told.getvalue(), markdown(made, OUT)):
+        assert re.search(r"expected: it is meant: m(:|&#58;)A fails agreement", text.replace("\\", ""))
+        assert line in text.replace("\\", "")
+        assert "1 expected" in text
+    assert [row["verdict"] for row in to_json(made, OUT)["subjects"]] == ["known", "fail"]
