@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.life.values import DTYPES
@@ -25,6 +24,9 @@ from stepcheck.harness.support import dynamo
 from stepcheck.harness.support.defaults import PATIENCE
 from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import Spec
+
+if TYPE_CHECKING:
+    from stepcheck.suite import Expected
 
 Make = Callable[..., Any]
 
@@ -54,22 +56,38 @@ class Report:
     def divergences(self) -> list[Divergence]:
         return self.result.divergences
 
+    @property
+    def expected(self) -> list[Divergence]:
+        """Those of checks that were expected to fail."""
+        return [d for d in self.result.known if d.expected]
+
     def raise_on_divergence(self) -> None:
         """Raise unless the verdict is ``pass`` or ``known``.
 
         Raises:
             Divergences: the verdict is ``fail``, or ``unknown``: what was not checked is not green.
         """
+        __tracebackhide__ = True
         if self.verdict in ("pass", "known"):
             return
-        told = ["\n".join(describe(d, self.folder)) for d in self.divergences] + self.result.passing_now
+        about = f"{self.result.subject} (like {self.result.like}): {self.verdict}\n"
+        raise Divergences(about + "\n\n".join(self.told()))
+
+    def told(self, *, expected: bool = False) -> list[str]:
+        """All that is to be said of what is not green, each in lines.
+
+        Args:
+            expected: as if nothing had been expected to fail.
+        """
+        divergences = [*self.divergences, *(self.expected if expected else ())]
+        told = ["\n".join(describe(d, self.folder)) for d in divergences] + self.result.passing_now
         unasked = [t.check for t in self.result.tallies.values() if t.verdict == "unknown"]
         if self.result.error:
             told.append(f"unknown: {self.result.error}")
         if unasked:
             why = [note for note in self.result.notes if note.startswith("unknown: ")] or ["allow more examples"]
             told.append(f"unknown: nothing was there for {', '.join(unasked)} to look at; {'; '.join(why)}")
-        raise Divergences(f"{self.result.subject} (like {self.result.like}): {self.verdict}\n" + "\n\n".join(told))
+        return told
 
 
 def check_optimizer(
@@ -145,31 +163,31 @@ def _check(subject: Subject, settings: Settings, folder: Path) -> Report:
 
 
 def parametrize_with_checks(
-    optimizers: Mapping[str, tuple[Make, str]], *, examples: int = DEFAULT_EXAMPLES, seed: int = 0
+    optimizers: Mapping[str, tuple[Make, str]],
+    *,
+    examples: int = DEFAULT_EXAMPLES,
+    seed: int = 0,
+    dtypes: Sequence[str] = (),
+    expected_failed_checks: Expected | None = None,
 ) -> Any:
     """A pytest decorator: one test for each optimizer and check, each given a ``check`` to call.
 
-    An optimizer lives its lives once, for all of its tests. A check that has no meaning for it is skipped, with the reason.
+    An optimizer lives its lives once, for all of its tests. A check that has no meaning for it is skipped, with the reason. One that is
+    expected to fail is an xfail, and fails if it passes. ``pytest --stepcheck-examples``, ``--stepcheck-seed`` and ``--stepcheck-dtype``
+    ask for other lives.
 
     Args:
         optimizers: test name to (class or factory, name of its reference).
+        examples: lives to play.
+        seed: the same seed plays the same lives.
+        dtypes: parameter dtypes; float32 and float64 by default.
+        expected_failed_checks: test name to (check to the reason why it fails); or a function that is given a class or factory and returns
+            the latter.
+
+    Raises:
+        UsageError: an expected failure is of a test or check that does not exist, or has no reason.
     """
-    import pytest
+    from stepcheck import suite  # which needs what stands above
 
-    @functools.cache
-    def whole(title: str) -> Report:
-        make, like = optimizers[title]
-        return check_optimizer(make, like, examples=examples, seed=seed)
-
-    def case(title: str, name: str) -> Callable[[], None]:
-        def check() -> None:
-            report = whole(title)
-            one = Report(replace(report.result, tallies={name: report.result.tallies[name]}), report.folder)
-            if one.verdict == "unsupported":
-                pytest.skip("; ".join(n for n in report.result.notes if name in n) or "unsupported")
-            one.raise_on_divergence()
-
-        return check
-
-    cases = [pytest.param(case(title, name), id=f"{title}-{name}") for title in optimizers for name in CHECKS]
-    return pytest.mark.parametrize("check", cases)
+    lives = suite.Lives(examples, seed, tuple(dtypes))
+    return suite.decorator(suite.Suite(optimizers, lives, expected_failed_checks))
