@@ -206,4 +206,4 @@ def test_loader():
     from stepcheck.harness.support import text
     assert "Rewriting" not in type(text.__loader__).__name__
 """)
-    run(pytester, "-p", "early").assert_outcomes(passed=1)
+    pytester.runpytest_subprocess("-p", "early", *PLUGIN, timeout=300).assert_outcomes(passed=1)
