@@ -163,7 +163,7 @@ def _check(subject: Subject, settings: Settings, folder: Path) -> Report:
 
 
 def parametrize_with_checks(
-    optimizers: Mapping[str, tuple[Make, str]],
+    optimizers: Mapping[str, tuple[Make, str | Mapping[str, Any]]],
     *,
     examples: int = DEFAULT_EXAMPLES,
     seed: int = 0,
@@ -177,7 +177,8 @@ def parametrize_with_checks(
     ask for other lives.
 
     Args:
-        optimizers: test name to (class or factory, name of its reference).
+        optimizers: test name to (class or factory, name of its reference). In place of the name may stand what else is declared, as arguments
+            of ``check_optimizer``: ``{"like": "Adam", "names": {"eps": "epsilon"}}``.
         examples: lives to play.
         seed: the same seed plays the same lives.
         dtypes: parameter dtypes; float32 and float64 by default.

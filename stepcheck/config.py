@@ -12,6 +12,7 @@ from typing import Any
 from stepcheck.harness.play.declared import Declaration
 from stepcheck.harness.play.families import FAMILIES, resolve
 from stepcheck.harness.play.subjects import Subject, asked_for
+from stepcheck.harness.search.expected import expecting
 from stepcheck.harness.support.usage import UsageError
 
 FILE = "pyproject.toml"
@@ -25,11 +26,13 @@ class Declared:
         declaration: its reference, names and arithmetic.
         sparse: sparse gradients are asked for.
         tensor_lr: learning rates that are tensors are asked for.
+        expected: checks that it is expected to fail, each with the reason.
     """
 
     declaration: Declaration
     sparse: bool = False
     tensor_lr: bool = False
+    expected: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,10 +143,9 @@ def _declared(where: str, table: Any) -> Declared:
     )
     sparse = reader.take("sparse", bool, "true or false", False)
     tensor_lr = reader.take("tensor_lr", bool, "true or false", False)
+    expected = reader.take("expected_failures", dict, "a table of checks and reasons", {})
     reader.done()
-    if not declaration.like and declaration != Declaration():
-        raise UsageError(f"{where}: say which reference it is held to, with like or spec")
-    return Declared(declaration, sparse, tensor_lr)
+    return Declared(declaration, sparse, tensor_lr, expected)
 
 
 def _with_a_colon(where: str, spec: str) -> str:
@@ -178,5 +180,5 @@ def subjects(config: Config, text: str, said: Mapping[str, Any]) -> list[Subject
     declared = config.subjects.get(text, Declared(Declaration()))
     found = resolve(text, replace(declared.declaration, **said))
     if declared.sparse or declared.tensor_lr:
-        return [asked_for(s, sparse=declared.sparse, tensor_lr=declared.tensor_lr) for s in found]
-    return found
+        found = [asked_for(s, sparse=declared.sparse, tensor_lr=declared.tensor_lr) for s in found]
+    return [expecting(s, declared.expected) for s in found]

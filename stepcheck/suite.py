@@ -11,12 +11,16 @@ from typing import Any
 
 from stepcheck.api import Divergences, Make, Report, check_optimizer
 from stepcheck.harness.checking.checks import CHECKS
-from stepcheck.harness.play.subjects import UsageError
 from stepcheck.harness.readers.report import unsupported
 from stepcheck.harness.search.expected import declared
+from stepcheck.harness.support.usage import UsageError
 
 #: Of each optimizer, by the name of its test, why it is expected to fail which checks; or who says so of a class or factory.
 Expected = Mapping[str, Mapping[str, str]] | Callable[[Make], Mapping[str, str]]
+
+
+#: The name of a reference, or arguments of ``check_optimizer`` that say what is declared.
+Said = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Suite:
     """The tests of one call of ``parametrize_with_checks``.
 
     Args:
-        optimizers: test name to (class or factory, name of its reference).
+        optimizers: test name to (class or factory, name of its reference or what else is declared of it).
         lives: those of each of them.
         expected: what they are expected to fail.
 
@@ -40,7 +44,7 @@ class Suite:
         UsageError: what is expected makes no sense.
     """
 
-    def __init__(self, optimizers: Mapping[str, tuple[Make, str]], lives: Lives, expected: Expected | None) -> None:
+    def __init__(self, optimizers: Mapping[str, tuple[Make, Said]], lives: Lives, expected: Expected | None) -> None:
         self.optimizers = optimizers
         self.lives = lives
         self.expected = _by_title(optimizers, expected)
@@ -55,9 +59,11 @@ class Suite:
         """What is found out of one optimizer. It lives its lives once, for all of its tests."""
         key = (title, self.lives)
         if key not in self._reports:
-            make, like = self.optimizers[title]
-            expected = self.expected[title]
-            self._reports[key] = check_optimizer(make, like, **vars(self.lives), expected_failures=expected)
+            make, said = self.optimizers[title]
+            about = dict(said) if isinstance(said, Mapping) else {"like": said}
+            self._reports[key] = check_optimizer(
+                make, **about, **vars(self.lives), expected_failures=self.expected[title]
+            )
         return self._reports[key]
 
     def found(self, title: str) -> Report | None:
@@ -111,7 +117,7 @@ class Case:
         return f"{self.title}-{self.check}"
 
 
-def _by_title(optimizers: Mapping[str, tuple[Make, str]], expected: Expected | None) -> dict[str, dict[str, str]]:
+def _by_title(optimizers: Mapping[str, tuple[Make, Said]], expected: Expected | None) -> dict[str, dict[str, str]]:
     if expected is None or callable(expected):
         return {t: declared(expected(make)) if expected else {} for t, (make, _) in optimizers.items()}
     for title in expected:

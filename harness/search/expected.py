@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from stepcheck.harness.checking.checks import CHECKS
-from stepcheck.harness.play.subjects import Subject, UsageError
+from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.support.text import in_one_line
+from stepcheck.harness.support.usage import UsageError
 
 
 def declared(expected: Mapping[str, str]) -> dict[str, str]:
