@@ -27,7 +27,6 @@ from stepcheck.harness.record.verdict import HANGS, REFUSED, VALIDATION, Diverge
 from stepcheck.harness.search import shrink, steer
 from stepcheck.harness.search.asking import findings, refusal, reproduction, unexplained
 from stepcheck.harness.search.consequences import Consequences
-from stepcheck.harness.search.drawing import pages
 from stepcheck.harness.search.generate import decoder
 from stepcheck.harness.search.limits import FIRST_LIFE, Hang, patience, time_limit
 from stepcheck.harness.search.notes import (
@@ -289,6 +288,8 @@ class Campaign:
 
     def _draw(self, batch: int, size: int) -> Iterator[list[Trace]]:
         """Candidates for ``size`` lives, of which the seed alone decides."""
+        from stepcheck.harness.search.drawing import pages  # it takes Hypothesis with it
+
         text, each = f"{self.settings.seed}/{self.subject.name}/{','.join(self.dtypes)}/{batch}", steer.CANDIDATES
         wanted = pages(text, size * each)
         self.turns = Turns(self.subject) if batch == 0 else self.turns
@@ -383,8 +384,7 @@ class Campaign:
 
     def _play_twice(self, trace: Trace, life: LifeTally) -> None:
         """Look whether a life comes out the same when it is played again."""
-        place = self._in_fresh("twice", trace)
-        if place is None:
+        if (place := self._in_fresh("twice", trace)) is None:
             return
         digests = [self._in_fresh("digest", trace) for _ in range(2)]
         finding = determinism.finding(place, leaks=digests[0] == digests[1])

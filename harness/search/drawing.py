@@ -1,19 +1,36 @@
-"""Pages of bytes that Hypothesis draws, set up so that the seed alone decides."""
+"""Pages of bytes that Hypothesis draws, set up so that the seed alone decides.
+
+To import Hypothesis takes as long as half of what is here: whoever draws nothing imports nothing of this module.
+"""
 
 from __future__ import annotations
 
 import gc
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, configuration
+from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
 
-from stepcheck.harness.search.generate import PAGE, PAGES
+from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.play.subjects import Subject
+from stepcheck.harness.search.generate import PAGE, TRACE_BYTES, decoder, page
+
+_KEY_BYTES = 32
+
+
+def traces(subject: Subject, dtypes: Sequence[str]) -> st.SearchStrategy[Trace]:
+    """A strategy for the traces of :func:`decoder`."""
+    return st.binary(min_size=TRACE_BYTES, max_size=TRACE_BYTES).map(decoder(subject, dtypes))
+
+
+#: A strategy for pages. Hypothesis draws the key alone, because it draws bytes one by one.
+PAGES: st.SearchStrategy[list[bytes]] = st.binary(min_size=_KEY_BYTES, max_size=_KEY_BYTES).map(page)
 
 
 @contextmanager

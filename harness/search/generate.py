@@ -15,8 +15,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple, TypeVar, cast
 
-from hypothesis import strategies as st
-
 from stepcheck.harness.life.events import (
     HOOKS,
     SCHEDULES,
@@ -571,16 +569,8 @@ def decoder(subject: Subject, dtypes: Sequence[str]) -> Callable[..., Trace]:
     return decode
 
 
-def traces(subject: Subject, dtypes: Sequence[str]) -> st.SearchStrategy[Trace]:
-    """A strategy for the traces of :func:`decoder`."""
-    return st.binary(min_size=TRACE_BYTES, max_size=TRACE_BYTES).map(decoder(subject, dtypes))
-
-
 #: Lives in one draw of a campaign. Most of what a draw costs is Hypothesis's own account of it, whatever it holds.
 PAGE = 64
-
-
-_KEY_BYTES = 32
 
 
 def page(key: bytes) -> list[bytes]:
@@ -589,7 +579,3 @@ def page(key: bytes) -> list[bytes]:
         return [bytes(TRACE_BYTES)]
     data = hashlib.shake_256(key).digest(PAGE * TRACE_BYTES)
     return [data[n : n + TRACE_BYTES] for n in range(0, len(data), TRACE_BYTES)]
-
-
-#: A strategy for pages. Hypothesis draws the key alone, because it draws bytes one by one.
-PAGES: st.SearchStrategy[list[bytes]] = st.binary(min_size=_KEY_BYTES, max_size=_KEY_BYTES).map(page)

@@ -96,6 +96,7 @@ def run(
         torch.set_num_threads(1)  # a class may need nothing of what warming up imports
     else:
         warm_up()
+        from stepcheck.harness.search import drawing  # noqa: F401 - or every worker would import Hypothesis by itself
     gc.freeze()  # workers need not look through all that was imported for garbage
     try:
         if not forks():

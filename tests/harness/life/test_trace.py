@@ -59,7 +59,8 @@ from stepcheck.harness.life.trace import MAX_EVENTS, MAX_WORK, PARAMETER_WORK, T
 from stepcheck.harness.life.values import RECIPES, Values, splitmix64, splitmix64_word
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
-from stepcheck.harness.search.generate import ESSENTIALS, TRACE_BYTES, decoder, traces
+from stepcheck.harness.search.drawing import traces
+from stepcheck.harness.search.generate import ESSENTIALS, TRACE_BYTES, decoder
 from stepcheck.harness.search.scenes import scenes
 from stepcheck.reference import SPECS
 
