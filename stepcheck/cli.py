@@ -1,11 +1,13 @@
 """The command line. Exit status: 0 conforms, 1 a divergence that is not known, 2 bad usage or input, 3 unknown.
 
-Whoever asks for help waits for nothing: torch, NumPy and Hypothesis are imported by the commands that need them.
+Whoever asks for help waits for nothing: torch, NumPy and Hypothesis are imported by the commands that need them, and rich by
+those that have something to show.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import gc
 import io
 import json
@@ -24,8 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from stepcheck import __version__
 from stepcheck.harness.support import defaults
@@ -34,6 +34,8 @@ from stepcheck.output import Output, Unwritten, take_over
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
     from stepcheck.config import Config
     from stepcheck.harness.bench import rounds as benchmark
@@ -191,13 +193,22 @@ _OUT = click.option(
 
 def _console_for(stream: Any, **settings: Any) -> Console:
     """A console. What a subject is called, or says, is shown as it stands: ``:factory:`` is no picture of one."""
+    from rich.console import Console  # a campaign's workers play while this is imported
+
     if stream is None or not stream.isatty():
         # Without a terminal nobody folds lines: scripts and logs want them whole.
         settings |= {"width": 160, "soft_wrap": True}
     return Console(highlight=False, emoji=False, **settings)
 
 
-_console = _console_for(sys.stdout)
+@functools.cache
+def _console() -> Console:
+    """The console of standard output: of that which the command began with, and not what may stand in its place while a subject plays."""
+    return _console_for(_began_with, file=_began_with)
+
+
+#: Standard output, while a command runs.
+_began_with: Any = None
 
 
 def main() -> NoReturn:
@@ -209,15 +220,21 @@ def main() -> NoReturn:
     before = sys.stdout, sys.stderr
     theirs = set(threading.enumerate())
     out = take_over()
-    _console.file = sys.stdout  # not what may stand in its place while a subject plays
+    _stand_on(sys.stdout)
     _hear_requests()
     try:
         status = _run(out)
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = before
-        _console.file = None  # type: ignore[assignment]  # whatever is standard output from now on
+        _stand_on(None)  # whatever is standard output from now on
     _leave(status, theirs)
+
+
+def _stand_on(stream: Any) -> None:
+    global _began_with  # noqa: PLW0603 - the command's, of which a process has one at a time
+    _began_with = stream
+    _console.cache_clear()
 
 
 def _run(out: Output) -> int:
@@ -290,7 +307,7 @@ def list_() -> int:
     from stepcheck.harness.play.families import FAST, TORCH
     from stepcheck.reference import SPECS
 
-    _console.print("[bold]optimizers[/] (references), and the modes and dtypes of torch.optim that are held to them")
+    _console().print("[bold]optimizers[/] (references), and the modes and dtypes of torch.optim that are held to them")
     for name, spec in SPECS.items():
         family = TORCH if name in TORCH.modes else FAST
         modes = family.modes.get(name, ())[: None if family is TORCH else 1]
@@ -298,12 +315,12 @@ def list_() -> int:
         supported = [s for s in subjects if not s.unsupported]
         shown = [mode if s in supported else f"[dim]({mode})[/]" for s, mode in zip(subjects, modes, strict=True)]
         lacking = "" if family is TORCH else "[dim]none in torch.optim[/]"
-        _console.print(f"  {name:<11}{lacking or ' '.join(shown)}")
+        _console().print(f"  {name:<11}{lacking or ' '.join(shown)}")
         dtypes = dict.fromkeys(d for s in supported for d in s.dtypes)
         told = [d + _except(d, supported, modes) for d in dtypes] or ["a class of yours, with --like"]
         sparse = {"": "", "only": "; sparse gradients alone"}.get(spec.sparse, "; sparse gradients")
-        _console.print(f"  {'':<11}[dim]{', '.join(told)}{sparse}[/]")
-    _console.print("  A mode in parentheses is unsupported here: stepcheck check says why.", markup=False)
+        _console().print(f"  {'':<11}[dim]{', '.join(told)}{sparse}[/]")
+    _console().print("  A mode in parentheses is unsupported here: stepcheck check says why.", markup=False)
     without = ", ".join(name for name in SPECS if name not in FAST.modes)
     has = f"all of them but {without}" if without else "all of them"
     for line in (
@@ -311,14 +328,14 @@ def list_() -> int:
         "  fast:NAME[compensated]. Kernels for CUDA are checked as fast:NAME[triton], run by Triton's interpreter, and as",
         "  fast:NAME[cuda] on a GPU.",
     ):
-        _console.print(line, markup=False)
-    _console.print(
+        _console().print(line, markup=False)
+    _console().print(
         "  Subjects: torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, or package.module:Class --like NAME",
         markup=False,
     )
-    _console.print("[bold]checks[/]")
+    _console().print("[bold]checks[/]")
     for check in CHECKS.values():
-        _console.print(f"  {check.name:<20}{check.question}")
+        _console().print(f"  {check.name:<20}{check.question}")
     return CONFORMS
 
 
@@ -421,19 +438,17 @@ def check(
     --spec it is held to a reference, and without one it is asked for the invariants alone. Without any: those that [tool.stepcheck] of
     pyproject.toml declares, else torch and fast.
     """
-    import torch  # noqa: F401
+    with _no_garbage():
+        from stepcheck import config
+        from stepcheck.harness.search import workers  # and all of torch
+        from stepcheck.harness.search.settings import Settings
 
-    gc.freeze()  # torch is no garbage: to look through it takes a fifth of the time in which the rest is imported
     click.get_current_context().call_on_close(gc.unfreeze)  # or Triton's modules are taken for a leak at exit
-    from stepcheck.harness.search.settings import Settings
-
     if first:
         from stepcheck.harness.support import dynamo
 
         dynamo.late()
     with _fresh({"--json": json_file, "--junit": junit_file, "--markdown": markdown_file}):
-        from stepcheck import config
-
         project = config.read()
         said = {
             "like": _reference(like, spec),
@@ -449,9 +464,7 @@ def check(
             chosen = _expecting(chosen, expect)
         each = None
         if seconds is not None:
-            from stepcheck.harness.search.workers import slots
-
-            each = max(seconds * min(len(chosen), slots(jobs)) / len(chosen), 0.1)
+            each = max(seconds * min(len(chosen), workers.slots(jobs)) / len(chosen), 0.1)
         elif examples is None:
             examples = project.examples or defaults.EXAMPLES
         summary_file = Path(os.environ["GITHUB_STEP_SUMMARY"]) if os.environ.get("GITHUB_STEP_SUMMARY") else None
@@ -459,6 +472,19 @@ def check(
         files = (json_file, junit_file, markdown_file, summary_file)
         settings = Settings(seed, examples, each, dtypes, only, at_once=first, patience=patience, jobs=jobs)
         return _checked(list(chosen.values()), settings, out, *files)
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Modules that are imported here are none: to look through them again and again takes a tenth of their time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _chosen(
@@ -558,7 +584,7 @@ def _checked(
     from stepcheck.harness.record.reading import read
 
     run = read(stream.path)
-    show(run, out, _console)
+    show(run, out, _console())
     unwritten.write(json_file, "--json", json.dumps(to_json(run, out), indent=1) + "\n")
     if junit_file is not None:
         from stepcheck.harness.readers.junit import junit  # it takes XML with it
@@ -657,17 +683,16 @@ def _shown(subjects: list[Subject], folder: Path, unwritten: Unwritten) -> Itera
             store.save(folder, divergence)
 
     width = max(len(s.name) for s in subjects)
-    if not _console.is_terminal:
+    if not sys.stdout.isatty():
 
         def finished(result: Result) -> None:
-            _console.print(
+            _console().print(
                 shown(f"{result.subject:<{width}}  {result.verdict:<8} {result.traces:>6} traces"), markup=False
             )
 
         yield workers.Listener(found=found, finished=finished)
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_console, transient=True) as progress:
+    with _bars(_console()) as progress:
         overall = progress.add_task("all subjects", total=len(subjects))
         tasks: dict[str, TaskID] = {}
 
@@ -740,13 +765,13 @@ def replay(name: str, subject: str | None, out: Path) -> int:
         who = _player(path, saved, subject, out)
     except UnbuiltError as error:  # its life cannot be lived: that is no use of the command that could be mended
         about = saved.check or "all checks"
-        _console.print(
+        _console().print(
             shown(f"ERROR {subject or saved.subject} {about}: unknown: the constructor: {error}"), markup=False
         )
         return UNKNOWN
     outcome = again.replay(who, saved)
     for line in outcome.lines:
-        _console.print(shown(f"{outcome.word} {who.name} {line}"), markup=False)
+        _console().print(shown(f"{outcome.word} {who.name} {line}"), markup=False)
     if outcome.word == again.ERROR:
         return UNKNOWN
     return CONFORMS if outcome.word == again.FIXED or outcome.known else DIVERGES
@@ -848,10 +873,9 @@ def power(
     _writable(json_file)
     tables.check_plot(plot_file)
     plan = Plan(names, seed, 3, mutants=4, steps=0) if quick else Plan(names, seed, seeds, mutants=mutants, steps=steps)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     known, before = ([], 0.0) if earlier is None else _measured(earlier, asdict(plan))
     with _recorded(out, seed, asdict(plan)) as stream:
-        with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as progress:
+        with _bars(_console(), disable=not _console().is_terminal) as progress:
             task = progress.add_task("campaigns and questions", total=None)
             measured = measure(
                 plan,
@@ -865,12 +889,12 @@ def power(
         stream.document("power", data)
         stream.status = DIVERGES if doubtful or measured.alarms else CONFORMS
     for table in (found.by_kind, found.by_optimizer, found.kill_matrix, found.slowest):
-        _console.print(table(measured))
-        _console.print()
+        _console().print(table(measured))
+        _console().print()
     for line in (*doubtful, *found.false_alarms(measured)):
-        _console.print(line, markup=False)
-    _console.print(found.LEGEND.format(examples=plan.examples, seeds=plan.seeds), markup=False)
-    _console.print(f"{measured.seconds:.0f} s in all, seeds from {seed}.", markup=False)
+        _console().print(line, markup=False)
+    _console().print(found.LEGEND.format(examples=plan.examples, seeds=plan.seeds), markup=False)
+    _console().print(f"{measured.seconds:.0f} s in all, seeds from {seed}.", markup=False)
     _write_json(json_file, data)
     if plot_file is not None:
         found.plot(measured, plot_file)
@@ -994,7 +1018,7 @@ def bench(
     )
     start = time.perf_counter()
     about = tables.environment(device)
-    _console.print(
+    _console().print(
         f"torch {about['torch']}, {about['processor']}, {about['threads']} threads, {dtype}, seed {seed}", markup=False
     )
     planned = {"names": chosen, "workloads": named} | asdict(settings)
@@ -1009,13 +1033,13 @@ def bench(
         stream.document("bench", data)
         stream.status = DIVERGES if any(r.wrong for r in rows) else CONFORMS
     if scalings:
-        _console.print("\n[bold]scaling[/]: what a further tensor of 64 elements costs, and a further element")
-        _console.print(tables.scaling_table(scalings))
-    _console.print()
+        _console().print("\n[bold]scaling[/]: what a further tensor of 64 elements costs, and a further element")
+        _console().print(tables.scaling_table(scalings))
+    _console().print()
     for note in tables.notes(rows):
-        _console.print(note, markup=False)
+        _console().print(note, markup=False)
     legend = tables.LEGEND + (tables.CUDA_LEGEND if device == "cuda" else "")
-    _console.print(f"{legend} {time.perf_counter() - start:.0f} s in all.", markup=False)
+    _console().print(f"{legend} {time.perf_counter() - start:.0f} s in all.", markup=False)
     _write_json(json_file, data)
     if plot_file is not None:
         tables.plot(rows, plot_file)
@@ -1041,8 +1065,8 @@ def _bench_rows(
             timed.append(row)
         rows += timed
         if any(t.seconds for r in timed for t in r.timings):
-            _console.print(tables.title(workload))
-            _console.print(tables.table(timed))
+            _console().print(tables.title(workload))
+            _console().print(tables.table(timed))
     return rows
 
 
@@ -1052,7 +1076,7 @@ def _bench_host(names: Sequence[str], rounds: int, json_file: Path | None, out: 
     host.check(names)
     _writable(json_file)
     about = tables.environment("cpu")
-    _console.print(f"torch {about['torch']}, {about['processor']}, 1 thread", markup=False)
+    _console().print(f"torch {about['torch']}, {about['processor']}, 1 thread", markup=False)
     with _recorded(out, None, {"names": names, "rounds": rounds}, about) as stream, _bench_progress() as progress:
         empty = {"stepcheck": __version__, "environment": about, "host": []}
         stream.document("host", empty)
@@ -1062,8 +1086,8 @@ def _bench_host(names: Sequence[str], rounds: int, json_file: Path | None, out: 
             stream.row("host", host.to_json([row])[0], into="host")
         data = empty | {"host": host.to_json(rows)}
         stream.document("host", data)
-    _console.print(host.table(rows))
-    _console.print(host.LEGEND, markup=False)
+    _console().print(host.table(rows))
+    _console().print(host.LEGEND, markup=False)
     _write_json(json_file, data)
     return CONFORMS
 
@@ -1103,11 +1127,11 @@ def census(names: tuple[str, ...], archs: tuple[str, ...], json_file: Path | Non
         data = counted.to_json(__version__, taken)
         stream.document("census", data)
         stream.status = DIVERGES if taken.failures else UNKNOWN if taken.unknown else CONFORMS
-    _console.print(counted.table(taken))
+    _console().print(counted.table(taken))
     for line in counted.lines(taken):
-        _console.print(line)
-    _console.print(counted.LEGEND, markup=False)
-    _console.print(f"{counted.closing(taken)}; {time.perf_counter() - start:.0f} s in all.", markup=False)
+        _console().print(line)
+    _console().print(counted.LEGEND, markup=False)
+    _console().print(f"{counted.closing(taken)}; {time.perf_counter() - start:.0f} s in all.", markup=False)
     _write_json(json_file, data)
     return stream.status
 
@@ -1130,36 +1154,45 @@ def report_(paths: tuple[Path, ...], out: Path, against: Path | None) -> int:
 
     made = write.build(write.collect(paths or (defaults.FOLDER,)), against)
     for problem in made.problems:
-        _console.print(f"not whole: {problem}", markup=False)
+        _console().print(f"not whole: {problem}", markup=False)
     for figure in made.figures:
         if figure.missing:
-            _console.print(f"{figure.title}: {figure.missing}", markup=False)
+            _console().print(f"{figure.title}: {figure.missing}", markup=False)
     written = write.write(made, out)
     if made.comparison is not None:
         c = made.comparison
-        _console.print(
+        _console().print(
             f"compared with {c.against}: {c.verdict}; {len(c.red)} became red, {len(c.green)} green, {len(c.gone)} gone,"
             f" {len(c.shrank)} counts shrank",
             markup=False,
         )
     if made.upgrade is not None:
         for line in made.upgrade.lines():
-            _console.print(line, markup=False, soft_wrap=True)
-    _console.print(f"{made.verdict}: {made.headline}", markup=False)
+            _console().print(line, markup=False, soft_wrap=True)
+    _console().print(f"{made.verdict}: {made.headline}", markup=False)
     for path in written:
-        _console.print(f"{path}  {path.stat().st_size:,} bytes", markup=False)
+        _console().print(f"{path}  {path.stat().st_size:,} bytes", markup=False)
     return CONFORMS
+
+
+def _bars(console: Console, **settings: Any) -> Progress:
+    """Bars that are gone when all is done, for a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, **settings)
 
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error, if that is a terminal."""
+    from rich.console import Console
+
     console = Console(stderr=True, emoji=False)
     if not console.is_terminal:
         yield lambda done, total: None
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _bars(console) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -1167,13 +1200,14 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def _bench_progress() -> Iterator[benchmark.Progress]:
     """What is being timed, on standard error if that is a terminal."""
+    from rich.console import Console
+
     console = Console(stderr=True, emoji=False)
     if not console.is_terminal:
         yield lambda what, done, total: None
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # It is drawn between rows alone: a thread that draws would be timed too.
-    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
+    with _bars(console, auto_refresh=False) as progress:
         task = progress.add_task("")
         yield lambda what, done, total: progress.update(
             task, description=what, completed=done, total=total, refresh=True

@@ -43,7 +43,9 @@ _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 _SECONDS = 120
 # A server that has imported stepcheck once and forks for each command: an import takes as long as a short check.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["stepcheck.cli", "stepcheck.harness.search.workers"])
+_FORKS.set_forkserver_preload(
+    [f"stepcheck.{name}" for name in ("cli", "harness.search.workers", "harness.search.drawing", "harness.readers.terminal")]
+)
 
 
 @dataclass(frozen=True)

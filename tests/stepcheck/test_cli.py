@@ -89,7 +89,7 @@ def test_a_process_that_calls_the_command_and_has_threads_of_its_own_goes_on(ref
     theirs.start()
     try:
         assert "no such option" in refuse("check", "--nonsense").lower()
-        assert cli._console.file is sys.stdout
+        assert cli._console().file is sys.stdout
     finally:
         done.set()
         theirs.join()

@@ -29,6 +29,27 @@ def test_nothing_heavy_is_imported_to_tell_of_the_options(words, tmp_path):
     assert done.stdout
 
 
+def test_a_campaign_begins_before_what_draws_lives_and_shows_them_is_imported(tmp_path):
+    text = """
+import sys
+from stepcheck import cli
+from stepcheck.harness.search import workers
+
+
+def run(*arguments):
+    sys.exit(", ".join(sorted({"hypothesis", "rich", "torch._dynamo", "stepcheck.harness.zoo"} & sys.modules.keys())) or 0)
+
+
+workers.run = run
+sys.argv = ["stepcheck", "check", "torch.optim:Adam", "--like", "Adam", "--first"]
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_the_public_names_are_there_all_the_same():
     text = "import sys, stepcheck; assert 'torch' not in sys.modules; from stepcheck import *; print(check_optimizer)"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=True)

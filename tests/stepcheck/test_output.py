@@ -155,8 +155,8 @@ def test_what_a_subject_prints_is_not_what_is_found(run):
 def test_a_name_between_colons_is_no_picture(run):
     status, printed, _ = run("check", "speaking:soap.factory", "--like", "SGD", *QUICK)
     assert (status, "speaking:soap.factory  pass" in printed) == (0, True)
-    with cli._console.capture() as shown:
-        cli._console.print(table([result(":soap:factory:", "SGD")]))
+    with cli._console().capture() as shown:
+        cli._console().print(table([result(":soap:factory:", "SGD")]))
     assert ":soap:factory:" in shown.get()
 
 
