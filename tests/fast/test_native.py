@@ -50,7 +50,7 @@ print(p.tolist(), "stepcheck.fast.compiler" in sys.modules)
     assert len(list(tmp_path.glob("*.o"))) == 2 + 2  # what watches tensors; prepare and step
 
 
-@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adafactor"])
+@pytest.mark.parametrize("name", ["SGD", pytest.param("AdamW", marks=pytest.mark.slow), "Adafactor"])
 def test_a_first_step_on_an_empty_cache_takes_no_second(name, tmp_path):
     code = f"""
 import time, torch

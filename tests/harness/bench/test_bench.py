@@ -164,6 +164,7 @@ def test_all_contenders_come_to_the_same_place(name):
     assert all(t.distance < 1e-3 for t in row.timings if t.distance is not None)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("name", ["Adam", "SGD", "Adagrad", "Adafactor"])
 def test_so_they_do_in_other_dtypes(name, dtype):

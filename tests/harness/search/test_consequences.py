@@ -27,7 +27,7 @@ ONE_CAUSE = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("optimizer", ONE_CAUSE, ids=lambda cls: cls.__name__)
 def test_one_cause_is_one_divergence(optimizer):
     like, check, also = ONE_CAUSE[optimizer]

@@ -100,7 +100,7 @@ def is_short(script):
     return len(script.splitlines()) <= 30
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KNOWN)
 def test_script_of_a_known_divergence_fails_for_its_reason(kind):
     name, dtype, check, examples, holds = KNOWN[kind]

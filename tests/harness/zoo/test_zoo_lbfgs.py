@@ -15,13 +15,13 @@ def failed(optimizer, **settings):
     return {check for check, _ in campaign.suspects.new}
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("optimizer", [RightLBFGS, *EQUIVALENT], ids=lambda cls: cls.__name__)
 def test_right_passes(optimizer):
     assert failed(optimizer, examples=60) == set()
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("optimizer", FAULTS, ids=lambda cls: cls.__name__)
 def test_wrong_fails(optimizer):
     assert failed(optimizer, only=FAULTS[optimizer])
