@@ -131,7 +131,7 @@ class OfItsAge(Signum):
 
 
 #: A few, and as many as it takes to see what is rare.
-LIVES = [60, pytest.param(120, marks=pytest.mark.slow)]
+LIVES = [40, pytest.param(120, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("lives", LIVES)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from accused import accused
 from right.base import Base
 
 from stepcheck.harness.play.subjects import class_subject
@@ -127,6 +128,7 @@ def other_names(params, learning_rate=0.01, beta1=0.8, beta2=0.99, epsilon=1e-6)
     return adam()(params, learning_rate, (beta1, beta2), epsilon)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("make", "like", "words"),
     [
@@ -155,7 +157,7 @@ def test_the_convention_is_told_in_one_line(make, like, words):
 EPS_INSIDE = adam(lambda v, c, eps: (v / c + eps).sqrt())
 
 
-@pytest.mark.parametrize(
+in_each_dialect = pytest.mark.parametrize(
     ("make", "like"),
     [
         (adam(lambda v, c, eps: (v.sqrt() + eps) / math.sqrt(c)), "Adam[eps-beside-uncorrected-root]"),
@@ -172,14 +174,30 @@ EPS_INSIDE = adam(lambda v, c, eps: (v / c + eps).sqrt())
         (sgd("zero"), "SGD[momentum-from-zero]"),
     ],
 )
+
+
+@in_each_dialect
+def test_a_class_in_a_dialect_conforms_and_one_of_torch_does_not(make, like):
+    """In a few lives; the first that deviates is the last one."""
+    result = Campaign(class_subject(make, like, "tests:Class"), Settings(examples=LIVES, only=("agreement",))).run()
+    assert (result.verdict, result.like) == ("pass", like), result.divergences
+    assert accused(_torchs(like), like, only=("agreement",), until=("agreement",))[0] == {"agreement"}
+
+
+@pytest.mark.sampled(6)
+@in_each_dialect
 def test_who_declares_a_dialect_is_held_to_it(make, like):
-    """A class in it conforms; the reference itself, and one that is wrong beside, do not."""
+    """A class in it conforms; the reference itself does not, and that is told."""
     result = Campaign(class_subject(make, like, "tests:Class"), Settings(examples=60, only=("agreement",))).run()
     assert result.verdict == "pass", result.divergences[0].life
     assert result.like == like
     assert result.undetermined < 0.1 * result.elements
-    torchs = class_subject(getattr(torch.optim, like.partition("[")[0]), like)
+    torchs = class_subject(_torchs(like), like)
     assert Campaign(torchs, Settings(examples=LIVES, only=("agreement",))).run().verdict == "fail"
+
+
+def _torchs(like):
+    return getattr(torch.optim, like.partition("[")[0])
 
 
 def test_one_that_is_wrong_beside_its_dialect_is_refused_and_told_the_rest():

@@ -322,7 +322,7 @@ class TwoFields(torch.optim.Adam):
 
 
 def test_one_cause_in_two_fields_is_told_once():
-    result = Campaign(class_subject(TwoFields, "Adam"), Settings(examples=60, only=("agreement",))).run()
+    result = Campaign(class_subject(TwoFields, "Adam"), Settings(examples=30, only=("agreement",))).run()
     causes = [d.cause for d in result.divergences]
     assert len([c for c in causes if c in ("parameter", "exp_avg")]) == 1, causes
     assert any("also: " in line for d in result.divergences for line in d.life)

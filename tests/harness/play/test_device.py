@@ -114,7 +114,7 @@ def test_half_of_the_tensors_that_are_options_stand_on_the_device():
 
 @pytest.mark.parametrize("name", ["Adam", "SGD", "SparseAdam", "LBFGS"])
 def test_lives_there_pass_all_checks(name):
-    result = Campaign(on(name), Settings(examples=60)).run()
+    result = Campaign(on(name), Settings(examples=30)).run()
     assert not result.error
     assert not result.divergences
     assert result.traces

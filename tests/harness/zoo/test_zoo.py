@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from accused import accused
+from in_process import stepcheck
 
 from stepcheck import check_optimizer
 from stepcheck.harness.checking.case import Evidence
@@ -31,7 +32,7 @@ def _named(cls, *values):
     return pytest.param(cls, *values, id=f"{cls.__module__}.{cls.__name__}")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(("optimizer", "like"), [_named(cls, like) for cls, like in RIGHT.items()])
 def test_right_passes(optimizer, like, tmp_path):
     passes(optimizer, like, tmp_path, DEFAULT_EXAMPLES // 5)
@@ -51,7 +52,7 @@ def passes(optimizer, like, tmp_path, examples):
     assert report.verdict == "pass"
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(32)
 @pytest.mark.parametrize(
     ("optimizer", "like", "check"),
     [_named(cls, like, check) for like, zoo in WRONG.items() for cls, check in zoo.items()],
@@ -77,6 +78,7 @@ DEVIATING = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("optimizer", "like"), [_named(cls, like) for cls, like in DEVIATING.items()])
 def test_a_deviation_is_told_by_agreement_or_by_what_explains_it(optimizer, like, tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "_ATTEMPTS", 1)
@@ -168,26 +170,22 @@ def test_what_torch_does_is_not_told_of_a_class_that_calls_it(tmp_path):
     assert not report.divergences
 
 
-def test_divergence_is_told_by_a_script_and_a_replay(tmp_path):
-    report = check_optimizer(adam.EpsInsideRoot, "Adam", examples=20, out=tmp_path)
+def test_divergence_is_told_by_a_script_and_a_replay(tmp_path, capfd):
+    report = check_optimizer(adam.EpsInsideRoot, "Adam", examples=20, only=["agreement"], out=tmp_path)
     divergence = report.divergences[0]
     assert "stepcheck" not in divergence.script.replace(adam.__name__, "")
     assert len(divergence.script.splitlines()) <= 30
 
-    def run(*arguments):
-        environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-        return subprocess.run(
-            [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
-        )
-
-    script = run("-c", divergence.script)
+    command, environment = [sys.executable, "-c", divergence.script], {**os.environ, "PYTHONPATH": str(TESTS)}
+    script = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert script.returncode != 0
     assert "AssertionError" in script.stderr
 
     trace = str(tmp_path / f"{divergence.id}.json")
-    fails = run("-m", "stepcheck", "replay", trace, "--out", str(tmp_path))
+    fails = stepcheck("replay", trace, "--out", tmp_path, cwd=tmp_path, capfd=capfd)
     assert (fails.returncode, fails.stdout.split()[0]) == (1, "FAILS")
-    fixed = run("-m", "stepcheck", "replay", trace, "--subject", "stepcheck.harness.zoo.adam:RightAdam")
+    right = "stepcheck.harness.zoo.adam:RightAdam"
+    fixed = stepcheck("replay", trace, "--subject", right, cwd=tmp_path, capfd=capfd)
     assert (fixed.returncode, fixed.stdout.split()[0]) == (0, "FIXED")
 
 
