@@ -128,7 +128,7 @@ def test_a_conforming_subject_exits_0_and_fills_the_json(folder, here):
 
 @pytest.fixture(scope="module")
 def divergence(folder):
-    words = "check some_module:WrongAdam --like Adam --examples 40 --seed 1 --json wrong.json"
+    words = "check some_module:WrongAdam --like Adam --examples 20 --seed 1 --only agreement --json wrong.json"
     done = run(folder, *words.split())
     assert done.returncode == 1, done.stdout + done.stderr
     data = json.loads((folder / "wrong.json").read_text(), parse_constant=pytest.fail)
@@ -154,7 +154,7 @@ def test_a_declared_dialect_is_what_a_class_is_held_to(tmp_path, capfd):
         "\n\nclass Wrong(MyAdam):\n    def direction(self, *given):\n        return 1.01 * super().direction(*given)\n"
     )
     (tmp_path / "another_module.py").write_text(EPS_UNDER_THE_ROOT + wrong)
-    said = "--like Adam --dialect eps-inside-root --examples 30 --only agreement"
+    said = "--like Adam --dialect eps-inside-root --examples 15 --only agreement"
     done = stepcheck("check", "some_module:MyAdam", *said.split(), "--json", "out.json", cwd=tmp_path, capfd=capfd)
     assert done.returncode == 0, done.stdout
     (subject,) = json.loads((tmp_path / "out.json").read_text())["subjects"]
@@ -167,6 +167,7 @@ def test_a_declared_dialect_is_what_a_class_is_held_to(tmp_path, capfd):
     assert right.stdout.startswith("FIXED"), right.stdout
 
 
+@pytest.mark.slow  # a whole campaign: the first example of docs/check.md is a short one, and tests/docs runs it
 def test_what_the_readme_shows_first_is_what_is_printed(tmp_path):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     command, *shown = readme.split("```console\n$ stepcheck ", 1)[1].split("```", 1)[0].strip().splitlines()
@@ -339,7 +340,7 @@ def test_without_cuda_a_subject_on_it_is_unsupported_and_says_why(here):
 
 
 def test_the_same_command_twice_says_the_same(folder):
-    command = ("check", "torch:AdamW[fused]", "--examples", "60", "--seed", "2", "--json")
+    command = ("check", "torch:AdamW[fused]", "--examples", "30", "--seed", "2", "--json")
     said = [run(folder, *command, name).returncode for name in ("a.json", "b.json")]
     first, second = (json.loads((folder / name).read_text()) for name in ("a.json", "b.json"))
     assert said == [0, 0]
@@ -355,7 +356,7 @@ def test_the_same_command_twice_says_the_same(folder):
 
 def test_ctrl_c_leaves_what_was_found_on_disk(folder):
     command = [sys.executable, "-m", "stepcheck", "check", "some_module:WrongAdam", "--like", "Adam",
-               "--seconds", "120", "--out", "hunt", "--json", "hunt.json"]  # fmt: skip
+               "--only", "agreement", "--seconds", "120", "--out", "hunt", "--json", "hunt.json"]  # fmt: skip
     # A shell has what it starts in the background ignore SIGINT, and that is inherited.
     heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -372,20 +373,18 @@ def test_ctrl_c_leaves_what_was_found_on_disk(folder):
     assert subject["verdict"] == "fail"
 
 
-def test_a_run_is_recorded_and_read_in_every_form(folder):
+def test_a_run_is_recorded_and_read_in_every_form(folder, here, monkeypatch):
     (folder / "summary.md").write_text("before\n")
     words = "check some_module:WrongAdam --like Adam --only options-hold --examples 10 --out kept"
     files = "--json kept.json --junit kept.xml --markdown kept.md"
-    command = [sys.executable, "-m", "stepcheck", *words.split(), *files.split()]
-    environment = os.environ | {"GITHUB_STEP_SUMMARY": "summary.md"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    command = [*words.split(), *files.split()]
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    done = here(*command)
     assert done.returncode == 1, done.stderr
     (path,) = (folder / "kept" / "runs").glob("*.jsonl")
     recorded = read(path)
     assert (recorded.status, recorded.seed, recorded.problems) == (1, 0, [])
-    assert recorded.command == shlex.join(["stepcheck", *command[3:]])
+    assert recorded.command == shlex.join(["stepcheck", *command])
     (name,) = [d.id for r in recorded.results for d in r.divergences]
     assert name in json.dumps(json.loads((folder / "kept.json").read_text()))
     for file in ("kept.xml", "kept.md"):

@@ -28,7 +28,7 @@ def campaigned():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     subjects = [*resolve("torch:Adam[forloop]"), *resolve(WRONG, "Adam")]
-    found = [Campaign(s, Settings(seed=0, examples=40)).run() for s in subjects]
+    found = [Campaign(s, Settings(seed=0, examples=20)).run() for s in subjects]
     torch.set_num_threads(threads)
     return found
 

@@ -76,6 +76,9 @@ def campaigns(folder, subjects, settings):
     return results, read(written.path)
 
 
+LIVES = 30
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """Two that diverge, in known ways and others, one that is right, and one that is unsupported."""
@@ -83,7 +86,7 @@ def recorded(tmp_path_factory):
     elsewhere = replace(right, name="torch:SGD[elsewhere]", unsupported="it is elsewhere")
     subjects = [*resolve("torch:Adam[fused]"), class_subject(Wrong, "Adam"), right, elsewhere]
     folder = tmp_path_factory.mktemp("recorded")
-    return folder, *campaigns(folder, subjects, Settings(seed=1, examples=60))
+    return folder, *campaigns(folder, subjects, Settings(seed=1, examples=LIVES))
 
 
 def plain(x):
@@ -166,7 +169,7 @@ def test_each_life_is_counted_once_for_each_of_its_features(recorded):
     (path,) = reading.runs(folder)
     events = map(json.loads, lines(path))
     lives = [e["features"] for e in events if e["event"] == "life" and e["subject"] == right.subject]
-    assert len(lives) == 60
+    assert len(lives) == LIVES
     assert right.features == Counter(feature for life in lives for feature in life)
     assert {"strided", "closure", "reload", "add_group", "hook"} <= right.features.keys()
 
@@ -185,7 +188,7 @@ def test_the_features_of_a_life_are_what_is_in_it():
 
 def test_a_subject_says_what_it_is(recorded):
     facts = recorded[2].results[0].facts
-    assert (facts["mode"], facts["device"], facts["examples"]) == ("fused", "cpu", 60)
+    assert (facts["mode"], facts["device"], facts["examples"]) == ("fused", "cpu", LIVES)
     assert facts["profile"]["narrow"] == "once"
     assert "fused kernels" in facts["profile"]["reason"]
     assert "bfloat16" in facts["dtypes"]
