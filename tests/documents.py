@@ -41,11 +41,11 @@ _SNIPPET = re.compile(r"^--8<--\n(.+)\n--8<--\n", re.MULTILINE)
 _ROOT = Path(__file__).parents[1]
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 _SECONDS = 120
-# A server that has imported stepcheck once and forks for each command: an import takes as long as a short check.
+# A server that has imported once what commands import, and forks for each: an import takes as long as a short check. torch's compiler is among it,
+# which comes with the first optimizer.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    [f"stepcheck.{name}" for name in ("cli", "harness.search.workers", "harness.search.drawing", "harness.readers.terminal")]
-)
+_OURS = ("cli", "harness.search.workers", "harness.search.drawing", "harness.readers.terminal")
+_FORKS.set_forkserver_preload(["torch._dynamo", *(f"stepcheck.{name}" for name in _OURS)])
 
 
 @dataclass(frozen=True)
