@@ -716,6 +716,8 @@ def suggest_(subject: str) -> int:
 
     Printed is a table for pyproject.toml, and the same as a command. Exit status is 3 where it agrees with no reference.
     """
+    from rich.console import Console
+
     from stepcheck import config
     from stepcheck.harness.play.families import FAMILIES
     from stepcheck.harness.play.references import loaded

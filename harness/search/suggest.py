@@ -81,10 +81,15 @@ class Suggestion:
 
 @dataclass
 class _Trial:
-    """One reference, and the lives in which a class was judged by it."""
+    """One reference, and the lives in which a class was judged by it.
+
+    Attributes:
+        buffers: of the reference, those that the class keeps, under whatever name.
+    """
 
     subject: Subject
     declaration: Declaration
+    buffers: int = 0
     agreeing: int = 0
     lives: int = 0
     drawn: int = 0
@@ -144,16 +149,17 @@ def suggest(make: Callable[..., Any], name: str, progress: Callable[[str], None]
         raise UnbuiltError(
             f"{name}: no optimizer can be built of it with the options of any reference; name a factory that fills in the rest"
         )
-    trials.sort(key=lambda trial: -trial.share)
     called = _plain(getattr(make, "__name__", ""))
-    near = [t for t in trials if _plain(t.declaration.like) in called or t.share >= _NEAR][:_CLOSEST]
+    trials.sort(key=lambda t: (_plain(t.declaration.like) != called, -t.buffers, -t.share))
+    near = [t for t in trials if _plain(t.declaration.like) in called or t.buffers or t.share >= _NEAR][:_CLOSEST]
     found = _in_another_way(make, name, near, progress)
     if found is not None:
         return _suggestion(name, found)
     best = next((t for t in near if _plain(t.declaration.like) == called or 2 * t.share > 1), None)
     if best is not None:
         return _suggestion(name, best)
-    return Suggestion(name, Declaration(), trials[0].lives, trials[0].agreeing, trials[0].declaration.like)
+    most = max(trials, key=lambda t: t.share)
+    return Suggestion(name, Declaration(), most.lives, most.agreeing, most.declaration.like)
 
 
 def _candidates(make: Callable[..., Any]) -> list[Spec]:
@@ -204,11 +210,12 @@ def _trial(make: Callable[..., Any], name: str, declaration: Declaration) -> _Tr
     """A reference to be tried; nothing where the class cannot be built with its options."""
     try:
         subject = class_subject(make, declaration, name)
-        found = dict(_buffers(make, subject))
-        if found:
-            declaration = replace(declaration, names=declaration.names | found)
+        kept = dict(_buffers(make, subject))
+        called = {ours: theirs for ours, theirs in kept.items() if ours != theirs}
+        if called:
+            declaration = replace(declaration, names=declaration.names | called)
             subject = class_subject(make, declaration, name)
-        return _Trial(subject, declaration)
+        return _Trial(subject, declaration, len(kept))
     except UsageError:
         return None
 
@@ -258,7 +265,7 @@ def _suggestion(name: str, trial: _Trial) -> Suggestion:
 
 
 def _buffers(make: Callable[..., Any], subject: Subject) -> Iterator[tuple[str, str]]:
-    """The buffers of the reference that the class keeps under another name: what holds the same numbers, step for step."""
+    """The buffers of the reference that the class keeps, and their names there: what holds the same numbers, step for step."""
     spec = subject.spec
     if not spec.elementwise or spec.sparse == "only":
         return
@@ -267,7 +274,7 @@ def _buffers(make: Callable[..., Any], subject: Subject) -> Iterator[tuple[str, 
         return
     expected = _expected(spec)
     for buffer in expected[0]:
-        if buffer not in kept[0] and (alike := _alike([e[buffer] for e in expected], kept)):
+        if alike := _alike(buffer, [e[buffer] for e in expected], kept):
             yield buffer, alike
 
 
@@ -303,9 +310,9 @@ def _numbers(seed: int) -> Any:
     return np.random.default_rng(seed).uniform(0.25, 1.0, _SHAPE)
 
 
-def _alike(expected: list[Any], kept: list[dict[str, Any]]) -> str:
-    """The name under which the class keeps these numbers, if it does."""
-    for name in kept[0]:
+def _alike(buffer: str, expected: list[Any], kept: list[dict[str, Any]]) -> str:
+    """The name under which the class keeps these numbers, if it does; first that of the reference."""
+    for name in sorted(kept[0], key=lambda name: name != buffer):
         pairs = [(k.get(name, np.empty(0)), e) for k, e in zip(kept, expected, strict=True) if e is not None]
         if pairs and all(np.shape(t) in ((), (1,), _SHAPE) and np.allclose(t, e, _CLOSE, 0.0) for t, e in pairs):
             return name
