@@ -84,8 +84,8 @@ HANDLINGS = (
 OF_ALL = frozenset({"cleared", "replaced", "kept", "rolled back", "regrouped"})
 #: In what surroundings a step is taken: gradients are disabled already; under CPU autocast; float64 is the default dtype; its
 #: gradients have a graph, as after ``backward(create_graph=True)``;
-#: another optimizer of the class, over other parameters, has just stepped.
-SURROUNDINGS = ("no_grad", "autocast", "float64 by default", "graph", "another optimizer")
+#: another optimizer of the class, over other parameters, has just stepped; torch may use more threads.
+SURROUNDINGS = ("no_grad", "autocast", "float64 by default", "graph", "another optimizer", "more threads")
 #: Why a step must fail: its closure raises, a hook before it raises, or a parameter has a gradient of a kind, or of a dtype, that is
 #: not taken.
 FAILURES = ("closure", "hook", "gradient", "dtype")

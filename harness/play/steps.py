@@ -22,6 +22,7 @@ from stepcheck.harness.play.recording import Evaluation, ParameterStep, Snapshot
 from stepcheck.harness.play.signature import plain_step
 from stepcheck.harness.play.tensors import Given, as_parameter, backward, give_ones
 from stepcheck.harness.play.untouched import untouched
+from stepcheck.harness.support import threads
 from stepcheck.harness.support.text import named
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 ENABLED, GRAPH, DETACHED, PAST = "grad mode around the step", "graph", "gradient's graph", "past gradients"
 #: What is not done to somebody's class, and why, in words.
 PLAIN_STEPS = "steps in other surroundings: it takes none without a closure"
+AS_MANY_THREADS = (
+    "steps with more threads: this process was forked from one that had used several, and would wait for those for ever"
+)
+#: By how many the threads are more.
+MORE_THREADS = 2
 
 
 def step(player: Player, event: int, step: Step) -> None:
@@ -99,6 +105,16 @@ def _by_default(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@contextmanager
+def _with_more_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + MORE_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _surround(player: Player, within: str, *, plainly: bool) -> None:
     """What has to be done before a step for it to stand in these surroundings."""
     if within:
@@ -126,6 +142,8 @@ def _surroundings(player: Player, within: str) -> AbstractContextManager[Any]:
         return torch.no_grad()
     if within == "autocast":
         return torch.autocast(player.subject.device, torch.bfloat16)
+    if within == "more threads" and player.has(AS_MANY_THREADS, threads.spreads()):
+        return _with_more_threads()
     return _by_default(torch.float64) if within == "float64 by default" else nullcontext()
 
 

@@ -32,7 +32,7 @@ from stepcheck.harness.search.limits import FIRST_LIFE, Hang, patience, time_lim
 from stepcheck.harness.search.notes import (
     COSTLY,
     declare_unasked,
-    declared,
+    facts,
     left_out,
     of_lives,
     of_signature,
@@ -43,6 +43,7 @@ from stepcheck.harness.search.suspects import Suspect, Suspects
 from stepcheck.harness.search.tell import tell
 from stepcheck.harness.search.turns import Turns
 from stepcheck.harness.support import settings as process_settings
+from stepcheck.harness.support import threads
 from stepcheck.harness.support.clocks import Clocks
 from stepcheck.harness.support.fresh import Fresh
 from stepcheck.harness.support.usage import UsageError
@@ -149,7 +150,7 @@ class Campaign:
         why = self.subject.unsupported
         if not why and not self.dtypes:
             why = f"it takes {', '.join(self.subject.dtypes)}, not {self.settings.dtypes[0]}"
-        self.result.facts = self._facts(supported=not why)
+        self.result.facts = facts(self.subject, self.dtypes, self.planned, supported=not why)
         self.recorder.begun(self.result)
         if why:
             self._unsupported(why)
@@ -158,12 +159,6 @@ class Campaign:
         self.recorder.ended(self.result)
         return self.result
 
-    def _facts(self, *, supported: bool) -> dict[str, Any]:
-        subject = self.subject
-        facts = {"mode": subject.mode, "device": subject.device, "dtypes": list(self.dtypes), "examples": self.planned}
-        profile = {"profile": declared(subject.profile)} if supported else {}
-        return facts | {"missing_options": list(subject.missing_options)} | profile
-
     def _run(self) -> None:
         with process_settings.kept():
             for _ in self.subject.prepare():
@@ -171,6 +166,8 @@ class Campaign:
         start = time.perf_counter()
         self.deadline = math.inf if self.settings.seconds is None else start + self.settings.seconds
         try:
+            if self.subject.explicit:
+                threads.spreads()  # what it forks from here on knows
             # What has played nothing yet: before the first life.
             self.fresh = Fresh(self._tasks, wanted=self._looks_afresh, warm=not self.settings.at_once)
             # Which options the constructor refuses is tried in a clean process as well, so that this one has seen no optimizer yet.

@@ -10,7 +10,7 @@ from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.checking.twins import COUPLED, DRAWS
 from stepcheck.harness.play.handling import NO_COPIES, NO_TIME, NOT_ANEW, NOT_COPIED, NOT_KEYED, NOT_LATE, NOT_TORCHS
 from stepcheck.harness.play.profiles import Profile
-from stepcheck.harness.play.steps import PLAIN_STEPS
+from stepcheck.harness.play.steps import AS_MANY_THREADS, PLAIN_STEPS
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.record.verdict import Result
 
@@ -26,6 +26,13 @@ def declared(profile: Profile) -> dict[str, Any]:
     """The facts of a profile that are not the default, as JSON has them, and their reason."""
     given = {f.name: getattr(profile, f.name) for f in fields(profile) if getattr(profile, f.name) != f.default}
     return {name: sorted(value) if isinstance(value, frozenset) else value for name, value in given.items()}
+
+
+def facts(subject: Subject, dtypes: Sequence[str], planned: int | None, *, supported: bool) -> dict[str, Any]:
+    """What is known of a campaign before it begins."""
+    known = {"mode": subject.mode, "device": subject.device, "dtypes": list(dtypes), "examples": planned}
+    profile = {"profile": declared(subject.profile)} if supported else {}
+    return known | {"missing_options": list(subject.missing_options)} | profile
 
 
 def declare_unasked(subject: Subject, result: Result, lacks: set[str]) -> None:
@@ -63,6 +70,7 @@ def left_out(lacks: set[str]) -> list[str]:
             NOT_TORCHS,
             NOT_LATE,
             PLAIN_STEPS,
+            AS_MANY_THREADS,
         )
         if told in lacks
     ]

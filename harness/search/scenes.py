@@ -334,13 +334,18 @@ def _without(spec: Spec) -> set[str]:
     return without | ({"float64 by default"} if kept else set())  # the dtype of numbers that it keeps
 
 
+def _surroundings(life: Decoding) -> list[str]:
+    # What has so few elements torch.optim and stepcheck.fast leave to one thread, whatever their number.
+    return [s for s in SURROUNDINGS if s != "more threads" or life.of.explicit]
+
+
 def _in_earnest(life: Decoding, drawn: Options) -> Options:
     """Of every other round, the fewest options with which there is a state."""
-    return life.with_state() if life.number // len(SURROUNDINGS) % 2 else drawn
+    return life.with_state() if life.number // len(_surroundings(life)) % 2 else drawn
 
 
 def _surrounded(life: Decoding) -> Iterator[Event]:
-    among = [s for s in SURROUNDINGS if s not in _without(life.spec)]
+    among = [s for s in _surroundings(life) if s not in _without(life.spec)]
     turn, place = divmod(life.number, len(among))
     for n in range(4):
         # Of every other round all steps are taken in the same.

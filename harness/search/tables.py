@@ -88,7 +88,7 @@ class Tables:
         self.worlds = self._worlds()
         # Layouts that are not row-major are a third of the lives: a fault there must not hide all others.
         self.world_names = style.worlds if self.sparse in ("", "only") else style.sparse_worlds
-        self.one_group, self.differentiable = subject.one_group, subject.differentiable
+        self.one_group, self.differentiable, self.explicit = subject.one_group, subject.differentiable, subject.explicit
         # How many parameters each group has.
         self.groups = tuple(g for g in style.groups if len(g) == 1 or not subject.one_group)
         # Somebody's class may be no descendant of torch's, and has no older versions.

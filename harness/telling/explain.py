@@ -172,6 +172,7 @@ _SURROUNDINGS = {
     "no_grad": "under no_grad", "autocast": "under autocast", "float64 by default": "with float64 as the default dtype",
     "graph": "with gradients that have a graph",
     "another optimizer": "after one of another optimizer of the class",
+    "more threads": "with more threads",
 }  # fmt: skip
 _FAILURES = {
     "closure": "a step whose closure raises", "hook": "a step with a pre-hook that raises",

@@ -146,6 +146,8 @@ class _Writer(Statements):
         body += self._asserted()
         if self.twice:
             body = self._played_twice(body)
+        if any("set_num_threads" in line for line in body):
+            body.insert(0, "torch.set_num_threads(1)")
         if any("calls" in line for line in body):
             body.insert(0, "calls = []")
         if any("points" in line for line in body):

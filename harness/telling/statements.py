@@ -37,6 +37,7 @@ _SURROUNDED = {
         "for p in params: p.grad = p.grad if p.grad is None or p.grad.is_sparse else p.grad.detach() * one.to(p.grad)",
         "optimizer.step()",
     ],
+    "more threads": ["torch.set_num_threads(3)", "optimizer.step()", "torch.set_num_threads(1)"],
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -24,10 +25,12 @@ from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
 from stepcheck.harness.play import handling
 from stepcheck.harness.play.families import resolve
+from stepcheck.harness.play.steps import AS_MANY_THREADS, MORE_THREADS
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.notes import left_out
+from stepcheck.harness.support import threads
 from stepcheck.harness.telling import repro
-from stepcheck.harness.zoo import adam, ages, around, handled, rmsprop, sgd
+from stepcheck.harness.zoo import adagrad, adam, ages, around, handled, rmsprop, sgd
 
 OTHERS = Values("log", 5, 0.01, 1.0)
 
@@ -136,6 +139,8 @@ WRONG = {
     "another optimizer": (around.CountsForTheClass, LIVES["another optimizer"], {}),
     "graph": (around.KeepsGraph, LIVES["graph"], {"momentum": 0.9}),
     "graph of the gradient": (around.DetachesGradient, LIVES["graph"], {}),
+    "threads of the first step": (around.DividesAmongFirstThreads, [step(1, "more threads"), step(2)], {}),
+    "more threads": (around.AveragesOverFirstThreads, LIVES["more threads"], {}),
     "graphs of the past": (around.KeepsPastGradients, [step(n, "graph") for n in range(1, 5)], {}),
 }
 
@@ -188,6 +193,28 @@ def test_what_is_not_done_to_a_class_is_said(make, how, why):
     assert findings == []
     assert why in evidence.recording.lacks
     assert any(why in note for note in left_out(evidence.recording.lacks))
+
+
+class CountsThreads(sgd.RightSGD):
+    """Right, and remembers how many threads there were."""
+
+    seen: ClassVar[list[int]] = []
+
+    def walk(self):
+        self.seen.append(torch.get_num_threads())
+        super().walk()
+
+
+@pytest.mark.parametrize("may", [True, False])
+def test_a_step_has_more_threads_where_that_does_no_harm(may, monkeypatch):
+    monkeypatch.setattr(threads, "spreads", lambda: may)
+    CountsThreads.seen.clear()
+    evidence, findings = found(class_subject(CountsThreads, "SGD"), life("SGD", *LIVES["more threads"]))
+    assert findings == []
+    before = torch.get_num_threads()
+    assert CountsThreads.seen == [before, before + (MORE_THREADS if may else 0), before]
+    assert (AS_MANY_THREADS in evidence.recording.lacks) != may
+    assert any("more threads" in note for note in left_out(evidence.recording.lacks)) != may
 
 
 MOMENTUM_LATE = [step(1), SetOption(0, "momentum", 0.5), step(2), step(3)]
@@ -260,6 +287,7 @@ def test_a_wrong_class_is_found_and_its_script_fails_on_no_right_one(name):
         "Adam": adam.RightAdam,
         "AdamW": adam.RightAdamW,
         "RMSprop": rmsprop.RightRMSprop,
+        "Adagrad": adagrad.RightAdagrad,
     }[like]
     trace = replace(life(like, *events, **options), optimizer=like)
     assert found(class_subject(right, like), trace)[1] == []

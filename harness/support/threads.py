@@ -1,0 +1,77 @@
+"""Whether torch can be let use more threads here.
+
+OpenMP keeps its threads from one parallel region to the next, and a process that is forked has none of them: in its first region of more than
+one thread it waits for them for ever, if its parent had such a region before. To set their number is no harm, and what has few elements needs
+no region; but what somebody's class does is not known before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import warnings
+from contextlib import suppress
+
+import torch
+
+from stepcheck.harness.support.processes import forks
+
+#: How many elements are more than torch leaves to one thread, and rows of a matrix more than its library does.
+_ELEMENTS, _ROWS = 1 << 17, 256
+#: How long a process may take that does nothing but that: it needs milliseconds, or never ends.
+_SECONDS = 5.0
+_LOOK_SECONDS = 0.002
+
+
+class _Known:
+    """What is known of this process.
+
+    Attributes:
+        forked: it was forked since this was imported, or before.
+        spreads: the answer; none where it has to be tried.
+    """
+
+    forked = False
+    spreads: bool | None = None
+
+
+def _forked() -> None:
+    """In a child: what its parent could do it need not be able to, and what that could not it cannot."""
+    _Known.forked = True
+    _Known.spreads = None if _Known.spreads else _Known.spreads
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+def spreads() -> bool:
+    """Whether torch can use several threads in this process. Where it was forked, that is tried in a fork of its own, which ends or does not."""
+    if _Known.spreads is None:
+        _Known.spreads = not _Known.forked or not forks() or _ends()
+    return _Known.spreads
+
+
+def _ends() -> bool:
+    """Whether a fork of this process gets through regions of more than one thread."""
+    with warnings.catch_warnings():  # of threads, of which the child needs none
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        try:
+            torch.set_num_threads(2)
+            torch.ones(_ELEMENTS).add_(1)
+            torch.ones(_ROWS, _ROWS) @ torch.ones(_ROWS, _ROWS)
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + _SECONDS
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return status == 0
+        time.sleep(_LOOK_SECONDS)
+    with suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
