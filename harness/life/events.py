@@ -54,8 +54,9 @@ WAYS = ("memory", "saved", "deepcopied", "pickled", "copied", "unpickled")
 STAYS = "stays"
 #: The dictionary that is loaded: as it was saved; as older versions saved it, with numbers for counters and without the flags that
 #: select an implementation; with other identifiers for parameters, in another order, and with entries of somebody else's; or as it is
-#: after many more steps, up to where float32 or a 32-bit integer ceases to count them.
-DICTIONARIES = ("same", "older", "foreign", "aged", "aged to 2^24", "aged to 2^31")
+#: after many more steps, up to where float32 or a 32-bit integer ceases to count them; of somebody's class, in the form in which torch's
+#: own class saves it, or older versions of that did, where the numbers in it are the same.
+DICTIONARIES = ("same", "older", "foreign", "aged", "aged to 2^24", "aged to 2^31", "torch's", "torch's older")
 HOOKS = (
     "step_pre", "step_post", "state_dict_pre", "state_dict_post", "load_state_dict_pre", "load_state_dict_post",
 )  # fmt: skip

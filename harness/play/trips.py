@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,13 @@ import torch
 
 from stepcheck.harness.life import schedules
 from stepcheck.harness.life.events import STAYS, Reload
-from stepcheck.harness.play import resume
+from stepcheck.harness.play import resume, torchs
 from stepcheck.harness.play.building import construct, switches, train, unchanged
 from stepcheck.harness.play.families import sibling
 from stepcheck.harness.play.handling import NOT_COPIED, keeps_all
 from stepcheck.harness.play.recording import ReloadRecord
 from stepcheck.harness.play.signature import plain_step
+from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.play.tensors import give_ones
 from stepcheck.harness.play.untouched import foremost
 
@@ -93,23 +95,21 @@ def _resumed(player: Player, what: Reload) -> Any:
     source = player.optimizer.state_dict()
     player.hooks.expect_of("state_dict", player.subject, player.optimizer)
     playing = sibling(player.subject, what.into, player.trace)
-    # Somebody's class is built as its user builds it; torch's own must find all options in the dictionary.
-    given = [g.options if player.subject.explicit else {} for g in player.groups]
+    theirs = _as_torchs(player, source, what.dictionary)
     if what.afresh:
         player.tensors.renew()
-    optimizer = construct(player, playing, given, what.form)
-    if player.schedule is not None and player.rehearsal is not None:
-        state = player.schedule.state_dict()
-        player.schedule = schedules.attach(player.kind_of_schedule, optimizer, cycle=player.rehearsal.cycle)
-        player.schedule.load_state_dict(state)
-    for kind in player.hooks.kinds:
-        player.hooks.register(optimizer, kind)
+    optimizer = _made(player, playing, what.form)
     if playing is not player.playing:
         source = resume.flagged(source, playing.mode_options)
     if what.dictionary == "older":
         source = resume.older(source, player.subject.spec)
     elif what.dictionary == "foreign":
         source = resume.foreign(source)
+    if theirs is not None:
+        if player.has(torchs.REFUSED, _takes(optimizer, theirs)):
+            source = theirs
+        else:
+            optimizer = _made(player, playing, what.form)
     way = what.way if what.way not in ("pickled", "saved") or player.has("pickling", _pickles(player)) else "deepcopied"
     source = resume.carried(way, source, weights_only=resume.weights_only(player.trace))
     before = resume.outline(source)
@@ -124,6 +124,36 @@ def _resumed(player: Player, what: Reload) -> Any:
             group.update(switches(player, playing))
     player.playing = playing
     return optimizer
+
+
+def _made(player: Player, playing: Subject, form: str) -> Any:
+    """A new optimizer, with the schedule and the hooks of the one before."""
+    # Somebody's class is built as its user builds it; torch's own must find all options in the dictionary.
+    given = [g.options if player.subject.explicit else {} for g in player.groups]
+    optimizer = construct(player, playing, given, form)
+    if player.schedule is not None and player.rehearsal is not None:
+        state = player.schedule.state_dict()
+        player.schedule = schedules.attach(player.kind_of_schedule, optimizer, cycle=player.rehearsal.cycle)
+        player.schedule.load_state_dict(state)
+    for kind in player.hooks.kinds:
+        player.hooks.register(optimizer, kind)
+    return optimizer
+
+
+def _as_torchs(player: Player, own: Any, dictionary: str) -> resume.StateDict | None:
+    """A dictionary of somebody's class as torch's own class saves it, where the life asks for that and it could be its own."""
+    if dictionary not in torchs.NAMES or not player.subject.explicit:
+        return None
+    return torchs.as_torchs(player, own, dictionary)
+
+
+def _takes(optimizer: Any, source: resume.StateDict) -> bool:
+    """Whether somebody's class loads a dictionary that is not its own: to refuse it is its right."""
+    try:
+        optimizer.load_state_dict(copy.deepcopy(source))
+    except Exception:  # noqa: BLE001 - whatever it raises is its refusal
+        return False
+    return True
 
 
 def _note_sharing(player: Player, source: Any, optimizer: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.checking.twins import COUPLED, DRAWS
+from stepcheck.harness.play import torchs
 from stepcheck.harness.play.handling import NO_COPIES, NO_TIME, NOT_ANEW, NOT_COPIED, NOT_KEYED, NOT_LATE, NOT_TORCHS
 from stepcheck.harness.play.profiles import Profile
 from stepcheck.harness.play.steps import AS_MANY_THREADS, PLAIN_STEPS
@@ -71,6 +72,8 @@ def left_out(lacks: set[str]) -> list[str]:
             NOT_LATE,
             PLAIN_STEPS,
             AS_MANY_THREADS,
+            torchs.NOT_ALIKE,
+            torchs.REFUSED,
         )
         if told in lacks
     ]

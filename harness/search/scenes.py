@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from stepcheck.harness.life.events import (
     SURROUNDINGS,
+    WAYS,
     AddGroup,
     Event,
     Handle,
     Option,
+    Reload,
     Run,
     Scalar,
     Schedule,
@@ -27,6 +29,8 @@ from stepcheck.harness.life.events import (
 from stepcheck.harness.life.fields import MAX_RUN
 from stepcheck.harness.life.spelling import spelled
 from stepcheck.harness.life.values import splitmix64_word
+from stepcheck.harness.play import torchs
+from stepcheck.harness.play.families import no_such_class
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.search.contents import StepKind
 from stepcheck.harness.search.options import switches, tensor
@@ -284,6 +288,28 @@ def _late(life: Decoding) -> int | None:
     return life.draw((None, *among))
 
 
+# Adopted: a checkpoint of torch's own class.
+
+
+def _adopted(life: Decoding) -> Iterator[Event]:
+    """Somebody's class goes on from what torch's own has saved, and once more, from what an older version has."""
+    trips = torchs.NAMES if life.number // 2 % 2 else torchs.NAMES[:1]
+    yield life.step(_ordinary(life), 0)
+    for n, dictionary in enumerate(trips, 1):
+        yield life.step(_ordinary(life), 2 * n - 1)
+        yield Reload(life.draw(WAYS[:4]), dictionary, life.draw(life.of.forms), afresh=life.draw((False, True)))
+        changed = life.set_lr() if life.draw((False, True)) else None
+        yield from () if changed is None else (changed,)
+        yield life.step(_ordinary(life), 2 * n)
+
+
+def _few_or_most(life: Decoding, drawn: Options) -> Options:
+    """Of every other such life, the fewest options with which there is a state; of the others, as many as can be."""
+    if life.number % 2 == 0:
+        return life.with_state()
+    return _most(life, drawn, list(life.of.reals), functools.partial(_tempered, life))
+
+
 # Spelled.
 
 
@@ -436,6 +462,12 @@ SCENES: dict[str, Scene] = {
         _with_a_run, lambda s: s.cost <= 9 and not s.spec.closure, options=lambda life, drawn: life.anywhere(drawn)
     ),
     "switched": Scene(_after_a_part, lambda s: s.cost <= 9 and bool(s.flags), options=_to_be_switched, own=True),
+    "adopted": Scene(
+        _adopted,
+        lambda s: s.explicit and s.cost <= 9 and not s.spec.closure and not no_such_class(s.spec.name),
+        options=_few_or_most,
+        own=True,
+    ),
     "spelled": Scene(_freely, lambda s: s.cost <= 9 and len(s.spellings) > 1, options=_to_be_spelled),
     "filled": Scene(
         _filled,
@@ -447,8 +479,8 @@ SCENES: dict[str, Scene] = {
 }
 #: In which order scenes follow one another: those whose lives cost more stand here seldom.
 _ORDER = (
-    "handled", "large", "valued", "long", "spelled", "rested", "filled", "surrounded", "handled", "switched", "valued", "many", "handled", "valued",
-    "spelled", "handled", "surrounded", "switched", "spelled", "many", "rested", "handled", "valued", "handled", "spelled", "surrounded", "handled",
+    "handled", "large", "valued", "long", "spelled", "rested", "filled", "surrounded", "adopted", "handled", "switched", "valued", "many", "handled", "valued",
+    "spelled", "handled", "surrounded", "switched", "spelled", "many", "rested", "handled", "valued", "handled", "spelled", "adopted", "surrounded", "handled",
     "switched",
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from stepcheck.harness.life.events import DICTIONARIES, Reload
+from stepcheck.harness.play import torchs
 from stepcheck.harness.play.resume import AGES, counts
 from stepcheck.harness.play.signature import inherits
 from stepcheck.harness.play.subjects import Subject
@@ -140,7 +141,7 @@ class Tables:
 
     def _reloads(self, subject: Subject) -> list[Reload]:
         saves_as_torch = not subject.explicit or inherits(subject.make, "state_dict")
-        dictionaries: tuple[str, ...] = DICTIONARIES
+        dictionaries = tuple(d for d in DICTIONARIES if d not in torchs.NAMES)
         if not (
             self.style.onward and _descends(subject) and saves_as_torch
         ):  # whose state_dict need not have torch's form

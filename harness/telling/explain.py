@@ -158,7 +158,8 @@ _WAYS = {
 _DICTIONARIES = {
     "same": "", "older": ", as older versions saved it", "foreign": ", with other identifiers, order and entries",
     "aged": ", of an optimizer that is many steps older", "aged to 2^24": ", of an optimizer that is some 2^24 steps older",
-    "aged to 2^31": ", of an optimizer that is some 2^31 steps older",
+    "aged to 2^31": ", of an optimizer that is some 2^31 steps older", "torch's": ", as torch's own class saves it",
+    "torch's older": ", as older versions of torch's own class saved it",
 }  # fmt: skip
 _HANDLINGS = {
     "written": "{} overwritten in place", "swapped": "the data of {} replaced by another tensor",

@@ -20,8 +20,9 @@ from stepcheck.harness.life.spelling import spelled
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values, in_reals
 from stepcheck.harness.numbers.comparison import Array
-from stepcheck.harness.play import resume, spoil
+from stepcheck.harness.play import resume, spoil, torchs
 from stepcheck.harness.play.families import sibling
+from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.harness.telling.expressions import call, dense, dictionary, literal, on, ramp, real
 
@@ -388,16 +389,14 @@ class Statements:
             lines.append(f"for g in saved['param_groups']: g.update({{k: v for k, v in {flags}.items() if k in g}})")
         lines[:0] = aged
         if event.dictionary == "older":
-            counters = resume.counters(self.subject.spec)
-            lines += [
-                f"for s in saved['state'].values(): s.update({{k: s[k].item() for k in {counters} if torch.is_tensor(s.get(k))}})",
-                f"for g in saved['param_groups']: [g.pop(k, None) for k in {list(events.FLAGS)}]",
-            ]
+            lines += self._older()
         elif event.dictionary == "foreign":
             lines += [
                 "groups = [{**g, 'params': [1000 - 7 * k for k in g['params']]} for g in saved['param_groups']]",
                 "saved = {**saved, 'param_groups': groups, 'state': {1000 - 7 * k: v for k, v in reversed(saved['state'].items())}}",
             ]
+        elif event.dictionary in torchs.NAMES and self.subject.explicit:
+            lines += self._as_torchs(event)
         lines += {
             "saved": [
                 "import io; file = io.BytesIO(); torch.save(saved, file); file.seek(0)",
@@ -410,6 +409,27 @@ class Statements:
         if event.dictionary == "older" and self._switches(playing):
             lines.append(f"for g in optimizer.param_groups: g.update({self._switches(playing)})")
         return lines
+
+    def _as_torchs(self, event: events.Reload) -> list[str]:
+        """The dictionary in the form that torch's own class gives it."""
+        spec = self.subject.spec
+        at = next(n for n, e in enumerate(self.trace.events) if e is event)
+        theirs = torchs.saved(spec, self.trace, at, Player)
+        names = [] if theirs is None else list(dict.fromkeys(n for s in theirs["state"].values() for n in s))
+        lines = [
+            f"options = torch.optim.{spec.name}([torch.zeros(1, 1, requires_grad=True)]).defaults  # with torch's own, in their order",
+            "saved['param_groups'] = [{**options, **g} for g in saved['param_groups']]",
+            f"saved['state'] = {{k: {{n: s[n] for n in {names} if n in s}} for k, s in saved['state'].items()}}",
+        ]
+        return [*lines, *self._older()] if event.dictionary == torchs.OLDER else lines
+
+    def _older(self) -> list[str]:
+        """The dictionary as older versions saved it."""
+        counters = resume.counters(self.subject.spec)
+        return [
+            f"for s in saved['state'].values(): s.update({{k: s[k].item() for k in {counters} if torch.is_tensor(s.get(k))}})",
+            f"for g in saved['param_groups']: [g.pop(k, None) for k in {list(events.FLAGS)}]",
+        ]
 
     def _copied(self, event: events.Reload) -> list[str]:
         """A copy; made together with the parameters, the original goes on as well."""

@@ -1,4 +1,5 @@
-"""Faults that show once an optimizer goes on elsewhere: in another process, over other tensors of the same values, or beside its copy.
+"""Faults that show once an optimizer goes on elsewhere: in another process, over other tensors of the same values, beside its copy, or
+from what torch's own class saved.
 
 While its parameters are the same objects in one process, each is right, whatever else is done: when its state_dict is loaded by a new
 optimizer, or an earlier one by itself, when it is copied or pickled over the same tensors, when its state is cleared or the memory of a
@@ -280,6 +281,42 @@ class SavesByFirstStep(_SavesInOrder, RightNAdam):
 
     def place(self, p):
         return self.stepped.get(p, float("inf"))
+
+
+# Loaded from what torch's own class of the name has saved
+
+
+@elsewhere("Adam")
+class LoadsBuffersByPlace(RightAdam):
+    """Has the squares before the averages, and takes the buffers of what it loads for those in that order, whatever they are called."""
+
+    def buffers(self, group):
+        average, square, *others = super().buffers(group)
+        return [square, average, *others]
+
+    def load_state_dict(self, state_dict):
+        names = ("step", "exp_avg_sq", "exp_avg", "max_exp_avg_sq")
+        placed = {k: dict(zip(names, s.values(), strict=False)) for k, s in state_dict["state"].items()}
+        super().load_state_dict({**state_dict, "state": placed})
+
+
+@elsewhere("Adamax")
+class CountsTorchsFromOne(RightAdamax):
+    """Knows torch's own by the flags in its groups, believes that it counts from one, and counts one step less."""
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        if any("foreach" in group for group in self.param_groups):
+            for state in self.state.values():
+                state["step"] = state["step"] - 1
+
+
+@elsewhere("RMSprop")
+class NoPenaltyWithFlags(RightRMSprop):
+    """Steps groups that have a flag by other lines, as they have where torch's own saved them, and has no weight decay there."""
+
+    def gradient(self, p, group):
+        return super().gradient(p, {**group, "weight_decay": 0} if "foreach" in group else group)
 
 
 # Copied together with its parameters

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 
 from stepcheck import cli
@@ -59,6 +60,7 @@ from stepcheck.harness.life.trace import MAX_EVENTS, MAX_WORK, PARAMETER_WORK, T
 from stepcheck.harness.life.values import RECIPES, Values, splitmix64, splitmix64_word
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
+from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.drawing import traces
 from stepcheck.harness.search.generate import ESSENTIALS, TRACE_BYTES, decoder
 from stepcheck.harness.search.scenes import scenes
@@ -562,7 +564,7 @@ def test_every_choice_survives_json(event):
 
 
 def drawn(name, number):
-    subject = resolve(f"torch:{name}")[0]
+    subject = resolve(f"torch:{name}")[0] if "[" in name else class_subject(getattr(torch.optim, name), name)
     decode, words = decoder(subject, subject.dtypes), random.Random(name)
     turns = itertools.chain(((e, 0) for e in ESSENTIALS), scenes(subject, len(ESSENTIALS)))
     for essential, turn in itertools.islice(turns, number):
@@ -597,7 +599,7 @@ def test_hundreds_of_drawn_lives_survive_json(name):
 
 
 def test_drawn_lives_hold_every_kind_of_event_and_every_choice():
-    lives = [t for name in MANY for _, t in drawn(name, 500)]
+    lives = [t for name in (*MANY, "SGD") for _, t in drawn(name, 500)]
     events = [e for t in lives for e in t.events]
     assert {type(e) for e in events} == KINDS - {Refuse}  # these are tried of a matrix of their own
     assert {t.form for t in lives} == set(FORMS)

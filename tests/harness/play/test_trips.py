@@ -21,13 +21,13 @@ from stepcheck.harness.life.events import (
 from stepcheck.harness.life.memory import copy, identical
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
-from stepcheck.harness.play import handling, resume
+from stepcheck.harness.play import handling, resume, torchs
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search.notes import left_out
 from stepcheck.harness.telling import explain, repro
-from stepcheck.harness.zoo import adadelta, adam, elsewhere, handled, rmsprop, sgd
+from stepcheck.harness.zoo import adadelta, adam, adamax, elsewhere, handled, rmsprop, sgd
 
 MOMENTUM = {"momentum": 0.9}
 
@@ -271,3 +271,182 @@ def test_of_a_count_that_is_no_number_nothing_is_forgiven():
     subject = replace(resolve("torch:Adam[forloop]")[0], make=Endless)
     evidence, _ = found(subject, steps_from(of_one(1), of_one(2)))
     assert (1, "parameter") in {(d.event, d.field) for d in evidence.judgement.deviations}
+
+
+# From what torch's own class saved.
+
+
+def adopted(dictionary="torch's", way="memory"):
+    return [step(1), step(2), Reload(way, dictionary), step(3), step(4)]
+
+
+class CountsInNumbers(adam.RightAdam):
+    """Right, and counts in numbers, as torch's own did once."""
+
+    def start(self, p, group):
+        return {**super().start(p, group), "step": 0}
+
+    def update(self, p, g, state, group):
+        count = state["step"]
+        state["step"] = torch.tensor(float(count))
+        value = super().update(p, g, state, group)
+        state["step"] = count
+        return value
+
+
+class HasItsOwn(adam.RightAdam):
+    """Right, with an option more in its groups, which torch's own saves none of."""
+
+    def add_param_group(self, group):
+        super().add_param_group({"mine": 1.0, **group})
+
+    def options(self, group):
+        assert group["mine"] == 1.0
+        return group
+
+
+class HasAnEntryMore(adam.RightAdam):
+    """Right, with an entry more in its state."""
+
+    def visit(self, p, group):
+        super().visit(p, group)
+        self.state[p]["mine"] = self.state[p]["step"] * 2
+
+
+class StoresCorrected(adam.RightAdam):
+    """Right, and stores the average as it is once its bias is corrected, under the name that torch's own has for the other; from a
+    checkpoint of torch's own it knows how to get it.
+    """
+
+    def moments(self, g, state, beta1, beta2):
+        t = state["step"].item()
+        average = state["exp_avg"] * (1 - beta1 ** (t - 1))
+        state["exp_avg"] = average
+        m, v = super().moments(g, state, beta1, beta2)
+        state["exp_avg"] = m / (1 - beta1**t)
+        return m, v
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        for group in (g for g in self.param_groups if "foreach" in g):
+            for state in (self.state[p] for p in group["params"]):
+                state["exp_avg"] = state["exp_avg"] / (1 - group["betas"][0] ** state["step"].item())
+
+
+class StepsByAnother(torch.optim.Optimizer):
+    """Right, and has an optimizer of torch's own step its groups, which needs their flags."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False):
+        own = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad, "maximize": maximize}
+        super().__init__(params, {"lr": lr, **own})
+        self.inner = torch.optim.Adam(self.param_groups)
+        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self.inner.param_groups, self.inner.state = self.param_groups, self.state
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+class RefusesOthers(adam.RightAdam):
+    """Right, and takes no group with a flag that it does not know."""
+
+    def load_state_dict(self, state_dict):
+        if any("foreach" in group for group in state_dict["param_groups"]):
+            raise ValueError("foreach is no option of this class")
+        super().load_state_dict(state_dict)
+
+
+class CountsAnewFromNumbers(torch.optim.Adam):
+    """Takes a count that is a number, as older versions saved it, for none."""
+
+    def load_state_dict(self, state_dict):
+        state = {
+            key: {name: 0.0 if type(value) is float else value for name, value in entries.items()}
+            for key, entries in state_dict["state"].items()
+        }
+        super().load_state_dict({**state_dict, "state": state})
+
+
+def flagged(player):
+    """Whether a group has what torch's own alone saves."""
+    return ["foreach" in group for group in player.optimizer.param_groups]
+
+
+@pytest.mark.parametrize("way", ["memory", "saved", "deepcopied", "pickled"])
+@pytest.mark.parametrize(
+    ("make", "dictionary"),
+    [(adam.RightAdam, "torch's"), (CountsInNumbers, "torch's older"), *((torch.optim.Adam, d) for d in torchs.NAMES)],
+)
+def test_a_class_that_passes_for_torchs_own_goes_on_from_what_that_saved(make, dictionary, way):
+    trace = life("Adam", *adopted(dictionary, way), amsgrad=True, weight_decay=0.125)
+    assert Trace.from_json(trace.to_json()) == trace
+    subject = class_subject(make, "Adam")
+    evidence, findings = found(subject, trace)
+    assert [f for f in findings if f.cause != "state"] == []  # torch loads the very tensor of a counter
+    assert not evidence.recording.lacks & {torchs.NOT_ALIKE, torchs.REFUSED}
+    player = Player(subject, trace)
+    player.play()
+    assert flagged(player) == [dictionary == "torch's" or make is torch.optim.Adam]
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (HasItsOwn, torchs.NOT_ALIKE),
+        (HasAnEntryMore, torchs.NOT_ALIKE),
+        (StoresCorrected, torchs.NOT_ALIKE),
+        (adam.EpsBeforeCorrection, ""),
+        (RefusesOthers, torchs.REFUSED),
+    ],
+)
+def test_what_could_not_have_been_its_own_is_loaded_into_no_class_and_that_is_said(make, why):
+    subject, trace = class_subject(make, "Adam"), life("Adam", *adopted())
+    evidence, findings = found(subject, trace)
+    plain = found(subject, life("Adam", *adopted("same")))[1]
+    assert [(f.check, f.cause) for f in findings] == [(f.check, f.cause) for f in plain]
+    assert evidence.recording.lacks & {torchs.NOT_ALIKE, torchs.REFUSED} == {why} - {""}
+    assert bool(left_out(evidence.recording.lacks)) == bool(why)
+    player = Player(subject, trace)
+    player.play()
+    assert flagged(player) == [not why]
+
+
+@pytest.mark.parametrize("make", [adam.RightAdam, StepsByAnother])
+def test_numbers_are_not_loaded_into_what_counts_in_tensors(make):
+    """The form that a class has today is one that it could have saved; so nothing is said of it."""
+    subject, trace = class_subject(make, "Adam"), life("Adam", *adopted("torch's older"))
+    evidence, findings = found(subject, trace)
+    assert ([f for f in findings if f.cause != "state"], left_out(evidence.recording.lacks)) == ([], [])
+
+
+def test_torchs_own_classes_go_on_from_their_own():
+    for subject in (*resolve("torch:Adam[foreach]"), *resolve("fast:Adam")):
+        assert [f for f in found(subject, life("Adam", *adopted()))[1] if f.cause != "state"] == []
+
+
+@pytest.mark.parametrize(
+    ("make", "dictionary", "right"),
+    [
+        (elsewhere.LoadsBuffersByPlace, "torch's", adam.RightAdam),
+        (elsewhere.CountsTorchsFromOne, "torch's", adamax.RightAdamax),
+        (elsewhere.NoPenaltyWithFlags, "torch's", rmsprop.RightRMSprop),
+        (CountsAnewFromNumbers, "torch's older", torch.optim.Adam),
+    ],
+)
+def test_who_misreads_torchs_own_is_found_and_its_script_fails_on_no_right_one(make, dictionary, right):
+    like = next((f.like for f in elsewhere.FAULTS if f.make is make), "Adam")
+    trace = life(like, *adopted(dictionary, "saved"), weight_decay=0.125)
+    assert found(class_subject(right, like), trace)[1] == []
+    subject = class_subject(make, like)
+    assert found(subject, life(like, *adopted("same", "saved"), weight_decay=0.125))[1] == []
+    _, findings = found(subject, trace)
+    assert {f.check for f in findings} == {"save-load-continue"}
+    assert any("torch's own class saved it" in line or "torch's own class saves it" in line
+               for line in explain.life(subject, trace, findings[0]))  # fmt: skip
+    script = repro.script(subject, trace, findings[0])
+    assert run_here(script), script
+    theirs, ours = make.__module__, right.__module__ if right.__module__.startswith("stepcheck") else "torch.optim"
+    assert not run_here(script.replace(theirs, ours).replace(make.__name__, right.__name__)), script

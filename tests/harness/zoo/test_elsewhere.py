@@ -1,4 +1,4 @@
-"""Faults that show elsewhere: right over the same tensors, and wrong over others of the same values, or beside a copy."""
+"""Faults that show elsewhere: right over the same tensors, and wrong over others of the same values, beside a copy, or from what torch's own saved."""
 
 import copy
 import functools
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stepcheck.harness.checking.checks import CHECKS
-from stepcheck.harness.play import resume
+from stepcheck.harness.play import resume, torchs
 from stepcheck.harness.zoo import elsewhere
 from stepcheck.harness.zoo.catalogue import FAULTS
 from stepcheck.reference import SPECS
@@ -33,6 +33,7 @@ class Life:
     beside: list = field(default_factory=list)
     saved: dict | None = None
     left: list = field(default_factory=list)
+    like: str = ""
 
 
 def placed(values, *, backwards=False):
@@ -68,7 +69,9 @@ def lived(make, like, options, way):
     """What is seen of each step, up to the one that raises."""
     drawn = torch.Generator().manual_seed(0)
     params = placed([torch.randn(SIZE, generator=drawn) for _ in range(4)])
-    life = Life(make, options, params, make([{"params": params[:2]}, {"params": params[2:3], "lr": 0.5}], **options))
+    life = Life(
+        make, options, params, make([{"params": params[:2]}, {"params": params[2:3], "lr": 0.5}], **options), like=like
+    )
     log = []
     try:
         for n in range(STEPS):
@@ -186,7 +189,18 @@ def beside_pickled(life):
     life.beside.append(life.left[-1])
 
 
-ELSEWHERE = (loaded, deepcopied, pickled, beside_deepcopied, beside_pickled)
+def adopted(life):
+    """Its own numbers as torch's own class saves them, over the same tensors."""
+    copies = [p.detach().clone().requires_grad_() for p in life.params]
+    theirs = built(getattr(torch.optim, life.like), life.options, copies)
+    gradients(copies, AT[0])
+    theirs.step()
+    saved = torchs.formed_as(copy.deepcopy(life.optimizer.state_dict()), theirs.state_dict())
+    life.optimizer = built(life.make, life.options, life.params)
+    life.optimizer.load_state_dict(saved)
+
+
+ELSEWHERE = (loaded, deepcopied, pickled, beside_deepcopied, beside_pickled, adopted)
 COPIES = {deepcopied, pickled, beside_deepcopied, beside_pickled}
 
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
@@ -198,13 +212,16 @@ CASES = {
     elsewhere.StartsUnknown: ({}, {loaded, *COPIES}),
     elsewhere.DecaysFromFirstSight: ({"lr_decay": 0.1}, {loaded, *COPIES}),
     elsewhere.FirstOptionsForLoaded: ({}, {loaded, *COPIES}),
-    elsewhere.DecaysById: ({"lr": 0.1}, {loaded, *COPIES}),
+    elsewhere.DecaysById: ({"lr": 0.1}, {loaded, adopted, *COPIES}),
     elsewhere.PreviousOnTensor: ({}, {loaded}),
     elsewhere.LoadsKnown: ({}, {loaded}),
     elsewhere.LoadsById: ({}, {loaded}),
     elsewhere.CountsAnewForOthers: ({}, {loaded}),
     elsewhere.SavesByAddress: ({}, {loaded}),
     elsewhere.SavesByFirstStep: ({}, {loaded}),
+    elsewhere.LoadsBuffersByPlace: ({}, {adopted}),
+    elsewhere.CountsTorchsFromOne: ({}, {adopted}),
+    elsewhere.NoPenaltyWithFlags: ({"weight_decay": 0.1}, {adopted}),
     elsewhere.CopiesOverOwn: ({}, {deepcopied, beside_deepcopied}),
     elsewhere.CopiesIds: ({}, COPIES),
     elsewhere.SharesStateWithCopy: ({}, {beside_deepcopied}),
