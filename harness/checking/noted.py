@@ -20,6 +20,7 @@ from stepcheck.harness.life.values import is_complex
 from stepcheck.harness.play.recording import CALLERS_GROUPS
 from stepcheck.harness.play.steps import DETACHED, ENABLED, GRAPH, PAST
 from stepcheck.harness.play.subjects import Subject
+from stepcheck.harness.play.validation import PARAMETERS
 from stepcheck.harness.support import settings
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ def refuses_invalid(evidence: Evidence) -> Iterator[Finding]:
     events = [n for n, e in enumerate(evidence.trace.events) if isinstance(e, Refuse)]
     for event, attempt in zip(events, evidence.recording.attempts, strict=False):
         cell, outcome = attempt.cell, attempt.outcome
-        if outcome.control_failed or cell.place == "load_state_dict":
-            continue  # what a dictionary may hold is documented nowhere
+        about_parameters = cell.option == PARAMETERS
+        if outcome.control_failed or (cell.place == "load_state_dict" and not about_parameters):
+            continue  # what options a dictionary may hold is documented nowhere
         given = f"{cell.option}={cell.value!r} ({cell.kind})"
         if outcome.refused and outcome.changed:
             yield Finding(
@@ -55,6 +57,9 @@ def refuses_invalid(evidence: Evidence) -> Iterator[Finding]:
             )
         elif not outcome.declared and cell.place == "construction":
             yield Finding("refuses-invalid", f"{cell.option} {cell.kind}", event, f"the constructor accepts {given}")
+        elif not outcome.declared and about_parameters:
+            told = f"{given} is accepted in {'a group' if cell.place == 'group' else cell.place + '()'}"
+            yield Finding("refuses-invalid", f"{cell.option} {cell.kind} in {cell.place}", event, told)
         elif not outcome.declared and attempt.at_construction.declared:
             told = f"{given}, refused at construction, is accepted in {'a group' if cell.place == 'group' else cell.place + '()'}"
             yield Finding("refuses-invalid", f"in {cell.place}", event, told)

@@ -26,14 +26,20 @@ _IN_WORDS = dict(
     zip(PLACES, ("at construction", "in a group", "in add_param_group", "in load_state_dict"), strict=True)
 )
 #: The parameters themselves, which are wrong in ways of their own.
-_PARAMETERS = "params"
+PARAMETERS = "params"
 _VALID = "valid"
-#: Each way to give wrong parameters, in symbols, and where it can be tried. Twice the same in ``group`` is in two groups.
+#: Each way to give wrong parameters, in symbols, and where it can be tried. Twice the same in ``group`` is in two groups. A dictionary that is
+#: loaded is of an optimizer with other parameters or groups, for one with those that stand behind it: none of its entries is known to be of
+#: any of them.
 _WRONG_PARAMETERS: dict[str, dict[str, str]] = {
     "duplicate": {"construction": "[p, p]", "group": "[p], [p]", "add_param_group": "[p], [p]"},
     "empty": {"construction": "[]"},
     "not a tensor": {"construction": "[p, 1.0]", "add_param_group": "[1.0]"},
     "not a leaf": {"construction": "[p, 2 * q]", "add_param_group": "[2 * q]"},
+    "fewer": {"load_state_dict": "[p] for [p, q]"},
+    "more": {"load_state_dict": "[p, q] for [p]"},
+    "of fewer groups": {"load_state_dict": "[p] for [p], [q]"},
+    "of more groups": {"load_state_dict": "[p], [q] for [p]"},
 }
 #: What code raises that stumbled over a value; nobody raises these to refuse one.
 _STUMBLES = frozenset(
@@ -50,7 +56,8 @@ class Cell:
     Attributes:
         option: the option's name, or ``params``.
         kind: what is wrong with it: "negative", "zero", "too small", "too large", "nan", "inf", "wrong type", "wrong length",
-            "not an integer", "not a choice", "conflict"; of ``params``, "duplicate", "empty", "not a tensor", "not a leaf".
+            "not an integer", "not a choice", "conflict"; of ``params``, "duplicate", "empty", "not a tensor", "not a leaf", "fewer", "more",
+            "of fewer groups", "of more groups".
         value: the invalid value; of ``params``, a picture of the list.
         place: one of :data:`PLACES`.
         beside: other options that must be given with it, for a conflict; by themselves they are valid.
@@ -121,13 +128,18 @@ def cells(spec: Spec, options: Collection[str]) -> tuple[Cell, ...]:
 def parameter_cells(subject: Subject) -> tuple[Cell, ...]:
     """The wrong lists of parameters."""
     return tuple(
-        Cell(_PARAMETERS, kind, picture, place)
+        Cell(PARAMETERS, kind, picture, place)
         for kind, pictures in _WRONG_PARAMETERS.items()
         # The parameters of a differentiable step rightly are no leaves.
         if not (subject.differentiable and kind == "not a leaf")
         for place, picture in pictures.items()
-        if place in _places(subject.spec) and not (subject.spec.closure and picture == "[p], [p]")
+        if place in _places(subject.spec) and not ("], [" in picture and _takes_one(subject, place))
     )
+
+
+def _takes_one(subject: Subject, place: str) -> bool:
+    """Whether it takes one group alone, so that wrong parameters of two are no question."""
+    return subject.one_group if place == "load_state_dict" else subject.spec.closure
 
 
 def _places(spec: Spec) -> tuple[str, ...]:
@@ -304,7 +316,7 @@ def _prepare(subject: Subject, cell: Cell) -> tuple[Any, Callable[[], object]]:
     """The optimizer that there is beforehand, if any, and the call to be tried."""
     p = _leaf(subject.device)
     more = _more_parameters(cell, p)
-    given = dict(cell.beside) if cell.option == _PARAMETERS else {**cell.beside, cell.option: cell.value}
+    given = dict(cell.beside) if cell.option == PARAMETERS else {**cell.beside, cell.option: cell.value}
     if cell.place == "construction":
         members = [] if cell.kind == "empty" else [p, *more]
         return None, lambda: _make(subject, members, given)
@@ -312,6 +324,10 @@ def _prepare(subject: Subject, cell: Cell) -> tuple[Any, Callable[[], object]]:
         # Further parameters stand in a group of their own.
         groups = [{"params": members, **subject.complete(given)} for members in ([p], more) if members]
         return None, lambda: _make(subject, groups, {})
+    if cell.option == PARAMETERS and cell.place == "load_state_dict":
+        saved, into = (str(cell.value) if cell.kind != _VALID else "[p, q] for [p, q]").split(" for ")
+        optimizer, others = _over(subject, into), _over(subject, saved).state_dict()
+        return optimizer, lambda: optimizer.load_state_dict(others)
     optimizer = _make(subject, [p], {})
     if cell.place == "add_param_group":
         group = {"params": more, **subject.complete(given)}
@@ -322,13 +338,21 @@ def _prepare(subject: Subject, cell: Cell) -> tuple[Any, Callable[[], object]]:
     return optimizer, lambda: optimizer.load_state_dict(loaded)
 
 
+def _over(subject: Subject, picture: str) -> Any:
+    """An optimizer of the groups in a picture, each with as many parameters."""
+    members = [[_leaf(subject.device) for _ in group.split(",")] for group in picture.split("], [")]
+    if len(members) == 1:
+        return _make(subject, members[0], {})
+    return _make(subject, [{"params": ps, **subject.complete({})} for ps in members], {})
+
+
 def _leaf(device: str | torch.device) -> torch.Tensor:
     return torch.zeros(_SHAPE, requires_grad=True, device=device)
 
 
 def _more_parameters(cell: Cell, p: torch.Tensor) -> list[Any]:
     """What stands beside the parameter ``p``, in its list, in another group, or in the group that is added."""
-    if cell.option != _PARAMETERS:
+    if cell.option != PARAMETERS:
         return [_leaf(p.device)] if cell.place == "add_param_group" else []
     if cell.kind == "duplicate":
         return [p]
@@ -375,7 +399,7 @@ def attempted(subject: Subject, what: Refuse) -> Attempt:
     """Try what an event describes."""
     cell = Cell(what.option, what.kind, what.value, what.place, what.beside)
     outcome = attempt(subject, cell)
-    if what.place == PLACES[0] or what.option == _PARAMETERS:
+    if what.place == PLACES[0] or what.option == PARAMETERS:
         return Attempt(cell, outcome, outcome)
     return Attempt(cell, outcome, attempt(subject, replace(cell, place=PLACES[0])))
 
@@ -392,12 +416,12 @@ def life(subject: Subject, cell: Cell) -> Trace:
 def told(matrix: Mapping[Cell, Outcome]) -> list[str]:
     """A matrix in a few lines, for a person."""
     tried = {cell: outcome for cell, outcome in matrix.items() if not outcome.control_failed}
-    options = {cell: outcome for cell, outcome in tried.items() if cell.option != _PARAMETERS}
+    options = {cell: outcome for cell, outcome in tried.items() if cell.option != PARAMETERS}
     judged = {cell: outcome for cell, outcome in options.items() if cell.judged}
     return [
         *([f"refuses {_counted(judged)}"] if judged else []),
         *_accepted(judged),
-        *_line("accepts as parameters", [c for c, o in tried.items() if c.option == _PARAMETERS and not o.declared]),
+        *_line("accepts as parameters", [c for c, o in tried.items() if c.option == PARAMETERS and not o.declared]),
         *_line("only warns of", [c for c, o in tried.items() if o.warned and not o.refused]),
         *_stumbled(judged),
         *_left_behind(tried),
@@ -444,7 +468,10 @@ def _left_behind(tried: Mapping[Cell, Outcome]) -> list[str]:
     """Refused calls that leave the groups changed, by place."""
     lines = []
     for place in PLACES:
-        refused = [c for c, o in tried.items() if c.place == place and o.refused]
+        # Of parameters some are refused before anything can be changed.
+        refused = [
+            c for c, o in tried.items() if c.place == place and o.refused and (o.changed or c.option != PARAMETERS)
+        ]
         found = [c for c in refused if tried[c].changed]
         if found:
             what = "all that it refuses" if len(found) == len(refused) else _folded(found)
@@ -490,7 +517,7 @@ def _folded(found: list[Cell]) -> str:
 
 def _spelled(cell: Cell) -> tuple[str, str]:
     """The option, or the entry of a tuple that is wrong by itself, and its value."""
-    if cell.option == _PARAMETERS:
+    if cell.option == PARAMETERS:
         return f"{cell.kind} parameters", str(cell.value)
     if cell.entry is not None:
         assert isinstance(cell.value, tuple)

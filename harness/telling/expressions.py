@@ -40,6 +40,13 @@ def dictionary(members: str, options: Mapping[str, str]) -> str:
     return f"{{'params': {members}{''.join(f', {k!r}: {v}' for k, v in options.items())}}}"
 
 
+def of_groups(callee: str, pictured: str, options: Mapping[str, str], flags: Mapping[str, str]) -> str:
+    """A call with groups that are pictured as lists of parameters, one after the other."""
+    parts = pictured.split("], [")
+    members = [f"[{part.strip('[]')}]" for part in parts] if len(parts) > 1 else parts
+    return call(callee, f"[{', '.join(dictionary(m, options) for m in members)}]", flags)
+
+
 def literal(value: Any, device: str = "cpu") -> str:
     """A value as an expression; of a tensor, on the device where it stands when parameters are on this one."""
     if isinstance(value, tuple):

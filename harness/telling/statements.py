@@ -24,7 +24,7 @@ from stepcheck.harness.play import resume, spoil, torchs
 from stepcheck.harness.play.families import sibling
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.subjects import Subject
-from stepcheck.harness.telling.expressions import call, dense, dictionary, literal, on, ramp, real
+from stepcheck.harness.telling.expressions import call, dense, dictionary, literal, of_groups, on, ramp, real
 
 #: A step in what a life says that it is taken in.
 _SURROUNDED = {
@@ -514,9 +514,10 @@ class Statements:
         # Wrong parameters are pictured in Python: lists of p, of q, and of what is made of them.
         pictured = str(event.value) if about_parameters else "params"
         if event.place == "group":
-            parts = pictured.split(", [") if about_parameters else [pictured]
-            members = [part if part.startswith("[") or not about_parameters else f"[{part}" for part in parts]
-            attempt = call(self.subject.callee, f"[{', '.join(dictionary(m, options) for m in members)}]", flags)
+            attempt = of_groups(self.subject.callee, pictured, options, flags)
+        elif event.place == "load_state_dict" and about_parameters:
+            theirs, own = (of_groups(self.subject.callee, groups, options, flags) for groups in pictured.split(" for "))
+            attempt = f"{own}.load_state_dict({theirs}.state_dict())"
         elif event.place == "add_param_group":
             added = f"[{pictured.rpartition('[')[2]}" if about_parameters else "[q]"
             attempt = f"optimizer.add_param_group({dictionary(added, options)})"

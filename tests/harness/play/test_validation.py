@@ -7,12 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scripted import run_here
 
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.life.events import PLACES, Group, Parameter, SetOption
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
-from stepcheck.harness.play.validation import Cell, Outcome, attempt, cells, matrix, parameter_cells, table, told
+from stepcheck.harness.play.validation import Cell, Outcome, attempt, cells, life, matrix, parameter_cells, table, told
+from stepcheck.harness.telling import repro
 from stepcheck.reference import SPECS
 from stepcheck.reference.spec import Domain, Hyper, Spec
 
@@ -361,3 +365,62 @@ def test_torch_in_words():
         "refused by accident at construction (IndexError): betas = (0.9,)",
         "recorded, not judged: refuses 0 of 35 invalid options in load_state_dict, 0 of 9 texts for a flag",
     ]
+
+
+# Dictionaries of other parameters -----------------------------------------------------------------------------------------
+
+OF_OTHERS = {"fewer", "more", "of fewer groups", "of more groups"}
+
+
+def of_others(subject):
+    return [cell for cell in parameter_cells(subject) if cell.place == "load_state_dict"]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_who_is_torchs_or_fast_refuses_a_dictionary_of_other_parameters(name):
+    for subject in (forloop(name), *resolve(f"fast:{name}")[:1]):
+        tried = {cell.kind: attempt(subject, cell) for cell in of_others(subject)}
+        assert set(tried) == ({"fewer", "more"} if subject.one_group else OF_OTHERS)
+        assert {(o.refused, o.exception, o.changed) for o in tried.values()} == {(True, "ValueError", False)}
+
+
+class LoadsAsFarAsItGoes(torch.optim.SGD):
+    """Loads the groups and parameters that a dictionary has, and leaves the others."""
+
+    def load_state_dict(self, state_dict):
+        for mine, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            mine |= {k: v for k, v in theirs.items() if k != "params"}
+
+
+class TakesAnyGroup(Free):
+    """Takes a group more, whatever its parameters are."""
+
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, lr=lr)
+
+    def add_param_group(self, group):
+        if getattr(self, "param_groups", None):
+            self.param_groups.append({**self.defaults, **group})
+        else:
+            super().add_param_group(group)
+
+
+@pytest.mark.parametrize(
+    ("make", "place", "kinds"),
+    [
+        (LoadsAsFarAsItGoes, "load_state_dict", OF_OTHERS),
+        (TakesAnyGroup, "add_param_group", {"duplicate", "not a tensor", "not a leaf"}),
+    ],
+)
+def test_parameters_that_are_taken_wrongly_are_told_and_found(make, place, kinds):
+    subject, found = class_subject(make, "SGD"), set()
+    for cell in (c for c in parameter_cells(subject) if c.place == place):
+        trace = life(subject, cell)
+        assert list(CHECKS["refuses-invalid"].find(Evidence(forloop("SGD"), trace))) == []
+        (finding,) = CHECKS["refuses-invalid"].find(Evidence(subject, trace))
+        script = repro.script(subject, trace, finding)
+        assert "is accepted in" in run_here(script), script
+        assert not run_here(script.replace(make.__module__, "torch.optim").replace(make.__name__, "SGD")), script
+        found.add(cell.kind)
+    assert found == kinds
+    assert any(line.startswith("accepts as parameters") and place in line for line in told(matrix(subject)))
