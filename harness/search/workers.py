@@ -32,6 +32,7 @@ from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.limits import first_patience, patience
 from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.search.tell import tell
+from stepcheck.harness.support import threads
 from stepcheck.harness.support.processes import Silence, begin_child, cores, end, end_of, forks, quiet
 from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference.dialects import title
@@ -195,6 +196,8 @@ class _Pool:
         apart = subject.device != "cpu" and not subject.unsupported
         context: Any = multiprocessing.get_context("spawn" if apart else "fork")
         target, who = (_work_apart, subject.name) if apart else (_work, subject)
+        if subject.explicit and not apart:
+            threads.children_spread()  # where not, no child has to find out for itself
         recorder = Recorder(self.stream, subject.name, attempt=2 if careful else 1)
         process = context.Process(
             target=target, args=(who, self.settings, send, diary, recorder, os.getpid()), daemon=True

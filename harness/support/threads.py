@@ -29,27 +29,35 @@ class _Known:
 
     Attributes:
         forked: it was forked since this was imported, or before.
-        spreads: the answer; none where it has to be tried.
+        spreads: whether it can use several threads; none where that has to be tried.
+        children: whether a child of it could; what once has kept threads keeps them, so no is no for ever.
     """
 
     forked = False
     spreads: bool | None = None
+    children: bool | None = None
 
 
 def _forked() -> None:
-    """In a child: what its parent could do it need not be able to, and what that could not it cannot."""
     _Known.forked = True
-    _Known.spreads = None if _Known.spreads else _Known.spreads
+    _Known.children = _Known.spreads = False if _Known.children is False else None
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
+def children_spread() -> bool:
+    """Whether torch can use several threads in a process that is forked from this one: that is tried in one, which ends or does not."""
+    if _Known.children is not False:
+        _Known.children = not forks() or _ends()
+    return _Known.children
+
+
 def spreads() -> bool:
-    """Whether torch can use several threads in this process. Where it was forked, that is tried in a fork of its own, which ends or does not."""
+    """Whether torch can use several threads in this process; in one that was forked, as in a fork of its own."""
     if _Known.spreads is None:
-        _Known.spreads = not _Known.forked or not forks() or _ends()
+        _Known.spreads = not _Known.forked or children_spread()
     return _Known.spreads
 
 

@@ -44,5 +44,27 @@ def test_a_child_of_a_process_that_used_several_would_wait_for_those_for_ever():
     assert forked(2, 1.0) == 23
 
 
+_TOLD = """
+import os, time, torch
+from stepcheck.harness.support import threads
+threads._SECONDS = 1.0
+torch.set_num_threads(2)
+torch.ones(1 << 18).add_(1)
+torch.set_num_threads(1)
+assert not threads.children_spread()
+start = time.monotonic()
+child = os.fork()
+if not child:
+    os._exit(threads.spreads() or time.monotonic() - start > 0.9)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP may begin anew in a child")
+def test_a_child_that_would_wait_knows_it_from_its_parent():
+    done = subprocess.run([sys.executable, "-c", _TOLD], capture_output=True, check=True, text=True)
+    assert int(done.stdout) == 0
+
+
 def test_here_it_is_found_out_once():
     assert spreads() == spreads()
