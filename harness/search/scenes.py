@@ -362,7 +362,8 @@ def _without(spec: Spec) -> set[str]:
 
 def _surroundings(life: Decoding) -> list[str]:
     # What has so few elements torch.optim and stepcheck.fast leave to one thread, whatever their number.
-    return [s for s in SURROUNDINGS if s != "more threads" or life.of.explicit]
+    others = [s for s in SURROUNDINGS if s != "more threads"]
+    return ["more threads", *others] if life.of.explicit else others
 
 
 def _in_earnest(life: Decoding, drawn: Options) -> Options:
@@ -376,6 +377,8 @@ def _surrounded(life: Decoding) -> Iterator[Event]:
     for n in range(4):
         # Of every other round all steps are taken in the same.
         within = among[place] if turn % 2 or not n else life.draw(among)
+        if within == "more threads" and n % 2:  # it is the change of their number that shows
+            within = ""
         yield Step(life.step(_ordinary(life), n).gradients, within=within)
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from stepcheck.harness.judging.item import MOST_ELEMENTS, sampled, thinned
-from stepcheck.harness.life.events import AddGroup, Handle, Run, Schedule, SetOption, Step
+from stepcheck.harness.life.events import AddGroup, Handle, Reload, Run, Schedule, SetOption, Step
 from stepcheck.harness.life.trace import Trace
+from stepcheck.harness.play import torchs
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.recording import ParameterStep
 from stepcheck.harness.play.subjects import class_subject
@@ -120,6 +121,19 @@ def test_values_come_from_whole_domains():
 def test_something_is_handled_between_steps_and_surrounds_them():
     assert all(any(isinstance(e, Handle) for e in t.events) for t in lives(ADAM, "handled"))
     assert all(any(isinstance(e, Step) and e.within for e in t.events) for t in lives(ADAM, "surrounded"))
+
+
+def test_the_number_of_threads_changes_in_lives_of_somebodys_class_alone():
+    mine = [[e.within for e in t.events if isinstance(e, Step)] for t in lives(MINE, "surrounded")]
+    assert [within[:2] for within in mine[::6]] == [["more threads", mine[0][1]], ["more threads", ""]]
+    assert mine[0][1] != "more threads"
+    assert not any(e.within == "more threads" for t in lives(ADAM, "surrounded") for e in t.events)
+
+
+def test_torchs_own_checkpoints_are_for_somebodys_class_alone():
+    assert not SCENES["adopted"].takes(ADAM)
+    loaded = [e.dictionary for t in lives(MINE, "adopted") for e in t.events if isinstance(e, Reload)]
+    assert set(loaded) == set(torchs.NAMES)
 
 
 @pytest.mark.parametrize("subject", [ADAM, MINE], ids=["torch's", "somebody's"])
