@@ -15,6 +15,21 @@ from stepcheck.harness.life.memory import rounded
 from stepcheck.harness.life.values import RAMP, Values, in_reals, is_complex, ramp_stride
 from stepcheck.harness.numbers.comparison import Array
 
+#: A step in what a life says that it is taken in.
+SURROUNDED = {
+    "no_grad": ["with torch.no_grad(): optimizer.step(); enabled = torch.is_grad_enabled()"],
+    "autocast": ["with torch.autocast(params[0].device.type, torch.bfloat16): optimizer.step()"],
+    "float64 by default": [
+        "torch.set_default_dtype(torch.float64)", "optimizer.step()", "torch.set_default_dtype(torch.float32)",
+    ],
+    "graph": [
+        "one = torch.ones((), requires_grad=True)",
+        "for p in params: p.grad = p.grad if p.grad is None or p.grad.is_sparse else p.grad.detach() * one.to(p.grad)",
+        "optimizer.step()",
+    ],
+    "more threads": ["torch.set_num_threads(3)", "optimizer.step()", "torch.set_num_threads(1)"],
+}  # fmt: skip
+
 
 def assigned(expressions: Mapping[str, str]) -> str:
     """Names assigned to numbers, as float64 tensors: they divide by zero and overflow as tensors do."""

@@ -24,22 +24,20 @@ from stepcheck.harness.play import resume, spoil, torchs
 from stepcheck.harness.play.families import sibling
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.subjects import Subject
-from stepcheck.harness.telling.expressions import call, dense, dictionary, literal, of_groups, on, ramp, real
+from stepcheck.harness.telling.expressions import (
+    SURROUNDED,
+    call,
+    dense,
+    dictionary,
+    literal,
+    of_groups,
+    on,
+    ramp,
+    real,
+)
 
-#: A step in what a life says that it is taken in.
-_SURROUNDED = {
-    "no_grad": ["with torch.no_grad(): optimizer.step(); enabled = torch.is_grad_enabled()"],
-    "autocast": ["with torch.autocast(params[0].device.type, torch.bfloat16): optimizer.step()"],
-    "float64 by default": [
-        "torch.set_default_dtype(torch.float64)", "optimizer.step()", "torch.set_default_dtype(torch.float32)",
-    ],
-    "graph": [
-        "one = torch.ones((), requires_grad=True)",
-        "for p in params: p.grad = p.grad if p.grad is None or p.grad.is_sparse else p.grad.detach() * one.to(p.grad)",
-        "optimizer.step()",
-    ],
-    "more threads": ["torch.set_num_threads(3)", "optimizer.step()", "torch.set_num_threads(1)"],
-}  # fmt: skip
+#: A tensor that is an option, filled in place.
+_FILLED = "set_to = {value}; {place} = {place}.fill_(set_to) if torch.is_tensor({place}) else set_to"
 
 
 def _registered(kind: str) -> str:
@@ -255,16 +253,11 @@ class Statements:
         ]
 
     def _set_option(self, event: events.SetOption) -> list[str]:
-        group, lines = f"optimizer.param_groups[{event.group}]", []
-        for name, value in self._spelled(self.subject.terms.theirs({event.option: event.value})).items():
-            place = f"{group}[{name!r}]"
-            if event.in_place:  # somebody's class may have made a number of it
-                lines.append(
-                    f"set_to = {value}; {place} = {place}.fill_(set_to) if torch.is_tensor({place}) else set_to"
-                )
-            else:
-                lines.append(f"{place} = {value}")
-        return lines
+        given = self._spelled(self.subject.terms.theirs({event.option: event.value}))
+        places = ((f"optimizer.param_groups[{event.group}][{name!r}]", value) for name, value in given.items())
+        # One that is filled somebody's class may have made a number of.
+        written = _FILLED if event.in_place else "{place} = {value}"
+        return [written.format(place=place, value=value) for place, value in places]
 
     def _add_group(self, event: events.AddGroup) -> list[str]:
         self.groups.append(event.group)
@@ -300,7 +293,7 @@ class Statements:
         if event.within == "another optimizer":
             return [*lines, *self._another(), "optimizer.step()"]
         if event.within:
-            return [*lines, *_SURROUNDED[event.within]]
+            return [*lines, *SURROUNDED[event.within]]
         if not event.scaling:
             return [*lines, "optimizer.step()"]
         made = f'scaler = torch.amp.GradScaler("{self.subject.device}", growth_interval=2)'
