@@ -435,8 +435,8 @@ def check(
     """Play fuzzed lives of SUBJECTS and judge every step against the reference.
 
     SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], or package.module:ClassOrFactory: with --like or
-    --spec it is held to a reference, and without one it is asked for the invariants alone. Without any: those that [tool.stepcheck] of
-    pyproject.toml declares, else torch and fast.
+    --spec it is held to a reference, and without one it is asked for the invariants alone; package:* is all of a library. Without any:
+    those that [tool.stepcheck] of pyproject.toml declares, else torch and fast.
     """
     with _no_garbage():
         from stepcheck import config
@@ -744,7 +744,7 @@ def suggest_(subject: str) -> int:
 def _check_command(found: Suggestion) -> str:
     from stepcheck.harness.search import suggest
 
-    return shlex.join(["stepcheck", "check", found.name, *suggest.options(found)])
+    return shlex.join(["stepcheck", "check", found.name, *suggest.options(found.declaration)])
 
 
 @commands.command()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from stepcheck import library
 from stepcheck.harness.play.declared import Declaration
 from stepcheck.harness.play.families import FAMILIES, resolve
 from stepcheck.harness.play.subjects import Subject, asked_for
@@ -175,6 +176,10 @@ def subjects(config: Config, text: str, said: Mapping[str, Any]) -> list[Subject
     """
     if text.partition(":")[0] in FAMILIES:
         return resolve(text)
+    module, _, attribute = text.partition(":")
+    if attribute == library.EVERY:
+        each = library.subjects(module, text, said, config.subjects)
+        return [s for own in each for s in (subjects(config, own, said) if isinstance(own, str) else [own])]
     if "[" in text and text not in config.subjects:
         raise UsageError(f"{text}: {FILE} declares no subject of that name; in brackets stands a label of one")
     declared = config.subjects.get(text, Declared(Declaration()))

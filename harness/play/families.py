@@ -167,7 +167,7 @@ TORCH_MODES: dict[str, tuple[str, ...]] = {
 def torch_subject(name: str, mode: str) -> Subject:
     """``torch.optim.<name>`` in one of its modes."""
     if no_such_class(name):
-        return _lacking(f"torch:{name}[{mode}]", SPECS[name], no_such_class(name), mode)
+        return lacking(f"torch:{name}[{mode}]", SPECS[name], no_such_class(name), mode)
     spec, cls = SPECS[name], getattr(torch.optim, name)
     signature = inspect.signature(cls).parameters
     keywords: dict[str, bool] = MODES[mode] if set(MODES[mode]) <= set(signature) else {}
@@ -201,7 +201,7 @@ def torch_subject(name: str, mode: str) -> Subject:
     )
 
 
-def _lacking(name: str, spec: Spec, why: str, mode: str = "") -> Subject:
+def lacking(name: str, spec: Spec, why: str, mode: str = "") -> Subject:
     """A subject that does not exist here: it stands in every table, and says why."""
 
     def make(*_args: Any, **_options: Any) -> Any:
@@ -260,7 +260,7 @@ def fast_subject(name: str, mode: str = "") -> Subject:
     module = importlib.import_module(f"stepcheck.fast{'.interpreted' if mode == 'triton' else ''}")
     spec, cls = SPECS[name], getattr(module, name, None)
     if cls is None:
-        return _lacking(f"fast:{name}[{mode}]" if mode else f"fast:{name}", spec, _no_fast_class(name))
+        return lacking(f"fast:{name}[{mode}]" if mode else f"fast:{name}", spec, _no_fast_class(name))
     cost = 2 if spec.closure or spec.products else 1
     carries = mode == COMPENSATED
     return Subject(

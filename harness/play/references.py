@@ -45,14 +45,14 @@ def spec_of(text: str) -> Spec:
         raise UsageError(str(error)) from None
 
 
-def loaded(module: str, attribute: str, text: str) -> Any:
-    """What a module has under a name, dots included.
+def loaded_module(module: str, text: str) -> Any:
+    """A module of somebody's.
 
     Raises:
-        UsageError: it cannot be imported, or has no such thing.
+        UsageError: it cannot be imported.
     """
     try:
-        found: Any = importlib.import_module(module)
+        return importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 - whatever the module's own code raises on import
         raise UsageError(f"{text}: cannot import {module} ({type(error).__name__}: {error})") from None
     except SystemExit as error:  # a script that ends in sys.exit(main())
@@ -60,6 +60,15 @@ def loaded(module: str, attribute: str, text: str) -> Any:
         raise UsageError(
             f"{text}: cannot import {module}: {told}; keep what runs under if __name__ == '__main__'"
         ) from None
+
+
+def loaded(module: str, attribute: str, text: str) -> Any:
+    """What a module has under a name, dots included.
+
+    Raises:
+        UsageError: it cannot be imported, or has no such thing.
+    """
+    found = loaded_module(module, text)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise UsageError(f"{text}: {module} has no {attribute}")

@@ -103,7 +103,7 @@ def read(make: Callable[..., Any], spec: Spec, terms: Terms = PLAIN) -> Signatur
 Answer = TypeVar("Answer")
 
 
-def apart(ask: Callable[[], Answer]) -> Answer | UnbuildableError | None:
+def apart(ask: Callable[[], Answer], seconds: float = _TRIED_SECONDS) -> Answer | UnbuildableError | None:
     """The answer of a process of its own; nothing where that ends early, or does not end. On systems without fork, of this one."""
     if not forks() or multiprocessing.current_process().daemon:
         return ask()
@@ -114,7 +114,7 @@ def apart(ask: Callable[[], Answer]) -> Answer | UnbuildableError | None:
         process.start()
     send.close()
     try:
-        outcome: Answer | UnbuildableError | None = receive.recv() if receive.poll(_TRIED_SECONDS) else None
+        outcome: Answer | UnbuildableError | None = receive.recv() if receive.poll(seconds) else None
     except EOFError:
         outcome = None
     finally:
@@ -163,7 +163,7 @@ def tried(make: Callable[..., Any], spec: Spec, terms: Terms = PLAIN) -> Signatu
     return Signature(
         options=options,
         unlike={name: why for name, why in unlike.items() if why},
-        others={k: v for k, v in names.items() if k not in hypers and k != _first_name(make)},
+        others={k: v for k, v in names.items() if k not in hypers and k not in (_first_name(make), "params")},
         defaults={k: v for k, v in names.items() if k in hypers and k not in unlike and _differs(v, hypers[k].default)},
         constructor_only=options - set(terms.ours(optimizer.param_groups[0])),
         open=frozenset(name for name, default in names.items() if default is None),

@@ -117,6 +117,20 @@ def folded(results: Sequence[Result]) -> list[str]:
     return [f"{_few(subjects)}: {note}" for note, subjects in sharing.items()]
 
 
+def shared(results: Sequence[Result]) -> list[list[Divergence]]:
+    """The divergences, those of several subjects that say the same together: a fault that many classes share is told once."""
+    alike: dict[tuple[str, str, str], list[Divergence]] = {}
+    for d in (d for r in results for d in r.divergences):
+        alike.setdefault((d.check, d.cause, d.summary), []).append(d)
+    return list(alike.values())
+
+
+def others(alike: Sequence[Divergence]) -> list[str]:
+    """In which other subjects a divergence is the same, and its IDs there, in a line or none."""
+    told = ", ".join(f"{d.subject} [{d.id}]" for d in alike)
+    return [f"  the same in {len(alike)} more: {told}"] if told else []
+
+
 def _few(subjects: Sequence[str]) -> str:
     return subjects[0] if len(subjects) == 1 else f"{subjects[0]} and {len(subjects) - 1} more"
 

@@ -41,13 +41,12 @@ def show(run: Run, folder: Path, console: Console) -> None:
             console.print(f"[red]{escape(shown(report.mended(row, run.environment)))}[/]\n")
     for line in report.passing_now(run.results):
         console.print(f"[red]{escape(shown(line))}[/]\n")
-    for result in run.results:
-        for divergence in result.divergences:
-            first, *rest = map(shown, report.describe(divergence, folder))
-            console.print(f"[red]{escape(first)}[/]")
-            for line in rest:
-                console.print(line, markup=False)
-            console.print()
+    for divergence, *alike in report.shared(run.results):
+        first, *rest = map(shown, report.describe(divergence, folder))
+        console.print(f"[red]{escape(first)}[/]")
+        for line in (*rest, *(shown(line) for line in report.others(alike))):
+            console.print(line, markup=False)
+        console.print()
     console.print(table(run.results))
 
 

@@ -162,6 +162,21 @@ def suggest(make: Callable[..., Any], name: str, progress: Callable[[str], None]
     return Suggestion(name, Declaration(), most.lives, most.agreeing, most.declaration.like)
 
 
+def of_name(make: Callable[..., Any], name: str) -> Declaration:
+    """What to declare of a class that is called as a reference is: its names, and the dialect in which it agrees, if it does in one.
+
+    One of another name is held to none: that a class agrees with a reference by chance would say nothing of what it is meant to be.
+    """
+    like = next(
+        (spec.name for spec in SPECS.values() if _plain(spec.name) == _plain(getattr(make, "__name__", ""))), ""
+    )
+    trial = _trial(make, name, Declaration(like, names=names(make, SPECS[like]))) if like else None
+    if trial is None or trial.agrees():
+        return Declaration() if trial is None else trial.declaration
+    found = _in_a_dialect(make, name, trial)
+    return trial.declaration if found is None else found.declaration
+
+
 def _candidates(make: Callable[..., Any]) -> list[Spec]:
     """The references, those first whose name and options are most like the class's."""
     taken, _ = signature.keywords(make)
@@ -340,9 +355,8 @@ def _toml_names(theirs: str) -> str:
     return json.dumps(several if len(several) > 1 else several[0])
 
 
-def options(suggestion: Suggestion) -> list[str]:
+def options(said: Declaration) -> list[str]:
     """The same as options of ``stepcheck check``."""
-    said = suggestion.declaration
     given = ["--like", said.like] if said.like else []
     for dialect in said.dialects:
         given += ["--dialect", dialect]

@@ -28,7 +28,7 @@ def test_the_table_and_the_command_say_the_same(of_own_names):
     assert table["like"] == "Adam"
     assert table["dialects"] == ["eps-inside-root"]
     assert table["names"]["betas"] == ["beta1", "beta2"]
-    words = suggest.options(of_own_names)
+    words = suggest.options(of_own_names.declaration)
     assert words[:4] == ["--like", "Adam", "--dialect", "eps-inside-root"]
     assert sorted(words[5::2]) == sorted(own_names.RENAMED[1::2])
 
