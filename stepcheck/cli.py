@@ -142,6 +142,12 @@ def _specs() -> Iterable[str]:
     return SPECS
 
 
+def _references() -> Iterable[str]:
+    from stepcheck.harness.play.references import known
+
+    return known()
+
+
 def _checks() -> Iterable[str]:
     from stepcheck.harness.checking.checks import CHECKS
 
@@ -373,7 +379,7 @@ def _forget(files: Iterable[Path]) -> None:
 
 @commands.command(cls=_Check)
 @click.argument("subjects", nargs=-1)
-@click.option("--like", type=_NAME, help="The reference that a class is held to.")
+@click.option("--like", type=_Names("NAME", _references), help="The reference that a class is held to.")
 @click.option("--spec", metavar="MODULE:NAME", help="A reference of one's own that a class is held to.")
 @click.option("--dialect", "dialects", metavar="NAME", multiple=True,
               help="A convention in which it is meant to differ from that reference.")  # fmt: skip

@@ -80,6 +80,15 @@ def loaded(module: str, attribute: str, text: str) -> Any:
 REFERENCES = "stepcheck.references"
 
 
+def _published() -> dict[str, importlib.metadata.EntryPoint]:
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=REFERENCES)}
+
+
+def known() -> list[str]:
+    """The names of all references: those that stepcheck ships, and those that installed packages publish."""
+    return [*SPECS, *(name for name in _published() if name not in SPECS)]
+
+
 def own_spec(name: str) -> Spec:
     """A reference that stepcheck does not ship: ``module:NAME``, or one that an installed package publishes under a name.
 
@@ -92,9 +101,9 @@ def own_spec(name: str) -> Spec:
     elif attribute:
         found = loaded(module, attribute, name)
     else:
-        published = {entry.name: entry for entry in importlib.metadata.entry_points(group=REFERENCES)}
+        published = _published()
         if name not in published:
-            raise UsageError(f"no reference named {name!r}; there is {', '.join([*SPECS, *published])}")
+            raise UsageError(f"no reference named {name!r}; there is {', '.join(known())}")
         try:
             found = published[name].load()
         except Exception as error:  # noqa: BLE001 - whatever that package raises
