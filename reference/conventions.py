@@ -42,6 +42,16 @@ def decoupled(scaled: bool) -> Callable[[Step], Step]:
     return wrap
 
 
+def decayed_after(update: Step) -> Step:
+    """What the step arrives at shrinks by lr * weight_decay."""
+
+    def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
+        p, after = update(p, g, state, but(hyper, weight_decay=0.0))
+        return (p - hyper.lr * hyper.weight_decay * p if hyper.weight_decay != 0 else p), after
+
+    return step
+
+
 def coupled(update: Step) -> Step:
     """The decay is a part of the gradient."""
 
@@ -101,6 +111,19 @@ def debiased(*averages: str) -> Callable[[Step], Step]:
         return step
 
     return wrap
+
+
+def maximum_of_corrected(update: Step) -> Step:
+    """AMSGrad keeps the largest of the averages whose bias is corrected."""
+
+    def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
+        if not hyper.amsgrad:
+            return update(p, g, state, hyper)
+        correction = 1 - hyper.betas[1] ** (state["step"] + 1)
+        p, after = update(p, g, {**state, "max_exp_avg_sq": state["max_exp_avg_sq"] * correction}, hyper)
+        return p, {**after, "max_exp_avg_sq": after["max_exp_avg_sq"] / correction}
+
+    return step
 
 
 def uncorrected(update: Step) -> Step:

@@ -16,12 +16,14 @@ from stepcheck.reference.conventions import (
     but,
     coupled,
     debiased,
+    decayed_after,
     decoupled,
     eps_placed,
     inside,
     inside_corrected,
     inside_uncorrected,
     lr_inside,
+    maximum_of_corrected,
     uncorrected,
 )
 from stepcheck.reference.spec import HyperValues, Spec
@@ -70,18 +72,35 @@ def dialects(spec: Spec) -> Iterator[Dialect]:
 def in_dialects(spec: Spec, names: Iterable[str]) -> Spec:
     """An optimizer in the dialects of these names, one of each kind.
 
+    A library's name stands for all that it does otherwise.
+
     Raises:
         ValueError: it has no such dialect, or two are about one thing.
     """
     had = {d.name: d for d in dialects(spec)}
-    for name in names:
+    chosen: dict[str, Dialect] = {}
+    for name in (each for said in names for each in _LIBRARIES.get(said, {}).get(spec.name, (said,))):
         if name not in had:
-            raise ValueError(f"{spec.name} has no dialect {name!r}; there is {', '.join(had) or 'none'}")
-        if name not in {d.name for d in dialects(spec)}:
-            other = next(other for kind, other in spec.dialects if kind == had[name].kind)
-            raise ValueError(f"{name} and {other} are about one thing, {had[name].kind}: give one of them")
-        spec = had[name].applied(spec)
+            raise ValueError(
+                f"{spec.name} has no dialect {name!r}; there is {', '.join([*had, *_speaking(spec)]) or 'none'}"
+            )
+        other = chosen.setdefault(had[name].kind, had[name])
+        if other.name != name:
+            raise ValueError(f"{name} and {other.name} are about one thing, {other.kind}: give one of them")
+    return applied(spec, chosen.values())
+
+
+def applied(spec: Spec, chosen: Iterable[Dialect]) -> Spec:
+    """An optimizer in these dialects, in the order in which they work together."""
+    order = {d: n for n, d in enumerate(_DIALECTS)}
+    for dialect in sorted(chosen, key=lambda d: order.get(d, len(order))):
+        spec = dialect.applied(spec)
     return spec
+
+
+def _speaking(spec: Spec) -> list[str]:
+    """The libraries that do something otherwise."""
+    return [library for library, names in _LIBRARIES.items() if spec.name in names]
 
 
 def title(spec: Spec) -> str:
@@ -112,6 +131,11 @@ def _squares(spec: Spec) -> tuple[str, ...]:
     return tuple(b.name for b in spec.buffers if b.name in SQUARES)
 
 
+def _decays(spec: Spec) -> bool:
+    """Whether there is a decay that is scaled by lr, or could be."""
+    return _has("lr", "weight_decay")(spec) and spec.name not in ("Adafactor", "Muon")
+
+
 def _adds_decay(spec: Spec) -> bool:
     """Whether the decay is a part of the gradient."""
     return _has("lr", "weight_decay")(spec) and spec.name not in ("AdamW", "Adafactor", "Muon")
@@ -125,10 +149,8 @@ def _corrects(spec: Spec) -> bool:
     return _ADAM(spec) and spec.name != "RAdam"
 
 
+#: What is applied first stands first: the decay, which some of the others see to by themselves, comes last.
 _DIALECTS = (
-    Dialect("decay", "decoupled-decay", "weight decay decoupled from the gradient, p - lr * weight_decay * p", _adds_decay, decoupled(True)),
-    Dialect("decay", "unscaled-decay", "weight decay that is not scaled by lr, p - weight_decay * p", _has("weight_decay"), decoupled(False)),
-    Dialect("decay", "coupled-decay", "weight decay added to the gradient", lambda s: s.name == "AdamW", coupled),
     Dialect("eps", "eps-beside-uncorrected-root", "eps beside the root of the average before its bias is corrected", _corrects, eps_placed(beside_uncorrected)),
     Dialect("eps", "eps-inside-root", "eps inside the root, beside the corrected average", _corrects, eps_placed(inside_corrected)),
     Dialect("eps", "eps-inside-uncorrected-root", "eps inside the root, beside the average before its bias is corrected", _corrects, eps_placed(inside_uncorrected)),
@@ -143,4 +165,30 @@ _DIALECTS = (
     ),
     Dialect("start", "momentum-from-zero", "a momentum that starts at 0", lambda s: s.name == "SGD", initial=lambda _: {"momentum_buffer": 0.0}),
     Dialect("lr", "lr-inside-momentum", "lr inside the momentum", _has("lr", "momentum", "momentum_buffer", "weight_decay"), lr_inside),
+    Dialect("maximum", "amsgrad-after-correction", "the maximum of AMSGrad taken after the bias is corrected", _has("amsgrad", "max_exp_avg_sq"), maximum_of_corrected),
+    Dialect("decay", "decoupled-decay", "weight decay decoupled from the gradient, p - lr * weight_decay * p", _adds_decay, decoupled(True)),
+    Dialect("decay", "unscaled-decay", "weight decay that is not scaled by lr, p - weight_decay * p", _has("weight_decay"), decoupled(False)),
+    Dialect("decay", "coupled-decay", "weight decay added to the gradient", lambda s: s.name == "AdamW", coupled),
+    Dialect("decay", "decay-after-step", "weight decay of what the step arrives at, p - lr * weight_decay * p", _decays, decayed_after),
 )  # fmt: skip
+
+
+#: Libraries that document other conventions than torch, and which, by optimizer: https://keras.io/api/optimizers/ (Keras 3; its weight decay is
+#: decoupled everywhere), https://optax.readthedocs.io (its rmsprop and adagrad), and TensorFlow 1 (tf.compat.v1.train, training_ops.h).
+_LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "keras": {
+        "Adam": ("eps-beside-uncorrected-root", "decoupled-decay"),
+        "AdamW": ("eps-beside-uncorrected-root",),
+        "Adagrad": ("eps-inside-root", "decoupled-decay"),
+        "RMSprop": ("eps-inside-root", "lr-inside-momentum", "decoupled-decay"),
+        "SGD": ("lr-inside-momentum", "decoupled-decay"),
+    },
+    "optax": {
+        "Adagrad": ("eps-inside-root",),
+        "RMSprop": ("eps-inside-root", "lr-inside-momentum"),
+    },
+    "tensorflow": {
+        "Adam": ("eps-beside-uncorrected-root",),
+        "RMSprop": ("eps-inside-root", "squares-from-one", "lr-inside-momentum"),
+    },
+}

@@ -14,7 +14,7 @@ def accused(make, like, *, until=(), **settings):
     def said_no():
         return {check for check, _ in campaign.suspects.ready}
 
-    campaign._ended = lambda: ended() or not said_no().isdisjoint(until)
+    campaign._ended = lambda **how: ended(**how) or not said_no().isdisjoint(until)
     result = campaign.run()
-    assert not result.error
+    assert not result.error, result.error
     return said_no(), result

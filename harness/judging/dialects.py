@@ -13,7 +13,7 @@ from stepcheck.harness.judging.judge import Judge
 from stepcheck.harness.judging.judgement import Judgement
 from stepcheck.harness.play.recording import Recording, StepRecord
 from stepcheck.harness.play.subjects import Subject
-from stepcheck.reference.dialects import Dialect, dialects, with_options
+from stepcheck.reference.dialects import Dialect, applied, dialects, with_options
 
 #: Lives that are kept for it, of those that deviate and of those that do not, and the elements compared in the largest of them.
 _KEPT, _LARGEST = 10, 1000
@@ -92,10 +92,7 @@ class Dialects:
         what is not determined agrees with anything.
         """
         self.progress()
-        spec = self.subject.spec
-        for dialect in chosen:
-            spec = dialect.applied(spec)
-        spoken = replace(self.subject, spec=spec)
+        spoken = replace(self.subject, spec=applied(self.subject.spec, chosen))
         misses, determined, every = 0, 0, len(self.deviating)
         for n, recording in enumerate((*self.deviating, *self.agreeing)):
             judgement = Judge(spoken, _counting(recording) if _OF_GROUP in chosen else recording).judge()

@@ -5,10 +5,10 @@ import pytest
 
 from stepcheck.harness.certificate.inputs import Effort
 from stepcheck.harness.certificate.references import certify
-from stepcheck.harness.play.references import spec_of, spoken
+from stepcheck.harness.play.references import spec_of
 from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS
-from stepcheck.reference.dialects import dialects, in_dialects, title
+from stepcheck.reference.dialects import _LIBRARIES, dialects, in_dialects, title
 
 EACH = [(spec, d.name) for spec in SPECS.values() for d in dialects(spec)]
 EFFORT = Effort(elements=24, rounds=1, traces=0, candidates=0)
@@ -27,8 +27,8 @@ def test_in_exact_arithmetic_a_dialect_lies_within_its_bounds(spec, name):
 @pytest.mark.parametrize(("spec", "name"), EACH, ids=[f"{spec.name}-{name}" for spec, name in EACH])
 def test_a_dialect_is_another_optimizer(spec, name):
     """Of one number, in eight steps with a schedule, with options that matter."""
-    wanted = {"weight_decay": 0.1, "momentum": 0.9, "dampening": 0.5, "eps": 0.1}
-    options = {h.name: wanted[h.name] for h in spec.hyper if h.name in wanted and isinstance(h.default, float)}
+    wanted = {"weight_decay": 0.1, "momentum": 0.9, "dampening": 0.5, "eps": 0.1, "amsgrad": True}
+    options = {h.name: wanted[h.name] for h in spec.hyper if h.name in wanted and isinstance(h.default, float | bool)}
 
     def end(of):
         p, state = np.array([0.7]), of.initial_state(of.hyper_values(options))
@@ -59,11 +59,11 @@ def test_a_reference_says_in_which_dialects_it_is():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("Adam[nothing]", "Adam has no dialect 'nothing'; there is decoupled-decay, unscaled-decay, eps-beside"),
+        ("Adam[nothing]", "Adam has no dialect 'nothing'; there is eps-beside-uncorrected-root, eps-inside-root"),
         ("LBFGS[eps-inside-root]", "LBFGS has no dialect 'eps-inside-root'; there is none"),
         ("Adam[eps-inside-root, eps-inside-uncorrected-root]", "eps-inside-uncorrected-root and eps-inside-root are about one thing, eps: give one of them"),
         ("Adam[eps-inside-root", "no reference named 'Adam[eps-inside-root'; there is"),
-        ("Nobody[eps-inside-root]", "no reference named 'Nobody[eps-inside-root]'; there is"),
+        ("Nobody[eps-inside-root]", "no reference named 'Nobody'; there is"),
     ],
 )  # fmt: skip
 def test_what_there_is_not_is_told(text, told):
@@ -73,6 +73,41 @@ def test_what_there_is_not_is_told(text, told):
 
 
 def test_dialects_are_added_to_those_of_a_name():
-    assert spoken("Adam", []) == "Adam"
-    assert spoken("Adam", ["a", "b"]) == "Adam[a, b]"
-    assert spoken("Adam[a]", ["b"]) == "Adam[a, b]"
+    spoken = in_dialects(spec_of("Adam[eps-inside-root]"), ["decoupled-decay"])
+    assert title(spoken) == "Adam[eps-inside-root, decoupled-decay]"
+
+
+def test_in_which_order_they_are_said_does_not_matter():
+    one, other = (in_dialects(SPECS["SGD"], names) for names in (["decoupled-decay", "lr-inside-momentum"],
+                                                                ["lr-inside-momentum", "decoupled-decay"]))  # fmt: skip
+    assert title(one) == title(other) == "SGD[lr-inside-momentum, decoupled-decay]"
+    hyper = one.hyper_values(momentum=0.9, weight_decay=0.5, lr=0.1)
+    p, state = one.update(np.array([1.0]), np.array([2.0]), {"momentum_buffer": np.array([0.0])}, hyper)
+    assert (p.item(), state["momentum_buffer"].item()) == pytest.approx((1.0 - 0.05 - 0.2, 0.2))
+
+
+def test_a_library_s_name_stands_for_all_that_it_does_otherwise():
+    assert title(spec_of("RMSprop[keras]")) == "RMSprop[eps-inside-root, lr-inside-momentum, decoupled-decay]"
+    assert title(spec_of("RMSprop[optax]")) == "RMSprop[eps-inside-root, lr-inside-momentum]"
+    assert title(spec_of("Adam[tensorflow]")) == "Adam[eps-beside-uncorrected-root]"
+    with pytest.raises(UsageError, match="NAdam has no dialect 'keras'; there is"):
+        spec_of("NAdam[keras]")
+
+
+def test_each_convention_of_a_library_is_one_of_that_optimizer():
+    libraries = [(library, name) for library, of in _LIBRARIES.items() for name in of]
+    assert len(libraries) > 8
+    for library, name in libraries:
+        assert title(spec_of(f"{name}[{library}]")) != name
+
+
+def test_amsgrad_after_the_correction_by_hand():
+    spec = spec_of("Adam[amsgrad-after-correction]")
+    hyper = spec.hyper_values(amsgrad=True, betas=(0.5, 0.5), eps=0.0, lr=1.0)
+    state = {"step": 0.0, "exp_avg": 0.0, "exp_avg_sq": 0.0, "max_exp_avg_sq": 0.0}
+    p = 0.0
+    for g in (2.0, 1.0):
+        p, state = spec.update(p, g, state, hyper)
+    # Corrected averages are 4 and (0.5 * 2 + 0.5 * 1) / 0.75 = 2: the largest stays 4.
+    assert state["max_exp_avg_sq"] == pytest.approx(4.0)
+    assert p == pytest.approx(-1.0 - (0.5 * 1.0 + 0.5 * 1.0) / 0.75 / 2.0)
