@@ -287,7 +287,7 @@ def test_an_error_of_the_harness_in_a_replay_is_told_as_one(folder, here, diverg
         (["check", "some_module:WrongAdam", "--dialect", "eps-inside-root"], "those of a reference: say of which, with --like"),
         (
             ["check", "some_module:WrongAdam", "--like", "Adam", "--dialect", "x"],
-            "Adam has no dialect 'x'; there is decoupled-decay,",
+            "Adam has no dialect 'x'; there is eps-beside-uncorrected-root,",
         ),
         (
             ["check", "torch:Adam", "--like", "Adam", "--dialect", "eps-inside-root"],
