@@ -154,10 +154,11 @@ def _command(command: str, folder: Path) -> tuple[int, str]:
         assert process.exitcode is not None, f"`{command}` takes more than {_SECONDS} s"
         return process.exitcode, file.read_text(encoding="utf-8")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    theirs = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}  # which is for the tests of this
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
-        env={**os.environ, "PATH": path},
+        env={**theirs, "PATH": path},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
