@@ -152,18 +152,23 @@ def suggest(make: Callable[..., Any], name: str, progress: Callable[[str], None]
     called = _plain(getattr(make, "__name__", ""))
     trials.sort(key=lambda t: (_plain(t.declaration.like) != called, -t.buffers, -t.share))
     near = [t for t in trials if _plain(t.declaration.like) in called or t.buffers or t.share >= _NEAR][:_CLOSEST]
-    found = _in_another_way(make, name, near, progress)
-    if found is not None:
-        return _suggestion(name, found)
-    best = next((t for t in near if _plain(t.declaration.like) == called or 2 * t.share > 1), None)
-    if best is not None:
+    others: list[_Trial] = []
+    for trial in _in_another_way(make, name, near, progress):
+        if trial.agrees():
+            return _suggestion(name, trial)
+        others.append(trial)
+    best = max((*near, *others), key=lambda t: t.share, default=None)
+    if best is not None and 2 * best.share > 1:
         return _suggestion(name, best)
+    named = next((t for t in near if _plain(t.declaration.like) == called), None)
+    if named is not None:
+        return _suggestion(name, named)
     most = max(trials, key=lambda t: t.share)
     return Suggestion(name, Declaration(), most.lives, most.agreeing, most.declaration.like)
 
 
 def of_name(make: Callable[..., Any], name: str) -> Declaration:
-    """What to declare of a class that is called as a reference is: its names, and the dialect in which it agrees, if it does in one.
+    """What to declare of a class that is called as a reference is: its names, and the dialect in which it agrees most, if in one.
 
     One of another name is held to none: that a class agrees with a reference by chance would say nothing of what it is meant to be.
     """
@@ -173,8 +178,8 @@ def of_name(make: Callable[..., Any], name: str) -> Declaration:
     trial = _trial(make, name, Declaration(like, names=names(make, SPECS[like]))) if like else None
     if trial is None or trial.agrees():
         return Declaration() if trial is None else trial.declaration
-    found = _in_a_dialect(make, name, trial)
-    return trial.declaration if found is None else found.declaration
+    spoken = max((trial, *_in_a_dialect(make, name, trial)), key=lambda t: (t.agrees(), t.share))
+    return spoken.declaration
 
 
 def _candidates(make: Callable[..., Any]) -> list[Spec]:
@@ -237,35 +242,29 @@ def _trial(make: Callable[..., Any], name: str, declaration: Declaration) -> _Tr
 
 def _in_another_way(
     make: Callable[..., Any], name: str, trials: list[_Trial], progress: Callable[[str], None]
-) -> _Trial | None:
-    """A dialect in which the class agrees; or a flag of its own with which it does."""
+) -> Iterator[_Trial]:
+    """What is worth trying: a dialect that explains most of what deviates, and each flag of its own, with a dialect that then does."""
     for trial in trials:
         progress(f"dialects of {trial.declaration.like}")
         trial.play(_LIVES // 2)
-        found = _in_a_dialect(make, name, trial)
-        if found is not None:
-            return found
+        yield from _in_a_dialect(make, name, trial)
     for trial in trials[:1]:
         for held in _flags(trial.subject):
             progress(f"{trial.declaration.like} with {held}")
             other = _trial(make, name, replace(trial.declaration, held=held))
-            if other is None:
-                continue
-            if other.agrees():
-                return other
-            found = _in_a_dialect(make, name, other)
-            if found is not None:
-                return found
-    return None
+            if other is not None:
+                yield other
+                yield from _in_a_dialect(make, name, other)
 
 
-def _in_a_dialect(make: Callable[..., Any], name: str, trial: _Trial) -> _Trial | None:
-    """The same in the dialect that explains it, if one does, confirmed by lives of its own."""
+def _in_a_dialect(make: Callable[..., Any], name: str, trial: _Trial) -> Iterator[_Trial]:
+    """The same in the dialect that explains most of what deviates, if one does."""
     told = trial.dialects.found()
     if told is None or not all(dialect.name for dialect in told[0]):
-        return None
+        return
     spoken = _trial(make, name, replace(trial.declaration, dialects=tuple(dialect.name for dialect in told[0])))
-    return spoken if spoken is not None and spoken.agrees() else None
+    if spoken is not None:
+        yield spoken
 
 
 def _flags(subject: Subject) -> Iterator[dict[str, Any]]:
@@ -371,13 +370,14 @@ def lines(suggestion: Suggestion) -> Iterator[str]:
     """What was found, in words."""
     like, lives, agreeing = suggestion.declaration.like, suggestion.lives, suggestion.agreeing
     if suggestion.found:
-        yield f"# it agrees with {like} so in all {lives} lives that were tried"
+        yield f"# judged as declared here, it agrees with {like} in all {lives} lives that were tried"
     elif like:
-        yield f"# it deviates from {like}, the nearest reference, in {lives - agreeing} of {lives} lives, and no dialect that is known explains that"
+        yield f"# the nearest that was found, not more: judged as declared here, it deviates from {like} in {lives - agreeing} of {lives} lives"
     if suggestion.left:
         yield f"# options of {like} that it does not have, or under a name that was not found: {', '.join(suggestion.left)}"
     if not like:
         yield (
-            f"# it agrees with no reference, in no dialect that is known; most often with {suggestion.nearest}, in {agreeing} of {lives} lives."
-            " As it stands here it is asked for the invariants alone."
+            "# it agrees with no reference, in no dialect that is known"
+            + (f"; most often with {suggestion.nearest}, in {agreeing} of {lives} lives" if agreeing else "")
+            + ". As it stands here it is asked for the invariants alone."
         )

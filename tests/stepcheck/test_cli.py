@@ -284,7 +284,10 @@ def test_an_error_of_the_harness_in_a_replay_is_told_as_one(folder, here, diverg
         (["check", "--bogus"], "--bogus"),
         (["bogus"], "bogus"),
         (["replay", "nothere"], "no file"),
-        (["check", "some_module:WrongAdam", "--dialect", "eps-inside-root"], "those of a reference: say of which, with --like"),
+        (
+            ["check", "some_module:WrongAdam", "--dialect", "eps-inside-root"],
+            "those of a reference: say of which, with --like",
+        ),
         (
             ["check", "some_module:WrongAdam", "--like", "Adam", "--dialect", "x"],
             "Adam has no dialect 'x'; there is eps-beside-uncorrected-root,",

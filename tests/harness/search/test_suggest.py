@@ -49,7 +49,9 @@ def test_a_wrong_one_is_nearest_to_what_it_is_meant_to_be():
 
     found = suggest.suggest(Adam, "some:Adam")
     assert (found.declaration.like, found.found) == ("Adam", False)
-    assert next(suggest.lines(found)).startswith("# it deviates from Adam, the nearest reference, in ")
+    assert next(suggest.lines(found)).startswith(
+        "# the nearest that was found, not more: judged as declared here, it deviates from Adam in "
+    )
 
 
 def test_one_like_none_is_asked_for_the_invariants():
