@@ -360,25 +360,23 @@ def _without(spec: Spec) -> set[str]:
     return without | ({"float64 by default"} if kept else set())  # the dtype of numbers that it keeps
 
 
-def _surroundings(life: Decoding) -> list[str]:
-    # What has so few elements torch.optim and stepcheck.fast leave to one thread, whatever their number.
-    others = [s for s in SURROUNDINGS if s != "more threads"]
-    return ["more threads", *others] if life.of.explicit else others
+#: What torch.optim and stepcheck.fast need not be asked: what has so few elements they leave to one thread, whatever the number.
+_THREADS = "more threads"
 
 
 def _in_earnest(life: Decoding, drawn: Options) -> Options:
     """Of every other round, the fewest options with which there is a state."""
-    return life.with_state() if life.number // len(_surroundings(life)) % 2 else drawn
+    return life.with_state() if life.number // (len(SURROUNDINGS) - 1) % 2 else drawn
 
 
 def _surrounded(life: Decoding) -> Iterator[Event]:
-    among = [s for s in _surroundings(life) if s not in _without(life.spec)]
+    among = [s for s in SURROUNDINGS if s not in (*_without(life.spec), _THREADS)]
     turn, place = divmod(life.number, len(among))
-    for n in range(4):
-        # Of every other round all steps are taken in the same.
-        within = among[place] if turn % 2 or not n else life.draw(among)
-        if within == "more threads" and n % 2:  # it is the change of their number that shows
-            within = ""
+    # Of every other round all steps are taken in the same.
+    steps = [among[place] if turn % 2 or not n else life.draw(among) for n in range(4)]
+    if life.of.explicit:  # it is the change of their number that shows, after the first step or at last
+        steps.insert(4 * (life.number % 2), _THREADS)
+    for n, within in enumerate(steps):
         yield Step(life.step(_ordinary(life), n).gradients, within=within)
 
 
