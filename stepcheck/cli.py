@@ -336,7 +336,7 @@ def list_() -> int:
     ):
         _console().print(line, markup=False)
     _console().print(
-        "  Subjects: torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, or package.module:Class --like NAME",
+        "  Subjects: torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, package.module:Class or process:COMMAND --like NAME",
         markup=False,
     )
     _console().print("[bold]checks[/]")
@@ -440,9 +440,10 @@ def check(
 ) -> int:
     """Play fuzzed lives of SUBJECTS and judge every step against the reference.
 
-    SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], or package.module:ClassOrFactory: with --like or
-    --spec it is held to a reference, and without one it is asked for the invariants alone; package:* is all of a library. Without any:
-    those that [tool.stepcheck] of pyproject.toml declares, else torch and fast.
+    SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], package.module:ClassOrFactory, or process:COMMAND,
+    a program that speaks JSON lines: with --like or --spec the latter two are held to a reference, and without one they are asked for the
+    invariants alone; package:* is all of a library. Without any: those that [tool.stepcheck] of pyproject.toml declares, else torch and
+    fast.
     """
     with _no_garbage():
         from stepcheck import config
@@ -727,6 +728,7 @@ def suggest_(subject: str) -> int:
     from stepcheck import config
     from stepcheck.harness.play.families import FAMILIES
     from stepcheck.harness.play.references import loaded
+    from stepcheck.harness.play.shapes import PROCESS, process
     from stepcheck.harness.search import suggest
     from stepcheck.harness.search.workers import warm_up
     from stepcheck.harness.support.processes import quiet, silenced
@@ -734,11 +736,11 @@ def suggest_(subject: str) -> int:
 
     module, _, attribute = subject.partition(":")
     if not attribute or module in FAMILIES:
-        raise UsageError(f"{subject!r} is no class of somebody's; name one, as package.module:Class")
+        raise UsageError(f"{subject!r} is no class of somebody's; name one, as package.module:Class or process:COMMAND")
     console = Console(stderr=True, emoji=False)
     with silenced():
         config.look_there(config.read())
-        make = loaded(module, attribute, subject)
+        make = process(attribute) if module == PROCESS else loaded(module, attribute, subject)
     warm_up()
     with console.status("", spinner="dots") as status, quiet():
         found = suggest.suggest(make, subject, lambda told: status.update(shown(told)))
@@ -821,7 +823,7 @@ def _player(path: Path, saved: Saved, subject: str | None, out: Path) -> Subject
     if not (subject or own or store.recorded_here(path, out)):
         raise UsageError(
             f"{path} names {who}, and was not saved by stepcheck in {out}, or was changed since; to replay it is to import and call what it"
-            f" names, so say that you know it, with --subject {who}"
+            f" names, so say that you know it, with --subject {shlex.quote(who)}"
         )
     declared = _declared(path, saved, known=bool(own) or store.recorded_here(path, out))
     with silenced():

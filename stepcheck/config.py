@@ -11,7 +11,7 @@ from typing import Any
 
 from stepcheck import library
 from stepcheck.harness.play.declared import Declaration
-from stepcheck.harness.play.families import FAMILIES, resolve
+from stepcheck.harness.play.families import FAMILIES, label, resolve
 from stepcheck.harness.play.subjects import Subject, asked_for
 from stepcheck.harness.search.expected import expecting
 from stepcheck.harness.support.usage import UsageError
@@ -42,7 +42,7 @@ class Config:
 
     Attributes:
         file: where it stands; none where there is no such table.
-        subjects: by their names, ``module:Class``, or ``module:Class[label]`` where one class is declared more than once.
+        subjects: by their names, ``module:Class`` or ``process:COMMAND``; with a ``[label]`` where one is declared more than once.
         examples: traces for each subject, where the command does not say.
         pythonpath: folders in which modules are looked for.
     """
@@ -180,7 +180,7 @@ def subjects(config: Config, text: str, said: Mapping[str, Any]) -> list[Subject
     if attribute == library.EVERY:
         each = library.subjects(module, text, said, config.subjects)
         return [s for own in each for s in (subjects(config, own, said) if isinstance(own, str) else [own])]
-    if "[" in text and text not in config.subjects:
+    if label(text) and text not in config.subjects:
         raise UsageError(f"{text}: {FILE} declares no subject of that name; in brackets stands a label of one")
     declared = config.subjects.get(text, Declared(Declaration()))
     found = resolve(text, replace(declared.declaration, **said))

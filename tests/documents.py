@@ -170,6 +170,9 @@ def _command(command: str, folder: Path) -> tuple[int, str]:
 
 def _forked(words: list[str], folder: Path, file: Path) -> None:
     os.chdir(folder)
+    os.environ["PATH"] = (
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where a command names python
+    )
     descriptor = os.open(file, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

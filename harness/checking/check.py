@@ -50,7 +50,11 @@ def asks(
         def found(evidence: Evidence) -> Iterator[Finding]:
             return (evidence.attributed(f) for f in find(evidence) if not evidence.is_consequence(f))
 
-        return Check(name, question, looks_at, found, without_meaning, frozenset(needs.split()), witness)
+        def no_question(subject: Subject) -> str:
+            unasked = "" if subject.shape is None else subject.shape.unasked.get(name, "")
+            return unasked or without_meaning(subject)
+
+        return Check(name, question, looks_at, found, no_question, frozenset(needs.split()), witness)
 
     return decorate
 

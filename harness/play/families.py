@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from stepcheck.harness.play.profiles import (
     fast_profile,
 )
 from stepcheck.harness.play.references import loaded, spec_of
+from stepcheck.harness.play.shapes import PROCESS, process
 from stepcheck.harness.play.subjects import COMPLEX, FLOATING, NARROW, Subject, class_subject, refusal, refused_choices
 from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS, Spec
@@ -377,11 +379,26 @@ def existing() -> tuple[str, ...]:
     return tuple(name for name in SPECS if name in here)
 
 
+def label(text: str) -> str:
+    """What tells two declarations of one subject apart, in brackets at the end of its name; nothing where there is none."""
+    found = _LABEL.search(text)
+    return found[0] if found else ""
+
+
+def unlabelled(text: str) -> str:
+    """The same without a label."""
+    return text.removesuffix(label(text))
+
+
+_LABEL = re.compile(r"(?<=\S)\[[^][]*\]$")
+
+
 def resolve(text: str, like: str | Declaration | None = None) -> list[Subject]:
     """The subjects that a word on the command line means.
 
     Args:
-        text: ``torch``, ``torch:Adam``, ``torch:Adam[foreach]``, ``fast``, ``fast:Adam`` or ``package.module:ClassOrFactory``.
+        text: ``torch``, ``torch:Adam``, ``torch:Adam[foreach]``, ``fast``, ``fast:Adam``, ``package.module:ClassOrFactory`` or
+            ``process:COMMAND``.
         like: the reference that a class is held to, or all that is declared of it; for ``torch`` and ``fast`` the name says it.
 
     Raises:
@@ -390,11 +407,15 @@ def resolve(text: str, like: str | Declaration | None = None) -> list[Subject]:
     family, _, rest = text.partition(":")
     if family in FAMILIES:
         return FAMILIES[family].resolve(text)
+    if family == PROCESS:
+        return [class_subject(process(unlabelled(rest)), like or "", text)]
     if not rest:
         raise UsageError(
-            f"unknown subject {text!r}; known: {', '.join(FAMILIES)}, torch:NAME[MODE], or package.module:Class with --like"
+            f"unknown subject {text!r}; known: {', '.join(FAMILIES)}, torch:NAME[MODE], package.module:Class with --like, or process:COMMAND"
         )
-    attribute = rest.partition("[")[0]  # a label tells two declarations of one class apart
+    attribute = unlabelled(rest)
     subject = class_subject(loaded(family, attribute, text), like or "", text)
+    if subject.shape is not None:
+        return [subject]
     # Scripts import what was named, which need not be where it was defined.
     return [replace(subject, callee=attribute, imports=f"from {family} import {attribute.partition('.')[0]}")]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stepcheck.harness.support.lines import ClientError, RefusedError
 from stepcheck.harness.support.text import said
 
 #: Of all seeds one that nobody else would choose: who sets the generator to one of their own is noticed.
@@ -32,6 +33,8 @@ _UNPICKLABLE = re.compile(r"(?i)\b(can't|cannot) pickle\b")
 
 def is_our_own(error: Exception) -> bool:
     """Whether no frame of an exception lies outside the harness, and it is no call that an optimizer's signature refuses."""
+    if isinstance(error, ClientError):
+        return False  # what a process did is told by us
     if isinstance(error, TypeError) and _REFUSED_CALL.match(said(error)):
         return False  # it was raised before a frame of the method was made
     if _UNPICKLABLE.search(said(error)):
@@ -41,6 +44,8 @@ def is_our_own(error: Exception) -> bool:
 
 def frame(error: Exception) -> str:
     """``file:function`` of the innermost frame outside the harness; empty where there is none."""
+    if isinstance(error, ClientError):
+        return ""  # where that is noticed says nothing
     frames = traceback.extract_tb(error.__traceback__)
     outside = [frame for frame in frames if Path(frame.filename).parent not in _ROOMS]
     # The folder is left out: the same fault has the same identity on another machine.
@@ -49,6 +54,8 @@ def frame(error: Exception) -> str:
 
 def on_purpose(error: Exception) -> bool:
     """Whether a ``raise`` or an ``assert`` of somebody's own raised it, and no operation that failed."""
+    if isinstance(error, RefusedError):
+        return True
     innermost = traceback.extract_tb(error.__traceback__)[-1:]
     theirs = [
         f for f in innermost if not Path(f.filename).is_relative_to(_TORCH) and Path(f.filename).parent not in _ROOMS

@@ -20,12 +20,13 @@ import torch
 
 from stepcheck.harness.life.events import FLAGS
 from stepcheck.harness.play.terms import PLAIN, Terms
+from stepcheck.harness.support.lines import RefusedError
 from stepcheck.harness.support.processes import forks
 from stepcheck.harness.support.text import in_one_line, said
 from stepcheck.reference.spec import Hyper, Spec
 
 #: What a constructor raises for an option that it does not support.
-REFUSALS = (ValueError, AssertionError, NotImplementedError, TypeError)
+REFUSALS = (ValueError, AssertionError, NotImplementedError, TypeError, RefusedError)
 #: How long it may take to build some of them.
 _TRIED_SECONDS = 30.0
 _NEEDED = ("step", "zero_grad", "state_dict", "load_state_dict", "param_groups")

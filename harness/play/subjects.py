@@ -16,6 +16,7 @@ from stepcheck.harness.play import signature, unreferenced
 from stepcheck.harness.play.declared import NO_REFERENCE, Declaration, DeclarationError
 from stepcheck.harness.play.profiles import ANY_CLASS, Profile
 from stepcheck.harness.play.references import spec_of
+from stepcheck.harness.play.shapes import Shape, shape_of
 from stepcheck.harness.play.signature import Closure, Signature
 from stepcheck.harness.play.terms import PLAIN, Terms
 from stepcheck.harness.support import settings
@@ -71,6 +72,7 @@ class Subject:
         declared: of somebody's class, what is declared beside the reference, as JSON has it.
         remarks: what was found out about it before it played, to be said with its result.
         expected: the checks that it is declared to fail, each with the reason.
+        shape: of what is no class of torch's, and dressed as one: what it is.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Subject:
     declared: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     expected: Mapping[str, str] = field(default_factory=dict)
+    shape: Shape | None = None
 
     @property
     def referenced(self) -> bool:
@@ -163,6 +166,8 @@ class Subject:
     @property
     def spellings(self) -> tuple[str, ...]:
         """How its options may be written, plainly first. What somebody's constructor does not take it declares itself."""
+        if self.shape is not None:  # which is sent JSON, however an option was written
+            return SPELLINGS[:1]
         if self.explicit:
             return SPELLINGS
         if self.mode == "compiled":  # the compiler takes a number of another type for another program
@@ -324,19 +329,21 @@ def class_subject(
         spec = unreferenced.restricted(spec, tried.refused)
         takes = replace(takes, closure=takes.closure._replace(required=True)) if tried.closure else takes
     module, attribute = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "optimizer")
+    shape = shape_of(make)
     return Subject(
-        name=name or f"{module}:{attribute}",
+        name=name or (f"{module}:{attribute}" if shape is None else shape.name),
         spec=spec,
         make=make,
         computes=profile,
         options=takes.options,
         explicit=True,
-        callee=attribute,
-        imports=f"from {module} import {attribute.split('.')[0]}",
-        dtypes=FLOATING + (COMPLEX if spec.complex else ()),
+        callee=attribute if shape is None else shape.callee,
+        imports=f"from {module} import {attribute.split('.')[0]}" if shape is None else "",
+        dtypes=FLOATING + (COMPLEX if spec.complex else ()) if shape is None else shape.dtypes,
         # What somebody's class does with narrow or complex numbers, and with sparse gradients, is theirs to say.
         usual_dtypes=tried.dtypes,
         sparse=spec.sparse == "only",
+        unsupported="" if shape is None else shape.lacks(spec),
         refused={name: choices for name, choices in _later_choices(make, spec).items() if name in takes.options},
         takes=takes,
         after="optimizer.train()" if takes.modes else "",
@@ -344,6 +351,7 @@ def class_subject(
         terms=terms,
         declared=said.to_json(),
         remarks=tuple(unreferenced.told(tried.refused)),
+        shape=shape,
     )
 
 
@@ -376,8 +384,11 @@ def asked_for(subject: Subject, *, sparse: bool, tensor_lr: bool) -> Subject:
         tensor_lr: learning rates that are tensors.
 
     Raises:
-        UsageError: its reference gives sparse gradients no meaning; or it has no option ``lr``.
+        UsageError: its reference gives sparse gradients no meaning; it has no option ``lr``; or what it is takes no such thing.
     """
+    if (sparse or tensor_lr) and subject.shape is not None:
+        lacks = "sparse gradients" if sparse else "learning rates that are tensors"
+        raise UsageError(f"{subject.name}: {subject.shape.told} takes no {lacks}: ask for none")
     if sparse and not subject.spec.sparse:
         known = ", ".join(name for name, spec in SPECS.items() if spec.sparse)
         raise UsageError(

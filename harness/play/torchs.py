@@ -32,6 +32,11 @@ NAMES, OLDER = ("torch's", "torch's older"), "torch's older"
 _NO_OPTIONS = {"params", "param_names", *FLAGS}
 
 
+def may_be_loaded(subject: Subject) -> bool:
+    """Whether it could load them itself: of what is dressed as a class, stepcheck keeps the state."""
+    return subject.explicit and subject.shape is None
+
+
 def saved(spec: Spec, trace: Trace, event: int, player: Callable[[Subject, Trace], Player]) -> resume.StateDict | None:
     """The state_dict of torch's own class before an event of a life; nothing where it cannot play that.
 

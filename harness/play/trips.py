@@ -142,7 +142,7 @@ def _made(player: Player, playing: Subject, form: str) -> Any:
 
 def _as_torchs(player: Player, own: Any, dictionary: str) -> resume.StateDict | None:
     """A dictionary of somebody's class as torch's own class saves it, where the life asks for that and it could be its own."""
-    if dictionary not in torchs.NAMES or not player.subject.explicit:
+    if dictionary not in torchs.NAMES or not torchs.may_be_loaded(player.subject):
         return None
     return torchs.as_torchs(player, own, dictionary)
 

@@ -22,7 +22,7 @@ from stepcheck.harness.search.limits import patience, within
 
 _REFUSALS = {error.__name__ for error in REFUSALS}
 #: Of these, what says by itself that something is not supported.
-_DECLARED = {"ValueError", "NotImplementedError"}
+_DECLARED = {"ValueError", "NotImplementedError", "RefusedError"}
 #: What says so of a flag in a constructor: an implementation may need what is not installed.
 _FLAG_DECLARED = _DECLARED | {"ImportError", "ModuleNotFoundError"}
 #: What declares nothing, whatever it names: an entry or an attribute that is not there may well be named as a flag is.

@@ -37,6 +37,7 @@ from stepcheck.harness.search.notes import (
     of_lives,
     of_signature,
     unsupported_options,
+    without_meaning,
 )
 from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.search.suspects import Suspect, Suspects
@@ -139,7 +140,8 @@ class Campaign:
 
     def _insists_on(self, check: str) -> bool:
         """Whether a check is asked that is usually left to the author of a class."""
-        return check == VALIDATION and check in self.settings.only and self.subject.explicit
+        insists = check == VALIDATION and check in self.settings.only and self.subject.explicit
+        return insists and self.subject.shape is None
 
     def run(self) -> Result:
         """Draw, play and judge until the examples or the seconds are used up, then shrink.
@@ -249,7 +251,7 @@ class Campaign:
         """Try everything invalid; what is accepted that should be refused is a life of its own."""
         if VALIDATION not in self.result.tallies or self.subject.cost > COSTLY:
             return
-        if self.settings.stops and VALIDATION in self.meaningless:
+        if VALIDATION in self.meaningless and (self.settings.stops or self.subject.shape is not None):
             return  # it would be told, not judged
         try:
             with time_limit(self.patience):
@@ -583,7 +585,7 @@ class Campaign:
         if subject.spec.products:
             told = [f"{name}: {n - u:,} of {n:,}" for name, (n, u) in self.result.fields.items() if "products" in name]
             notes.append(f"where rounding in the matrix products leaves them determined: {'; '.join(told)}")
-        notes += [f"unsupported: {check}: {why}" for check, why in self.meaningless.items()]
+        notes += without_meaning(self.meaningless)
         notes += of_signature(subject)
         notes += of_lives(subject, self.result, self.refusals, self.free)
         notes += self.validated

@@ -130,5 +130,13 @@ def unsupported_options(subject: Subject) -> list[str]:
     return [f"unsupported options, left out of every life: {missing}"] if missing else []
 
 
+def without_meaning(checks: Mapping[str, str]) -> list[str]:
+    """The checks that cannot be asked of a subject, each with its reason; those of one reason together."""
+    of_reason: dict[str, list[str]] = {}
+    for check, why in checks.items():
+        of_reason.setdefault(why, []).append(check)
+    return [f"unsupported: {', '.join(names)}: {why}" for why, names in of_reason.items()]
+
+
 def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({value})" for name, value in sorted(values.items()))

@@ -99,7 +99,7 @@ class Tables:
         own = style.objective or subject.explicit
         kinds = () if own else ("gradient",) if subject.differentiable else ("gradient", "dtype")
         self.failures = ("closure", "hook", *kinds)
-        self.spoils = style.spoils and not subject.differentiable
+        self.spoils = style.spoils and not subject.differentiable and subject.shape is None
         # GradScaler refuses to unscale float16 itself, and leaves it to a step that says that it does.
         self.scales_narrow = subject.mode == "fused" or any(
             getattr(subject.make, name, False) for name in ("_step_supports_amp_scaling", "_unscales")

@@ -18,6 +18,10 @@ from stepcheck.harness.search.settings import DEFAULT_EXAMPLES
 
 #: CPU seconds beyond which somebody's class is not given a large life.
 _MOST_SECONDS = 5.0
+#: Elements beyond which a process is not given a life.
+_MOST_SENT = 8_192
+#: Scenes that differ in how Python writes what is sent as JSON.
+_SPOKEN = ("spelled",)
 
 
 class Turns:
@@ -57,12 +61,16 @@ class Turns:
             return
         never = [name for name in SCENES if name not in self.played]
         impossible = [name for name in never if not SCENES[name].takes(self.subject) and not SCENES[name].own]
+        if self.subject.shape is not None:
+            impossible = [name for name in impossible if name not in _SPOKEN]
         if impossible:
             costs = "it takes one group" if impossible == ["many"] else "its steps cost too much"
             why = "its steps evaluate a closure" if self.subject.spec.closure else costs
             yield f"never played: lives of the kinds {', '.join(impossible)}: {why}"
         few = [name for name in never if SCENES[name].takes(self.subject)]
-        if few and self.left_out:
+        if self.left_out and self.subject.shape is not None:
+            yield f"left out: lives of more than {_MOST_SENT:,} elements, whose numbers would all be written out"
+        if few and self.left_out and self.subject.shape is None:
             yield f"never played: lives of the kinds {', '.join(few)}; the largest would take it over {_MOST_SECONDS:g} s"
         elif few:
             yield f"never played: lives of the kinds {', '.join(few)}; more lives have them (--examples {DEFAULT_EXAMPLES})"
@@ -72,6 +80,8 @@ class Turns:
         elements = sum(p.numel for p in trace.parameters)
         if elements < LARGE:
             return False
+        if self.subject.shape is not None:
+            return elements > _MOST_SENT
         if self._seconds_each is None:
             smallest = decode(bytes(TRACE_BYTES), "large", SMALLEST)
             seconds = self._seconds(smallest, patience) - self._seconds(_of_few_elements(smallest), patience)

@@ -19,6 +19,7 @@ from stepcheck.harness.life.memory import GUARD, GUARD_ELEMENTS
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import is_complex
 from stepcheck.harness.play.subjects import Subject
+from stepcheck.harness.telling import dressed
 from stepcheck.harness.telling.compared import compared
 from stepcheck.harness.telling.statements import Statements
 
@@ -46,7 +47,7 @@ _LIFE = Witness()
 
 
 def script(subject: Subject, trace: Trace, finding: Finding, *, twice: bool = False) -> str:
-    """The script's text: at most 30 lines. It ends in an error as long as the divergence is there.
+    """The script's text: at most 30 lines, and those that ask a process. It ends in an error as long as the divergence is there.
 
     Args:
         trace: the life; what comes after the finding is left out.
@@ -59,7 +60,7 @@ def script(subject: Subject, trace: Trace, finding: Finding, *, twice: bool = Fa
     for compact, argued in ((False, True), (True, True), (False, False), (True, False)):
         witness = _witness(subject, trace, finding, argued=argued)
         header, body = _Writer(subject, trace, finding, witness, twice=twice).parts(compact=compact)
-        if len(header) + len(body) <= 30:
+        if len(header) + len(body) <= 30 + len(dressed.lines(subject)):
             break
     return "\n".join([*header, *body]) + "\n"
 
@@ -170,6 +171,8 @@ class _Writer(Statements):
             # A class that is there to show what torch does is written out.
             source = inspect.getsource(self.subject.make).rstrip().splitlines()
             return ["from typing import Any", "", "", *source, ""]
+        if self.subject.shape is not None:
+            return dressed.lines(self.subject)
         if not self.subject.imports:
             return []
         path = '__import__("sys").path.insert(0, "")  # modules are looked for where you stand'

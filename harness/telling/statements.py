@@ -388,7 +388,7 @@ class Statements:
                 "groups = [{**g, 'params': [1000 - 7 * k for k in g['params']]} for g in saved['param_groups']]",
                 "saved = {**saved, 'param_groups': groups, 'state': {1000 - 7 * k: v for k, v in reversed(saved['state'].items())}}",
             ]
-        elif event.dictionary in torchs.NAMES and self.subject.explicit:
+        elif event.dictionary in torchs.NAMES and torchs.may_be_loaded(self.subject):
             lines += self._as_torchs(event)
         lines += {
             "saved": [

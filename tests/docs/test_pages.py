@@ -66,7 +66,7 @@ def test_few_examples_are_not_run_and_each_says_why():
 def test_no_example_escapes_by_its_language():
     languages = {b.language for p in PAGES for b in blocks(p)}
     # What is shown and not run is output, or a file.
-    assert languages <= {*documents.RUNS, "text", "diff", "json", "toml", "yaml"}
+    assert languages <= {*documents.RUNS, "text", "diff", "javascript", "json", "toml", "yaml"}
 
 
 FACTS = runpy.run_path(str(DOCS / "hooks" / "facts.py"))

@@ -1,0 +1,42 @@
+"""What is no class of torch's, in a script: a process is asked by a class that is written out."""
+
+from __future__ import annotations
+
+from stepcheck.harness.play.subjects import Subject
+
+_PROCESS = """\
+import json, subprocess
+command, options = {command!r}, {options!r}
+process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def ask(request):  # a line, and its answer
+    print(json.dumps(request), file=process.stdin, flush=True)
+    answer = json.loads(process.stdout.readline())
+    assert answer is not None and "error" not in answer, answer
+    return answer
+def sent(x):  # what is not finite has no other form in JSON than its name
+    return [sent(y) for y in x] if isinstance(x, (list, tuple)) else json.dumps(x) if x != x or x in (torch.inf, -torch.inf) else x
+def flat(t, p): return sent((t.double().reshape(-1) if t.shape == p.shape else t.double()).tolist())
+def read(x, p):
+    if not isinstance(x, list): return float(x) if isinstance(x, str) else x
+    t = torch.tensor(torch.utils._pytree.tree_map(float, x), dtype=torch.double)
+    return (t.reshape(p.shape) if t.dim() == 1 and t.numel() == p.numel() else t).to(p.dtype)
+class Client(torch.optim.Optimizer):  # keeps groups and state, and has the process take the steps
+    def __init__(self, params, **given): super().__init__(params, {{**options, **given}})
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for g, p in [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]:
+            state = {{k: flat(v, p) if torch.is_tensor(v) else sent(v) for k, v in self.state[p].items()}}
+            about = {{"options": {{k: sent(g[k]) for k in options}}, "shape": list(p.shape), "dtype": str(p.dtype)[6:]}}
+            answer = ask({{"step": {{**about, "parameter": flat(p, p), "gradient": flat(p.grad, p), "state": state or None}}}})
+            p.copy_(read(answer["parameter"], p))
+            self.state[p] = {{k: read(v, p) for k, v in (answer.get("state") or {{}}).items()}}
+        return loss
+"""
+
+
+def lines(subject: Subject) -> list[str]:
+    """The statements that a script needs for a subject that is no class of torch's; none for a class."""
+    if subject.shape is None:
+        return []
+    return _PROCESS.format(command=list(subject.shape.command), options=dict(subject.shape.options)).splitlines()
