@@ -336,7 +336,7 @@ def list_() -> int:
     ):
         _console().print(line, markup=False)
     _console().print(
-        "  Subjects: torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, package.module:Class or process:COMMAND --like NAME",
+        "  Subjects: torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam; with --like NAME package.module:Class, process:COMMAND, functions:package.module:NAME",
         markup=False,
     )
     _console().print("[bold]checks[/]")
@@ -440,10 +440,10 @@ def check(
 ) -> int:
     """Play fuzzed lives of SUBJECTS and judge every step against the reference.
 
-    SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], package.module:ClassOrFactory, or process:COMMAND,
-    a program that speaks JSON lines: with --like or --spec the latter two are held to a reference, and without one they are asked for the
-    invariants alone; package:* is all of a library. Without any: those that [tool.stepcheck] of pyproject.toml declares, else torch and
-    fast.
+    SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], package.module:ClassOrFactory, process:COMMAND, a
+    program that speaks JSON lines, or functions:package.module:NAME, which makes pure functions: with --like or --spec the latter three are
+    held to a reference, and without one they are asked for the invariants alone; package:* is all of a library. Without any: those that
+    [tool.stepcheck] of pyproject.toml declares, else torch and fast.
     """
     with _no_garbage():
         from stepcheck import config
@@ -726,9 +726,7 @@ def suggest_(subject: str) -> int:
     from rich.console import Console
 
     from stepcheck import config
-    from stepcheck.harness.play.families import FAMILIES
-    from stepcheck.harness.play.references import loaded
-    from stepcheck.harness.play.shapes import PROCESS, process
+    from stepcheck.harness.play.families import FAMILIES, made
     from stepcheck.harness.search import suggest
     from stepcheck.harness.search.workers import warm_up
     from stepcheck.harness.support.processes import quiet, silenced
@@ -736,11 +734,13 @@ def suggest_(subject: str) -> int:
 
     module, _, attribute = subject.partition(":")
     if not attribute or module in FAMILIES:
-        raise UsageError(f"{subject!r} is no class of somebody's; name one, as package.module:Class or process:COMMAND")
+        raise UsageError(
+            f"{subject!r} is no class of somebody's; name one, as package.module:Class, process:COMMAND or functions:package.module:NAME"
+        )
     console = Console(stderr=True, emoji=False)
     with silenced():
         config.look_there(config.read())
-        make = process(attribute) if module == PROCESS else loaded(module, attribute, subject)
+        make = made(subject)
     warm_up()
     with console.status("", spinner="dots") as status, quiet():
         found = suggest.suggest(make, subject, lambda told: status.update(shown(told)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stepcheck.harness.play.functions import functional
 from stepcheck.harness.play.shapes import process
 
-__all__ = ["process"]
+__all__ = ["functional", "process"]

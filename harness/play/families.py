@@ -19,6 +19,7 @@ import torch
 from stepcheck.harness.life.events import Scalar
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.declared import Declaration
+from stepcheck.harness.play.functions import FUNCTIONS, functional, importing
 from stepcheck.harness.play.profiles import (
     COMPILED_WIDE,
     MODE_PROFILES,
@@ -393,12 +394,30 @@ def unlabelled(text: str) -> str:
 _LABEL = re.compile(r"(?<=\S)\[[^][]*\]$")
 
 
+def made(text: str) -> Any:
+    """What a word on the command line names that is of no family: somebody's class or factory, or what is dressed as one.
+
+    Raises:
+        UsageError: there is no such thing.
+    """
+    module, _, rest = unlabelled(text).partition(":")
+    if module == PROCESS:
+        return process(rest)
+    if module != FUNCTIONS:
+        return loaded(module, rest, text)
+    module, _, attribute = rest.partition(":")
+    if not attribute:
+        raise UsageError(f"{text}: name a function, as {FUNCTIONS}:package.module:NAME")
+    # Scripts import what was named, which need not be where it was defined.
+    return functional(loaded(module, attribute, text), imports=importing(module, attribute))
+
+
 def resolve(text: str, like: str | Declaration | None = None) -> list[Subject]:
     """The subjects that a word on the command line means.
 
     Args:
-        text: ``torch``, ``torch:Adam``, ``torch:Adam[foreach]``, ``fast``, ``fast:Adam``, ``package.module:ClassOrFactory`` or
-            ``process:COMMAND``.
+        text: ``torch``, ``torch:Adam``, ``torch:Adam[foreach]``, ``fast``, ``fast:Adam``, ``package.module:ClassOrFactory``,
+            ``process:COMMAND`` or ``functions:package.module:NAME``.
         like: the reference that a class is held to, or all that is declared of it; for ``torch`` and ``fast`` the name says it.
 
     Raises:
@@ -407,14 +426,14 @@ def resolve(text: str, like: str | Declaration | None = None) -> list[Subject]:
     family, _, rest = text.partition(":")
     if family in FAMILIES:
         return FAMILIES[family].resolve(text)
-    if family == PROCESS:
-        return [class_subject(process(unlabelled(rest)), like or "", text)]
+    if family in (PROCESS, FUNCTIONS):
+        return [class_subject(made(text), like or "", text)]
     if not rest:
         raise UsageError(
-            f"unknown subject {text!r}; known: {', '.join(FAMILIES)}, torch:NAME[MODE], package.module:Class with --like, or process:COMMAND"
+            f"unknown subject {text!r}; known: {', '.join(FAMILIES)}, torch:NAME[MODE], package.module:Class with --like, process:COMMAND, or functions:package.module:NAME"
         )
     attribute = unlabelled(rest)
-    subject = class_subject(loaded(family, attribute, text), like or "", text)
+    subject = class_subject(made(text), like or "", text)
     if subject.shape is not None:
         return [subject]
     # Scripts import what was named, which need not be where it was defined.

@@ -70,8 +70,9 @@ class Shape:
         dtypes: the parameter dtypes that it takes.
         unasked: of each check whose answer would be the dress's and not its own, why.
         callee: what a script calls to construct it.
+        options: its options, with their defaults; ``inspect.Parameter.empty`` where there is none.
         command: of a process, the program and its arguments.
-        options: its options, with their defaults.
+        imports: the import statement that a script needs for it, if any.
     """
 
     name: str
@@ -79,8 +80,9 @@ class Shape:
     dtypes: tuple[str, ...]
     unasked: Mapping[str, str]
     callee: str
-    command: tuple[str, ...]
     options: Mapping[str, Any]
+    command: tuple[str, ...] = ()
+    imports: str = ""
 
     def lacks(self, spec: Spec) -> str:
         """Why it cannot be held to a reference, or nothing."""
@@ -97,56 +99,86 @@ def shape_of(make: Callable[..., Any]) -> Shape | None:
     return shape if isinstance(shape, Shape) else None
 
 
-class Process(torch.optim.Optimizer):
-    """A program, dressed as an optimizer of torch's."""
+class Dressed(torch.optim.Optimizer):
+    """What is no class of torch's, dressed as one: it is given a step of one parameter at a time, and keeps nothing."""
 
     stepcheck_shape: ClassVar[Shape]
-    client: ClassVar[Client]
-    validates: ClassVar[bool]
 
     def __init__(self, params: Any, **options: Any) -> None:
         own = self.stepcheck_shape.options
         if unknown := [name for name in options if name not in own]:
             raise TypeError(f"it has no option {unknown[0]!r}; it has {', '.join(own)}")
-        super().__init__(params, {**own, **options})
+        given = {**own, **options}
+        if missing := [name for name, value in given.items() if value is inspect.Parameter.empty]:
+            raise TypeError(f"it has no default for {missing[0]!r}")
+        super().__init__(params, given)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """A group more, whose options it may refuse."""
         super().add_param_group(param_group)
-        if self.validates:
-            try:
-                self.client.ask({"options": self._options(self.param_groups[-1])})
-            except ClientError:
-                del self.param_groups[-1]
-                raise
+        try:
+            self._look_at(self._options(self.param_groups[-1]))
+        except Exception:
+            del self.param_groups[-1]
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Each parameter that has a gradient is sent, and what is answered is stored once all are answered."""
+        """Each parameter that has a gradient is given, and what comes of it is stored once all are there."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         members = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        answers = [(p, *self._stepped(p, group)) for p, group in members]
+        answers = [(p, *self._checked(p, group)) for p, group in members]
         for p, value, state in answers:
             p.copy_(value)
             self.state[p] = state
         return loss
 
-    def _options(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: _sent(group.get(name, default)) for name, default in self.stepcheck_shape.options.items()}
-
-    def _stepped(self, p: torch.Tensor, group: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The parameter and its state, after a step."""
+    def _checked(self, p: torch.Tensor, group: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         if p.grad is None or p.grad.is_sparse:
-            raise NotImplementedError("a process is given dense gradients")
+            raise NotImplementedError(f"{self.stepcheck_shape.told} takes dense gradients alone")
+        return self._stepped(p, p.grad, self._options(group))
+
+    def _options(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: group.get(name, default) for name, default in self.stepcheck_shape.options.items()}
+
+    def _look_at(self, options: Mapping[str, Any]) -> None:
+        """Raise what it says of options that it refuses, where it looks at them before it steps."""
+
+    def _stepped(
+        self, p: torch.Tensor, gradient: torch.Tensor, options: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The parameter and its state, after a step."""
+        raise NotImplementedError
+
+
+def dressed(base: type[Dressed], called: str, shape: Shape, **own: Any) -> type[Any]:
+    """A class of what has this shape, with a signature that names its options."""
+    # inspect, and all that goes by it, finds the signature there.
+    return type(called, (base,), {"stepcheck_shape": shape, "__signature__": _signature(shape.options), **own})
+
+
+class Process(Dressed):
+    """A program, dressed as an optimizer of torch's."""
+
+    client: ClassVar[Client]
+    validates: ClassVar[bool]
+
+    def _look_at(self, options: Mapping[str, Any]) -> None:
+        if self.validates:
+            self.client.ask({"options": _sent_all(options)})
+
+    def _stepped(
+        self, p: torch.Tensor, gradient: torch.Tensor, options: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         kept = self.state.get(p) or {}
         state = {name: _flat(x, p) if isinstance(x, torch.Tensor) else _sent(x) for name, x in kept.items()}
         request = {
-            "options": self._options(group),
+            "options": _sent_all(options),
             "parameter": _flat(p, p),
-            "gradient": _flat(p.grad, p),
+            "gradient": _flat(gradient, p),
             "state": state or None,
             "shape": list(p.shape),
             "dtype": str(p.dtype).removeprefix("torch."),
@@ -173,6 +205,10 @@ def _sent(x: Any) -> Any:
     if isinstance(x, torch.Tensor | np.generic):
         return _sent(x.tolist())
     return json.dumps(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _sent_all(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _sent(value) for name, value in options.items()}
 
 
 def _read(answer: Mapping[str, Any], p: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -260,11 +296,9 @@ def process(command: str) -> type[Process]:
         raise UsageError(f"{name} {error}; asked was {json.dumps(GREETING)}") from None
     finally:
         client.end()
-    shape = Shape(name, "a process", dtypes, _UNASKED, "Client", words, options)
+    shape = Shape(name, "a process", dtypes, _UNASKED, "Client", options, words)
     called = re.sub(r"\W", "_", Path(words[-1]).stem) or "Client"
-    # inspect, and all that goes by it, finds the signature there.
-    own = {"stepcheck_shape": shape, "client": client, "validates": validates, "__signature__": _signature(options)}
-    return type(called, (Process,), own)
+    return dressed(Process, called, shape, client=client, validates=validates)
 
 
 def _words(name: str, command: str) -> tuple[str, ...]:

@@ -330,6 +330,7 @@ def class_subject(
         takes = replace(takes, closure=takes.closure._replace(required=True)) if tried.closure else takes
     module, attribute = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "optimizer")
     shape = shape_of(make)
+    narrow = {} if shape is None else _narrow(make, shape, spec, terms)
     return Subject(
         name=name or (f"{module}:{attribute}" if shape is None else shape.name),
         spec=spec,
@@ -338,8 +339,10 @@ def class_subject(
         options=takes.options,
         explicit=True,
         callee=attribute if shape is None else shape.callee,
-        imports=f"from {module} import {attribute.split('.')[0]}" if shape is None else "",
-        dtypes=FLOATING + (COMPLEX if spec.complex else ()) if shape is None else shape.dtypes,
+        imports=f"from {module} import {attribute.split('.')[0]}" if shape is None else shape.imports,
+        dtypes=FLOATING + (COMPLEX if spec.complex else ())
+        if shape is None
+        else tuple(d for d in shape.dtypes if not narrow.get(d)),
         # What somebody's class does with narrow or complex numbers, and with sparse gradients, is theirs to say.
         usual_dtypes=tried.dtypes,
         sparse=spec.sparse == "only",
@@ -350,9 +353,23 @@ def class_subject(
         mode_options=terms.held,
         terms=terms,
         declared=said.to_json(),
-        remarks=tuple(unreferenced.told(tried.refused)),
+        remarks=(
+            *unreferenced.told(tried.refused),
+            *(f"unsupported: {d}: it {why}" for d, why in narrow.items() if why),
+        ),
         shape=shape,
     )
+
+
+def _narrow(make: Callable[..., Any], shape: Shape, spec: Spec, terms: Terms) -> dict[str, str]:
+    """Of each dtype that pure functions are said to take, why they compute something else, or nothing; tried in a process of its own."""
+    narrows = getattr(make, "narrows", None)
+    if narrows is None:
+        return {}
+    options = {h.name: h.default for h in spec.hyper if h.default is not None}
+    given = {k: v for k, v in {**terms.theirs(options), **terms.held}.items() if k in shape.options}
+    found = signature.apart(lambda: {dtype: narrows(dtype, given) for dtype in shape.dtypes})
+    return found if isinstance(found, dict) else {}
 
 
 def _reference_of(make: Callable[..., Any], said: Declaration) -> Spec:

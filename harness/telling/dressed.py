@@ -1,7 +1,13 @@
-"""What is no class of torch's, in a script: a process is asked by a class that is written out."""
+"""What is no class of torch's, in a script: a process is asked by a class that is written out, and so are pure functions."""
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
+from typing import Any
+
+from stepcheck.harness.play import trees
 from stepcheck.harness.play.subjects import Subject
 
 _PROCESS = """\
@@ -35,8 +41,60 @@ class Client(torch.optim.Optimizer):  # keeps groups and state, and has the proc
 """
 
 
+_FUNCTIONS = """\
+class Functions(torch.optim.Optimizer):  # keeps groups and state, and has the functions take the steps
+    def __init__(self, params, **given): super().__init__(params, {{**options, **given}})
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for g, p in [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]:
+            init, update = pair(make(**{{k: g[k] for k in options}}))
+            array, gradient = (t.clone(memory_format=torch.contiguous_format){arrays} for t in (p, p.grad.detach()))
+            state = filled(init([array]), self.state[p])
+            by_name = "params" in inspect.signature(update).parameters
+            updates, after = update([gradient], state, params=[array]) if by_name else update([gradient], state, [array])
+            p.copy_(only(apply([array], updates)))
+            self.state[p] = {{name: stored(leaf, p) for name, leaf in named_leaves(after).items()}}
+        return loss
+"""
+
+
 def lines(subject: Subject) -> list[str]:
     """The statements that a script needs for a subject that is no class of torch's; none for a class."""
     if subject.shape is None:
         return []
-    return _PROCESS.format(command=list(subject.shape.command), options=dict(subject.shape.options)).splitlines()
+    if subject.shape.command:
+        return _PROCESS.format(command=list(subject.shape.command), options=dict(subject.shape.options)).splitlines()
+    return _of_functions(subject)
+
+
+def _of_functions(subject: Subject) -> list[str]:
+    make: Any = subject.make
+    own = make.apply is not trees.added
+    apply = f"from {make.apply.__module__} import {make.apply.__qualname__} as apply" if own else "apply = added"
+    arrays = "" if make.arrays == "torch" else ".numpy()"
+    return [
+        "import dataclasses, inspect",
+        "import numpy as np",
+        '__import__("sys").path.insert(0, "")  # modules are looked for where you stand',
+        subject.imports,
+        "options = {k: p.default for k, p in inspect.signature(make).parameters.items()}",
+        *_FUNCTIONS.format(arrays=arrays).splitlines(),
+        "# A state as its arrays, by name, and back.",
+        *_trees(),
+        apply,
+    ]
+
+
+@functools.cache
+def _trees() -> tuple[str, ...]:
+    """The functions that take a state to pieces, without what is there for a reader of stepcheck."""
+    module = ast.parse(inspect.getsource(trees))
+    written = [node for node in module.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    for node in written:
+        node.body = node.body[1:] or [ast.Pass()]  # after the docstring
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+            for argument in node.args.args:
+                argument.annotation = None
+    return tuple(line for node in written for line in ast.unparse(node).splitlines())

@@ -1,0 +1,160 @@
+"""Pure functions, dressed as an optimizer of torch's: what makes a pair of ``init`` and ``update``, as optax and torchopt have it.
+
+A parameter is given as a list of one array; the pair is made anew for each step, from the options that its group has by then. Its state may be
+any tree of tuples, dictionaries and dataclasses: its arrays are kept by the names that they have there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from stepcheck.harness.play import trees
+from stepcheck.harness.play.shapes import Dressed, Shape, dressed
+from stepcheck.harness.support.lines import ClientError
+from stepcheck.harness.support.usage import UsageError
+
+#: What stands before the name of a function, where a subject is named.
+FUNCTIONS = "functions"
+#: How parameters and gradients are given.
+ARRAYS = ("numpy", "torch")
+#: Checks of which functions could fail none, whatever they did, and why.
+_UNASKED = {
+    check: why
+    for why, checks in {
+        "functions are given copies": ("memory-beside", "gradient-unwritten", "storage-stays"),
+        "they are given a parameter and its gradient in a step, and nothing else": (
+            "no-gradient",
+            "between-steps",
+            "refuses-invalid",
+            "closure",
+            "hooks-run-once",
+            "failed-step",
+            "skipped-step",
+        ),
+        "stepcheck keeps their groups and their state": (
+            "options-hold",
+            "malformed-state",
+            "dicts-unchanged",
+            "loaded-state-apart",
+        ),
+    }.items()
+    for check in checks
+}
+
+
+class NarrowError(ClientError):
+    """A step is computed in a narrower format than the parameter's."""
+
+
+class Functions(Dressed):
+    """Pure functions, dressed as an optimizer of torch's."""
+
+    make: ClassVar[Callable[..., Any]]
+    apply: ClassVar[Callable[[list[Any], Any], Any]]
+    arrays: ClassVar[str]
+
+    def _look_at(self, options: Mapping[str, Any]) -> None:
+        try:
+            trees.pair(type(self).make(**options))
+        except trees.TreeError as error:
+            raise ClientError(str(error)) from None
+
+    def _stepped(
+        self, p: torch.Tensor, gradient: torch.Tensor, options: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        cls = type(self)
+        array, given = _array(p, self.arrays), _array(gradient, self.arrays)
+        try:
+            init, update = trees.pair(cls.make(**options))
+            state = trees.filled(init([array]), self.state.get(p) or {})
+            by_name = "params" in inspect.signature(update).parameters
+            updates, after = update([given], state, params=[array]) if by_name else update([given], state, [array])
+            moved = trees.only(cls.apply([array], updates))
+            kept = {name: trees.stored(leaf, p) for name, leaf in trees.named_leaves(after).items()}
+        except trees.TreeError as error:
+            raise ClientError(str(error)) from None
+        if moved.dtype.itemsize < p.dtype.itemsize:
+            told = (str(dtype).removeprefix("torch.") for dtype in (moved.dtype, p.dtype))
+            raise NarrowError("computes {} of a parameter that is {}".format(*told))
+        if moved.shape != p.shape:
+            raise ClientError(f"returns a parameter of shape {tuple(moved.shape)}, which has {tuple(p.shape)}")
+        return moved.to(p.dtype), kept
+
+    @classmethod
+    def narrows(cls, dtype: str, options: Mapping[str, Any]) -> str:
+        """That a step of a parameter of this dtype is computed in another one, in words, or nothing."""
+        p = torch.ones(2, 2, dtype=getattr(torch, dtype), requires_grad=True)
+        p.grad = torch.ones_like(p).detach()
+        try:
+            cls([p], **options).step()
+        except NarrowError as error:
+            return str(error)
+        except Exception:  # noqa: BLE001 - a life will show it
+            return ""
+        return ""
+
+
+def functional(
+    make: Callable[..., Any],
+    apply: Callable[[list[Any], Any], Any] | None = None,
+    *,
+    arrays: str = "numpy",
+    imports: str = "",
+) -> type[Functions]:
+    """An optimizer class of pure functions.
+
+    Args:
+        make: called with the options, by their names, such as ``optax.adam``; it returns something that has functions ``init(params)``, which
+            returns a state, and ``update(gradients, state, params)``, which returns updates and the next state; or the two in a tuple.
+        apply: called with parameters and updates; by default it adds them.
+        arrays: ``"numpy"``, or ``"torch"`` for tensors: what parameters and gradients are given as, each in a list of one.
+        imports: the statement with which a script imports ``make`` under that name, where it is not to be imported from its own module.
+
+    Raises:
+        UsageError: the signature of ``make`` cannot be read, or takes what has no name; or there are no such arrays.
+    """
+    if arrays not in ARRAYS:
+        raise UsageError(f"functional: no arrays {arrays!r}; there is {', '.join(ARRAYS)}")
+    module, attribute = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "functions")
+    name = f"{FUNCTIONS}:{module}:{attribute}"
+    options = _options(name, make)
+    shape = Shape(
+        name,
+        "pure functions",
+        ("float32", "float64"),
+        _UNASKED,
+        "Functions",
+        options,
+        imports=imports or importing(module, attribute),
+    )
+    called = attribute.rpartition(".")[2]
+    own = {"make": staticmethod(make), "apply": staticmethod(apply or trees.added), "arrays": arrays}
+    return dressed(Functions, called if called.isidentifier() else "Functions", shape, **own)
+
+
+def importing(module: str, attribute: str) -> str:
+    """The statement that imports something as ``make``."""
+    name, _, inner = attribute.partition(".")
+    return f"from {module} import {name} as make{f'; make = make.{inner}' if inner else ''}"
+
+
+def _options(name: str, make: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name}: its signature cannot be read ({error})") from None
+    for p in parameters:
+        if p.kind is p.POSITIONAL_ONLY:
+            raise UsageError(
+                f"{name} takes {p.name} by its place alone; name a function that takes its options by name"
+            )
+    return {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _array(t: torch.Tensor, arrays: str) -> Any:
+    copied = t.detach().clone(memory_format=torch.contiguous_format)
+    return copied if arrays == "torch" else copied.numpy()
