@@ -84,6 +84,11 @@ class Shape:
     command: tuple[str, ...] = ()
     imports: str = ""
 
+    @property
+    def is_sent(self) -> bool:
+        """Whether it is sent numbers as text, however they were given."""
+        return bool(self.command)
+
     def lacks(self, spec: Spec) -> str:
         """Why it cannot be held to a reference, or nothing."""
         if spec.closure:

@@ -158,6 +158,11 @@ class Subject:
         return next((f"the constructor refuses these options: {why}" for why in known if why), "")
 
     @property
+    def is_sent(self) -> bool:
+        """Whether it is a program, which is sent numbers as text."""
+        return self.shape is not None and self.shape.is_sent
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """The flags that its lives may have."""
         named = self.takes.flags if self.explicit and self.takes is not None else ()
@@ -166,7 +171,7 @@ class Subject:
     @property
     def spellings(self) -> tuple[str, ...]:
         """How its options may be written, plainly first. What somebody's constructor does not take it declares itself."""
-        if self.shape is not None:  # which is sent JSON, however an option was written
+        if self.is_sent:  # however an option was written
             return SPELLINGS[:1]
         if self.explicit:
             return SPELLINGS

@@ -61,16 +61,16 @@ class Turns:
             return
         never = [name for name in SCENES if name not in self.played]
         impossible = [name for name in never if not SCENES[name].takes(self.subject) and not SCENES[name].own]
-        if self.subject.shape is not None:
+        if self.subject.is_sent:
             impossible = [name for name in impossible if name not in _SPOKEN]
         if impossible:
             costs = "it takes one group" if impossible == ["many"] else "its steps cost too much"
             why = "its steps evaluate a closure" if self.subject.spec.closure else costs
             yield f"never played: lives of the kinds {', '.join(impossible)}: {why}"
         few = [name for name in never if SCENES[name].takes(self.subject)]
-        if self.left_out and self.subject.shape is not None:
+        if self.left_out and self.subject.is_sent:
             yield f"left out: lives of more than {_MOST_SENT:,} elements, whose numbers would all be written out"
-        if few and self.left_out and self.subject.shape is None:
+        if few and self.left_out and not self.subject.is_sent:
             yield f"never played: lives of the kinds {', '.join(few)}; the largest would take it over {_MOST_SECONDS:g} s"
         elif few:
             yield f"never played: lives of the kinds {', '.join(few)}; more lives have them (--examples {DEFAULT_EXAMPLES})"
@@ -80,7 +80,7 @@ class Turns:
         elements = sum(p.numel for p in trace.parameters)
         if elements < LARGE:
             return False
-        if self.subject.shape is not None:
+        if self.subject.is_sent:
             return elements > _MOST_SENT
         if self._seconds_each is None:
             smallest = decode(bytes(TRACE_BYTES), "large", SMALLEST)

@@ -55,6 +55,8 @@ def test_the_examples_are_right(client, examples, check):
     assert verdicts["storage-stays"] == verdicts["closure"] == verdicts["random-state"] == "unsupported"
     assert "unsupported: memory-beside, gradient-unwritten, storage-stays: a process is sent numbers" in done.stdout
     assert done.stderr == ""
+    assert "cost too much" not in done.stdout
+    assert ("left out: lives of more than 8,192 elements" in done.stdout) == (examples == 200)
 
 
 @pytest.mark.parametrize("client", CLIENTS)

@@ -205,6 +205,7 @@ def test_what_it_cannot_do_is_unsupported_and_said(tmp_path):
     for asked in ({"sparse": True, "tensor_lr": False}, {"sparse": False, "tensor_lr": True}):
         with pytest.raises(UsageError, match="a process takes no"):
             asked_for(subject, **asked)
+    assert subject.spellings == ("plain",)  # JSON has one
     asked = [name for name, check in CHECKS.items() if not check.without_meaning(subject)]
     assert asked == [
         "completes", "save-load-continue", "agreement", "groups-independent", "order-of-parameters", "maximize-mirrors",
