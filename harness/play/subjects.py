@@ -347,7 +347,7 @@ def class_subject(
         imports=f"from {module} import {attribute.split('.')[0]}" if shape is None else shape.imports,
         dtypes=FLOATING + (COMPLEX if spec.complex else ())
         if shape is None
-        else tuple(d for d in shape.dtypes if not narrow.get(d)),
+        else tuple(d for d in shape.dtypes if d not in narrow),
         # What somebody's class does with narrow or complex numbers, and with sparse gradients, is theirs to say.
         usual_dtypes=tried.dtypes,
         sparse=spec.sparse == "only",
@@ -360,21 +360,24 @@ def class_subject(
         declared=said.to_json(),
         remarks=(
             *unreferenced.told(tried.refused),
-            *(f"unsupported: {d}: it {why}" for d, why in narrow.items() if why),
+            *(f"unsupported: {d}: {why}" for d, why in narrow.items()),
         ),
         shape=shape,
     )
 
 
 def _narrow(make: Callable[..., Any], shape: Shape, spec: Spec, terms: Terms) -> dict[str, str]:
-    """Of each dtype that pure functions are said to take, why they compute something else, or nothing; tried in a process of its own."""
+    """The dtypes that pure functions do not compute in, and why; tried in a process of its own."""
     narrows = getattr(make, "narrows", None)
     if narrows is None:
         return {}
     options = {h.name: h.default for h in spec.hyper if h.default is not None}
     given = {k: v for k, v in {**terms.theirs(options), **terms.held}.items() if k in shape.options}
     found = signature.apart(lambda: {dtype: narrows(dtype, given) for dtype in shape.dtypes})
-    return found if isinstance(found, dict) else {}
+    if isinstance(found, dict):
+        return {dtype: f"it {why}" for dtype, why in found.items() if why}
+    # Some libraries cannot be forked once they have computed something. What may be computed in float32 is given that alone.
+    return dict.fromkeys(shape.dtypes[1:], "whether it is computed as such could not be tried: a fork does not answer")
 
 
 def _reference_of(make: Callable[..., Any], said: Declaration) -> Spec:

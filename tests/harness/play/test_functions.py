@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stepcheck.harness.checking.checks import CHECKS
-from stepcheck.harness.play import trees
+from stepcheck.harness.play import signature, trees
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.functions import functional
 from stepcheck.harness.play.subjects import class_subject
@@ -135,6 +135,13 @@ def test_a_dtype_that_is_computed_in_another_is_unsupported_and_said():
     subject = class_subject(functional(single, added), "SGD")
     assert subject.dtypes == ("float32",)
     assert subject.remarks == ("unsupported: float64: it computes float32 of a parameter that is float64",)
+
+
+def test_where_that_cannot_be_tried_float32_alone_is_given(monkeypatch):
+    monkeypatch.setattr(signature, "apart", lambda ask: None)
+    subject = class_subject(functional(pure.adam), "Adam")
+    assert subject.dtypes == ("float32",)
+    assert "could not be tried" in subject.remarks[0]
 
 
 @pytest.mark.parametrize(
