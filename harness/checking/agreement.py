@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from stepcheck.harness.checking import twins
 from stepcheck.harness.checking.check import asks
@@ -36,6 +35,7 @@ from stepcheck.harness.life.events import (
 )
 from stepcheck.harness.life.memory import identical
 from stepcheck.harness.play.recording import Recording
+from stepcheck.harness.play.signature import inherits
 from stepcheck.harness.play.subjects import Subject
 from stepcheck.reference.group_options import GroupOptions
 
@@ -248,12 +248,9 @@ def save_load_continue(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _is_cast(evidence: Evidence, saved: object, loaded: object) -> bool:
-    """Whether a state is the same in another dtype, in a class that leaves loading to torch's: that casts all but ``step``."""
+    """Whether a state is the same in another dtype, in a class that leaves loading to torch's, or calls it: that casts all but ``step``."""
     built = evidence.recording.built
-    if (
-        not evidence.subject.explicit
-        or getattr(built, "load_state_dict", None) is not torch.optim.Optimizer.load_state_dict
-    ):
+    if not evidence.subject.explicit or built is None or not inherits(built, "load_state_dict"):
         return False
     before, after = np.asarray(saved), np.asarray(loaded)
     with np.errstate(all="ignore"):
