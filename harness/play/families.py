@@ -394,6 +394,15 @@ def unlabelled(text: str) -> str:
 _LABEL = re.compile(r"(?<=\S)\[[^][]*\]$")
 
 
+def shape_named(text: str) -> str:
+    """``process`` or ``functions``, where a word begins with that; nothing where it is a class in a module of that name."""
+    family, _, rest = unlabelled(text).partition(":")
+    if family == FUNCTIONS:
+        return FUNCTIONS if ":" in rest else ""
+    is_module = all(part.isidentifier() for part in rest.split(".")) and importlib.util.find_spec(PROCESS) is not None
+    return PROCESS if family == PROCESS and not is_module else ""
+
+
 def made(text: str) -> Any:
     """What a word on the command line names that is of no family: somebody's class or factory, or what is dressed as one.
 
@@ -401,13 +410,12 @@ def made(text: str) -> Any:
         UsageError: there is no such thing.
     """
     module, _, rest = unlabelled(text).partition(":")
-    if module == PROCESS:
+    shape = shape_named(text)
+    if shape == PROCESS:
         return process(rest)
-    if module != FUNCTIONS:
+    if shape != FUNCTIONS:
         return loaded(module, rest, text)
     module, _, attribute = rest.partition(":")
-    if not attribute:
-        raise UsageError(f"{text}: name a function, as {FUNCTIONS}:package.module:NAME")
     # Scripts import what was named, which need not be where it was defined.
     return functional(loaded(module, attribute, text), imports=importing(module, attribute))
 
@@ -426,7 +434,7 @@ def resolve(text: str, like: str | Declaration | None = None) -> list[Subject]:
     family, _, rest = text.partition(":")
     if family in FAMILIES:
         return FAMILIES[family].resolve(text)
-    if family in (PROCESS, FUNCTIONS):
+    if shape_named(text):
         return [class_subject(made(text), like or "", text)]
     if not rest:
         raise UsageError(

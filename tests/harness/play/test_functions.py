@@ -147,7 +147,7 @@ def test_where_that_cannot_be_tried_float32_alone_is_given(monkeypatch):
 @pytest.mark.parametrize(
     "text, told",
     [
-        ("functions:pure", "name a function"),
+        ("functions:pure", "cannot import functions"),
         ("functions:pure:nothing", "pure has no nothing"),
         ("functions:no_such:adam", "cannot import no_such"),
         ("functions:pure:by_place", "takes lr by its place alone"),

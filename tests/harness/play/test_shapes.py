@@ -218,3 +218,14 @@ def test_a_label_tells_two_declarations_apart_and_is_no_part_of_the_command():
     (subject,) = resolve(text, "Adam")
     assert subject.name == text
     assert subject.shape.command == (sys.executable, str(EXAMPLES / "adam.py"))
+
+
+def test_a_class_in_a_module_that_is_called_like_a_shape(tmp_path, monkeypatch):
+    for name in ("process", "functions"):
+        (tmp_path / f"{name}.py").write_text("import torch\n\n\nclass Mine(torch.optim.SGD):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("process", "functions"):
+        (subject,) = resolve(f"{name}:Mine", "SGD")
+        assert subject.shape is None
+        assert subject.make.__module__ == name
+        del sys.modules[name]
