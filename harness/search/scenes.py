@@ -372,12 +372,16 @@ def _in_earnest(life: Decoding, drawn: Options) -> Options:
 def _surrounded(life: Decoding) -> Iterator[Event]:
     among = [s for s in SURROUNDINGS if s not in (*_without(life.spec), _THREADS)]
     turn, place = divmod(life.number, len(among))
-    # Of every other round all steps are taken in the same.
-    steps = [among[place] if turn % 2 or not n else life.draw(among) for n in range(4)]
-    if life.of.explicit:  # it is the change of their number that shows, after the first step or at last
-        steps.insert(4 * (life.number % 2), _THREADS)
-    for n, within in enumerate(steps):
+    # It is the change of their number that shows, after the first step or at last.
+    with_threads = 4 * (life.number % 2) if life.of.explicit else None
+    if with_threads == 0:
+        yield Step(life.step(_ordinary(life), 0).gradients, within=_THREADS)
+    for n in range(4):
+        # Of every other round all steps are taken in the same.
+        within = among[place] if turn % 2 or not n else life.draw(among)
         yield Step(life.step(_ordinary(life), n).gradients, within=within)
+    if with_threads:
+        yield Step(life.step(_ordinary(life), with_threads).gradients, within=_THREADS)
 
 
 def _with_a_run(life: Decoding) -> Iterator[Event]:
