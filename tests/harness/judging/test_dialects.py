@@ -140,7 +140,7 @@ def other_names(params, learning_rate=0.01, beta1=0.8, beta2=0.99, epsilon=1e-6)
         (adam(), "AdamW", "weight decay added to the gradient"),
         (adam(first="debiased"), "Adam", "an exp_avg that is kept debiased"),
         (adam(corrects=False), "Adam", "no bias correction"),
-        (adam(lambda v, c, eps: (v / c + eps).sqrt(), decay="decoupled"), "Adam", "decoupled from the gradient, p - lr * weight_decay * p, and eps inside"),
+        (adam(lambda v, c, eps: (v / c + eps).sqrt(), decay="decoupled"), "Adam", ", and weight decay decoupled from the gradient, p - lr * weight_decay * p"),
         (rmsprop, "RMSprop", "eps inside the root, and averages of squares that start at 1, and lr inside the momentum"),
         (sgd("lr"), "SGD", "lr inside the momentum"),
         (sgd("zero"), "SGD", "a momentum that starts at 0"),
