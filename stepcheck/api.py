@@ -92,16 +92,16 @@ class Report:
 
 def check_optimizer(
     optimizer: Make,
-    like: str | Spec = "",
+    like: str | Spec | None = None,
     *,
-    dialects: Sequence[str] = (),
+    dialects: str | Sequence[str] = (),
     names: Mapping[str, str | Sequence[str]] | None = None,
-    ignored: Sequence[str] = (),
+    ignored: str | Sequence[str] = (),
     held: Mapping[str, Any] | None = None,
     examples: int = DEFAULT_EXAMPLES,
     seed: int = 0,
-    dtypes: Sequence[str] = (),
-    only: Sequence[str] = (),
+    dtypes: str | Sequence[str] = (),
+    only: str | Sequence[str] = (),
     profile: Profile = ANY_CLASS,
     first: bool = False,
     patience: float | None = None,
@@ -141,14 +141,26 @@ def check_optimizer(
         raise UsageError(f"patience={patience!r} is no number of seconds; give one above 0, or None for {PATIENCE:.0f}")
     if first:
         dynamo.late()
-    settings = Settings(seed, examples, None, tuple(dtypes), tuple(only), at_once=first, patience=patience)
-    said = Declaration(name_of(like), tuple(dialects), _said(names), tuple(ignored), dict(held or {}))
+    settings = Settings(seed, examples, None, _several(dtypes), _several(only), at_once=first, patience=patience)
+    reference = "" if like is None else name_of(like)
+    said = Declaration(reference, _several(dialects), _said(names), _several(ignored), dict(held or {}))
     subject = asked_for(class_subject(optimizer, said, profile=profile), sparse=sparse, tensor_lr=tensor_lr)
     return _check(expecting(subject, expected_failures or {}), settings, Path(out))
 
 
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names, of which one may be given by itself."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def _said(names: Mapping[str, str | Sequence[str]] | None) -> dict[str, str]:
-    return {ours: theirs if isinstance(theirs, str) else ", ".join(theirs) for ours, theirs in (names or {}).items()}
+    said = {}
+    for ours, theirs in (names or {}).items():
+        several = _several(theirs) if isinstance(theirs, Sequence) else (theirs,)
+        if not all(isinstance(name, str) for name in several):
+            raise UsageError(f"names: {ours} must be a name, or names of the parts of a pair, got {theirs!r}")
+        said[ours] = ", ".join(several)
+    return said
 
 
 def _check(subject: Subject, settings: Settings, folder: Path) -> Report:

@@ -5,6 +5,7 @@ The command line, Python and ``pyproject.toml`` say the same things; a saved lif
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -59,13 +60,13 @@ class Declaration:
         for name in ("names", "held", "profile"):
             if not isinstance(data.get(name, {}), dict):
                 raise DeclarationError(f"declared: {name} must be an object")
-        ignored = data.get("ignored", [])
+        names, ignored, profile = data.get("names", {}), data.get("ignored", []), data.get("profile", {})
+        if not all(isinstance(name, str) for name in names.values()):
+            raise DeclarationError("declared: names must be an object of names")
         if not isinstance(ignored, list) or not all(isinstance(name, str) for name in ignored):
             raise DeclarationError("declared: ignored must be a list of names")
         held = {name: tuple(v) if isinstance(v, list) else v for name, v in data.get("held", {}).items()}
-        return Declaration(
-            like, (), data.get("names", {}), tuple(ignored), held, _as_profile_has_them(data.get("profile", {}))
-        )
+        return Declaration(like, (), names, tuple(ignored), held, _facts(profile))
 
     def arithmetic(self) -> Profile:
         """How the class computes: as any does, but for what is declared.
@@ -151,16 +152,15 @@ def _facts(given: Mapping[str, Any]) -> dict[str, Any]:
         default = getattr(ANY_CLASS, name)
         if isinstance(default, bool) is not isinstance(value, bool) or not isinstance(value, _KINDS[type(default)]):
             raise DeclarationError(f"profile: {name} cannot be {value!r}; it is a {type(default).__name__}")
+        if isinstance(value, int | float) and not (isinstance(value, bool) or 1 <= value < math.inf):
+            raise DeclarationError(f"profile: {name} cannot be {value!r}; it is a number of roundings, at least 1")
         if value not in _CHOICES.get(name, (value,)):
             raise DeclarationError(f"profile: {name} cannot be {value!r}; it is one of {', '.join(_CHOICES[name])}")
-        unknown = [order for order in value if order not in ANY_CLASS.orders] if name == "orders" else []
+        known_orders = sorted(ANY_CLASS.orders)  # a list: what is asked for may be anything
+        unknown = [order for order in value if order not in known_orders] if name == "orders" else []
         if unknown:
-            raise DeclarationError(f"profile: no order {unknown[0]!r}; there is {', '.join(sorted(ANY_CLASS.orders))}")
-    return _as_profile_has_them(given)
+            raise DeclarationError(f"profile: no order {unknown[0]!r}; there is {', '.join(known_orders)}")
+    return {k: frozenset(v) if isinstance(v, list | tuple | set) else v for k, v in given.items()}
 
 
 _KINDS: Mapping[type, Any] = {bool: bool, float: int | float, str: str, frozenset: list | tuple | set | frozenset}
-
-
-def _as_profile_has_them(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: frozenset(v) if isinstance(v, list | tuple | set) else v for k, v in given.items()}

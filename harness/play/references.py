@@ -17,9 +17,15 @@ _GIVEN: dict[str, Spec] = {}
 
 
 def name_of(like: str | Spec) -> str:
-    """The name by which a reference is found again: of a Spec of somebody's, ``module:NAME`` where its module has it under a name."""
+    """The name by which a reference is found again: of a Spec of somebody's, ``module:NAME`` where its module has it under a name.
+
+    Raises:
+        UsageError: it is neither a name nor a Spec.
+    """
     if isinstance(like, str):
         return like
+    if not isinstance(like, Spec):
+        raise UsageError(f"like={like!r} is no reference: name one, such as 'Adam', or give a stepcheck.reference.Spec")
     if SPECS.get(like.name) == like:
         return like.name
     module = getattr(like.update, "__module__", "")

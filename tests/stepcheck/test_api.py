@@ -1,6 +1,7 @@
 """The Python door."""
 
 import functools
+import re
 import subprocess
 import sys
 
@@ -168,3 +169,19 @@ def test_sparse_gradients_and_tensor_rates_are_given_to_who_asks(tmp_path):
         check_optimizer(torch.optim.Adam, "Adam", sparse=True)
     with pytest.raises(UsageError, match="no option lr that could be a tensor: name a factory"):
         check_optimizer(fixed, "SGD", tensor_lr=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"like": torch.optim.Adam}, "is no reference: name one, such as 'Adam'"),
+        ({"like": "Adam", "names": {"lr": 3}}, "names: lr must be a name"),
+        ({"like": "Adam", "dialects": "nothing"}, "Adam has no dialect 'nothing'"),
+        ({"like": "Adam", "dtypes": "int8"}, "no dtype named 'int8'"),
+        ({"like": "Adam", "only": "nothing"}, "no check named 'nothing'"),
+    ],
+)
+def test_what_is_said_wrongly_is_told_in_a_line(said, told):
+    with pytest.raises(UsageError, match=re.escape(told)) as raised:
+        check_optimizer(torch.optim.Adam, examples=1, **said)
+    assert "\n" not in str(raised.value)

@@ -7,7 +7,7 @@ import own_names
 import pytest
 import torch
 
-from stepcheck.harness.play.declared import Declaration
+from stepcheck.harness.play.declared import Declaration, DeclarationError
 from stepcheck.harness.play.families import resolve
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.play.terms import PLAIN, Terms, TermsError, terms
@@ -154,6 +154,12 @@ def test_what_is_held_at_another_value_than_is_said_fails():
             "profile: narrow cannot be 'twice'; it is one of each, every, once",
         ),
         (replace(OWN, profile={"orders": ["backwards"]}), "profile: no order 'backwards'"),
+        (replace(OWN, profile={"orders": [["lerp"]]}), "profile: no order ['lerp']"),
+        (
+            replace(OWN, profile={"division": 0.5}),
+            "profile: division cannot be 0.5; it is a number of roundings, at least 1",
+        ),
+        (replace(OWN, profile={"power": float("nan")}), "profile: power cannot be nan"),
         (Declaration("", ("eps-inside-root",)), "those of a reference: say of which"),
         (Declaration("no_such_module:SPEC"), "cannot import no_such_module"),
         (Declaration("own_names:NAMES"), "is no reference, but of type dict"),
@@ -194,7 +200,18 @@ def test_a_declaration_comes_back_from_json():
     assert Declaration.from_json("Adam", data) == said
 
 
-@pytest.mark.parametrize("data", [3, {"other": 1}, {"names": 3}, {"ignored": "x"}, {"ignored": [3]}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        3,
+        {"other": 1},
+        {"names": 3},
+        {"names": {"lr": 3}},
+        {"ignored": "x"},
+        {"ignored": [3]},
+        {"profile": {"orders": [[1]]}},
+    ],
+)
 def test_what_is_no_declaration_is_told(data):
-    with pytest.raises(ValueError, match="declared: "):
+    with pytest.raises(DeclarationError):
         Declaration.from_json("Adam", data)
