@@ -16,6 +16,7 @@ import torch
 
 from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.judging.dialects import Dialects
+from stepcheck.harness.numbers.comparison import rounding
 from stepcheck.harness.play import signature
 from stepcheck.harness.play.declared import Declaration
 from stepcheck.harness.play.subjects import Subject, UnbuiltError, class_subject
@@ -50,7 +51,7 @@ _CLOSEST = 4
 _NEAR = 0.2
 #: How long one life may take.
 _SECONDS = 20.0
-_STEPS, _SHAPE, _CLOSE = 4, (3, 2), 1e-6
+_STEPS, _SHAPE = 4, (3, 2)
 
 
 @dataclass(frozen=True)
@@ -328,9 +329,15 @@ def _alike(buffer: str, expected: list[Any], kept: list[dict[str, Any]]) -> str:
     """The name under which the class keeps these numbers, if it does; first that of the reference."""
     for name in sorted(kept[0], key=lambda name: name != buffer):
         pairs = [(k.get(name, np.empty(0)), e) for k, e in zip(kept, expected, strict=True) if e is not None]
-        if pairs and all(np.shape(t) in ((), (1,), _SHAPE) and np.allclose(t, e, _CLOSE, 0.0) for t, e in pairs):
+        if pairs and all(np.shape(t) in ((), (1,), _SHAPE) and _is_same(t, e) for t, e in pairs):
             return name
     return ""
+
+
+def _is_same(theirs: Any, ours: Any) -> bool:
+    """Whether numbers are the same but for what rounding to float32 may cost. What is named so is judged by lives after that."""
+    got, expected = np.broadcast_arrays(np.asarray(theirs, np.float64), np.asarray(ours, np.float64))
+    return bool((np.abs(got - expected) <= rounding(expected, got, expected, "float32")).all())
 
 
 def table(suggestion: Suggestion) -> list[str]:
