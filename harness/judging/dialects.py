@@ -124,7 +124,11 @@ def _unnamed(subject: Subject) -> list[str]:
     # One that is zero by default is usually one that it does not have.
     told = ", ".join(f"{name}={value!r}" for name, value in numbers.items() if value or others)
     other = f" as {', '.join(others)}" if others else ""
-    return [f"judged with {told}, which is no option of it: is it called something else there{other}?"] if told else []
+    if not told:
+        return []
+    return [
+        f"judged with {told}, which is no option of it: is it called something else there{other}? Then declare it: --rename OURS=THEIRS"
+    ]
 
 
 def _counted(subject: Subject) -> Iterator[Dialect]:

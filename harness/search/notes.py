@@ -93,7 +93,7 @@ def of_signature(subject: Subject) -> list[str]:
     if not subject.options and subject.own_numbers:
         names = ", ".join(subject.own_numbers)
         notes.append(
-            f"unknown: no option was varied, for none is called as the reference's is ({names}): write a factory that names them so"
+            f"unknown: no option was varied, for none is called as the reference's is ({names}): declare their names, --rename OURS=THEIRS; stepcheck suggest finds them"
         )
     if takes.defaults:
         default = vars(subject.spec.hyper_values())

@@ -219,7 +219,7 @@ def test_what_may_be_called_otherwise_is_asked():
 
     told = _told(wrong, "Adam")
     assert told.startswith("judged with lr=0.001, betas=(0.9, 0.999), eps=1e-08")
-    assert told.endswith("is it called something else there as learning_rate?")
+    assert "is it called something else there as learning_rate? Then declare it: --rename" in told
 
 
 def test_a_right_class_is_told_nothing():
