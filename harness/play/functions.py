@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from stepcheck.harness.play import trees
-from stepcheck.harness.play.shapes import Dressed, Shape, dressed
+from stepcheck.harness.play.shapes import Dressed, Shape, dressed, unasked
 from stepcheck.harness.support.lines import ClientError
 from stepcheck.harness.support.usage import UsageError
 
@@ -21,29 +21,11 @@ from stepcheck.harness.support.usage import UsageError
 FUNCTIONS = "functions"
 #: How parameters and gradients are given.
 ARRAYS = ("numpy", "torch")
-#: Checks of which functions could fail none, whatever they did, and why.
-_UNASKED = {
-    check: why
-    for why, checks in {
-        "functions are given copies": ("memory-beside", "gradient-unwritten", "storage-stays"),
-        "they are given a parameter and its gradient in a step, and nothing else": (
-            "no-gradient",
-            "between-steps",
-            "refuses-invalid",
-            "closure",
-            "hooks-run-once",
-            "failed-step",
-            "skipped-step",
-        ),
-        "stepcheck keeps their groups and their state": (
-            "options-hold",
-            "malformed-state",
-            "dicts-unchanged",
-            "loaded-state-apart",
-        ),
-    }.items()
-    for check in checks
-}
+_UNASKED = unasked(
+    "functions are given copies",
+    "they are given a parameter and its gradient in a step, and nothing else",
+    "stepcheck keeps their groups and their state",
+)
 
 
 class NarrowError(ClientError):

@@ -34,30 +34,31 @@ GREETING = {"hello": 1}
 _USUAL, _POSSIBLE = ("float32", "float64"), ("float32", "float64", "bfloat16", "float16")
 #: Of whole numbers, those that every format of a state holds.
 _MOST = 1 << 63
-#: Checks of which a process could fail none, whatever it did, and why.
-_UNASKED = {
-    check: why
-    for why, checks in {
-        "a process is sent numbers, and no memory": ("memory-beside", "gradient-unwritten", "storage-stays"),
-        "it is sent a parameter and its gradient in a step, and nothing else": (
-            "no-gradient",
-            "between-steps",
-            "refuses-invalid",
-            "closure",
-            "hooks-run-once",
-            "failed-step",
-            "skipped-step",
-        ),
-        "stepcheck keeps its groups and its state": (
-            "options-hold",
-            "malformed-state",
-            "dicts-unchanged",
-            "loaded-state-apart",
-        ),
-        "it has a process of its own": ("random-state", "settings-kept"),
-    }.items()
-    for check in checks
-}
+#: Checks whose answer would be the dress's: about memory, about what is no step of a parameter, and about groups and state.
+_ABOUT_MEMORY = ("memory-beside", "gradient-unwritten", "storage-stays")
+_ABOUT_OTHERS = (
+    "no-gradient", "between-steps", "refuses-invalid", "closure", "hooks-run-once", "failed-step", "skipped-step",
+)  # fmt: skip
+_ABOUT_WHAT_IS_KEPT = ("options-hold", "malformed-state", "dicts-unchanged", "loaded-state-apart")
+
+
+def unasked(memory: str, others: str, kept: str) -> dict[str, str]:
+    """Checks that what is dressed could fail none of, whatever it did, each with why.
+
+    Args:
+        memory: why it cannot spoil memory.
+        others: why it has no part in what is no step of a parameter.
+        kept: why groups and state are not its own.
+    """
+    whys = {memory: _ABOUT_MEMORY, others: _ABOUT_OTHERS, kept: _ABOUT_WHAT_IS_KEPT}
+    return {check: why for why, checks in whys.items() for check in checks}
+
+
+_UNASKED = unasked(
+    "a process is sent numbers, and no memory",
+    "it is sent a parameter and its gradient in a step, and nothing else",
+    "stepcheck keeps its groups and its state",
+) | dict.fromkeys(("random-state", "settings-kept"), "it has a process of its own")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import io
 import os
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,9 +19,7 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.support.processes import forks
-
-_LOOK_SECONDS = 0.002
+from stepcheck.harness.support.processes import ends_well, forks
 
 
 class Fresh:
@@ -88,7 +85,7 @@ def _serve(pipe: Connection, tasks: Mapping[str, Callable[..., Any]], *, warm: b
         child = os.fork()
         if not child:
             _answer(pipe, tasks[name], arguments)
-        if not _ends_well(child, seconds):
+        if not ends_well(child, seconds):
             pipe.send(None)
 
 
@@ -99,16 +96,3 @@ def _answer(pipe: Connection, task: Callable[..., Any], arguments: tuple[Any, ..
         status = 0
     finally:
         os._exit(status)
-
-
-def _ends_well(child: int, seconds: float) -> bool:
-    """Whether a process answered; one that is not done in time is ended."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return status == 0
-        time.sleep(_LOOK_SECONDS)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False

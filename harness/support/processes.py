@@ -27,6 +27,24 @@ _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _LOOK_SECONDS = 2.0
 
 
+#: How often a child is looked at that is waited for.
+_CHILD_SECONDS = 0.002
+
+
+def ends_well(child: int, seconds: float) -> bool:
+    """Whether a child of this process ends with status 0; one that is not done in time is ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return status == 0
+        time.sleep(_CHILD_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
 def forks() -> bool:
     """Whether this process can be forked.
 

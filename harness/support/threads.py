@@ -8,20 +8,16 @@ no region; but what somebody's class does is not known before.
 from __future__ import annotations
 
 import os
-import signal
-import time
 import warnings
-from contextlib import suppress
 
 import torch
 
-from stepcheck.harness.support.processes import forks
+from stepcheck.harness.support.processes import ends_well, forks
 
 #: How many elements are more than torch leaves to one thread, and rows of a matrix more than its library does.
 _ELEMENTS, _ROWS = 1 << 17, 256
 #: How long a process may take that does nothing but that: it needs milliseconds, or never ends.
 _SECONDS = 5.0
-_LOOK_SECONDS = 0.002
 
 
 class _Known:
@@ -73,13 +69,4 @@ def _ends() -> bool:
             torch.ones(_ROWS, _ROWS) @ torch.ones(_ROWS, _ROWS)
         finally:
             os._exit(0)
-    deadline = time.monotonic() + _SECONDS
-    while time.monotonic() < deadline:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return status == 0
-        time.sleep(_LOOK_SECONDS)
-    with suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+    return ends_well(child, _SECONDS)
