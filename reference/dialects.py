@@ -5,8 +5,8 @@ What ``torch.optim`` does is the reference. A variant is not wrong where it is m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stepcheck.reference.conventions import (
@@ -26,7 +26,7 @@ from stepcheck.reference.conventions import (
     maximum_of_corrected,
     uncorrected,
 )
-from stepcheck.reference.spec import HyperValues, Spec
+from stepcheck.reference.spec import Buffer, HyperValues, Spec
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Dialect:
         wrap: an update that follows it, made of one that does not.
         of: whether an optimizer has what it is about.
         initial: what it fills buffers with before the first step, by name, where that is another value.
+        options: values of options that it has in place of those that are given.
     """
 
     kind: str
@@ -48,13 +49,30 @@ class Dialect:
     of: Callable[[Spec], bool]
     wrap: Callable[[Step], Step] = lambda update: update
     initial: Callable[[Spec], dict[str, float]] = lambda _: {}
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def applied(self, spec: Spec) -> Spec:
         """The optimizer in this dialect."""
         started = self.initial(spec)
         buffers = tuple(replace(b, initial=_always(started[b.name])) if b.name in started else b for b in spec.buffers)
         return replace(
-            spec, update=self.wrap(spec.update), buffers=buffers, dialects=(*spec.dialects, (self.kind, self.name))
+            spec,
+            update=self.wrap(self._given(spec.update)),
+            buffers=tuple(self._kept(b) for b in buffers),
+            dialects=(*spec.dialects, (self.kind, self.name)),
+        )
+
+    def _given(self, update: Step) -> Step:
+        return (lambda p, g, state, hyper: update(p, g, state, but(hyper, **self.options))) if self.options else update
+
+    def _kept(self, buffer: Buffer) -> Buffer:
+        """A buffer that is there, and begins, as the options say that are in place of those that are given."""
+        if not self.options:
+            return buffer
+        return replace(
+            buffer,
+            initial=lambda hyper: buffer.initial(but(hyper, **self.options)),
+            present=lambda hyper: buffer.present(but(hyper, **self.options)),
         )
 
 
@@ -111,11 +129,7 @@ def title(spec: Spec) -> str:
 
 def with_options(kind: str, words: str, **values: Any) -> Dialect:
     """Other values of options than those that the reference is given."""
-
-    def wrap(update: Step) -> Step:
-        return lambda p, g, state, hyper: update(p, g, state, but(hyper, **values))
-
-    return Dialect(kind, "", words, lambda _: True, wrap)
+    return Dialect(kind, "", words, lambda _: True, options=values)
 
 
 def _has(*names: str) -> Callable[[Spec], bool]:

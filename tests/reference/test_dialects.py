@@ -8,7 +8,7 @@ from stepcheck.harness.certificate.references import certify
 from stepcheck.harness.play.references import spec_of
 from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS
-from stepcheck.reference.dialects import _LIBRARIES, dialects, in_dialects, title
+from stepcheck.reference.dialects import _LIBRARIES, dialects, in_dialects, title, with_options
 
 EACH = [(spec, d.name) for spec in SPECS.values() for d in dialects(spec)]
 EFFORT = Effort(elements=24, rounds=1, traces=0, candidates=0)
@@ -111,3 +111,9 @@ def test_amsgrad_after_the_correction_by_hand():
     # Corrected averages are 4 and (0.5 * 2 + 0.5 * 1) / 0.75 = 2: the largest stays 4.
     assert state["max_exp_avg_sq"] == pytest.approx(4.0)
     assert p == pytest.approx(-1.0 - (0.5 * 1.0 + 0.5 * 1.0) / 0.75 / 2.0)
+
+
+def test_an_option_that_a_dialect_replaces_decides_which_buffers_there_are():
+    given = SPECS["SGD"].hyper_values()
+    assert SPECS["SGD"].initial_state(given) == {}
+    assert "momentum_buffer" in with_options("names", "", momentum=0.9).applied(SPECS["SGD"]).initial_state(given)

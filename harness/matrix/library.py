@@ -1,0 +1,112 @@
+"""A released library: what to install, and what is declared of its optimizers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepcheck.harness.support.usage import UsageError
+
+FOLDER = Path(__file__).parent / "libraries"
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A fault that is worth an issue upstream.
+
+    Attributes:
+        subject: where it shows, ``module:Class``.
+        check: which finds it.
+        title: of the issue.
+        expected: what should happen instead, and by what source.
+        summary: a part of the finding's summary, where the check has several.
+    """
+
+    subject: str
+    check: str
+    title: str
+    expected: str
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Library:
+    """One file of ``libraries/``.
+
+    Attributes:
+        name: as its users say it.
+        url: of its source.
+        requires: what pip installs; the first is the distribution of the library itself.
+        without_dependencies: pip installs these alone, since what the library asks for would replace torch or cannot be installed.
+        subjects: how many are declared.
+        upstream: what its authors should hear of.
+        file: where all of it stands, with the ``[tool.stepcheck]`` table.
+    """
+
+    name: str
+    url: str
+    requires: tuple[str, ...]
+    without_dependencies: bool
+    subjects: int
+    upstream: tuple[Upstream, ...]
+    file: Path
+
+    def versions(self) -> dict[str, str]:
+        """The distributions that are installed of those that it requires, with their versions."""
+        found = {}
+        for text in self.requires:
+            name = re.split(r"[\s\[<>=!~;]", text, maxsplit=1)[0]
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return found
+
+    def lacks(self) -> str:
+        """Why it cannot be played here; nothing where it can."""
+        (own, *_) = (re.split(r"[\s\[<>=!~;]", text, maxsplit=1)[0] for text in self.requires)
+        return "" if own in self.versions() else f"{own} is not installed"
+
+
+def read(file: Path) -> Library:
+    """One file.
+
+    Raises:
+        UsageError: it says something else than a library does.
+    """
+    table = tomllib.loads(file.read_text(encoding="utf-8"))
+    try:
+        said: Mapping[str, object] = table["library"]
+        subjects: Mapping[str, object] = table["tool"]["stepcheck"]["subjects"]
+        upstream = tuple(Upstream(**entry) for entry in table["library"].get("upstream", ()))
+        unknown = [key for key in said if key not in ("name", "url", "requires", "without_dependencies", "upstream")]
+        if unknown:
+            raise UsageError(f"{file}: [library] has no key {unknown[0]!r}")
+        return Library(
+            str(said["name"]),
+            str(said["url"]),
+            tuple(table["library"]["requires"]),
+            bool(said.get("without_dependencies", False)),
+            len(subjects),
+            upstream,
+            file,
+        )
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{file}: is no library ({error})") from None
+
+
+def libraries(names: Sequence[str] = ()) -> list[Library]:
+    """All of them, or those that are named by their files.
+
+    Raises:
+        UsageError: there is none of a name.
+    """
+    files = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
+    unknown = [name for name in names if name not in files]
+    if unknown:
+        raise UsageError(f"no library named {unknown[0]!r}; there is {', '.join(files)}")
+    return [read(files[name]) for name in names or files]

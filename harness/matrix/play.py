@@ -1,0 +1,77 @@
+"""One library, checked in a process of its own; and each script of a finding, run alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stepcheck.harness.matrix.library import Library
+
+#: How long a library and a script may take.
+_LIBRARY_SECONDS = 7200.0
+_SCRIPT_SECONDS = 300.0
+#: A script is run where stepcheck cannot be imported: it is to need its framework and the library alone.
+_ALONE = "import runpy, sys; sys.modules['stepcheck'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+
+
+def played(library: Library, folder: Path, words: list[str]) -> dict[str, Any]:
+    """What ``stepcheck check`` says of a library, and its scripts when they are run.
+
+    Args:
+        folder: where it is played; anew, whatever stood there.
+        words: more of the command line.
+
+    Returns:
+        ``name``, ``url``, ``versions``, ``seconds``, ``subjects`` as ``--json`` has them, ``scripts`` by the ids of divergences, each with ``text``,
+        ``confirmed`` and ``told``; and ``error``, one line, where nothing was played.
+    """
+    about = {"name": library.name, "url": library.url, "versions": library.versions()}
+    lacks = library.lacks()
+    if lacks:
+        return {**about, "seconds": 0.0, "subjects": [], "scripts": {}, "error": lacks}
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copy(library.file, folder / "pyproject.toml")
+    command = [sys.executable, "-m", "stepcheck", "check", "--json", "out.json", *words]
+    begun = time.monotonic()
+    with (folder / "out.txt").open("w") as out:
+        done = subprocess.run(
+            command, cwd=folder, stdout=out, stderr=subprocess.PIPE, text=True, timeout=_LIBRARY_SECONDS, check=False
+        )
+    seconds = round(time.monotonic() - begun, 1)
+    file = folder / "out.json"
+    if not file.is_file():
+        error = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return {**about, "seconds": seconds, "subjects": [], "scripts": {}, "error": error}
+    subjects = json.loads(file.read_text(encoding="utf-8"))["subjects"]
+    scripts = {d["id"]: _script(folder, d["repro"]) for d in own(subjects) if d.get("repro")}
+    return {**about, "seconds": seconds, "subjects": subjects, "scripts": scripts}
+
+
+def own(subjects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The divergences of subjects that are not known issues of the class of torch that they derive from."""
+    return (d for s in subjects for c in s["checks"] for d in c["divergences"] if not d.get("ledger"))
+
+
+def _script(folder: Path, name: str) -> dict[str, Any]:
+    """A script that shows a finding: it must fail by itself, with what it was written to see."""
+    text = (folder / name).read_text(encoding="utf-8")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _ALONE, name],
+            cwd=folder, capture_output=True, text=True, timeout=_SCRIPT_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"text": text, "confirmed": False, "told": f"does not end in {_SCRIPT_SECONDS:g} s"}
+    told = (done.stderr.strip().splitlines() or [""])[-1]
+    return {
+        "text": text,
+        "confirmed": done.returncode == 1 and not told.startswith("ModuleNotFoundError"),
+        "told": told,
+    }
