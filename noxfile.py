@@ -7,6 +7,7 @@ import gzip
 import os
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,6 +195,21 @@ def programs(session: nox.Session) -> None:
     session.run("pytest", "tests/programs", *session.posargs,
         env={"STEPCHECK_PROGRAMS": "required", "STEPCHECK_PROGRAMS_REPORT": "reports/programs.md"},
     )  # fmt: skip
+
+
+@nox.session
+def matrix(session: nox.Session) -> None:
+    """Who agrees with whom: released libraries, each checked as it is declared, into ``reports/matrix.md`` and the rest; ``-- timm`` for one."""
+    # torchvision, which timm imports, goes with one torch alone.
+    session.install("torch==2.14.1", "torchvision==0.29.1")
+    session.install("-e", ".[test]")
+    asked = [word for word in session.posargs if not word.startswith("-")]
+    for file in sorted(Path("harness/matrix/libraries").glob("*.toml")):
+        if not asked or file.stem in asked:
+            library = tomllib.loads(file.read_text(encoding="utf-8"))["library"]
+            session.install("--no-deps", *library["requires"])
+            session.install(*library.get("needs", ()) or ["pip"])
+    session.run("python", "-m", "stepcheck.harness.matrix", *session.posargs)
 
 
 @nox.session

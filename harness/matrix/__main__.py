@@ -21,9 +21,8 @@ from stepcheck.harness.matrix.play import played
 from stepcheck.harness.readers import report
 from stepcheck.harness.support.usage import UsageError
 
-#: The seed of all lives, and how many each class has where its library does not say.
+#: The seed of all lives.
 _SEED = 0
-_EXAMPLES = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("library", nargs="*", help="the names of their files; all without one")
     parser.add_argument("--out", type=Path, default=Path("reports"), help="folder for matrix.md and the rest")
     parser.add_argument("--work", type=Path, default=Path(".stepcheck/matrix"), help="folder in which they are played")
-    parser.add_argument("--examples", type=int, default=_EXAMPLES, help="lives of each class")
+    parser.add_argument("--examples", type=int, help="lives of each class, in place of what its library says")
     parser.add_argument("--requires", action="store_true", help="print what pip is to install, and play nothing")
     given = parser.parse_args(arguments)
     try:
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written = _before(file) if given.library else {}
     environment = report.environment()
     for library in asked:
-        words = ["--seed", str(_SEED), "--examples", str(given.examples)]
+        words = ["--seed", str(_SEED), *(["--examples", str(given.examples)] if given.examples else [])]
         found = played(library, given.work.resolve() / library.file.stem, words)
         written[library.file.stem] = {**found, "framework": f"torch {environment['torch']}"}
         print(_line(matrix({**_head(environment), "libraries": [found]}).libraries[0], found["seconds"]), flush=True)  # noqa: T201

@@ -40,9 +40,9 @@ class Library:
     Attributes:
         name: as its users say it.
         url: of its source.
-        requires: what pip installs; the first is the distribution of the library itself.
-        without_dependencies: pip installs these alone, since what the library asks for would replace torch or cannot be installed.
-        subjects: how many are declared.
+        requires: the library itself first, with its version. pip installs these alone: what they ask for may be another torch, or not be there.
+        needs: what they must have beside torch and NumPy, which pip installs with all that it asks for.
+        subjects: the names of those that are declared.
         upstream: what its authors should hear of.
         file: where all of it stands, with the ``[tool.stepcheck]`` table.
     """
@@ -50,8 +50,8 @@ class Library:
     name: str
     url: str
     requires: tuple[str, ...]
-    without_dependencies: bool
-    subjects: int
+    needs: tuple[str, ...]
+    subjects: tuple[str, ...]
     upstream: tuple[Upstream, ...]
     file: Path
 
@@ -83,15 +83,15 @@ def read(file: Path) -> Library:
         said: Mapping[str, object] = table["library"]
         subjects: Mapping[str, object] = table["tool"]["stepcheck"]["subjects"]
         upstream = tuple(Upstream(**entry) for entry in table["library"].get("upstream", ()))
-        unknown = [key for key in said if key not in ("name", "url", "requires", "without_dependencies", "upstream")]
+        unknown = [key for key in said if key not in ("name", "url", "requires", "needs", "upstream")]
         if unknown:
             raise UsageError(f"{file}: [library] has no key {unknown[0]!r}")
         return Library(
             str(said["name"]),
             str(said["url"]),
             tuple(table["library"]["requires"]),
-            bool(said.get("without_dependencies", False)),
-            len(subjects),
+            tuple(table["library"].get("needs", ())),
+            tuple(subjects),
             upstream,
             file,
         )

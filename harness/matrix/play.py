@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stepcheck.harness.matrix.library import Library
+from stepcheck.harness.play.declared import NO_REFERENCE
 
 #: How long a library and a script may take.
 _LIBRARY_SECONDS = 7200.0
@@ -38,20 +39,36 @@ def played(library: Library, folder: Path, words: list[str]) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     shutil.copy(library.file, folder / "pyproject.toml")
-    command = [sys.executable, "-m", "stepcheck", "check", "--json", "out.json", *words]
     begun = time.monotonic()
-    with (folder / "out.txt").open("w") as out:
-        done = subprocess.run(
-            command, cwd=folder, stdout=out, stderr=subprocess.PIPE, text=True, timeout=_LIBRARY_SECONDS, check=False
-        )
+    subjects, error = _checked(folder, words)
+    if error:  # one that cannot be checked is bad usage of the whole: it is found by asking for each
+        subjects = [
+            subject for name in library.subjects for subject in _alone(folder, name, words)
+        ]  # fmt: skip
     seconds = round(time.monotonic() - begun, 1)
-    file = folder / "out.json"
-    if not file.is_file():
-        error = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        return {**about, "seconds": seconds, "subjects": [], "scripts": {}, "error": error}
-    subjects = json.loads(file.read_text(encoding="utf-8"))["subjects"]
     scripts = {d["id"]: _script(folder, d["repro"]) for d in own(subjects) if d.get("repro")}
     return {**about, "seconds": seconds, "subjects": subjects, "scripts": scripts}
+
+
+def _checked(folder: Path, words: list[str]) -> tuple[list[dict[str, Any]], str]:
+    """The subjects as ``--json`` has them, or why there are none."""
+    file = folder / "out.json"
+    file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "stepcheck", "check", "--json", file.name, *words]
+    with (folder / "out.txt").open("a") as out:
+        done = subprocess.run(  # noqa: S603 - this package's own command
+            command, cwd=folder, stdout=out, stderr=subprocess.PIPE, text=True, timeout=_LIBRARY_SECONDS, check=False
+        )
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))["subjects"], ""
+    return [], (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+
+
+def _alone(folder: Path, name: str, words: list[str]) -> list[dict[str, Any]]:
+    """One subject; where it cannot be checked, it stands there as unsupported."""
+    subjects, error = _checked(folder, [name, *words])
+    lacking = {"subject": name, "like": NO_REFERENCE, "verdict": "unsupported", "notes": [error], "checks": []}
+    return subjects or [lacking]
 
 
 def own(subjects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -63,7 +80,7 @@ def _script(folder: Path, name: str) -> dict[str, Any]:
     """A script that shows a finding: it must fail by itself, with what it was written to see."""
     text = (folder / name).read_text(encoding="utf-8")
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - a script that stepcheck wrote
             [sys.executable, "-W", "ignore", "-c", _ALONE, name],
             cwd=folder, capture_output=True, text=True, timeout=_SCRIPT_SECONDS, check=False,
         )  # fmt: skip

@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from stepcheck.harness.matrix.cells import AGREES, FAULTS, HOLDS, STATES, Cell, Fault, Matrix, Played
+from stepcheck.harness.matrix.cells import (
+    AGREES,
+    FAULTS,
+    HOLDS,
+    STATES,
+    UNKNOWN,
+    UNSUPPORTED,
+    Cell,
+    Fault,
+    Matrix,
+    Played,
+)
 from stepcheck.harness.page.markdown import escaped as escape
 
-SIGNS = {AGREES: "✓", HOLDS: "○", FAULTS: "✕", "unsupported": "–", "unknown": "?"}
+SIGNS = {AGREES: "✓", HOLDS: "○", FAULTS: "✕", UNSUPPORTED: "–", UNKNOWN: "?"}  # noqa: RUF001 - as everywhere in reports
 
 
 def summary(matrix: Matrix) -> str:
@@ -46,7 +57,7 @@ def _lines(matrix: Matrix) -> Iterator[str]:
         f"{SIGNS[state]} {means}" for state, means in STATES.items()
     ) + ". A number says how many causes; a name in a cell is the dialect in which it agrees."  # fmt: skip
     yield ""
-    yield "| library | version | classes | ✓ | ○ | ✕ | – ? | causes |"
+    yield "| library | version | classes | ✓ | ○ | ✕ | neither | causes |"
     yield "|---|---|---|---|---|---|---|---|"
     for library in matrix.libraries:
         yield _row(library)

@@ -28,6 +28,7 @@ MEASURING = (
     "census",
     "certificate",
     "cuda_session",
+    "matrix",
     "page",
     "power",
     "versions.json",
