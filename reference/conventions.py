@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from stepcheck.reference.arithmetic import addcmul
 from stepcheck.reference.spec import HyperValues, Number, State
 
 #: One step of one parameter, as :attr:`Spec.update` is.
@@ -69,6 +70,8 @@ def eps_placed(placed: Callable[[Number, Number, Number], Number]) -> Callable[[
         def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
             _, after = update(p, g, state, hyper)
             square = next(after[name] for name in SQUARES if name in after)
+            if getattr(hyper, "centered", False):
+                square = addcmul(square, after["grad_avg"], after["grad_avg"], -1.0)
             corrected = 1 - hyper.betas[1] ** after["step"] if hasattr(hyper, "betas") else 1.0
             return update(p, g, state, but(hyper, eps=placed(hyper.eps, square, corrected)))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from stepcheck.harness.matrix.play import own
 from stepcheck.harness.play.declared import NO_REFERENCE
+from stepcheck.harness.play.references import loaded
 
 #: What a cell says: no fault of the library; none, where no formula was judged; faults; nothing to judge.
 AGREES, HOLDS, FAULTS, UNSUPPORTED, UNKNOWN = "agrees", "holds", "faults", "unsupported", "unknown"
@@ -140,7 +141,7 @@ def _cell(library: str, subject: Mapping[str, Any]) -> Cell:
     return Cell(
         library,
         subject["subject"],
-        _name(subject["subject"]) if like == NO_REFERENCE else like,
+        _name(subject["subject"]) if like == NO_REFERENCE else _called(like),
         dialect.removesuffix("]"),
         _state(subject, len(causes)),
         max(worst, default=None),
@@ -154,6 +155,12 @@ def _cell(library: str, subject: Mapping[str, Any]) -> Cell:
 def _texts(notes: Sequence[Any]) -> Iterator[str]:
     for note in notes:
         yield note if isinstance(note, str) else str(note.get("text", note))
+
+
+def _called(like: str) -> str:
+    """The name of a reference, which may be one of those that stand here as ``module:NAME``."""
+    module, colon, attribute = like.partition(":")
+    return str(loaded(module, attribute, like).name) if colon else like
 
 
 def _name(subject: str) -> str:

@@ -117,3 +117,10 @@ def test_an_option_that_a_dialect_replaces_decides_which_buffers_there_are():
     given = SPECS["SGD"].hyper_values()
     assert SPECS["SGD"].initial_state(given) == {}
     assert "momentum_buffer" in with_options("names", "", momentum=0.9).applied(SPECS["SGD"]).initial_state(given)
+
+
+def test_eps_inside_the_root_stands_beside_the_centered_average():
+    spec = in_dialects(SPECS["RMSprop"], ["eps-inside-root"])
+    hyper = spec.hyper_values({"centered": True, "eps": 0.5, "alpha": 0.75, "lr": 1.0})
+    p, _ = spec.update(np.array([0.0]), np.array([2.0]), spec.initial_state(hyper), hyper)
+    assert p == pytest.approx(-2 / np.sqrt(0.25 * 4 - 0.5**2 + 0.5))
