@@ -100,6 +100,11 @@ def beside_uncorrected(eps: Number, square: Number, corrected: Number) -> Number
     return eps / np.sqrt(corrected)
 
 
+def beside_corrected(eps: Number, square: Number, corrected: Number) -> Number:  # noqa: ARG001 - whatever the square
+    """What is worth an eps beside the root of the corrected average, where the reference has it beside the uncorrected one."""
+    return eps * np.sqrt(corrected)
+
+
 def debiased(*averages: str) -> Callable[[Step], Step]:
     """Averages are kept without their bias; the first value of each is what it is the average of."""
 

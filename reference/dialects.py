@@ -12,6 +12,7 @@ from typing import Any
 from stepcheck.reference.conventions import (
     SQUARES,
     Step,
+    beside_corrected,
     beside_uncorrected,
     but,
     coupled,
@@ -166,6 +167,7 @@ def _corrects(spec: Spec) -> bool:
 #: What is applied first stands first: the decay, which some of the others see to by themselves, comes last.
 _DIALECTS = (
     Dialect("eps", "eps-beside-uncorrected-root", "eps beside the root of the average before its bias is corrected", _corrects, eps_placed(beside_uncorrected)),
+    Dialect("eps", "eps-beside-corrected-root", "eps beside the root of the average after its bias is corrected", lambda s: s.name == "RAdam", eps_placed(beside_corrected)),
     Dialect("eps", "eps-inside-root", "eps inside the root, beside the corrected average", _corrects, eps_placed(inside_corrected)),
     Dialect("eps", "eps-inside-uncorrected-root", "eps inside the root, beside the average before its bias is corrected", _corrects, eps_placed(inside_uncorrected)),
     Dialect("eps", "eps-inside-root", "eps inside the root", lambda s: _has("eps")(s) and s.name in ("RMSprop", "Adagrad", "RAdam"), eps_placed(inside)),

@@ -10,6 +10,8 @@ from stepcheck.harness.matrix.play import own
 from stepcheck.harness.play.declared import NO_REFERENCE
 from stepcheck.harness.play.references import loaded
 
+#: A reason that begins so is of no fault: its authors say that it is to be so.
+INTENDED = "intended: "
 #: What a cell says: no fault of the library; none, where no formula was judged; faults; nothing to judge.
 AGREES, HOLDS, FAULTS, UNSUPPORTED, UNKNOWN = "agrees", "holds", "faults", "unsupported", "unknown"
 STATES = {
@@ -58,6 +60,9 @@ class Cell:
         faults: how many causes.
         torchs: known issues of torch's own class under it.
         checks: how many ran, out of how many there are.
+        intended: where it differs from others by what its authors say.
+        notes: what ``check`` says of it beside.
+        free: it is held to no reference.
     """
 
     library: str
@@ -69,7 +74,9 @@ class Cell:
     faults: int
     torchs: int
     checks: tuple[int, int]
+    intended: tuple[str, ...]
     notes: tuple[str, ...]
+    free: bool
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,8 @@ def _played(library: Mapping[str, Any]) -> Played:
 def _cell(library: str, subject: Mapping[str, Any]) -> Cell:
     like, _, dialect = subject["like"].partition("[")
     checks = subject["checks"]
-    causes = {_cause(d) for d in own([dict(subject)])}
+    told = list(dict.fromkeys(_cause(d) for d in own([dict(subject)])))
+    causes = [cause for cause in told if not cause.startswith(INTENDED)]
     torchs = {d["ledger"] for c in checks for d in c["divergences"] if d.get("ledger")}
     worst = [c["worst_ratio"] for c in checks if c["worst_ratio"] is not None and c["verdict"] != "fail"]
     ran = sum(1 for c in checks if c["ran"])
@@ -148,7 +156,9 @@ def _cell(library: str, subject: Mapping[str, Any]) -> Cell:
         len(causes),
         len(torchs),
         (ran, len(checks)),
+        tuple(cause.removeprefix(INTENDED) for cause in told if cause.startswith(INTENDED)),
         tuple(_texts(subject.get("notes", ()))),
+        like == NO_REFERENCE,
     )
 
 
@@ -185,6 +195,8 @@ def _faults(library: Mapping[str, Any]) -> Iterator[Fault]:
     for subject in library["subjects"]:
         for check in subject["checks"]:
             for divergence in own([{"checks": [check]}]):
+                if _cause(divergence).startswith(INTENDED):
+                    continue
                 found.setdefault(_cause(divergence), []).append((subject["subject"], check["check"], divergence))
     for cause, where in found.items():
         scripts = [library["scripts"][d["id"]] for _, _, d in where if d["id"] in library["scripts"]]
