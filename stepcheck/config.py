@@ -12,7 +12,7 @@ from typing import Any
 from stepcheck import library
 from stepcheck.harness.play.declared import Declaration
 from stepcheck.harness.play.families import FAMILIES, label, resolve
-from stepcheck.harness.play.subjects import Subject, asked_for
+from stepcheck.harness.play.subjects import Subject, asked_for, taking
 from stepcheck.harness.search.expected import expecting
 from stepcheck.harness.support.usage import UsageError
 
@@ -28,12 +28,14 @@ class Declared:
         sparse: sparse gradients are asked for.
         tensor_lr: learning rates that are tensors are asked for.
         expected: checks that it is expected to fail, each with the reason.
+        dtypes: those of parameters that it takes; empty where nothing is said.
     """
 
     declaration: Declaration
     sparse: bool = False
     tensor_lr: bool = False
     expected: Mapping[str, str] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,9 @@ def _declared(where: str, table: Any) -> Declared:
     sparse = reader.take("sparse", bool, "true or false", False)
     tensor_lr = reader.take("tensor_lr", bool, "true or false", False)
     expected = reader.take("expected_failures", dict, "a table of checks and reasons", {})
+    dtypes = reader.texts("dtypes")
     reader.done()
-    return Declared(declaration, sparse, tensor_lr, expected)
+    return Declared(declaration, sparse, tensor_lr, expected, dtypes)
 
 
 def _with_a_colon(where: str, spec: str) -> str:
@@ -186,4 +189,4 @@ def subjects(config: Config, text: str, said: Mapping[str, Any]) -> list[Subject
     found = resolve(text, replace(declared.declaration, **said))
     if declared.sparse or declared.tensor_lr:
         found = [asked_for(s, sparse=declared.sparse, tensor_lr=declared.tensor_lr) for s in found]
-    return [expecting(s, declared.expected) for s in found]
+    return [expecting(taking(s, declared.dtypes), declared.expected) for s in found]

@@ -114,11 +114,13 @@ class Matrix:
         return tuple(fault for library in self.libraries for fault in library.faults)
 
     def rows(self) -> list[str]:
-        """Optimizers, those of most libraries first."""
+        """Optimizers that have a reference or are in several libraries, those of most libraries first."""
         having: dict[str, set[str]] = {}
         for cell in self.cells:
             having.setdefault(cell.row, set()).add(cell.library)
-        return sorted(having, key=lambda row: (-len(having[row]), row.lower()))
+        judged = {cell.row for cell in self.cells if not cell.free}
+        compared = [row for row, found in having.items() if row in judged or len(found) > 1]
+        return sorted(compared, key=lambda row: (-len(having[row]), row.lower()))
 
     def at(self, row: str, library: str) -> list[Cell]:
         """The classes of a library that are this optimizer."""

@@ -13,7 +13,8 @@ from stepcheck.harness.page.render import digest, environment, resource
 def html(matrix: Matrix) -> str:
     """The page."""
     script = resource("common.js")
-    played = [library for library in matrix.libraries if library.cells]
+    played = sorted((library for library in matrix.libraries if library.cells), key=lambda each: -len(each.cells))
+    rows = matrix.rows()
     return environment().get_template("matrix.html.jinja").render(
         matrix=matrix,
         version=__version__,
@@ -25,7 +26,8 @@ def html(matrix: Matrix) -> str:
         states=STATES,
         played=played,
         absent=[library for library in matrix.libraries if not library.cells],
-        rows=[(row, [(library.name, matrix.at(row, library.name)) for library in played]) for row in matrix.rows()],
+        rows=[(row, [(library.name, matrix.at(row, library.name)) for library in played]) for row in rows],
+        others=[(library, found) for library in played if (found := [c for c in library.cells if c.row not in rows])],
         faults_of={cell.subject: [f for f in matrix.faults if cell.subject in f.subjects] for cell in matrix.cells},
         slug=_slug,
         told=_told,

@@ -63,9 +63,8 @@ def _lines(matrix: Matrix) -> Iterator[str]:
         yield _row(library)
     for row in matrix.rows():
         cells = [cell for cell in matrix.cells if cell.row == row]
-        if any(cell.dialect or cell.state == AGREES for cell in cells) or len({c.library for c in cells}) > 1:
-            yield ""
-            yield f"**{escape(row)}**: " + "; ".join(f"{escape(c.library)} {escape(word(c))}" for c in cells)
+        yield ""
+        yield f"**{escape(row)}**: " + "; ".join(f"{escape(c.library)} {escape(word(c))}" for c in cells)
     yield ""
     yield "## Causes"
     for library in matrix.libraries:

@@ -424,6 +424,21 @@ def asked_for(subject: Subject, *, sparse: bool, tensor_lr: bool) -> Subject:
     return replace(subject, sparse=sparse or subject.sparse, tensor_lr=tensor_lr or subject.tensor_lr)
 
 
+def taking(subject: Subject, dtypes: Sequence[str]) -> Subject:
+    """Somebody's class that takes parameters of these dtypes and no others; as it is where none is named.
+
+    Raises:
+        UsageError: one of them is not among those that can be asked of it.
+    """
+    unknown = [dtype for dtype in dtypes if dtype not in subject.dtypes]
+    if unknown:
+        raise UsageError(f"{subject.name}: dtypes: no {unknown[0]!r} can be asked of it; {', '.join(subject.dtypes)} can")
+    if not dtypes:
+        return subject
+    told = f"parameters of {' and '.join(dtypes)} alone, as it is declared"
+    return replace(subject, dtypes=tuple(dtypes), usual_dtypes=tuple(dtypes), remarks=(*subject.remarks, told))
+
+
 def _read(make: Callable[..., Any], spec: Spec, name: str, terms: Terms) -> Signature:
     try:
         names, takes_any = signature.keywords(make)

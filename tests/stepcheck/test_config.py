@@ -51,6 +51,17 @@ def test_without_arguments_a_project_s_subjects_are_checked(project, capfd):
     assert done.returncode == 0
 
 
+def test_a_class_is_asked_for_the_dtypes_that_it_takes(project, capfd):
+    folder = project('[tool.stepcheck]\nexamples = 6\npythonpath = "src"\n' + OWN + 'dtypes = "float32"\n')
+    words = ("check", "own:OwnNames", "--only", "agreement")
+    done = stepcheck(*words, "--json", "out.json", cwd=folder, capfd=capfd)
+    (result,) = json.loads((folder / "out.json").read_text())["subjects"]
+    assert result["verdict"] == "pass"
+    assert "own:OwnNames: parameters of float32 alone, as it is declared" in done.stdout
+    other = stepcheck(*words, "--dtype", "float64", cwd=folder, capfd=capfd)
+    assert (other.returncode, len(other.stderr.splitlines())) == (2, 1)
+
+
 def test_a_subject_that_is_named_is_as_the_project_declares_it_but_for_what_the_command_says(project, capfd):
     folder = project('[tool.stepcheck]\nexamples = 10\npythonpath = "src"\n' + OWN)
     words = ("check", "own:OwnNames", "--only", "agreement")
