@@ -7,6 +7,7 @@ import inspect
 import io
 import multiprocessing
 import os
+import pickle
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -164,8 +165,10 @@ def tried(make: Callable[..., Any], spec: Spec, terms: Terms = PLAIN) -> Signatu
     return Signature(
         options=options,
         unlike={name: why for name, why in unlike.items() if why},
-        others={k: v for k, v in names.items() if k not in hypers and k not in (_first_name(make), "params")},
-        defaults={k: v for k, v in names.items() if k in hypers and k not in unlike and _differs(v, hypers[k].default)},
+        others={k: _sent(v) for k, v in names.items() if k not in hypers and k not in (_first_name(make), "params")},
+        defaults={
+            k: _sent(v) for k, v in names.items() if k in hypers and k not in unlike and _differs(v, hypers[k].default)
+        },
         constructor_only=options - set(terms.ours(optimizer.param_groups[0])),
         open=frozenset(name for name, default in names.items() if default is None),
         parameters_only=not _builds(trial, [torch.ones(2, 2, requires_grad=True)], given),
@@ -175,6 +178,15 @@ def tried(make: Callable[..., Any], spec: Spec, terms: Terms = PLAIN) -> Signatu
         # Who takes any keyword need not know what this one means.
         flags=tuple(flag for flag in FLAGS if isinstance(own.get(flag, NO_DEFAULT), bool | None)),
     )
+
+
+def _sent(default: Any) -> Any:
+    """A default as another process can have it: of a function without a name, that there is one."""
+    try:
+        pickle.dumps(default)
+    except Exception:  # noqa: BLE001 - whatever somebody's object raises
+        return NO_DEFAULT
+    return default
 
 
 class Trial(NamedTuple):

@@ -231,3 +231,17 @@ def test_a_pair_holds_as_a_tuple_or_as_a_list():
         subject = class_subject(type("PairsSo", (Pairs,), {"kept": kept}), "Adam")
         for spelling in SPELLINGS:
             play(subject, life(GO, Reload(), GO, spelling=spelling, betas=(0.5, 0.25)))
+
+
+class Rounded(torch.optim.SGD):
+    """Its direction is the constructor's to say, and one of its defaults cannot be sent to another process."""
+
+    def __init__(self, params, lr=1e-3, maximize=False, rounding=lambda x: x):
+        super().__init__(params, lr)
+        self.ascends = maximize
+
+
+def test_a_default_that_cannot_be_sent_hides_nothing_else():
+    takes = class_subject(Rounded, "SGD", "Rounded").takes
+    assert takes.options == {"lr", "maximize"}
+    assert "rounding" in takes.others
