@@ -70,10 +70,13 @@ class _Assignment(_ParamType):
         if isinstance(value, tuple):
             return value
         option, _, text = value.partition("=")
+        if text in ("true", "false"):  # as in pyproject.toml
+            return option, text == "true"
         try:
             return option, ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            self.fail(f"{value!r} is not of the form OPTION=VALUE, such as momentum=0.9", param, ctx)
+            told = "is not of the form OPTION=VALUE, such as momentum=0.9 or, with a text in quotes, \"mode='grad'\""
+            self.fail(f"{value!r} {told}", param, ctx)
 
 
 class _Renaming(_ParamType):
