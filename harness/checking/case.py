@@ -215,8 +215,9 @@ class Evidence:
         return trace.problem(self.subject.spec) is None and not self.subject.problem(trace)
 
     def _played(self, trace: Trace, subject: Subject | None = None) -> Recording:
+        """Another life, to be compared with this one: what malformed state does is asked in this one alone."""
         with self.clocks.running("play"):
-            return Player(subject or self.subject, trace).play()
+            return Player(subject or self.subject, trace, spoils=False).play()
 
     def player(self, event: int | None) -> Subject:
         """Who played an event: a round trip may have led from one mode to another."""
@@ -238,5 +239,7 @@ class Evidence:
         """Whether the subject, or another, agrees with the reference in another life."""
         if not self._has_meaning(twin):
             return False
-        evidence = Evidence(subject or self.subject, twin, self.asked, clocks=self.clocks)
-        return evidence.recording.raised is None and not evidence.judgement.deviations
+        recording = self._played(twin, subject)
+        if recording.raised is not None:
+            return False
+        return not Judge(subject or self.subject, recording, self.clocks).judge(to_first=True).deviations

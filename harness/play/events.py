@@ -165,6 +165,8 @@ def _follow_schedule(player: Player) -> None:
 
 def _spoil(player: Player, _: int, what: Spoil) -> None:
     """Spoil the state of optimizers of their own; the life goes on as if nothing had been tried."""
+    if not player.spoils:
+        return
     # Another mode, that a round trip led into, is asked in lives of its own.
     if not player.knows(what.parameter) or player.playing.name != player.subject.name:
         return

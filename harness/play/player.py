@@ -34,14 +34,19 @@ from stepcheck.reference.group_options import GroupOptions
 
 
 class Player:
-    """Plays one trace on one subject."""
+    """Plays one trace on one subject.
 
-    def __init__(self, subject: Subject, trace: Trace, *, watching: bool = False) -> None:
+    Args:
+        watching: look at the random state after each event. It costs more than the rest, so only once it is known to change.
+        spoils: try malformed state too, on optimizers of their own. A life goes on as if nothing had been tried.
+    """
+
+    def __init__(self, subject: Subject, trace: Trace, *, watching: bool = False, spoils: bool = True) -> None:
         _patch_steps()
         self.settings = settings.read()
         """Those of the process, as they were before."""
         self.watching = watching
-        """Look at the random state after each event: it costs more than the rest, so only once it is known to change."""
+        self.spoils = spoils
         self.subject = subject
         self.trace = trace
         self.recording = Recording(trace)

@@ -10,9 +10,10 @@ from stepcheck import check_optimizer
 from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.checking.twins import TWINS
-from stepcheck.harness.life.events import AddGroup, Gradient, Group, Parameter, Reload, Step
+from stepcheck.harness.life.events import AddGroup, Gradient, Group, Parameter, Reload, Spoil, Step
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
+from stepcheck.harness.play import spoil
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.telling.repro import script
 from stepcheck.harness.zoo.catalogue import FAULTS
@@ -253,7 +254,7 @@ NAMED = [
 RARE = [f for f in NAMED if f.make.__name__.startswith("IgnoresAdded")]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("fault", [pytest.param(f, id=f.name) for f in NAMED if f not in RARE])
 def test_the_invariants_kill_their_faults_without_a_reference(fault):
     """The formula deviates in every step, so no agreement with the reference can tell."""
@@ -290,3 +291,21 @@ def test_a_class_that_agrees_with_its_reference_is_not_asked_twice(tmp_path):
     p = Parameter((1,), "float32", "contiguous", Values("constant", high=1.0))
     trace = Trace("SGD", (p,), (Group((0,), {}),), (Step({0: Gradient(Values("constant", high=0.5))}),))
     assert not Evidence(class_subject(Mine, "SGD"), trace).needs_twins
+
+
+def test_malformed_state_is_asked_in_a_life_and_not_in_its_twins(monkeypatch):
+    """What it does there says nothing of where the twins arrive, and takes longer than the rest of a life."""
+    asked = []
+
+    def arrival(trial):
+        asked.append(trial)
+
+    monkeypatch.setattr(spoil.Trial, "arrival", arrival)
+    p = Parameter((2,), "float32", "contiguous", Values("constant", high=1.0))
+    gradient = Gradient(Values("constant", high=0.5))
+    events = (Step({0: gradient, 1: gradient}), Spoil("empty"), Step({0: gradient, 1: gradient}))
+    trace = Trace("SGD", (p, p), (Group((0,), {}), Group((1,), {"lr": 0.5})), events)
+    evidence = Evidence(class_subject(OfGroupZero, "SGD"), trace)
+    (finding,) = CHECKS["groups-independent"].find(evidence)
+    assert "groups-independent" in str(finding)
+    assert len(asked) == evidence.recording.looked["malformed-state"] == 1
