@@ -93,16 +93,20 @@ class Dialects:
         """
         self.progress()
         spoken = replace(self.subject, spec=applied(self.subject.spec, chosen))
-        misses, determined, every = 0, 0, len(self.deviating)
+        misses, determined, before, every = 0, 0, 0, len(self.deviating)
         for n, recording in enumerate((*self.deviating, *self.agreeing)):
-            judgement = Judge(spoken, _counting(recording) if _OF_GROUP in chosen else recording).judge()
-            determined += _determined(judgement)
-            misses += bool(judgement.deviations)
-            if misses > most:
-                return misses
-            if judgement.deviations and n >= every:
-                return every + 1
-        return misses if determined >= _DETERMINED * sum(self._determined.values()) else every + 1
+            told = _counting(recording) if _OF_GROUP in chosen else recording
+            judgement = Judge(spoken, told).judge(to_first=True)
+            if judgement.deviations:
+                misses += 1
+                if misses > most:
+                    return misses
+                if n >= every:
+                    return every + 1
+            else:
+                determined += _determined(judgement)
+                before += self._determined[id(recording)]
+        return misses if determined >= _DETERMINED * before else every + 1
 
 
 def _determined(judgement: Judgement) -> int:

@@ -61,7 +61,7 @@ class Judge:
         """Judge the recording.
 
         Args:
-            to_first: of steps that are judged one by one, none after the first that deviates: for whether there is one.
+            to_first: no more after the first that deviates, of what is judged one after the other: for whether there is one.
         """
         with self.clocks.running("judge"):
             return self._judge(to_first=to_first)
@@ -82,9 +82,9 @@ class Judge:
                         break
             elif self.fields.free:
                 for record in self.recording.steps:
-                    self._predict(self._items([record]))
+                    self._predict(self._items([record]), to_first=to_first)
             else:
-                self._predict(self._items(self.recording.steps))
+                self._predict(self._items(self.recording.steps), to_first=to_first)
         order = {b.name: n for n, b in enumerate(self.spec.buffers)} | {EVALUATION: -1}
         # What is neither a buffer nor an evaluation is about the parameter.
         self.result.deviations.sort(
@@ -289,7 +289,7 @@ class Judge:
         error = abs(held - initial) if b.per_parameter and self.subject.explicit else 0.0
         return np.full(slots, held), np.full(slots, error) if error else 0.0
 
-    def _predict(self, items: Iterable[Item]) -> None:
+    def _predict(self, items: Iterable[Item], *, to_first: bool) -> None:
         """Run the reference on all items of a group that share their options, dtype and buffers, as one long array.
 
         Where elements depend on each other, on each item by itself.
@@ -303,6 +303,8 @@ class Judge:
             key = (item.dtype, group, hyper, profile, present, 0 if self.spec.elementwise else n)
             batches.setdefault(key, []).append(item)
         for (dtype, *_), batch in batches.items():
+            if to_first and self.result.deviations:
+                break
             hyper = self.fields.hyper_of(batch[0])
             if not self.spec.elementwise and not batch[0].numel:
                 continue

@@ -8,6 +8,7 @@ import torch
 from stepcheck.harness.checking.case import Evidence
 from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.judging import prediction
+from stepcheck.harness.judging.judge import Judge
 from stepcheck.harness.judging.prediction import Predictor
 from stepcheck.harness.life.events import Gradient, Group, Parameter, Scalar, SetOption, Sparse, Step
 from stepcheck.harness.life.trace import Trace
@@ -77,3 +78,21 @@ def test_options_that_are_set_back_are_those_from_before(monkeypatch):
     trace = Trace("SGD", (Parameter((2,)),), (Group((0,), {"lr": 0.25}),), events)
     assert Evidence(resolve("torch:SGD[forloop]")[0], trace).judgement.steps == 3
     assert len(bounded) == 2
+
+
+class Doubles(RightSGD):
+    """Steps twice as far."""
+
+    def options(self, group):
+        return {**group, "lr": 2 * group["lr"]}
+
+
+def test_for_whether_there_is_a_deviation_no_more_groups_are_judged_than_it_takes():
+    step = Step({n: Gradient(Values("constant", high=0.5)) for n in range(2)})
+    trace = Trace("SGD", (Parameter((2,)),) * 2, tuple(Group((n,), {"lr": 0.5 + n}) for n in range(2)), (step, step))
+    for make, first, every in ((Doubles, [0, 0], [0, 0, 1, 1]), (RightSGD, [], [])):
+        subject = class_subject(make, "SGD")
+        recording = Evidence(subject, trace).recording
+        told = [Judge(subject, recording).judge(to_first=to_first) for to_first in (True, False)]
+        assert [sorted(d.parameter for d in judgement.deviations) for judgement in told] == [first, every]
+        assert (told[0].elements < told[1].elements) == bool(first)
