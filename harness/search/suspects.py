@@ -236,7 +236,9 @@ class Suspects:
             evidence.trace.row_major(),
             self.checks,
             ledger.explanation,
-            clocks=self.clocks,
+            self.settled(),
+            self.clocks,
+            answered=self.answered,
             effective=self.effective,
         )
         if plain.trace == evidence.trace or not plain.judgement.deviations:
