@@ -43,8 +43,8 @@ _CALLED: Mapping[str, tuple[str | tuple[str, ...], ...]] = {
     "momentum_decay": ("schedule_decay",),
     "ns_steps": ("num_steps", "steps"),
 }
-#: Lives that tell a reference from another, and those in which one is confirmed.
-_FEW, _LIVES = 8, 60
+#: Lives of which a reference that may be it agrees with one, those that tell it from another, and those in which it is confirmed.
+_FIRST, _FEW, _LIVES = 4, 8, 60
 #: References for which dialects are looked for, those first in which the class agrees most often.
 _CLOSEST = 4
 #: The share of lives from which on a reference is near.
@@ -124,6 +124,9 @@ class _Trial:
 
     def agrees(self) -> bool:
         """Whether it agrees, in a few lives and then in many; half of which it has to live to their end."""
+        self.play(_FIRST)
+        if self.lives and not self.agreeing:
+            return False
         for lives in (_FEW, _LIVES):
             self.play(lives)
             if self.agreeing < self.lives or 2 * self.lives < lives:
@@ -244,13 +247,15 @@ def _trial(make: Callable[..., Any], name: str, declaration: Declaration) -> _Tr
 def _in_another_way(
     make: Callable[..., Any], name: str, trials: list[_Trial], progress: Callable[[str], None]
 ) -> Iterator[_Trial]:
-    """What is worth trying: a dialect that explains most of what deviates, and each flag of its own, with a dialect that then does."""
-    for trial in trials:
+    """What is worth trying: a dialect that explains most of what deviates, and each flag of its own, with a dialect that then does.
+
+    Of the nearest reference both, before the dialects of others: to look for one there takes longest where it is none of them.
+    """
+    for n, trial in enumerate(trials):
         progress(f"dialects of {trial.declaration.like}")
         trial.play(_LIVES // 2)
         yield from _in_a_dialect(make, name, trial)
-    for trial in trials[:1]:
-        for held in _flags(trial.subject):
+        for held in _flags(trial.subject) if n == 0 else ():
             progress(f"{trial.declaration.like} with {held}")
             other = _trial(make, name, replace(trial.declaration, held=held))
             if other is not None:
