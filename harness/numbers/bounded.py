@@ -315,6 +315,8 @@ def underflowing(product: Bounded) -> Bounded:
     terms = product.terms
     if terms is not None and product.arithmetic.level == ELEMENTS:
         of = product.arithmetic.format
+        if not np.count_nonzero(terms.drop < of.smallest):
+            return product
         further = of.underflow * terms.underflows(of.smallest)
         # A product with zero loses nothing; where factors leave the format, all is undetermined as it is.
         further = np.where(np.isfinite(further) & (terms.size > 0), further, 0.0)

@@ -64,18 +64,20 @@ def _settled_sum(a: Bounded, b: Bounded, z: Float) -> Settled:
 
 def _settled_product(a: Bounded, b: Bounded) -> Settled:
     def settled() -> Any:
-        nan_in = (np.isnan(a.value) & carries(a)) | (np.isnan(b.value) & carries(b))
-        infinite = (carries(a) & (_nonzero(b) | carries(b))) | (carries(b) & (_nonzero(a) | carries(a)))
-        return nan_in | infinite | ((carries(a) | carries(b)) & _all_exact(a, b))
+        of_a, of_b = carries(a), carries(b)
+        nan_in = (np.isnan(a.value) & of_a) | (np.isnan(b.value) & of_b)
+        infinite = (of_a & (_nonzero(b) | of_b)) | (of_b & (_nonzero(a) | of_a))
+        return nan_in | infinite | ((of_a | of_b) & _all_exact(a, b))
 
     return settled
 
 
 def _settled_quotient(a: Bounded, b: Bounded) -> Settled:
     def settled() -> Any:
-        nan_in = (np.isnan(a.value) & carries(a)) | (np.isnan(b.value) & carries(b))
-        by_zero = (b.value == 0) & (np.asarray(b.error) == 0) & (_nonzero(a) | carries(a) | _all_exact(a))
-        return nan_in | by_zero | (carries(a) & (_nonzero(b) | carries(b)))
+        of_a, of_b = carries(a), carries(b)
+        nan_in = (np.isnan(a.value) & of_a) | (np.isnan(b.value) & of_b)
+        by_zero = (b.value == 0) & (np.asarray(b.error) == 0) & (_nonzero(a) | of_a | _all_exact(a))
+        return nan_in | by_zero | (of_a & (_nonzero(b) | of_b))
 
     return settled
 
@@ -182,10 +184,12 @@ def _divide(a: Any, b: Any) -> Bounded:
 def _reciprocal_error(a: Bounded, b: Bounded, arithmetic: Arithmetic) -> Float:
     """What ``a * (1 / b)`` costs beyond a rounding: the reciprocal may be subnormal, or beyond the format where a / b is not."""
     within = arithmetic.format
-    smallest = np.abs(b.value) - b.error
-    overflows = (smallest < 1 / within.largest) & ~((b.value == 0) & (np.asarray(b.error) == 0))
     tiny = within.smallest if arithmetic.flushes else within.underflow
-    return np.where(overflows, np.inf, (np.abs(a.value) + a.error) * tiny)
+    subnormal = (np.abs(a.value) + a.error) * tiny
+    overflows = np.abs(b.value) - b.error < 1 / within.largest
+    if not np.count_nonzero(overflows):
+        return subnormal
+    return np.where(overflows & ~((b.value == 0) & (np.asarray(b.error) == 0)), np.inf, subnormal)
 
 
 def _sqrt(a: Bounded) -> Bounded:

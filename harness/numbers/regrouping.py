@@ -121,8 +121,9 @@ def multiplied(a: Terms, b: Terms) -> tuple[Terms, Float]:
 def divided(a: Terms, b: Terms, divisor: Float) -> tuple[Terms, Float]:
     """The terms of a quotient, and what it costs, in roundings of a division."""
     size, partial = a.size / divisor, np.maximum(a.partial, a.partial / divisor)
-    lift = np.maximum(np.maximum(a.lift, 1.0 / divisor), a.lift / divisor)
-    drop = a.drop * np.minimum(1.0, 1.0 / divisor)
+    reciprocal = 1.0 / divisor
+    lift = np.maximum(np.maximum(a.lift, reciprocal), a.lift / divisor)
+    drop = a.drop * np.minimum(1.0, reciprocal)
     terms = Terms(size, partial, a.count, a.tensors | b.tensors, a.factors + b.factors + 1, lift, drop, a.length + 1)
     return terms, size
 
