@@ -10,6 +10,8 @@ from stepcheck import config
 from stepcheck.harness.play.declared import Declaration
 from stepcheck.harness.support.usage import UsageError
 
+pytestmark = pytest.mark.usefixtures("no_dialect")
+
 OWN = """
 [tool.stepcheck.subjects."own:OwnNames"]
 like = "Adam"
