@@ -21,7 +21,10 @@ from stepcheck.harness.support.processes import forks
 from stepcheck.harness.telling import repro
 from stepcheck.harness.zoo import life, sgd
 
-pytestmark = pytest.mark.skipif(not forks(), reason="there is no clean process where none is forked")
+pytestmark = [
+    pytest.mark.skipif(not forks(), reason="there is no clean process where none is forked"),
+    pytest.mark.usefixtures("no_dialect"),
+]
 
 
 def told(optimizer, like="SGD", examples=40, **settings):
@@ -87,25 +90,36 @@ def _unseen():
     LeaksAcrossOptimizers.seen, LeaksLate.seen = 0, -30
 
 
-@pytest.mark.parametrize("optimizer", [LeaksAcrossOptimizers, LeaksLate])
-def test_state_that_leaks_between_optimizers_is_told_as_such(optimizer):
-    (divergence,) = told(optimizer)
-    assert divergence.summary.startswith("state leaks between optimizers of this class: ")
+LEAKS = "state leaks between optimizers of this class: "
 
 
-def test_the_script_of_state_that_leaks_plays_the_life_twice():
-    (divergence,) = told(LeaksAcrossOptimizers)
-    assert not [line for line in divergence.life if line.startswith("This script")]
-    assert "for _ in range(2):" in divergence.script
-    assert len(divergence.script.splitlines()) <= 30
-
-
-def test_state_that_leaks_is_there_when_its_life_is_replayed():
-    (divergence,) = told(LeaksAcrossOptimizers)
+@pytest.fixture(scope="module")
+def leak():
+    """What is told of the class that leaks from the first life on."""
     LeaksAcrossOptimizers.seen = 0
+    (divergence,) = told(LeaksAcrossOptimizers)
+    return divergence
+
+
+def test_state_that_leaks_between_optimizers_is_told_as_such(leak):
+    assert leak.summary.startswith(LEAKS)
+
+
+def test_so_is_what_leaks_late():
+    (divergence,) = told(LeaksLate)
+    assert divergence.summary.startswith(LEAKS)
+
+
+def test_the_script_of_state_that_leaks_plays_the_life_twice(leak):
+    assert not [line for line in leak.life if line.startswith("This script")]
+    assert "for _ in range(2):" in leak.script
+    assert len(leak.script.splitlines()) <= 30
+
+
+def test_state_that_leaks_is_there_when_its_life_is_replayed(leak):
     subject = class_subject(LeaksAcrossOptimizers, "SGD")
-    shown = [f.summary for f, _ in findings(subject, divergence.trace, divergence.check, summary=divergence.summary)]
-    assert shown == [divergence.summary]
+    shown = [f.summary for f, _ in findings(subject, leak.trace, leak.check, summary=leak.summary)]
+    assert shown == [leak.summary]
 
 
 def decoupled(params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
@@ -128,21 +142,25 @@ def test_a_clean_process_knows_which_options_have_an_effect():
 
 
 def test_a_class_that_is_not_deterministic_is_told_so_first():
-    first = told(Chance)[0]
+    first = told(Chance, examples=10)[0]
     assert first.cause == "not deterministic"
     assert "comes out differently: the parameter" in first.summary
 
 
 def test_a_right_class_is_deterministic():
-    assert not told(sgd.RightSGD)
+    assert not told(sgd.RightSGD, examples=10)  # no more than the first few lives are played twice
 
 
 def test_a_script_that_does_not_fail_is_told_so():
-    divergence = next(d for d in told(life.on(life.RightSGD, life.DrawsFromNumPy)) if d.check == "random-state")
+    divergence = next(
+        d for d in told(life.on(life.RightSGD, life.DrawsFromNumPy), examples=10) if d.check == "random-state"
+    )
     assert divergence.life[-1].startswith("This script does not fail in a fresh process: ")
 
 
 def test_a_script_that_fails_is_not_doubted():
     assert repro.run("assert False") == ""
     assert repro.run("import nowhere_at_all").startswith("This script does not run by itself: ModuleNotFoundError")
-    assert not [line for d in told(sgd.FirstLrForAllSGD) for line in d.life if line.startswith("This script")]
+    divergences = told(sgd.FirstLrForAllSGD, examples=20)
+    assert divergences
+    assert not [line for d in divergences for line in d.life if line.startswith("This script")]
