@@ -48,7 +48,7 @@ def buffers():
     return [(s, key) for s in SETTINGS for key in malformed.keys(s)]
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("setting, key", buffers(), ids=str)
 def test_spoilt_state_is_refused_or_stepped_as_torch_does(setting, key):
     wrong = {}
@@ -62,7 +62,7 @@ def test_spoilt_state_is_refused_or_stepped_as_torch_does(setting, key):
     assert not {case: said for case, said in wrong.items() if said}
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_spoilt_gradients_and_parameters_are_refused_or_stepped_as_torch_does(setting):
     wrong = {}

@@ -122,6 +122,7 @@ LOST = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("what", LOST)
 def test_lost_bits_that_get_lost_are_found(what):
     field, spoil = LOST[what]
@@ -142,6 +143,7 @@ def test_lost_bits_that_get_lost_are_found(what):
     assert "together" in found.summary
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["Adam", "SGD"])
 def test_kernels_for_cuda_carry_lost_bits(name):
     subject = dataclasses.replace(

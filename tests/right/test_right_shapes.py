@@ -27,7 +27,7 @@ def test_each_has_a_name_of_its_own():
     assert len({shape.name for shape in SHAPES}) == len(SHAPES) >= 100
 
 
-@pytest.mark.sampled(32)
+@pytest.mark.sampled(48)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_right_shapes_pass(shape, tmp_path):

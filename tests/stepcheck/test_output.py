@@ -70,6 +70,7 @@ def shell(folder, *words, end):
     return subprocess.run(["bash", "-c", command.replace("[forloop]", "\\[forloop\\]")], cwd=folder, capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("end, status", [(">/dev/full", 2), (">&-", 2), ("| head -1", 0), ("| true", 0)])
 def test_what_becomes_of_standard_output_costs_no_file(tmp_path, end, status):
     (tmp_path / "speaking.py").write_text(CLASSES)

@@ -59,6 +59,7 @@ def test_the_examples_are_right(client, examples, check):
     assert examples < 200 or "left out: lives of more than 8,192 elements" in done.stdout
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_wrong_one_fails_and_its_script_needs_no_stepcheck_and_says_when_it_is_mended(client, check):
     words = changed(check.folder, client, *EPS[client])
@@ -174,6 +175,7 @@ def test_what_it_cannot_be_asked_is_unsupported_and_not_green(check):
     assert check(words, "--like", "Adam", "--dtype", "bfloat16").returncode == 2
 
 
+@pytest.mark.slow  # of classes, tests/harness/search/test_suggest.py asks it on every commit
 def test_what_to_declare_of_it_can_be_found_out(tmp_path, capfd):
     words = changed(tmp_path, "adam.py", *EPS["adam.py"])
     done = stepcheck("suggest", f"process:{words}", cwd=tmp_path, capfd=capfd)

@@ -145,6 +145,7 @@ def test_what_is_expected_of_nobody_is_refused(wrong):
         parametrize_with_checks({"one": (torch.optim.SGD, "SGD")}, expected_failed_checks=wrong)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("given", "why"),
     [

@@ -45,7 +45,7 @@ def _stepped(cls, *shapes, dtype, steps=2, **options):
 # --- What is computed
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_it_agrees_with_the_kernels_of_the_cpu_but_for_roundings(shape, dtype):
@@ -65,7 +65,7 @@ def test_it_agrees_with_the_kernels_of_the_cpu_but_for_roundings(shape, dtype):
         assert ((found - value).double().abs() <= bound * value.double().abs()).all()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_step_done_again_gives_the_same_bits(dtype):
     for first, second in zip(
@@ -94,7 +94,7 @@ _VIEWS = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", list(_VIEWS))
 @pytest.mark.parametrize("shape", [(2, 66, 70), (3, 5, 7)])
 def test_strides_do_not_matter_and_nothing_beside_is_written(name, shape):
@@ -154,6 +154,7 @@ def test_rows_and_columns_beyond_the_format_stand_still(shape):
     assert (p[1:, 1:] != held[1:, 1:]).any()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (64, 128), (70, 130)])
 def test_what_is_not_finite_spoils_what_it_spoils_on_the_cpu(value, shape):
@@ -191,6 +192,7 @@ def test_a_parameter_that_is_zero_moves_by_eps(shape):
     assert abs(p.detach().square().mean().sqrt().item() - 0.125) <= 1e-12
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_eps_none_is_the_machine_epsilon_of_each_dtype(dtype):
     epsilon = torch.finfo(dtype).eps
@@ -230,7 +232,7 @@ def kernel(x, y, out):
 # --- Scaled gradients
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_are_unscaled_and_left_so(dtype):
     scaled, plain = _parameters(*SHAPES, dtype=dtype), _parameters(*SHAPES, dtype=dtype)

@@ -156,6 +156,7 @@ def test_all_modes_that_take_a_workload_are_timed_beside_the_fast_class():
     assert contenders.modes("Adam", "dense", compiled=True)[-1] == "compiled"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [n for n in SPECS if takes(n, TINY) and hasattr(fast, n)])
 def test_all_contenders_come_to_the_same_place(name):
     (row,) = rows([name], TINY, rounds=1)
@@ -164,7 +165,7 @@ def test_all_contenders_come_to_the_same_place(name):
     assert all(t.distance < 1e-3 for t in row.timings if t.distance is not None)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("name", ["Adam", "SGD", "Adagrad", "Adafactor"])
 def test_so_they_do_in_other_dtypes(name, dtype):

@@ -160,6 +160,7 @@ def test_the_least_of_the_limits_says_how_many_warps_are_resident(registers, sha
     assert occupancy(90, registers, shared, warps) == resident / 64
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["Adam", "SGD"])  # all of them are slow
 def test_kernels_count_what_their_models_say(name):
     some = [k for k in kernels_of(name) if k.dtype in ("float32", "bfloat16", "any") and k.role != SCATTERED]
@@ -217,6 +218,7 @@ def test_what_a_pass_of_a_loop_may_skip_is_masked():
     assert flow.main_path(ptx.parse(skipped), "loop").masked == 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "dtype"), [("Adafactor", "bfloat16"), ("Muon", "float32"), ("LBFGS", "float32")])
 def test_kernels_of_families_count_what_their_models_say(name, dtype):
     some = [k for k in kernels_of(name) if k.dtype in (dtype, "any")]
@@ -238,6 +240,7 @@ def _role(name, role, dtype="float32", variant=""):
     return found[0]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("kernel", "old", "new", "told"),
     [

@@ -128,7 +128,7 @@ def other_names(params, learning_rate=0.01, beta1=0.8, beta2=0.99, epsilon=1e-6)
     return adam()(params, learning_rate, (beta1, beta2), epsilon)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("make", "like", "words"),
     [
@@ -176,6 +176,7 @@ in_each_dialect = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.sampled(3)
 @in_each_dialect
 def test_a_class_in_a_dialect_conforms_and_one_of_torch_does_not(make, like):
     """In a few lives; the first that deviates is the last one."""
@@ -184,11 +185,11 @@ def test_a_class_in_a_dialect_conforms_and_one_of_torch_does_not(make, like):
     assert accused(_torchs(like), like, only=("agreement",), until=("agreement",))[0] == {"agreement"}
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @in_each_dialect
 def test_who_declares_a_dialect_is_held_to_it(make, like):
     """A class in it conforms; the reference itself does not, and that is told."""
-    result = Campaign(class_subject(make, like, "tests:Class"), Settings(examples=60, only=("agreement",))).run()
+    result = Campaign(class_subject(make, like, "tests:Class"), Settings(examples=40, only=("agreement",))).run()
     assert result.verdict == "pass", result.divergences[0].life
     assert result.like == like
     assert result.undetermined < 0.1 * result.elements
@@ -208,6 +209,7 @@ def test_one_that_is_wrong_beside_its_dialect_is_refused_and_told_the_rest():
     assert "another convention" not in _told(wrong, "Adam[eps-inside-root]")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", [adam(wrong=True), adam(lambda v, c, eps: (v / c).sqrt() + 2 * eps)])
 def test_of_a_wrong_class_none_is_told(make):
     assert "another convention" not in _told(make, "Adam")

@@ -8,6 +8,8 @@ from stepcheck.harness.search.campaign import Campaign
 from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.zoo import adam, life, sgd, sparse_adam
 
+pytestmark = pytest.mark.usefixtures("no_dialect")
+
 
 def told(optimizer, like, examples=40):
     result = Campaign(class_subject(optimizer, like), Settings(examples=examples)).run()
@@ -27,7 +29,7 @@ ONE_CAUSE = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("optimizer", ONE_CAUSE, ids=lambda cls: cls.__name__)
 def test_one_cause_is_one_divergence(optimizer):
     like, check, also = ONE_CAUSE[optimizer]

@@ -42,14 +42,14 @@ def _passes(case, tmp_path, dtypes=(), **declared):
     assert report.verdict == "pass"
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("variant", _named(VARIANTS))
 def test_a_right_variant_passes(variant, tmp_path):
     """However it computes, in float32 and float64."""
     _passes(variant, tmp_path, profile=variant.profile)
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize(
     ("variant", "dtype"), [pytest.param(v, d, id=f"{v.name}-{d}") for v in VARIANTS for d in v.dtypes]
 )
@@ -58,7 +58,7 @@ def test_a_right_variant_passes_in_narrow_dtypes(variant, dtype, tmp_path):
     _passes(variant, tmp_path, dtypes=("float32", dtype), profile=variant.profile)
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("fault", _named(EQUIVALENT))
 def test_a_change_that_nobody_can_tell_passes(fault, tmp_path):
     """It is argued in a line why it is none."""

@@ -22,6 +22,8 @@ from stepcheck.harness.telling import repro
 from stepcheck.harness.zoo import adagrad, adam, history, life, rmsprop, sgd
 from stepcheck.harness.zoo.catalogue import RIGHT, WRONG
 
+pytestmark = pytest.mark.usefixtures("no_dialect")
+
 TESTS = Path(__file__).parents[2]
 
 # Fewer lives of these: they have state or products whose budgets take longer to compute.
@@ -32,7 +34,7 @@ def _named(cls, *values):
     return pytest.param(cls, *values, id=f"{cls.__module__}.{cls.__name__}")
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(("optimizer", "like"), [_named(cls, like) for cls, like in RIGHT.items()])
 def test_right_passes(optimizer, like, tmp_path):
     passes(optimizer, like, tmp_path, DEFAULT_EXAMPLES // 5)
@@ -52,7 +54,7 @@ def passes(optimizer, like, tmp_path, examples):
     assert report.verdict == "pass"
 
 
-@pytest.mark.sampled(32)
+@pytest.mark.sampled(48)
 @pytest.mark.parametrize(
     ("optimizer", "like", "check"),
     [_named(cls, like, check) for like, zoo in WRONG.items() for cls, check in zoo.items()],
