@@ -16,6 +16,8 @@ from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS
 
+pytestmark = pytest.mark.usefixtures("no_dialect")
+
 OWN = Declaration("Adam", ("eps-inside-root",), own_names.NAMES)
 
 
@@ -90,6 +92,7 @@ def test_a_right_class_with_names_of_its_own_passes_and_nothing_of_it_runs_free(
     assert sorted(result.varied) == ["betas", "decoupled_weight_decay", "eps", "lr", "weight_decay"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["WrongBeta", "KeepsRate", "FirstRate", "ForgetsCount", "InOrder"])
 def test_wrong_ones_fail_and_their_scripts_speak_their_names(name, tmp_path, monkeypatch):
     (tmp_path / "own.py").write_text(own_names.SOURCE)
@@ -106,7 +109,7 @@ def test_wrong_ones_fail_and_their_scripts_speak_their_names(name, tmp_path, mon
 
 
 def test_torch_s_own_class_fails_in_another_s_dialect_under_its_own_names():
-    assert checked(torch.optim.Adam, Declaration("Adam", ("eps-inside-root",))).verdict == "fail"
+    assert checked(torch.optim.Adam, Declaration("Adam", ("eps-inside-root",)), 15).verdict == "fail"
 
 
 def test_a_name_that_the_class_does_not_have_is_refused():
@@ -118,7 +121,7 @@ def test_a_name_that_the_class_does_not_have_is_refused():
 
 
 def test_an_option_of_the_reference_that_is_held_is_the_reference_s_too():
-    result = checked(torch.optim.Adam, Declaration("Adam", held={"amsgrad": True}))
+    result = checked(torch.optim.Adam, Declaration("Adam", held={"amsgrad": True}), 30)
     assert result.verdict in ("pass", "known")
     assert "amsgrad" not in result.varied
     assert not [note for note in result.notes if "left out of every life: amsgrad" in note]
@@ -129,7 +132,7 @@ def test_held_under_another_name():
     assert subject.spec.hyper_values().eps == 1e-3
     assert "eps" not in subject.options
     assert subject.mode_options == {"epsilon": 1e-3}
-    assert Campaign(subject, Settings(0, 40)).run().verdict == "pass"
+    assert Campaign(subject, Settings(0, 25)).run().verdict == "pass"
 
 
 def test_what_is_held_at_another_value_than_is_said_fails():
@@ -137,7 +140,7 @@ def test_what_is_held_at_another_value_than_is_said_fails():
         def __init__(self, params, *, epsilon=1e-8, **options):
             super().__init__(params, epsilon=10 * epsilon, **options)
 
-    assert checked(Other, replace(OWN, held={"epsilon": 1e-3})).verdict == "fail"
+    assert checked(Other, replace(OWN, held={"epsilon": 1e-3}), 15).verdict == "fail"
 
 
 @pytest.mark.parametrize(
