@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from in_process import stepcheck
 from stepcheck import cli
 from stepcheck.harness.record.reading import read
 from stepcheck.reference import SPECS
+
+pytestmark = pytest.mark.usefixtures("no_dialect")
 
 WRONG = '''
 import torch
@@ -127,14 +130,23 @@ def test_a_conforming_subject_exits_0_and_fills_the_json(folder, here):
 
 
 @pytest.fixture(scope="module")
-def divergence(folder):
-    words = "check some_module:WrongAdam --like Adam --examples 20 --seed 1 --only agreement --json wrong.json"
-    done = run(folder, *words.split())
-    assert done.returncode == 1, done.stdout + done.stderr
-    data = json.loads((folder / "wrong.json").read_text(), parse_constant=pytest.fail)
-    (subject,) = data["subjects"]
-    assert subject["verdict"] == "fail"
-    return next(d for c in subject["checks"] for d in c["divergences"] if not d["known"]), done.stdout
+def found():
+    """What the first test that needed a divergence found."""
+    return []
+
+
+@pytest.fixture
+def divergence(folder, here, found):
+    """A divergence of a wrong class, and what was printed."""
+    if not found:
+        words = "check some_module:WrongAdam --like Adam --examples 20 --seed 1 --only agreement --json wrong.json"
+        done = here(*words.split())
+        assert done.returncode == 1, done.stdout + done.stderr
+        data = json.loads((folder / "wrong.json").read_text(), parse_constant=pytest.fail)
+        (subject,) = data["subjects"]
+        assert subject["verdict"] == "fail"
+        found += next(d for c in subject["checks"] for d in c["divergences"] if not d["known"]), done.stdout
+    return found
 
 
 EPS_UNDER_THE_ROOT = """
@@ -341,9 +353,10 @@ def test_without_cuda_a_subject_on_it_is_unsupported_and_says_why(here):
     assert "fast:Adam[cuda]: unsupported: no CUDA device: torch was built without CUDA" in done.stdout
 
 
-def test_the_same_command_twice_says_the_same(folder):
+def test_the_same_command_twice_says_the_same(folder, here):
+    """In this process and in another one."""
     command = ("check", "torch:AdamW[fused]", "--examples", "30", "--seed", "2", "--json")
-    said = [run(folder, *command, name).returncode for name in ("a.json", "b.json")]
+    said = [called(*command, name).returncode for called, name in ((here, "a.json"), (partial(run, folder), "b.json"))]
     first, second = (json.loads((folder / name).read_text()) for name in ("a.json", "b.json"))
     assert said == [0, 0]
     assert first == second
@@ -357,7 +370,8 @@ def test_the_same_command_twice_says_the_same(folder):
 
 
 def test_ctrl_c_leaves_what_was_found_on_disk(folder):
-    command = [sys.executable, "-m", "stepcheck", "check", "some_module:WrongAdam", "--like", "Adam",
+    (folder / "own.py").write_text(OWN)
+    command = [sys.executable, "-m", "stepcheck", "check", "own:Wrong", "--like", "SGD",
                "--only", "agreement", "--seconds", "120", "--out", "hunt", "--json", "hunt.json"]  # fmt: skip
     # A shell has what it starts in the background ignore SIGINT, and that is inherited.
     heard = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -415,13 +429,13 @@ def test_census_and_bench_record_what_their_json_has(folder):
         assert read(path).status == 0
 
 
-def test_somebodys_class_may_be_expected_to_fail_a_check(folder):
+def test_somebodys_class_may_be_expected_to_fail_a_check(here):
     about = ["check", "some_module:WrongAdam", "--like", "Adam", "--only", "agreement", "--examples", "15"]
-    expected = run(folder, *about, "--expect", "agreement: eps is meant so")
+    expected = here(*about, "--expect", "agreement: eps is meant so")
     assert expected.returncode == 0
     assert "expected: eps is meant so: some_module:WrongAdam fails agreement [" in expected.stdout
     again = re.search(r"fails agreement \[(\w+)\]", expected.stdout)
-    assert run(folder, "replay", again[1]).returncode == 1
-    refused = run(folder, "check", "torch:SGD", "--expect", "agreement: no")
+    assert here("replay", again[1]).returncode == 1
+    refused = here("check", "torch:SGD", "--expect", "agreement: no")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert refused.stderr.startswith("stepcheck: --expect is for somebody's class alone")
