@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_every_spec_has_mutants_that_differ(name):
     assert sum(not m.equivalent for m in some) == 10
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_what_is_written_is_right(name):
     assert first_kill(written(SPECS[name]), name, 1, examples=25).checks == ()
@@ -127,7 +128,7 @@ def test_a_new_spec_has_its_mutants_for_nothing(monkeypatch):
 EQUIVALENT = [m for name in ELEMENTWISE for m in mutants(SPECS[name], 0)]
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(30)
 @pytest.mark.parametrize("fault", [pytest.param(m, id=m.name) for m in EQUIVALENT])
 def test_what_no_input_can_tell_passes(fault):
     assert fault.equivalent
@@ -268,7 +269,9 @@ def untimed(monkeypatch):
     monkeypatch.setattr(measure, "_warm_up", lambda: None)
 
 
-def test_the_command_line_measures(few, tmp_path):
+def test_the_command_line_measures(few, tmp_path, monkeypatch):
+    assert Plan().examples == DEFAULT_EXAMPLES
+    monkeypatch.setattr(measure, "Plan", partial(Plan, examples=40))
     file = tmp_path / "power.json"
     result = CliRunner().invoke(cli.commands, ["power", "SGD", "--seeds", "2", "--steps", "0", "--json", str(file)], standalone_mode=False)  # fmt: skip
     assert result.exception is None
@@ -276,7 +279,7 @@ def test_the_command_line_measures(few, tmp_path):
     data = json.loads(file.read_text())
     assert [k["seed"] for k in data["faults"][0]["kills"]] == [0, 1]
     assert {r["name"] for r in data["right"]} == {"sgd.RightSGD"}
-    assert all(r["lives"] == DEFAULT_EXAMPLES for r in (*data["right"], *data["equivalent"]))
+    assert all(r["lives"] == 40 for r in (*data["right"], *data["equivalent"]))
     assert set(data["faults"][0]["other_oracles"]) == {"assert_close", "torch_tests", "loss_goes_down"}
 
 

@@ -19,7 +19,7 @@ def checked(make, lives=100):
 
 @pytest.fixture(scope="module")
 def of_own_names():
-    return checked(own_names.OwnNames, 200)
+    return checked(own_names.OwnNames, 100)
 
 
 def test_a_right_class_passes_and_its_formula_is_not_judged(of_own_names):
@@ -56,18 +56,18 @@ def test_what_breaks_an_invariant_fails(name, check):
 
 
 def test_a_wrong_formula_alone_cannot_be_seen():
-    assert checked(own_names.WrongBeta).verdict == "pass"
+    assert checked(own_names.WrongBeta, 40).verdict == "pass"
 
 
 def test_a_norm_over_all_groups_is_no_fault_and_is_said():
-    result = checked(own_names.Clips)
+    result = checked(own_names.Clips, 50)
     assert result.verdict == "pass", [d.summary for d in result.divergences]
     assert f"left out: {COUPLED}" in result.notes
     assert result.tallies["order-of-parameters"].verdict == "pass"
 
 
 def test_noise_is_no_fault_and_is_said():
-    result = checked(own_names.Noisy)
+    result = checked(own_names.Noisy, 40)
     assert result.verdict == "pass", [d.summary for d in result.divergences]
     assert f"left out: {DRAWS}" in result.notes
 
@@ -115,7 +115,7 @@ def test_the_python_door():
     assert report.result.like == NO_REFERENCE
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("variant", [pytest.param(v, id=v.name) for v in VARIANTS if v.like != "LBFGS"])
 def test_right_ones_are_not_accused(variant):
     assert [d.summary for d in checked(variant.make, 40).divergences] == []
