@@ -33,6 +33,7 @@ def test_the_table_and_the_command_say_the_same(of_own_names):
     assert sorted(words[5::2]) == sorted(own_names.RENAMED[1::2])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["RMSprop", "Adadelta", "NAdam"])
 def test_torch_s_own_are_like_themselves(name):
     found = suggest.suggest(getattr(torch.optim, name), f"torch.optim:{name}")
@@ -92,9 +93,12 @@ def test_what_has_the_reference_s_name_is_not_called_otherwise():
     assert suggest.names(factory, SPECS["RMSprop"]) == {}
 
 
-def test_the_command(tmp_path, capfd):
+def test_the_command(of_own_names, tmp_path, capfd, monkeypatch):
+    asked = []
+    monkeypatch.setattr(suggest, "suggest", lambda make, name, progress: asked.append(make) or of_own_names)
     (tmp_path / "own.py").write_text(own_names.SOURCE)
     done = stepcheck("suggest", "own:OwnNames", cwd=tmp_path, capfd=capfd)
+    assert [make.__name__ for make in asked] == ["OwnNames"]
     assert done.returncode == 0
     assert '[tool.stepcheck.subjects."own:OwnNames"]\nlike = "Adam"\n' in done.stdout
     assert "\n# or: stepcheck check own:OwnNames --like Adam --dialect eps-inside-root --rename " in done.stdout
