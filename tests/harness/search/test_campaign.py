@@ -22,6 +22,8 @@ from stepcheck.harness.search.settings import Settings
 from stepcheck.harness.zoo import adam
 from stepcheck.reference import SPECS
 
+pytestmark = pytest.mark.usefixtures("no_dialect")
+
 SGD = resolve("torch:SGD[forloop]")[0]
 # Without what diverges: sparse gradients on views.
 SGD = replace(SGD, sparse=False, dtypes=("float32", "float64"))
