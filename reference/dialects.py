@@ -42,6 +42,7 @@ class Dialect:
         of: whether an optimizer has what it is about.
         initial: what it fills buffers with before the first step, by name, where that is another value.
         options: values of options that it has in place of those that are given.
+        of_group: the buffers that are one number for the whole group.
     """
 
     kind: str
@@ -51,11 +52,13 @@ class Dialect:
     wrap: Callable[[Step], Step] = lambda update: update
     initial: Callable[[Spec], dict[str, float]] = lambda _: {}
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    of_group: tuple[str, ...] = ()
 
     def applied(self, spec: Spec) -> Spec:
         """The optimizer in this dialect."""
         started = self.initial(spec)
         buffers = tuple(replace(b, initial=_always(started[b.name])) if b.name in started else b for b in spec.buffers)
+        buffers = tuple(replace(b, of_group=True) if b.name in self.of_group else b for b in buffers)
         return replace(
             spec,
             update=self.wrap(self._given(spec.update)),
@@ -186,12 +189,19 @@ _DIALECTS = (
     Dialect("decay", "unscaled-decay", "weight decay that is not scaled by lr, p - weight_decay * p", _has("weight_decay"), decoupled(False)),
     Dialect("decay", "coupled-decay", "weight decay added to the gradient", lambda s: s.name == "AdamW", coupled),
     Dialect("decay", "decay-after-step", "weight decay of what the step arrives at, p - lr * weight_decay * p", _decays, decayed_after),
+    Dialect("count", "step-by-group", "a step that is counted for the whole group", _has("step"), of_group=("step",)),
 )  # fmt: skip
 
 
 #: Libraries that document other conventions than torch, and which, by optimizer: https://keras.io/api/optimizers/ (Keras 3; its weight decay is
-#: decoupled everywhere), https://optax.readthedocs.io (its rmsprop and adagrad), and TensorFlow 1 (tf.compat.v1.train, training_ops.h).
+#: decoupled everywhere), https://optax.readthedocs.io (its rmsprop and adagrad), TensorFlow 1 (tf.compat.v1.train, training_ops.h), and
+#: https://nvidia.github.io/apex/optimizers.html: FusedAdam is decoupled by default (adam_w_mode) and has one step for a group (fused_adam.py:
+#: "assume same step across group"; eps stands as in torch). FusedSGD and FusedAdagrad count nothing; of the others there is no reference.
 _LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "apex": {
+        "Adam": ("decoupled-decay", "step-by-group"),
+        "AdamW": ("step-by-group",),
+    },
     "keras": {
         "Adam": ("eps-beside-uncorrected-root", "decoupled-decay"),
         "AdamW": ("eps-beside-uncorrected-root",),

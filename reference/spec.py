@@ -130,6 +130,7 @@ class Buffer:
         in_place: of a number kept for each parameter: it is updated in the precision that it is stored in.
         slow: an average in which a step counts for little, so that a narrow format may round its change away.
         of: it keeps what rounding loses of the buffer of this name, or of the ``parameter``: the sum of both is what was computed.
+        of_group: it is one number for all parameters of a group, kept in the group.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Buffer:
     in_place: bool = False
     slow: bool = False
     of: str = ""
+    of_group: bool = False
 
 
 def _no_conflict(_: HyperValues) -> str | None:

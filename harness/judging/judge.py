@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepcheck.harness.judging import evaluations, orthogonal
+from stepcheck.harness.judging.counts import counted
 from stepcheck.harness.judging.evaluations import EVALUATION
 from stepcheck.harness.judging.fields import Fields
 from stepcheck.harness.judging.item import MOST_ELEMENTS, Item, repeated, sampled, thinned
@@ -46,7 +47,7 @@ class Judge:
         self.clocks = Clocks() if clocks is None else clocks
         self.subject = subject
         self.spec: Spec = subject.spec
-        self.recording = recording
+        self.recording = recording = counted(subject, recording, self._agrees)
         self.trace = recording.trace
         self.result = Judgement(steps=len(recording.steps))
         self.fields = Fields(subject, recording)
@@ -56,6 +57,9 @@ class Judge:
         self.carried: dict[tuple[int, str], Bounded] = {}
         self.carried_products: set[int] = set()
         self.rested: set[int] = set()  # parameters that were stepped without a buffer that cannot be read
+
+    def _agrees(self, recording: Recording) -> bool:
+        return not Judge(self.subject, recording, self.clocks).judge(to_first=True).deviations
 
     def judge(self, *, to_first: bool = False) -> Judgement:
         """Judge the recording.
@@ -215,7 +219,7 @@ class Judge:
             hyper = self.spec.hyper_values(plain(self.trace.all_groups[self.fields.group_of[i]].options))
             for b in self.fields.buffers(hyper, i):
                 initial = b.initial(hyper)
-                if initial is not None and b.name in state and b.name not in self.fields.free:
+                if initial is not None and b.name in state and b.name not in self.fields.free and not b.of_group:
                     expected = rounded_fill(initial, self.fields.dtype(b, i))
                     actual = reals(state[b.name])
                     self.result.elements += actual.size
@@ -275,13 +279,18 @@ class Judge:
             carried = self.carried.get((index, b.name))
             if carried is not None:
                 result[b.name] = (carried.value, carried.error)
-            elif (first and not parameter.begun) or b.name in self.fields.free or b.name not in parameter.state:
+            elif self._is_initial(b, parameter, first=first):
                 initial = b.initial(hyper)
                 result[b.name] = None if initial is None else self._filled(b, initial, index, slots)
             else:
                 held = repeated(parameter.state[b.name], slots)
                 result[b.name] = (held, _uncounted(held) if b.per_parameter and b.unit == "steps" else 0.0)
         return result
+
+    def _is_initial(self, b: Buffer, parameter: ParameterStep, *, first: bool) -> bool:
+        """Whether a buffer is what it is filled with at first, and not what was read. What a group counts it has counted before."""
+        unread = b.name in self.fields.free or b.name not in parameter.state
+        return unread or (first and not parameter.begun and not b.of_group)
 
     def _filled(self, b: Buffer, initial: float, index: int, slots: int) -> tuple[Array, Array | float]:
         """The initial value of a buffer. Somebody's class may keep a number as it is, where torch.optim has float32."""

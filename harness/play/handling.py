@@ -221,9 +221,10 @@ def _is_whole(player: Player, index: int) -> bool:
 
 
 def _needed(player: Player, index: int) -> int:
-    """How many buffers the reference has of a parameter."""
+    """How many buffers the reference has of a parameter, by itself."""
     hyper, shape = player.hyper[player.trace.group_of[index]], player.trace.parameters[index].shape
-    return sum(b.present(hyper) and b.shape(shape) is not None for b in player.subject.spec.buffers)
+    own = (b for b in player.subject.spec.buffers if not b.of_group)
+    return sum(b.present(hyper) and b.shape(shape) is not None for b in own)
 
 
 def _removed(player: Player, _: int, what: Handle) -> None:

@@ -291,6 +291,14 @@ class Player:
         groups = map(self.subject.terms.ours, self.optimizer.param_groups)
         return [{k: as_option(g.get(k, self.defaults[k])) for k in names} for g in groups]
 
+    def counts(self) -> list[float | None]:
+        """The steps that each group of somebody's class says it has taken, under what the class calls ``step``."""
+        terms = self.subject.terms
+        name = terms.their_buffer("step")
+        looked_at = self.subject.explicit and bool(terms.buffer(name))
+        groups = self.optimizer.param_groups
+        return [_number(group[name]) if looked_at and name in group else None for group in groups]
+
     def state(self, index: int) -> dict[str, Raw | float]:
         """Copies of the tensors and numbers that the optimizer keeps for one parameter."""
         state = getattr(self.optimizer, "state", {})
@@ -321,6 +329,15 @@ def _patch_steps() -> None:
 
 #: What a number in a state is: who is given options that are NumPy's may keep one.
 _NUMBERS = (int, float, np.integer, np.floating)
+
+
+def _number(value: Any) -> float | None:
+    """What is one number, in a tensor or not."""
+    if isinstance(value, torch.Tensor):
+        return float(value) if value.numel() == 1 and not value.is_complex() else None
+    return float(value) if isinstance(value, _NUMBERS) and not isinstance(value, bool) else None
+
+
 #: What stands for a default that is not there.
 _MISSING = object()
 

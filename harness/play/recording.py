@@ -69,6 +69,7 @@ class StepRecord:
     Attributes:
         played_by: the subject, or the sibling of it that a round trip has led to.
         evaluations: the calls of the closure, where it evaluates an objective.
+        counts: of somebody's class, the steps that each group says it has taken, before and after; none where it says nothing of them.
     """
 
     event: int
@@ -76,6 +77,7 @@ class StepRecord:
     hyper: tuple[GroupOptions, ...]
     parameters: list[ParameterStep]
     evaluations: list[Evaluation] = field(default_factory=list)
+    counts: Sequence[tuple[float | None, float | None]] = ()
 
 
 @dataclass
@@ -172,6 +174,7 @@ class Recording:
         mixed: the first step that took a gradient of another dtype: what comes after is nobody's to judge.
         attempts: what became of each invalid thing that was tried.
         lacks: what the subject turned out not to have: ``hooks``, ``closures``, ``schedules``, ``state`` to be spoilt.
+        by_group: each parameter's state has the count of its group for its own, as a judge is given it where one is the group's.
     """
 
     trace: Trace
@@ -190,3 +193,4 @@ class Recording:
     aged: int | None = None
     mixed: int | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    by_group: bool = False

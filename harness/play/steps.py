@@ -48,7 +48,7 @@ def step(player: Player, event: int, step: Step) -> None:
     if not closure:
         player.tensors.assign_all(step.gradients)
     _surround(player, step.within, plainly=not closure)
-    before = player.snapshot()
+    before, counts = player.snapshot(), player.counts()
     given = player.given()
     evaluations: list[Evaluation] = []
     # A scaler steps without a closure.
@@ -92,7 +92,8 @@ def step(player: Player, event: int, step: Step) -> None:
         )
         for i in range(len(player.parameters))
     ]
-    player.recording.steps.append(StepRecord(event, player.playing, tuple(player.hyper), parameters, evaluations))
+    hyper, pairs = tuple(player.hyper), list(zip(counts, player.counts(), strict=False))
+    player.recording.steps.append(StepRecord(event, player.playing, hyper, parameters, evaluations, pairs))
 
 
 @contextmanager

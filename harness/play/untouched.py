@@ -52,7 +52,7 @@ def _begun_in_part(player: Player, index: int, before: State, after: State) -> l
     needed = {
         b.name
         for b in player.subject.spec.buffers
-        if b.present(hyper) and b.initial(hyper) is not None and b.shape(shape) is not None
+        if b.present(hyper) and b.initial(hyper) is not None and b.shape(shape) is not None and not b.of_group
     }
     known = needed & after.keys()
     return ["a part of the state"] if not before and known and known < needed else []

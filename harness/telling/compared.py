@@ -57,7 +57,13 @@ class _Comparison:
         """The expression of a parameter, or of a tensor of its state."""
         if name.startswith(PARAMETER):
             return f"params[{parameter}].detach()"
+        if name in self._of_group:  # one that has not stepped may have none
+            return f"optimizer.param_groups[{self.trace.group_of[parameter]}].get({self._name(name)!r}, 0)"
         return f"optimizer.state[params[{parameter}]][{self._name(name)!r}]"
+
+    @property
+    def _of_group(self) -> set[str]:
+        return {b.name for b in self.subject.spec.buffers if b.of_group}
 
     def _name(self, buffer: str) -> str:
         """What the class calls a buffer of the reference."""
@@ -118,5 +124,7 @@ class _Comparison:
         for name, value in self.argument.values.items():
             if name not in told:
                 held = self._held(d.parameter, name) + ("" if name in single else where)
-                told[name] = held if name in d.item.step.state else number(value)
+                # The count of a group is that after the step before, whatever has become of it since.
+                is_read = name in d.item.step.state and name not in self._of_group
+                told[name] = held if is_read else number(value)
         return {name: told[name] for name in self.argument.values}

@@ -10,7 +10,8 @@ from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS
 from stepcheck.reference.dialects import _LIBRARIES, dialects, in_dialects, title, with_options
 
-EACH = [(spec, d.name) for spec in SPECS.values() for d in dialects(spec)]
+#: Those that compute something else; who counts the steps does not.
+EACH = [(spec, d.name) for spec in SPECS.values() for d in dialects(spec) if not d.of_group]
 EFFORT = Effort(elements=24, rounds=1, traces=0, candidates=0)
 
 
@@ -86,10 +87,20 @@ def test_in_which_order_they_are_said_does_not_matter():
     assert (p.item(), state["momentum_buffer"].item()) == pytest.approx((1.0 - 0.05 - 0.2, 0.2))
 
 
+def test_what_a_group_counts_is_stepped_alike():
+    counting = [spec for spec in SPECS.values() if any(d.of_group for d in dialects(spec))]
+    assert {"Adam", "AdamW", "Adamax", "NAdam", "RAdam"} <= {spec.name for spec in counting}
+    for spec in counting:
+        spoken = in_dialects(spec, ["step-by-group"])
+        assert spoken.update is spec.update
+        assert [b.name for b in spoken.buffers if b.of_group] == ["step"]
+
+
 def test_a_library_s_name_stands_for_all_that_it_does_otherwise():
     assert title(spec_of("RMSprop[keras]")) == "RMSprop[eps-inside-root, lr-inside-momentum, decoupled-decay]"
     assert title(spec_of("RMSprop[optax]")) == "RMSprop[eps-inside-root, lr-inside-momentum]"
     assert title(spec_of("Adam[tensorflow]")) == "Adam[eps-beside-uncorrected-root]"
+    assert title(spec_of("Adam[apex]")) == "Adam[decoupled-decay, step-by-group]"
     with pytest.raises(UsageError, match="NAdam has no dialect 'keras'; there is"):
         spec_of("NAdam[keras]")
 

@@ -4,11 +4,11 @@ import logging
 
 import pytest
 
-from right import bases, life, options, orders, parameters, precisions, signatures, states, steps
+from right import bases, groups, life, options, orders, parameters, precisions, signatures, states, steps
 from right.base import SHAPES
 from stepcheck import check_optimizer
 
-MODULES = (bases, life, options, orders, parameters, precisions, signatures, states, steps)
+MODULES = (bases, groups, life, options, orders, parameters, precisions, signatures, states, steps)
 
 
 def checked(shape, examples, folder):
