@@ -7,7 +7,7 @@ by each reference in turn. So a suggestion says in how many lives the class agre
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -266,9 +266,9 @@ def _in_another_way(
 def _in_a_dialect(make: Callable[..., Any], name: str, trial: _Trial) -> Iterator[_Trial]:
     """The same in the dialect that explains most of what deviates, if one does."""
     told = trial.dialects.found()
-    if told is None or not all(dialect.name for dialect in told[0]):
+    if told is None or not all(dialect.name for dialect in told.chosen):
         return
-    spoken = _trial(make, name, replace(trial.declaration, dialects=tuple(dialect.name for dialect in told[0])))
+    spoken = _trial(make, name, replace(trial.declaration, dialects=tuple(dialect.name for dialect in told.chosen)))
     if spoken is not None:
         yield spoken
 
@@ -293,23 +293,30 @@ def _buffers(make: Callable[..., Any], subject: Subject) -> Iterator[tuple[str, 
     if not isinstance(kept, list) or not kept:
         return
     expected = _expected(spec)
+    states, groups = zip(*kept, strict=True)
     for buffer in expected[0]:
-        if alike := _alike(buffer, [e[buffer] for e in expected], kept):
+        numbers = [e[buffer] for e in expected]
+        # What a group counts is looked for where no parameter does.
+        if alike := _alike(buffer, numbers, states) or _alike(buffer, numbers, groups):
             yield buffer, alike
 
 
-def _kept(make: Callable[..., Any], subject: Subject) -> list[dict[str, Any]]:
-    """What the class keeps of one parameter, after each of a few steps."""
+def _kept(make: Callable[..., Any], subject: Subject) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What the class keeps of one parameter, and in its group, after each of a few steps."""
     parameter = torch.nn.Parameter(torch.from_numpy(_numbers(0)))
     optimizer = signature.built(make, [parameter], {**subject.complete({}), **subject.mode_options})
     kept = []
     for n in range(_STEPS):
         parameter.grad = torch.from_numpy(_numbers(n + 1))
         signature.plain_step(optimizer)()
-        state = optimizer.state[parameter]
-        kept.append({str(k): np.array(v.detach() if isinstance(v, torch.Tensor) else v) for k, v in state.items()
-                     if isinstance(v, torch.Tensor | int | float)})  # fmt: skip
+        kept.append((_arrays(optimizer.state[parameter]), _arrays(optimizer.param_groups[0])))
     return kept
+
+
+def _arrays(kept: Mapping[Any, Any]) -> dict[str, Any]:
+    """The tensors and numbers of these."""
+    numbers = ((k, v) for k, v in kept.items() if isinstance(v, torch.Tensor | int | float))
+    return {str(k): np.array(v.detach() if isinstance(v, torch.Tensor) else v) for k, v in numbers}
 
 
 def _expected(spec: Spec) -> list[dict[str, Any]]:
@@ -330,7 +337,7 @@ def _numbers(seed: int) -> Any:
     return np.random.default_rng(seed).uniform(0.25, 1.0, _SHAPE)
 
 
-def _alike(buffer: str, expected: list[Any], kept: list[dict[str, Any]]) -> str:
+def _alike(buffer: str, expected: list[Any], kept: Sequence[dict[str, Any]]) -> str:
     """The name under which the class keeps these numbers, if it does; first that of the reference."""
     for name in sorted(kept[0], key=lambda name: name != buffer):
         pairs = [(k.get(name, np.empty(0)), e) for k, e in zip(kept, expected, strict=True) if e is not None]

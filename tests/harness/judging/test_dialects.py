@@ -7,10 +7,15 @@ import torch
 from accused import accused
 from right.base import Base
 
+from stepcheck.harness.checking.case import Evidence
+from stepcheck.harness.judging.dialects import Accounting, Dialects
 from stepcheck.harness.play.subjects import class_subject
 from stepcheck.harness.search import campaign
 from stepcheck.harness.search.campaign import Campaign
+from stepcheck.harness.search.generate import decoder, page
 from stepcheck.harness.search.settings import Settings
+from stepcheck.reference import SPECS
+from stepcheck.reference.dialects import dialects as reference_dialects
 
 #: Enough to tell the conventions apart.
 LIVES = 15
@@ -144,7 +149,7 @@ def other_names(params, learning_rate=0.01, beta1=0.8, beta2=0.99, epsilon=1e-6)
         (rmsprop, "RMSprop", "eps inside the root, and averages of squares that start at 1, and lr inside the momentum"),
         (sgd("lr"), "SGD", "lr inside the momentum"),
         (sgd("zero"), "SGD", "a momentum that starts at 0"),
-        (OfTheGroup, "Adam", "a step that is counted for the whole group"),
+        (OfTheGroup, "Adam", "a step that is counted for the whole group; if it is meant, declare it: --dialect step-by-group"),
         (other_names, "Adam", "lr=0.01 (learning_rate?), betas=(0.8, 0.99) (beta1, beta2?), eps=1e-06 (epsilon?)"),
     ],
 )  # fmt: skip
@@ -172,6 +177,7 @@ in_each_dialect = pytest.mark.parametrize(
         (rmsprop, "RMSprop[eps-inside-root, squares-from-one, lr-inside-momentum]"),
         (sgd("lr"), "SGD[lr-inside-momentum]"),
         (sgd("zero"), "SGD[momentum-from-zero]"),
+        (OfTheGroup, "Adam[step-by-group]"),
     ],
 )
 
@@ -222,6 +228,66 @@ def test_what_may_be_called_otherwise_is_asked():
     told = _told(wrong, "Adam")
     assert told.startswith("judged with lr=0.001, betas=(0.9, 0.999), eps=1e-08")
     assert "is it called something else there as learning_rate? Then declare it: --rename" in told
+
+
+def now_and_then(decay):
+    """Adam with decoupled decay; where the decay is large it is wrong in another way as well."""
+    right, wrong = adam(decay=decay), adam(decay=decay, wrong=True)
+
+    class Adam(right):
+        def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+            super().__init__(params, lr, betas, eps, weight_decay)
+            self.other = wrong([torch.zeros(1)]).update
+
+        def step(self, closure=None):
+            mine = self.update
+            self.update = lambda p, g, s, group: (self.other if group["weight_decay"] > 2 else mine)(p, g, s, group)
+            try:
+                return super().step(closure)
+            finally:
+                self.update = mine
+
+    return Adam
+
+
+def test_of_lives_that_no_convention_accounts_for_it_is_told_how_many_they_are(monkeypatch):
+    """And where they deviate all the same. That no two together account for more takes long to find out."""
+    monkeypatch.setattr("stepcheck.harness.judging.dialects._TOGETHER", 1)
+    subject = class_subject(now_and_then("decoupled"), "Adam", "tests:Class")
+    dialects, decode = Dialects(subject), decoder(subject, ("float32", "float64"))
+    for data in page(b"dialects")[:40]:
+        evidence = Evidence(subject, decode(data), ("agreement",))
+        dialects.keep(evidence.recording, evidence.judgement, deviates=bool(evidence.judgement.deviations))
+    found = dialects.found()
+    assert [d.name for d in found.chosen] == ["decoupled-decay"]
+    assert 10 < found.lives < found.every
+    assert 0 < len(found.missed) <= found.lives / 2
+    assert set(found.missed) == {"parameter"}
+    assert dialects.told() == [found.words]
+
+
+def test_the_line_says_what_was_judged():
+    decoupled = next(d for d in reference_dialects(SPECS["Adam"]) if d.name == "decoupled-decay")
+
+    def line(lives, missed, every):
+        return Accounting((decoupled,), lives, missed, every).words.removeprefix(
+            "another convention? Judged once more, "
+        )
+
+    meant = "; if it is meant, declare it: --dialect decoupled-decay"
+    agrees = f"with {decoupled.words}"
+    assert line(1, (), 1) == f"the one life that deviates agrees {agrees}{meant}"
+    assert line(10, (), 10) == f"of 10 lives that deviate, 10 agree {agrees}{meant}"
+    assert line(60, (), 71) == f"of 60 lives that deviate (71 in all), 60 agree {agrees}{meant}"
+    assert (
+        line(9, ("step",), 9)
+        == f"of 9 lives that deviate, 8 agree {agrees}; the other one deviates from that too, first in step{meant}"
+    )
+    told = line(60, ("parameter", "step", "parameter"), 60)
+    assert (
+        told
+        == f"of 60 lives that deviate, 57 agree {agrees}; the other 3 deviate from that too, first in the parameter (2), step (1){meant}"
+    )
 
 
 def test_a_right_class_is_told_nothing():

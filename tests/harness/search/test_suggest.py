@@ -4,6 +4,7 @@ import own_names
 import pytest
 import torch
 from in_process import stepcheck
+from right.groups import CountedByGroupAsK
 
 from stepcheck.harness.play.declared import Declaration
 from stepcheck.harness.search import suggest
@@ -31,6 +32,18 @@ def test_the_table_and_the_command_say_the_same(of_own_names):
     words = suggest.options(of_own_names.declaration)
     assert words[:4] == ["--like", "Adam", "--dialect", "eps-inside-root"]
     assert sorted(words[5::2]) == sorted(own_names.RENAMED[1::2])
+
+
+def test_the_name_of_a_count_of_the_whole_group_is_found():
+    trial = suggest._trial(CountedByGroupAsK, "right.groups:CountedByGroupAsK", Declaration("Adam"))
+    assert trial.declaration.names == {"step": "k"}
+
+
+@pytest.mark.slow
+def test_a_count_of_the_whole_group_is_found_out():
+    found = suggest.suggest(CountedByGroupAsK, "right.groups:CountedByGroupAsK")
+    assert found.declaration == Declaration("Adam", ("step-by-group",), {"step": "k"})
+    assert found.found
 
 
 @pytest.mark.sampled(3)
