@@ -83,10 +83,12 @@ HANDLINGS = (
 )
 #: Those that no one parameter is meant by.
 OF_ALL = frozenset({"cleared", "replaced", "kept", "rolled back", "regrouped"})
-#: In what surroundings a step is taken: gradients are disabled already; under CPU autocast; float64 is the default dtype; its
+#: The default dtype in which a step is taken, where it is not float32.
+DEFAULT_DTYPES = ("float64 by default", "bfloat16 by default", "float16 by default")
+#: In what surroundings a step is taken: gradients are disabled already; under CPU autocast; with another default dtype; its
 #: gradients have a graph, as after ``backward(create_graph=True)``;
 #: another optimizer of the class, over other parameters, has just stepped; torch may use more threads.
-SURROUNDINGS = ("no_grad", "autocast", "float64 by default", "graph", "another optimizer", "more threads")
+SURROUNDINGS = ("no_grad", "autocast", *DEFAULT_DTYPES, "graph", "another optimizer", "more threads")
 #: Why a step must fail: its closure raises, a hook before it raises, or a parameter has a gradient of a kind, or of a dtype, that is
 #: not taken.
 FAILURES = ("closure", "hook", "gradient", "dtype")

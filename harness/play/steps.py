@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from stepcheck.harness.life import objectives
-from stepcheck.harness.life.events import LOSSES, Objective, Step
+from stepcheck.harness.life.events import DEFAULT_DTYPES, LOSSES, Objective, Step
 from stepcheck.harness.life.memory import Allocation, copy, copy_gradient, identical, values_of
 from stepcheck.harness.life.values import in_reals
 from stepcheck.harness.numbers.comparison import reals
@@ -145,7 +145,7 @@ def _surroundings(player: Player, within: str) -> AbstractContextManager[Any]:
         return torch.autocast(player.subject.device, torch.bfloat16)
     if within == "more threads" and player.has(AS_MANY_THREADS, threads.spreads()):
         return _with_more_threads()
-    return _by_default(torch.float64) if within == "float64 by default" else nullcontext()
+    return _by_default(getattr(torch, within.split(maxsplit=1)[0])) if within in DEFAULT_DTYPES else nullcontext()
 
 
 def _step_another(player: Player) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stepcheck.harness.life.events import (
+    DEFAULT_DTYPES,
     SURROUNDINGS,
     WAYS,
     AddGroup,
@@ -357,20 +358,23 @@ def _without(spec: Spec) -> set[str]:
     """Surroundings in which torch's own optimizer rightly computes something else."""
     without = set() if spec.elementwise else {"autocast"}  # a product of matrices
     kept = any(b.per_parameter and b.unit != "steps" for b in spec.buffers)
-    return without | ({"float64 by default"} if kept else set())  # the dtype of numbers that it keeps
+    return without | ({_DEFAULT} if kept else set())  # the dtype of numbers that it keeps
 
 
-#: What torch.optim and stepcheck.fast need not be asked: what has so few elements they leave to one thread, whatever the number.
-_THREADS = "more threads"
+#: What torch.optim and stepcheck.fast need not be asked: what has so few elements they leave to one thread, whatever the number; and narrow
+#: default dtypes, in which they make nothing.
+_THREADS, _DEFAULT, _NARROW = "more threads", DEFAULT_DTYPES[0], DEFAULT_DTYPES[1:]
+#: What is drawn; for somebody's class, float64 as the default dtype stands for others too.
+_SURROUNDINGS = tuple(s for s in SURROUNDINGS if s not in (_THREADS, *_NARROW))
 
 
 def _in_earnest(life: Decoding, drawn: Options) -> Options:
     """Of every other round, the fewest options with which there is a state."""
-    return life.with_state() if life.number // (len(SURROUNDINGS) - 1) % 2 else drawn
+    return life.with_state() if life.number // len(_SURROUNDINGS) % 2 else drawn
 
 
 def _surrounded(life: Decoding) -> Iterator[Event]:
-    among = [s for s in SURROUNDINGS if s not in (*_without(life.spec), _THREADS)]
+    among = [s for s in _SURROUNDINGS if s not in _without(life.spec)]
     turn, place = divmod(life.number, len(among))
     # It is the change of their number that shows, after the first step or at last.
     with_threads = 4 * (life.number % 2) if life.of.explicit else None
@@ -379,6 +383,8 @@ def _surrounded(life: Decoding) -> Iterator[Event]:
     for n in range(4):
         # Of every other round all steps are taken in the same.
         within = among[place] if turn % 2 or not n else life.draw(among)
+        if within == _DEFAULT and life.of.explicit:
+            within = DEFAULT_DTYPES[(turn if turn % 2 else turn + n) % len(DEFAULT_DTYPES)]
         yield Step(life.step(_ordinary(life), n).gradients, within=within)
     if with_threads:
         yield Step(life.step(_ordinary(life), with_threads).gradients, within=_THREADS)

@@ -170,7 +170,8 @@ _HANDLINGS = {
     "regrouped": "the dictionary of each group replaced by a copy",
 }  # fmt: skip
 _SURROUNDINGS = {
-    "no_grad": "under no_grad", "autocast": "under autocast", "float64 by default": "with float64 as the default dtype",
+    "no_grad": "under no_grad", "autocast": "under autocast",
+    **{within: f"with {within.split()[0]} as the default dtype" for within in events.DEFAULT_DTYPES},
     "graph": "with gradients that have a graph",
     "another optimizer": "after one of another optimizer of the class",
     "more threads": "with more threads",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from stepcheck.harness.life import schedules
-from stepcheck.harness.life.events import Parameter, Scalar
+from stepcheck.harness.life.events import DEFAULT_DTYPES, Parameter, Scalar
 from stepcheck.harness.life.memory import rounded
 from stepcheck.harness.life.values import RAMP, Values, in_reals, is_complex, ramp_stride
 from stepcheck.harness.numbers.comparison import Array
@@ -19,9 +19,12 @@ from stepcheck.harness.numbers.comparison import Array
 SURROUNDED = {
     "no_grad": ["with torch.no_grad(): optimizer.step(); enabled = torch.is_grad_enabled()"],
     "autocast": ["with torch.autocast(params[0].device.type, torch.bfloat16): optimizer.step()"],
-    "float64 by default": [
-        "torch.set_default_dtype(torch.float64)", "optimizer.step()", "torch.set_default_dtype(torch.float32)",
-    ],
+    **{
+        within: [
+            f"torch.set_default_dtype(torch.{within.split()[0]})", "optimizer.step()", "torch.set_default_dtype(torch.float32)",
+        ]
+        for within in DEFAULT_DTYPES
+    },
     "graph": [
         "one = torch.ones((), requires_grad=True)",
         "for p in params: p.grad = p.grad if p.grad is None or p.grad.is_sparse else p.grad.detach() * one.to(p.grad)",

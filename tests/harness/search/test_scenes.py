@@ -131,6 +131,20 @@ def test_the_number_of_threads_changes_in_lives_of_somebodys_class_alone():
     assert not any(e.within == "more threads" for t in lives(ADAM, "surrounded") for e in t.events)
 
 
+def test_narrow_default_dtypes_are_for_somebodys_class_alone():
+    narrow = {"bfloat16 by default", "float16 by default"}
+    torchs, mine = (
+        [{e.within for e in t.events if isinstance(e, Step)} for t in lives(subject, "surrounded", 60)]
+        for subject in (ADAM, MINE)
+    )
+    assert not narrow & set().union(*torchs)
+    assert {*narrow, "float64 by default"} < set().union(*mine)
+    # In some lives all steps are taken so, the first one too, which makes the state.
+    assert all({dtype} in [within - {"more threads"} for within in mine] for dtype in narrow)
+    nadam = lives(class_subject(torch.optim.NAdam, "NAdam"), "surrounded", 60)
+    assert not any("by default" in e.within for t in nadam for e in t.events if isinstance(e, Step))
+
+
 def test_torchs_own_checkpoints_are_for_somebodys_class_alone():
     assert not SCENES["adopted"].takes(ADAM)
     loaded = [e.dictionary for t in lives(MINE, "adopted") for e in t.events if isinstance(e, Reload)]
