@@ -313,7 +313,7 @@ def commands() -> None:
 def list_() -> int:
     """Optimizers, subjects and checks known here."""
     from stepcheck.harness.checking.checks import CHECKS
-    from stepcheck.harness.play.families import FAST, TORCH
+    from stepcheck.harness.play.families import FAST, SOMEBODYS, TORCH
     from stepcheck.reference import SPECS
 
     _console().print("[bold]optimizers[/] (references), and the modes and dtypes of torch.optim that are held to them")
@@ -339,7 +339,7 @@ def list_() -> int:
     ):
         _console().print(line, markup=False)
     _console().print(
-        "  Subjects: torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam; with --like NAME package.module:Class, process:COMMAND, functions:package.module:NAME",
+        f"  Subjects: torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam; with --like NAME {SOMEBODYS}",
         markup=False,
     )
     _console().print("[bold]checks[/]")
@@ -444,9 +444,9 @@ def check(
     """Play fuzzed lives of SUBJECTS and judge every step against the reference.
 
     SUBJECT is torch, torch:Adam, torch:Adam[foreach], fast, fast:Adam, fast:Adam[cuda], package.module:ClassOrFactory, process:COMMAND, a
-    program that speaks JSON lines, or functions:package.module:NAME, which makes pure functions: with --like or --spec the latter three are
-    held to a reference, and without one they are asked for the invariants alone; package:* is all of a library. Without any: those that
-    [tool.stepcheck] of pyproject.toml declares, else torch and fast.
+    program that speaks JSON lines, functions:package.module:NAME, which makes pure functions, or keras:package.module:NAME (mlx:, paddle:), which
+    has parameters of its own: with --like or --spec all but the first six are held to a reference, and without one they are asked for the
+    invariants alone; package:* is all of a library. Without any: those that [tool.stepcheck] of pyproject.toml declares, else torch and fast.
     """
     with _no_garbage():
         from stepcheck import config
@@ -729,7 +729,7 @@ def suggest_(subject: str) -> int:
     from rich.console import Console
 
     from stepcheck import config
-    from stepcheck.harness.play.families import FAMILIES, made
+    from stepcheck.harness.play.families import FAMILIES, SOMEBODYS, made
     from stepcheck.harness.search import suggest
     from stepcheck.harness.search.workers import warm_up
     from stepcheck.harness.support.processes import quiet, silenced
@@ -737,9 +737,7 @@ def suggest_(subject: str) -> int:
 
     module, _, attribute = subject.partition(":")
     if not attribute or module in FAMILIES:
-        raise UsageError(
-            f"{subject!r} is no class of somebody's; name one, as package.module:Class, process:COMMAND or functions:package.module:NAME"
-        )
+        raise UsageError(f"{subject!r} is no class of somebody's; name one, as {SOMEBODYS}")
     console = Console(stderr=True, emoji=False)
     with silenced():
         config.look_there(config.read())

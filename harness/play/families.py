@@ -20,6 +20,7 @@ from stepcheck.harness.life.events import Scalar
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.play.declared import Declaration
 from stepcheck.harness.play.functions import FUNCTIONS, functional, importing
+from stepcheck.harness.play.owned import FRAMEWORKS, owned
 from stepcheck.harness.play.profiles import (
     COMPILED_WIDE,
     MODE_PROFILES,
@@ -394,11 +395,20 @@ def unlabelled(text: str) -> str:
 _LABEL = re.compile(r"(?<=\S)\[[^][]*\]$")
 
 
+#: What is no class of torch's, as a word on the command line names it, by what that begins with.
+SHAPES = {
+    PROCESS: f"{PROCESS}:COMMAND",
+    **{word: f"{word}:package.module:NAME" for word in (FUNCTIONS, *FRAMEWORKS)},
+}
+#: The same, and a class, in a sentence.
+SOMEBODYS = ", ".join(["package.module:Class", *[*SHAPES.values()][:-1]]) + f" or {[*SHAPES.values()][-1]}"
+
+
 def shape_named(text: str) -> str:
-    """``process`` or ``functions``, where a word begins with that; nothing where it is a class in a module of that name."""
+    """What of :data:`SHAPES` a word begins with; nothing where it is a class in a module of that name."""
     family, _, rest = unlabelled(text).partition(":")
-    if family == FUNCTIONS:
-        return FUNCTIONS if ":" in rest else ""
+    if family in SHAPES and family != PROCESS:
+        return family if ":" in rest else ""
     is_module = all(part.isidentifier() for part in rest.split(".")) and importlib.util.find_spec(PROCESS) is not None
     return PROCESS if family == PROCESS and not is_module else ""
 
@@ -413,11 +423,12 @@ def made(text: str) -> Any:
     shape = shape_named(text)
     if shape == PROCESS:
         return process(rest)
-    if shape != FUNCTIONS:
+    if not shape:
         return loaded(module, rest, text)
     module, _, attribute = rest.partition(":")
     # Scripts import what was named, which need not be where it was defined.
-    return functional(loaded(module, attribute, text), imports=importing(module, attribute))
+    make, imports = loaded(module, attribute, text), importing(module, attribute)
+    return functional(make, imports=imports) if shape == FUNCTIONS else owned(shape, make, imports=imports)
 
 
 def resolve(text: str, like: str | Declaration | None = None) -> list[Subject]:
@@ -425,7 +436,7 @@ def resolve(text: str, like: str | Declaration | None = None) -> list[Subject]:
 
     Args:
         text: ``torch``, ``torch:Adam``, ``torch:Adam[foreach]``, ``fast``, ``fast:Adam``, ``package.module:ClassOrFactory``,
-            ``process:COMMAND`` or ``functions:package.module:NAME``.
+            or one of :data:`SHAPES`.
         like: the reference that a class is held to, or all that is declared of it; for ``torch`` and ``fast`` the name says it.
 
     Raises:
@@ -438,7 +449,7 @@ def resolve(text: str, like: str | Declaration | None = None) -> list[Subject]:
         return [class_subject(made(text), like or "", text)]
     if not rest:
         raise UsageError(
-            f"unknown subject {text!r}; known: {', '.join(FAMILIES)}, torch:NAME[MODE], package.module:Class with --like, process:COMMAND, or functions:package.module:NAME"
+            f"unknown subject {text!r}; known: {', '.join(FAMILIES)}, torch:NAME[MODE], and with --like {SOMEBODYS}"
         )
     attribute = unlabelled(rest)
     subject = class_subject(made(text), like or "", text)

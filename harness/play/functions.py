@@ -7,7 +7,9 @@ any tree of tuples, dictionaries and dataclasses: its arrays are kept by the nam
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +28,10 @@ _UNASKED = unasked(
     "they are given a parameter and its gradient in a step, and nothing else",
     "stepcheck keeps their groups and their state",
 )
+
+
+#: Of what is compiled by XLA: on a CPU, that takes subnormal numbers for zero.
+FLUSHES: Mapping[str, Any] = {"flush_to_zero": True}
 
 
 class NarrowError(ClientError):
@@ -103,7 +109,7 @@ def functional(
         raise UsageError(f"functional: no arrays {arrays!r}; there is {', '.join(ARRAYS)}")
     module, attribute = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "functions")
     name = f"{FUNCTIONS}:{module}:{attribute}"
-    options = _options(name, make)
+    options = options_of(name, make)
     shape = Shape(
         name,
         "pure functions",
@@ -112,10 +118,19 @@ def functional(
         "Functions",
         options,
         imports=imports or importing(module, attribute),
+        facts=FLUSHES if _is_of_jax(module) else {},
     )
     called = attribute.rpartition(".")[2]
     own = {"make": staticmethod(make), "apply": staticmethod(apply or trees.added), "arrays": arrays}
     return dressed(Functions, called if called.isidentifier() else "Functions", shape, **own)
+
+
+def _is_of_jax(module: str) -> bool:
+    """Whether any module of a package has imported JAX."""
+    package = module.partition(".")[0]
+    loaded = [m for name, m in [*sys.modules.items()] if name.partition(".")[0] == package]
+    within = (x for m in loaded for x in vars(m).values() if isinstance(x, ModuleType))
+    return any(x.__name__.partition(".")[0] == "jax" for x in within)
 
 
 def importing(module: str, attribute: str) -> str:
@@ -124,7 +139,12 @@ def importing(module: str, attribute: str) -> str:
     return f"from {module} import {name} as make{f'; make = make.{inner}' if inner else ''}"
 
 
-def _options(name: str, make: Callable[..., Any]) -> dict[str, Any]:
+def options_of(name: str, make: Callable[..., Any]) -> dict[str, Any]:
+    """The options that something is called with, by their names, with their defaults.
+
+    Raises:
+        UsageError: its signature cannot be read, or takes what has no name.
+    """
     try:
         parameters = inspect.signature(make).parameters.values()
     except (TypeError, ValueError) as error:

@@ -212,6 +212,7 @@ def _left(before: State, saved: State, loaded: State) -> list[str]:
 def _is_keyed(player: Player) -> bool:
     """Whether it keeps all that it has of a parameter in its state: what keeps something by place is for groups that stay as they are."""
     kept = not player.subject.explicit or any(_is_whole(player, i) for i in player.known())
+    kept = kept and not (player.subject.shape is not None and player.subject.shape.shares)
     return player.has(NOT_KEYED, isinstance(player.optimizer, torch.optim.Optimizer) and kept)
 
 

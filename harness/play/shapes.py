@@ -12,7 +12,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,6 +74,11 @@ class Shape:
         options: its options, with their defaults; ``inspect.Parameter.empty`` where there is none.
         command: of a process, the program and its arguments.
         imports: the import statement that a script needs for it, if any.
+        shares: a step of some parameters changes what is kept for all, such as a count.
+        one_dtype: all of its parameters have the same dtype.
+        names: what it calls options and buffers, by that of the reference, where nobody says otherwise.
+        own_names: the same, held to one reference alone.
+        facts: how it computes, by the names that a profile has for that.
     """
 
     name: str
@@ -84,11 +89,23 @@ class Shape:
     options: Mapping[str, Any]
     command: tuple[str, ...] = ()
     imports: str = ""
+    shares: bool = False
+    one_dtype: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+    own_names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_sent(self) -> bool:
         """Whether it is sent numbers as text, however they were given."""
         return bool(self.command)
+
+    def names_of(self, spec: Spec) -> dict[str, str]:
+        """What it calls options and buffers of a reference, of those that it has."""
+        options, buffers = {h.name for h in spec.hyper} - self.options.keys(), {b.name for b in spec.buffers}
+        names = {**self.names, **self.own_names.get(spec.name, {})}
+        taken = {ours for ours in options if ours in names and {*names[ours].split(", ")} <= self.options.keys()}
+        return {ours: theirs for ours, theirs in names.items() if ours in taken | buffers}
 
     def lacks(self, spec: Spec) -> str:
         """Why it cannot be held to a reference, or nothing."""
@@ -160,7 +177,7 @@ class Dressed(torch.optim.Optimizer):
         raise NotImplementedError
 
 
-def dressed(base: type[Dressed], called: str, shape: Shape, **own: Any) -> type[Any]:
+def dressed(base: type[torch.optim.Optimizer], called: str, shape: Shape, **own: Any) -> type[Any]:
     """A class of what has this shape, with a signature that names its options."""
     # inspect, and all that goes by it, finds the signature there.
     return type(called, (base,), {"stepcheck_shape": shape, "__signature__": _signature(shape.options), **own})

@@ -94,6 +94,8 @@ def step(player: Player, event: int, step: Step) -> None:
     ]
     hyper, pairs = tuple(player.hyper), list(zip(counts, player.counts(), strict=False))
     player.recording.steps.append(StepRecord(event, player.playing, hyper, parameters, evaluations, pairs))
+    if player.subject.shape is not None and player.subject.shape.shares:
+        player.begun.update(known)  # those without a gradient as well
 
 
 @contextmanager

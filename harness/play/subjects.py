@@ -322,8 +322,11 @@ def class_subject(
     said = Declaration(like) if isinstance(like, str) else like
     if not callable(make):
         raise UsageError(f"{name or named(make)} is not callable; name a class or a function that returns an optimizer")
+    shape = shape_of(make)
     try:
-        spec, terms = said.spoken(_reference_of(make, said))
+        reference = _reference_of(make, said)
+        said = said if shape is None else _as_shaped(said, shape, reference)
+        spec, terms = said.spoken(reference)
         profile = said.arithmetic() if said.profile else profile
     except DeclarationError as error:
         raise UsageError(f"{name or named(make)}: {error}") from None
@@ -334,7 +337,6 @@ def class_subject(
         spec = unreferenced.restricted(spec, tried.refused)
         takes = replace(takes, closure=takes.closure._replace(required=True)) if tried.closure else takes
     module, attribute = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "optimizer")
-    shape = shape_of(make)
     narrow = {} if shape is None else _narrow(make, shape, spec, terms)
     return Subject(
         name=name or (f"{module}:{attribute}" if shape is None else shape.name),
@@ -364,6 +366,12 @@ def class_subject(
         ),
         shape=shape,
     )
+
+
+def _as_shaped(said: Declaration, shape: Shape, reference: Spec) -> Declaration:
+    """What is declared, and what is so of all that have this shape."""
+    names = {} if reference.name == NO_REFERENCE else shape.names_of(reference)
+    return replace(said, names={**names, **said.names}, profile={**shape.facts, **said.profile})
 
 
 def _narrow(make: Callable[..., Any], shape: Shape, spec: Spec, terms: Terms) -> dict[str, str]:

@@ -63,7 +63,8 @@ class Tables:
         self.eps_unit = {h.name: h.unit for h in self.spec.hyper}.get("eps", "")
         self.dtypes = tuple(dtypes)
         # One dtype throughout, or all of them in turn.
-        self.dtype = [*((d,) for d in self.dtypes), *(() if style.one_dtype else (self.dtypes,))]
+        one_dtype = style.one_dtype or (subject.shape is not None and subject.shape.one_dtype)
+        self.dtype = [*((d,) for d in self.dtypes), *(() if one_dtype else (self.dtypes,))]
         self.accepts, self.leaves_open = subject.accepts, subject.leaves_open
         self.hyper = {h.name: h for h in self.spec.hyper if h.name in subject.options}
         self.reals = {name: style.values(name, values_of(subject, h)) for name, h in self.hyper.items()}

@@ -27,6 +27,8 @@ _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _LOOK_SECONDS = 2.0
 
 
+#: The module of JAX that knows whether it has computed something.
+_JAX_BACKENDS = "jax._src.xla_bridge"
 #: How often a child is looked at that is waited for.
 _CHILD_SECONDS = 0.002
 
@@ -48,8 +50,12 @@ def ends_well(child: int, seconds: float) -> bool:
 def forks() -> bool:
     """Whether this process can be forked.
 
-    macOS can, but system libraries may crash in the child, and a subject would be blamed for it: CPython does not fork there by itself.
+    macOS can, but system libraries may crash in the child, and a subject would be blamed for it: CPython does not fork there by itself. Nor can
+    one in which JAX has computed something: its threads are not in the child, which would wait for them for ever.
     """
+    jax = sys.modules.get(_JAX_BACKENDS)
+    if jax is not None and jax.backends_are_initialized():
+        return False
     return sys.platform != "darwin" and "fork" in multiprocessing.get_all_start_methods()
 
 

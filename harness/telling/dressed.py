@@ -1,13 +1,16 @@
-"""What is no class of torch's, in a script: a process is asked by a class that is written out, and so are pure functions."""
+"""What is no class of torch's, in a script: a process is asked by a class that is written out, and so are pure functions and frameworks."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import inspect
+from types import ModuleType
 from typing import Any
 
-from stepcheck.harness.play import trees
+from stepcheck.harness.play import frameworks, trees
+from stepcheck.harness.play.functions import Functions
+from stepcheck.harness.play.owned import FRAMEWORKS
 from stepcheck.harness.play.subjects import Subject
 
 _PROCESS = """\
@@ -59,13 +62,24 @@ class Functions(torch.optim.Optimizer):  # keeps groups and state, and has the f
 """
 
 
+_OWNED = """\
+Owned.make, Owned.owner, Owned.rate = staticmethod(make), {owner}, {rate!r}
+Owned.defaults_of = {{k: p.default for k, p in inspect.signature(make).parameters.items() if k in {options!r}}}
+"""
+
+
 def lines(subject: Subject) -> list[str]:
     """The statements that a script needs for a subject that is no class of torch's; none for a class."""
-    if subject.shape is None:
+    shape = subject.shape
+    if shape is None:
         return []
-    if subject.shape.command:
-        return _PROCESS.format(command=list(subject.shape.command), options=dict(subject.shape.options)).splitlines()
-    return _of_functions(subject)
+    if shape.command:
+        return _PROCESS.format(command=list(shape.command), options=dict(shape.options)).splitlines()
+    return _of_functions(subject) if issubclass(subject.make, Functions) else _of_framework(subject)  # type: ignore[arg-type]
+
+
+#: What modules are looked for where one stands for.
+_PATH = '__import__("sys").path.insert(0, "")  # modules are looked for where you stand'
 
 
 def _of_functions(subject: Subject) -> list[str]:
@@ -76,25 +90,60 @@ def _of_functions(subject: Subject) -> list[str]:
     return [
         "import dataclasses, inspect",
         "import numpy as np",
-        '__import__("sys").path.insert(0, "")  # modules are looked for where you stand',
+        _PATH,
         subject.imports,
         "options = {k: p.default for k, p in inspect.signature(make).parameters.items()}",
         *_FUNCTIONS.format(arrays=arrays).splitlines(),
         "# A state as its arrays, by name, and back.",
-        *_trees(),
+        *_written(trees),
         apply,
     ]
 
 
+def _of_framework(subject: Subject) -> list[str]:
+    make: Any = subject.make
+    own = make.owner.__name__
+    options = [k for k in make.stepcheck_shape.options if k in make.defaults_of]
+    others = {f.owner.__name__ for f in FRAMEWORKS.values()} - {own}
+    return [
+        "import importlib, inspect, re",
+        "import numpy as np",
+        _PATH,
+        subject.imports,
+        "# An optimizer that owns its parameters, as one of torch's.",
+        *_written(frameworks, frozenset(others)),
+        *_OWNED.format(owner=own, rate=make.rate, options=options).splitlines(),
+    ]
+
+
 @functools.cache
-def _trees() -> tuple[str, ...]:
-    """The functions that take a state to pieces, without what is there for a reader of stepcheck."""
-    module = ast.parse(inspect.getsource(trees))
-    written = [node for node in module.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    for node in written:
-        node.body = node.body[1:] or [ast.Pass()]  # after the docstring
-        if isinstance(node, ast.FunctionDef):
-            node.returns = None
-            for argument in node.args.args:
-                argument.annotation = None
-    return tuple(line for node in written for line in ast.unparse(node).splitlines())
+def _written(module: ModuleType, without: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """The functions and classes of a module, without what is there for a reader of stepcheck."""
+    parsed = _Bare().visit(ast.parse(inspect.getsource(module)))
+    kept = (node for node in parsed.body if isinstance(node, ast.FunctionDef | ast.ClassDef))
+    return tuple(line for node in kept if node.name not in without for line in ast.unparse(node).splitlines() if line)
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes docstrings and annotations away."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        for argument in (*node.args.args, *filter(None, (node.args.vararg, node.args.kwarg))):
+            argument.annotation = None
+        return self._without_docstring(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._without_docstring(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        if node.value is None:
+            return None
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def _without_docstring(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+        self.generic_visit(node)
+        node.body = node.body or [ast.Pass()]
+        return node
