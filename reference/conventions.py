@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import addcmul
+from stepcheck.reference.arithmetic import addcdiv, addcmul, any_order
 from stepcheck.reference.spec import HyperValues, Number, State
 
 #: One step of one parameter, as :attr:`Spec.update` is.
@@ -103,6 +103,36 @@ def beside_uncorrected(eps: Number, square: Number, corrected: Number) -> Number
 def beside_corrected(eps: Number, square: Number, corrected: Number) -> Number:  # noqa: ARG001 - whatever the square
     """What is worth an eps beside the root of the corrected average, where the reference has it beside the uncorrected one."""
     return eps * np.sqrt(corrected)
+
+
+def beside_norm(update: Step) -> Step:
+    r"""Adamax divides by :math:`u_t + \epsilon`, where :math:`u_t \leftarrow \max(\beta_2 u_{t-1}, |g_t|)` is kept without eps."""
+
+    def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
+        _, after = update(p, g, state, but(hyper, eps=0.0))
+        m, divisor = after["exp_avg"], after["exp_inf"] + hyper.eps
+        correction = 1 - hyper.betas[0] ** after["step"]
+        p = any_order(
+            addcdiv(p, m, divisor, -hyper.lr / correction),
+            textbook=lambda: addcdiv(p, m / correction, divisor, -hyper.lr),
+            folded=lambda: p - hyper.lr * m / (correction * divisor),
+        )
+        return p, after
+
+    return step
+
+
+def momentum_decaying(rate: float) -> Callable[[Step], Step]:
+    r"""NAdam's :math:`\mu_t \leftarrow \beta_1 (1 - \frac12 0.96^{t \psi})` has another :math:`\psi` than that which is an option."""
+
+    def wrap(update: Step) -> Step:
+        return lambda p, g, state, hyper: update(p, g, state, but(hyper, momentum_decay=rate))
+
+    return wrap
+
+
+#: A decay with which no momentum is that of its beginning.
+AT_ONCE = _MANY
 
 
 def debiased(*averages: str) -> Callable[[Step], Step]:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stepcheck.reference.conventions import (
+    AT_ONCE,
     SQUARES,
     Step,
     beside_corrected,
+    beside_norm,
     beside_uncorrected,
     but,
     coupled,
@@ -25,6 +27,7 @@ from stepcheck.reference.conventions import (
     inside_uncorrected,
     lr_inside,
     maximum_of_corrected,
+    momentum_decaying,
     uncorrected,
 )
 from stepcheck.reference.spec import Buffer, HyperValues, Spec
@@ -174,6 +177,9 @@ _DIALECTS = (
     Dialect("eps", "eps-inside-root", "eps inside the root, beside the corrected average", _corrects, eps_placed(inside_corrected)),
     Dialect("eps", "eps-inside-uncorrected-root", "eps inside the root, beside the average before its bias is corrected", _corrects, eps_placed(inside_uncorrected)),
     Dialect("eps", "eps-inside-root", "eps inside the root", lambda s: _has("eps")(s) and s.name in ("RMSprop", "Adagrad", "RAdam"), eps_placed(inside)),
+    Dialect("eps", "eps-beside-norm", "eps beside the norm, which is kept without it", lambda s: s.name == "Adamax", beside_norm),
+    Dialect("schedule", "momentum-decay-of-one", "momentum that is beta1 * (1 - 0.96**t / 2)", lambda s: s.name == "NAdam", momentum_decaying(1.0)),
+    Dialect("schedule", "constant-momentum", "momentum that is beta1 from the first step on", lambda s: s.name == "NAdam", momentum_decaying(AT_ONCE)),
     Dialect("averages", "debiased-averages", "averages that are kept debiased", _ADAM, debiased("exp_avg", "exp_avg_sq")),
     Dialect("averages", "debiased-exp-avg", "an exp_avg that is kept debiased", _ADAM, debiased("exp_avg")),
     Dialect("averages", "debiased-exp-avg-sq", "an exp_avg_sq that is kept debiased", _ADAM, debiased("exp_avg_sq")),
@@ -194,7 +200,7 @@ _DIALECTS = (
 
 
 #: Libraries that document other conventions than torch, and which, by optimizer: https://keras.io/api/optimizers/ (Keras 3; its weight decay is
-#: decoupled everywhere), https://optax.readthedocs.io (its rmsprop and adagrad), TensorFlow 1 (tf.compat.v1.train, training_ops.h), and
+#: decoupled everywhere), https://optax.readthedocs.io (its rmsprop, adagrad, adamax and nadam), TensorFlow 1 (tf.compat.v1.train, training_ops.h), and
 #: https://nvidia.github.io/apex/optimizers.html: FusedAdam is decoupled by default (adam_w_mode) and has one step for a group (fused_adam.py:
 #: "assume same step across group"; eps stands as in torch). FusedSGD and FusedAdagrad count nothing; of the others there is no reference.
 _LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -206,11 +212,16 @@ _LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
         "Adam": ("eps-beside-uncorrected-root", "decoupled-decay"),
         "AdamW": ("eps-beside-uncorrected-root",),
         "Adagrad": ("eps-inside-root", "decoupled-decay"),
+        "Adadelta": ("decoupled-decay",),
+        "Adamax": ("eps-beside-norm", "decoupled-decay"),
+        "NAdam": ("momentum-decay-of-one", "decoupled-decay"),
         "RMSprop": ("eps-inside-root", "lr-inside-momentum", "decoupled-decay"),
         "SGD": ("lr-inside-momentum", "decoupled-decay"),
     },
     "optax": {
         "Adagrad": ("eps-inside-root",),
+        "Adamax": ("eps-beside-norm",),
+        "NAdam": ("constant-momentum",),
         "RMSprop": ("eps-inside-root", "lr-inside-momentum"),
     },
     "tensorflow": {

@@ -109,6 +109,7 @@ class _Writer:
 
     def text(self, x: Any) -> tuple[str, int]:
         if not isinstance(x, _Symbol):
+            x = np.ravel(x)[0] if isinstance(x, np.ndarray) else x  # a convention begins with an array of one number
             return (repr(float(x)) if float(x) != int(x) else repr(int(x))), _ATOM if float(x) >= 0 else 3
         if id(x) in self.names:
             return self.names[id(x)], _ATOM

@@ -101,8 +101,8 @@ def test_a_library_s_name_stands_for_all_that_it_does_otherwise():
     assert title(spec_of("RMSprop[optax]")) == "RMSprop[eps-inside-root, lr-inside-momentum]"
     assert title(spec_of("Adam[tensorflow]")) == "Adam[eps-beside-uncorrected-root]"
     assert title(spec_of("Adam[apex]")) == "Adam[decoupled-decay, step-by-group]"
-    with pytest.raises(UsageError, match="NAdam has no dialect 'keras'; there is"):
-        spec_of("NAdam[keras]")
+    with pytest.raises(UsageError, match="RAdam has no dialect 'keras'; there is"):
+        spec_of("RAdam[keras]")
 
 
 def test_each_convention_of_a_library_is_one_of_that_optimizer():
@@ -130,8 +130,26 @@ def test_an_option_that_a_dialect_replaces_decides_which_buffers_there_are():
     assert "momentum_buffer" in with_options("names", "", momentum=0.9).applied(SPECS["SGD"]).initial_state(given)
 
 
-def test_eps_inside_the_root_stands_beside_the_centered_average():
-    spec = in_dialects(SPECS["RMSprop"], ["eps-inside-root"])
-    hyper = spec.hyper_values({"centered": True, "eps": 0.5, "alpha": 0.75, "lr": 1.0})
-    p, _ = spec.update(np.array([0.0]), np.array([2.0]), spec.initial_state(hyper), hyper)
-    assert p == pytest.approx(-2 / np.sqrt(0.25 * 4 - 0.5**2 + 0.5))
+def test_eps_inside_the_root_of_a_centered_average_by_hand():
+    spec = spec_of("RMSprop[eps-inside-root]")
+    hyper = spec.hyper_values(centered=True, alpha=0.75, eps=0.25, lr=1.0)
+    p, state = spec.update(np.array([0.0]), np.array([2.0]), {"step": 0.0, "square_avg": 0.0, "grad_avg": 0.0}, hyper)
+    # The averages are 1 and 0.5, the variance 0.75.
+    assert (state["square_avg"].item(), state["grad_avg"].item(), p.item()) == pytest.approx((1.0, 0.5, -2.0))
+
+
+def test_eps_beside_the_norm_by_hand():
+    spec = spec_of("Adamax[eps-beside-norm]")
+    hyper = spec.hyper_values(betas=(0.5, 0.5), eps=0.5, lr=1.0)
+    p, state = spec.update(0.0, 2.0, {"step": 0.0, "exp_avg": 0.0, "exp_inf": 0.0}, hyper)
+    assert (state["exp_inf"], p) == pytest.approx((2.0, -2.0 / 2.5))
+
+
+@pytest.mark.parametrize(("name", "momenta"), [("keras", (0.26, 0.2696)), ("optax", (0.5, 0.5))])
+def test_nadam_s_momentum_by_hand(name, momenta):
+    spec = spec_of(f"NAdam[{name}]")
+    hyper = spec.hyper_values(betas=(0.5, 0.0), eps=0.0, lr=1.0)
+    p, state = spec.update(0.0, 2.0, {"step": 0.0, "mu_product": 1.0, "exp_avg": 0.0, "exp_avg_sq": 0.0}, hyper)
+    mu, following = momenta
+    assert state["mu_product"] == pytest.approx(mu)
+    assert p == pytest.approx(-((1 - mu) * 2.0 / (1 - mu) + following * 1.0 / (1 - mu * following)) / 2.0)

@@ -84,6 +84,36 @@ def rmsprop(params, lr=1e-2, alpha=0.99, eps=1e-8, momentum=0.0):
     return _Written(params, {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum}, rule)
 
 
+def centered(params, lr=1e-2, alpha=0.99, eps=1e-8, centered=False):
+    """RMSprop with eps inside the root, beside a variance where it is centered."""
+
+    def rule(p, g, state, group):
+        if not state:
+            state["square_avg"], state["grad_avg"] = torch.zeros_like(p), torch.zeros_like(p)
+        state["square_avg"].mul_(group["alpha"]).addcmul_(g, g, value=1 - group["alpha"])
+        state["grad_avg"].mul_(group["alpha"]).add_(g, alpha=1 - group["alpha"])
+        variance = state["square_avg"] - state["grad_avg"] ** 2 if group["centered"] else state["square_avg"]
+        p.sub_(group["lr"] * g / (variance + group["eps"]).sqrt())
+
+    return _Written(params, {"lr": lr, "alpha": alpha, "eps": eps, "centered": centered}, rule)
+
+
+def adamax(params, lr=2e-3, betas=(0.9, 0.999), eps=1e-8):
+    """Adamax as Keras and optax have it."""
+
+    def rule(p, g, state, group):
+        beta1, beta2 = group["betas"]
+        if not state:
+            state.update(step=0, exp_avg=torch.zeros_like(p), exp_inf=torch.zeros_like(p))
+        state["step"] += 1
+        state["exp_avg"].mul_(beta1).add_(g, alpha=1 - beta1)
+        state["exp_inf"] = torch.maximum(beta2 * state["exp_inf"], g.abs())
+        step = group["lr"] / (1 - beta1 ** state["step"])
+        p.sub_(step * state["exp_avg"] / (state["exp_inf"] + group["eps"]))
+
+    return _Written(params, {"lr": lr, "betas": betas, "eps": eps}, rule)
+
+
 def sgd(start):
     """SGD with the learning rate in its momentum, or a momentum that starts at zero."""
 
@@ -175,6 +205,8 @@ in_each_dialect = pytest.mark.parametrize(
         (adam(corrects=False), "Adam[uncorrected-bias]"),
         (adam(lambda v, c, eps: (v / c + eps).sqrt(), decay="decoupled"), "Adam[eps-inside-root, decoupled-decay]"),
         (rmsprop, "RMSprop[eps-inside-root, squares-from-one, lr-inside-momentum]"),
+        (centered, "RMSprop[eps-inside-root]"),
+        (adamax, "Adamax[eps-beside-norm]"),
         (sgd("lr"), "SGD[lr-inside-momentum]"),
         (sgd("zero"), "SGD[momentum-from-zero]"),
         (OfTheGroup, "Adam[step-by-group]"),
