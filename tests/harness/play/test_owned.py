@@ -74,7 +74,7 @@ def test_it_goes_on_from_its_state(way):
     else:
         room.__dict__.update(Adam=cls)  # where it can be found by pickle
         cls.__module__, cls.__qualname__ = room.__name__, "Adam"
-        other = copy.deepcopy(optimizer) if way == "copied" else pickle.loads(pickle.dumps(optimizer))  # noqa: S301
+        other = copy.deepcopy(optimizer) if way == "copied" else pickle.loads(pickle.dumps(optimizer))
         others = other.param_groups[0]["params"]
         del room.__dict__["Adam"]
     for x, g in zip((p, q, *others), (0.5, -1.0) * 2, strict=True):
