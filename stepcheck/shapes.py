@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stepcheck.harness.play.functions import functional
+from stepcheck.harness.play.owned import owned
 from stepcheck.harness.play.shapes import process
 
-__all__ = ["functional", "process"]
+__all__ = ["functional", "owned", "process"]

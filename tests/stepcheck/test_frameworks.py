@@ -1,6 +1,6 @@
 """Optimizers of libraries that are there: each in a process of its own, for a backend is chosen once, and JAX is not forked."""
 
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ADAM = {"lr": "learning_rate", "betas": "b1,b2", "step": "count", "exp_avg": "mu", "exp_avg_sq": "nu"}
 OPTAX = [word for ours, theirs in ADAM.items() for word in ("--rename", f"{ours}={theirs}")]
-TORCHOPT = ["--rename", "lr=lr"]
+#: The same of torchopt, which calls its options as torch does.
+TORCHOPT = ["--rename", "step=count", "--rename", "exp_avg=mu", "--rename", "exp_avg_sq=nu"]
 X64 = {"JAX_ENABLE_X64": "1"}
 #: Packages that must be there, the environment, the subject, what is declared, and the dtypes that are then checked.
 RIGHT = {
@@ -43,13 +44,18 @@ def checked(cwd, subject, *words, **environment):
     return done, json.loads((cwd / "out.json").read_text())["subjects"][0]
 
 
+def there(package):
+    """Skip where a package is not there; it is not imported here, where no backend is chosen."""
+    if importlib.util.find_spec(package.partition(".")[0]) is None:
+        pytest.skip(f"no {package}")
+
+
 @pytest.mark.parametrize("name", RIGHT)
 @pytest.mark.parametrize("examples", [6, pytest.param(60, marks=pytest.mark.slow)])
 def test_right_ones_pass(name, examples, tmp_path):
     packages, environment, subject, words = RIGHT[name]
     for package in packages.split():
-        if importlib.util.find_spec(package.partition(".")[0]) is None:
-            pytest.skip(f"no {package}")
+        there(package)
     done, result = checked(tmp_path, subject, *words, "--examples", examples, **environment)
     assert result["verdict"] == "pass", done.stdout
     verdicts = {c["check"]: c["verdict"] for c in result["checks"]}
@@ -59,18 +65,17 @@ def test_right_ones_pass(name, examples, tmp_path):
 
 @pytest.mark.parametrize("arrays", ["float32", "float64"])
 def test_torchopt_s_functions_are_given_tensors(arrays, tmp_path):
-    pytest.importorskip("torchopt")
+    there("torchopt")
     (tmp_path / "mine.py").write_text(
         "import torchopt\nfrom stepcheck.shapes import functional\n\n"
         'Adam = functional(torchopt.adam, torchopt.apply_updates, arrays="torch")\n'
     )
-    words = ["--like", "Adam", *[w for ours, theirs in {**ADAM, "lr": "lr"}.items() for w in ("--rename", f"{ours}={theirs}") if ours != theirs]]  # fmt: skip
-    done, result = checked(tmp_path, "mine:Adam", *words, "--dtype", arrays, "--examples", 12)
+    done, result = checked(tmp_path, "mine:Adam", "--like", "Adam", *TORCHOPT, "--dtype", arrays, "--examples", 12)
     assert "agreement" in {c["check"] for c in result["checks"]}, done.stdout
 
 
 def test_a_backend_without_float64_is_not_given_any(tmp_path):
-    pytest.importorskip("keras")
+    there("keras")
     words = ("--like", "SGD", "--dialect", "keras", "--examples", 4)
     done, result = checked(tmp_path, "keras:keras.optimizers:SGD", *words, KERAS_BACKEND="numpy")
     assert "unsupported: float64: it computes float32 of a parameter that is float64" in done.stdout
@@ -92,7 +97,7 @@ class Wrong(keras.optimizers.SGD):
 
 
 def test_a_wrong_one_fails_and_its_script_needs_no_stepcheck(tmp_path):
-    pytest.importorskip("keras")
+    there("keras")
     (tmp_path / "wrong.py").write_text(WRONG)
     words = ("--like", "SGD", "--dialect", "keras", "--dtype", "float32", "--examples", 6)
     done, result = checked(tmp_path, "keras:wrong:Wrong", *words, KERAS_BACKEND="torch")
