@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stepcheck.api import Divergences, Report, check_optimizer, parametrize_with_checks
+    from stepcheck.watching import watch
 
 #: Here and nowhere else: the package may run from a tree that nobody installed.
 __version__ = "0.1.0"
-__all__ = ["Divergences", "Report", "check_optimizer", "parametrize_with_checks"]
+__all__ = ["Divergences", "Report", "check_optimizer", "parametrize_with_checks", "watch"]
 
 
 def __getattr__(name: str) -> Any:
     # Late, so that `import stepcheck.reference` does not import torch.
+    if name == "watch":
+        from stepcheck.watching import watch
+
+        return watch
     if name in __all__:
         from stepcheck import api
 

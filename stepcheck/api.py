@@ -141,22 +141,27 @@ def check_optimizer(
         raise UsageError(f"patience={patience!r} is no number of seconds; give one above 0, or None for {PATIENCE:.0f}")
     if first:
         dynamo.late()
-    settings = Settings(seed, examples, None, _several(dtypes), _several(only), at_once=first, patience=patience)
+    settings = Settings(seed, examples, None, several(dtypes), several(only), at_once=first, patience=patience)
     reference = "" if like is None else name_of(like)
-    said = Declaration(reference, _several(dialects), _said(names), _several(ignored), dict(held or {}))
+    said = Declaration(reference, several(dialects), spoken_names(names), several(ignored), dict(held or {}))
     subject = asked_for(class_subject(optimizer, said, profile=profile), sparse=sparse, tensor_lr=tensor_lr)
     return _check(expecting(subject, expected_failures or {}), settings, Path(out))
 
 
-def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+def several(names: str | Sequence[str]) -> tuple[str, ...]:
     """Names, of which one may be given by itself."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _said(names: Mapping[str, str | Sequence[str]] | None) -> dict[str, str]:
+def spoken_names(names: Mapping[str, str | Sequence[str]] | None) -> dict[str, str]:
+    """What a class calls options and buffers, as a declaration has it.
+
+    Raises:
+        UsageError: what stands there is no name.
+    """
     said = {}
     for ours, theirs in (names or {}).items():
-        several = _several(theirs) if isinstance(theirs, Sequence) else (theirs,)
+        several = several(theirs) if isinstance(theirs, Sequence) else (theirs,)
         if not all(isinstance(name, str) for name in several):
             raise UsageError(f"names: {ours} must be a name, or names of the parts of a pair, got {theirs!r}")
         said[ours] = ", ".join(several)

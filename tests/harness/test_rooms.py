@@ -19,6 +19,7 @@ PIPELINE = (
     "record",
     "known",
     "telling",
+    "watch",
     "search",
     "readers",
 )
