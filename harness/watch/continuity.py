@@ -105,22 +105,24 @@ class Continuity(Quiet):
         """Parameters that had a state have one, whose counter has not gone back."""
         state = moment.optimizer.state
         moment.found.looked["state-continues"] += len(self.counters)
-        gone = [p for p in self.counters if not state.get(p)]
-        back = [p for p in self.counters if moment.watched and p not in gone and self._counts_back(state[p], p)]
+        gone = {p: "its state is gone" for p in self.counters if not state.get(p)}
+        back = {
+            p: f"its step counter has gone back from {count:g}"
+            for p, count in self.counters.items()
+            if moment.watched and p not in gone and self._counts_back(state[p], count)
+        }
         if not (gone or back):
             return
         there = {p for _, p in moment.parameters()}
-        for p in (*gone, *back):
-            count = self.counters.pop(p)
+        for p, told in {**gone, **back}.items():
+            self.counters.pop(p)
             self.left.pop(p, None)
             if p in there:
-                told = f"its state is gone, after {count:g} steps" if count > 0 else "its state is gone"
-                told = told if p in gone else f"its step counter has gone back from {count:g}"
                 self._see_reset(moment, told, p)
 
-    def _counts_back(self, state: Mapping[Any, Any], p: torch.Tensor) -> bool:
+    def _counts_back(self, state: Mapping[Any, Any], former: float) -> bool:
         count = dict(entries(state, self.terms)).get(_COUNTER)
-        return count is not None and float(count) < self.counters[p]
+        return count is not None and float(count) < former
 
     def _see_reset(self, moment: Moment, told: str, p: torch.Tensor) -> None:
         told += ": something has reset it (where that is meant, call watch.forget() then)"

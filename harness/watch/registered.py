@@ -49,9 +49,9 @@ class Registered(Quiet):
 
     def _look_for_lacking(self, moment: Moment, there: set[int]) -> None:
         assert self.model is not None
-        for name, p in self.model.named_parameters():
+        for p in self.model.parameters():
             if p.requires_grad and id(p) not in there and _pulls(p):
-                told = f"{name} gets a gradient, and is not in the optimizer: it is never stepped (freeze it with requires_grad_(False), or name its optimizer with beside=)"
+                told = "it gets a gradient and is not in the optimizer: it is never stepped (freeze it with requires_grad_(False), or name its optimizer with beside=)"
                 moment.see("registered", "lacking", told, p)
 
     def _look_for_shared(self, moment: Moment, own: list[torch.Tensor]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from stepcheck.harness.record.verdict import SIGNS
 from stepcheck.harness.watch.findings import CHECKS, Finding
@@ -33,6 +32,7 @@ class Report:
         never: names of parameters that no step was judged of.
         rows: numbers of each judged step.
         parameters: the last numbers of each parameter.
+        error: why the watch itself failed, and ended; its verdict is ``unknown`` then, unless something had been found.
     """
 
     steps: int
@@ -48,13 +48,15 @@ class Report:
     never: Sequence[str]
     rows: Sequence[Row] = ()
     parameters: Mapping[str, OfParameter] = field(default_factory=dict)
-    folder: Path | None = None
+    error: str = ""
 
     @property
     def verdict(self) -> str:
         """``pass``, ``fail``, ``unsupported`` or ``unknown``: where no element was compared, nothing passes."""
         if self.findings:
             return "fail"
+        if self.error:
+            return "unknown"
         if self.elements:
             return "pass"
         return "unsupported" if self.steps and self.unjudged else "unknown"
@@ -76,6 +78,7 @@ class Report:
         used = f", worst r {self.worst:.3g}" if self.elements else ""
         counts = f"{self.judged} of {_counted(self.steps, 'step')} judged, {_counted(self.elements, 'element')}{used}"
         lines = [f"{SIGNS[self.verdict]} {self.verdict}: {counts}{held}"]
+        lines += [f"the watch itself failed at {self.error}"] if self.error else []
         for finding in self.findings[:_MOST]:
             lines.append(f"{SIGNS['fail']} {finding}")
             lines += [f"    {finding.trace}"] if finding.trace else []

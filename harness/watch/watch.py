@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from stepcheck.harness.judging.judge import Judge
 from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.play.declared import Declaration
+from stepcheck.harness.support.text import said
 from stepcheck.harness.support.usage import UsageError
 from stepcheck.harness.watch.agreement import Agreement
 from stepcheck.harness.watch.condition import Finite, Moves, Replicas
@@ -105,6 +106,8 @@ class Watch:
         self.found, self.numbers = Found(), Numbers()
         self.names = Names(optimizer, around.model)
         self.steps = 0
+        self.error = ""
+        """Why the watch itself failed, and ended."""
         self._moment: Moment | None = None
         holder = Holder(optimizer, declared)
         self.agreement = Agreement(
@@ -141,6 +144,7 @@ class Watch:
             never=[name for name in every if name not in judged],
             rows=tuple(self.numbers.rows),
             parameters=dict(self.numbers.parameters),
+            error=self.error,
         )
 
     def forget(self) -> None:
@@ -168,9 +172,7 @@ class Watch:
             self.forget()
             return
         self._moment = moment = self._moment_of(optimizer, args, kwargs)
-        for observer in self._observers:
-            observer.begins(moment)
-        self._tell()
+        self._let_look(lambda observer: observer.begins(moment))
 
     def _ends(self, optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if _is_nested(optimizer):
@@ -179,8 +181,16 @@ class Watch:
         moment, self._moment = self._moment, None
         if moment is None:
             return
-        for observer in self._observers:
-            observer.ends(moment)
+        self._let_look(lambda observer: observer.ends(moment))
+
+    def _let_look(self, at: Callable[[Observer], None]) -> None:
+        """Let all observers look. Where one of them fails, the training goes on, and nothing passes any more."""
+        try:
+            for observer in self._observers:
+                at(observer)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is not the training's
+            self.error = f"step {self.steps}: {type(error).__name__}: {said(error)}"
+            self.close()
         self._tell()
 
     def _unseen(self) -> str:
