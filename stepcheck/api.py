@@ -161,10 +161,10 @@ def spoken_names(names: Mapping[str, str | Sequence[str]] | None) -> dict[str, s
     """
     said = {}
     for ours, theirs in (names or {}).items():
-        several = several(theirs) if isinstance(theirs, Sequence) else (theirs,)
-        if not all(isinstance(name, str) for name in several):
+        parts = several(theirs) if isinstance(theirs, Sequence) else (theirs,)
+        if not all(isinstance(name, str) for name in parts):
             raise UsageError(f"names: {ours} must be a name, or names of the parts of a pair, got {theirs!r}")
-        said[ours] = ", ".join(several)
+        said[ours] = ", ".join(parts)
     return said
 
 

@@ -22,6 +22,7 @@ from stepcheck.harness.watch.sampling import named_places, places, same
 from stepcheck.harness.watch.step import Stepped, judge, placed, unreadable
 from stepcheck.harness.watch.subject import Held, Holder, UnsupportedError, is_compiled
 
+
 @dataclass
 class Before:
     """One parameter before a step, and what its group is held to."""
@@ -142,8 +143,7 @@ class Agreement(Quiet):
 
 def _state(moment: Moment, p: torch.Tensor) -> Any:
     """What the optimizer keeps for a parameter, without making an entry of one that it does not know yet."""
-    state = moment.optimizer.state
-    return state[p] if p in state else {}
+    return moment.optimizer.state.get(p) or {}
 
 
 def _given(moment: Moment, before: Look, after: Look, p: torch.Tensor) -> tuple[Any, str]:

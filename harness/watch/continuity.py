@@ -170,7 +170,9 @@ class Continuity(Quiet):
                     moment.see("state-continues", "loaded", told, p, certain=self.certain)
 
 
-def _paired(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Iterator[tuple[torch.Tensor, Mapping[str, Any]]]:
+def _paired(
+    optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
+) -> Iterator[tuple[torch.Tensor, Mapping[str, Any]]]:
     """Each parameter with what a dictionary has for it: parameters stand there by number, in the order of their groups."""
     groups, state = saved.get("param_groups", ()), saved.get("state", {})
     for group, of_saved in zip(optimizer.param_groups, groups, strict=False):

@@ -40,8 +40,8 @@ class Probe:
         self.uncleared = 0
         self.cleared = self.thrown = False
         self._handles: list[Any] = [
-            p.register_hook(self._arrives),
-            p.register_post_accumulate_grad_hook(self._added),
+            p.register_hook(self._arrives),  # type: ignore[no-untyped-call]
+            p.register_post_accumulate_grad_hook(self._added),  # type: ignore[no-untyped-call]
         ]
 
     def read(self) -> Raw | None:
@@ -85,7 +85,11 @@ class Gradients(Quiet):
 
     def __init__(self, optimizer: torch.optim.Optimizer, scaler: Any) -> None:
         own = {id(p): p for group in optimizer.param_groups for p in group["params"]}.values()
-        able = [p for p in own if p.requires_grad and p.is_leaf and p.numel() and type(p) in (torch.Tensor, torch.nn.Parameter)]
+        able = [
+            p
+            for p in own
+            if p.requires_grad and p.is_leaf and p.numel() and type(p) in (torch.Tensor, torch.nn.Parameter)
+        ]
         self.probes = [Probe(p) for p in sorted(able, key=torch.Tensor.numel)[:_PROBES]]
         self.scaler = scaler
         self._scaled: Callable[..., Any] | None = None
@@ -124,7 +128,7 @@ class Gradients(Quiet):
             if scaler is not None and scaler.is_enabled() and moment.scale == 1.0:
                 self._look_unscaled(moment, float(scaler.get_scale()))
 
-    def ends(self, moment: Moment) -> None:
+    def ends(self, moment: Moment) -> None:  # noqa: ARG002 - whichever it is
         self._was_scaled = False
         for probe in self.probes:
             probe.stepped()
@@ -140,7 +144,9 @@ class Gradients(Quiet):
                 told = "the gradient of the step was still there when the next backward pass began, which added to it"
                 moment.see("cleared", "uncleared", told, probe.p, certain=False)
             if probe.thrown:
-                told = "its gradient was made smaller after the step, and then thrown away: clipping belongs before step()"
+                told = (
+                    "its gradient was made smaller after the step, and then thrown away: clipping belongs before step()"
+                )
                 moment.see("cleared", "late", told, probe.p, certain=False)
             probe.cleared = probe.thrown = False
 
@@ -164,7 +170,9 @@ class Gradients(Quiet):
 def _is_smaller(now: Raw, before: Raw) -> bool:
     """Whether each element is as it was or nearer to zero, not all are as they were, and not all are zero."""
     with np.errstate(all="ignore"):
-        return bool(np.any(now) and not same(now, before) and np.all((np.abs(now) <= np.abs(before)) & (now * before >= 0)))
+        return bool(
+            np.any(now) and not same(now, before) and np.all((np.abs(now) <= np.abs(before)) & (now * before >= 0))
+        )
 
 
 def _calling_scaler() -> Any:

@@ -60,7 +60,12 @@ class Registered(Quiet):
         for p in {id(p): p for p in own}.values():
             moment.found.looked["own-memory"] += 1
             if _address(p) in at and _address(p):
-                moment.see("own-memory", "parameters", f"it shares memory with {moment.names.of(at[_address(p)])}: each is stepped for both", p)
+                moment.see(
+                    "own-memory",
+                    "parameters",
+                    f"it shares memory with {moment.names.of(at[_address(p)])}: each is stepped for both",
+                    p,
+                )
             at.setdefault(_address(p), p)
         held: dict[int, torch.Tensor] = {}
         for p in own:
@@ -68,7 +73,9 @@ class Registered(Quiet):
                 address = _address(tensor) if isinstance(tensor, torch.Tensor) and tensor.numel() > 1 else 0
                 other = held.setdefault(address, p)
                 if address and other is not p:
-                    moment.see("own-memory", "state", f"its {name} shares memory with the state of {moment.names.of(other)}", p)
+                    moment.see(
+                        "own-memory", "state", f"its {name} shares memory with the state of {moment.names.of(other)}", p
+                    )
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -65,9 +65,7 @@ class Report:
     def checks(self) -> dict[str, str]:
         """The verdict of each check: ``unknown``, where there was nothing to look at."""
         failed = {f.check for f in self.findings}
-        return {
-            name: "fail" if name in failed else "pass" if self.looked.get(name) else "unknown" for name in CHECKS
-        }
+        return {name: "fail" if name in failed else "pass" if self.looked.get(name) else "unknown" for name in CHECKS}
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -93,7 +91,9 @@ class Report:
         for (what, reason), times in self.unjudged.items():
             why[reason] += times
             first.setdefault(reason, what)
-        lines = [f"not judged, {_times(n)}: {reason} (first of {first[reason]})" for reason, n in why.most_common(_MOST)]
+        lines = [
+            f"not judged, {_times(n)}: {reason} (first of {first[reason]})" for reason, n in why.most_common(_MOST)
+        ]
         if self.never and self.elements:
             more = f" and {len(self.never) - _MOST} more" if len(self.never) > _MOST else ""
             lines.append(f"never judged: {', '.join(self.never[:_MOST])}{more}")

@@ -76,4 +76,6 @@ def same(a: Any, b: Any) -> bool:
     x, y = np.asarray(a), np.asarray(b)
     if x.dtype != y.dtype or x.shape != y.shape:
         return False
-    return x.tobytes() == y.tobytes() or bool(np.all((x == y) & (np.signbit(x.real) == np.signbit(y.real)) | (np.isnan(x) & np.isnan(y))))
+    return x.tobytes() == y.tobytes() or bool(
+        np.all((x == y) & (np.signbit(x.real) == np.signbit(y.real)) | (np.isnan(x) & np.isnan(y)))
+    )

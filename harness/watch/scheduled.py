@@ -24,7 +24,8 @@ class Scheduled(Quiet):
         if not (moment.watched and self.schedulers):
             return
         moment.found.looked["lr-scheduled"] += len(moment.optimizer.param_groups)
-        if all([self._look_whose(moment, scheduler) for scheduler in self.schedulers]):
+        own = [scheduler for scheduler in self.schedulers if self._look_whose(moment, scheduler)]
+        if len(own) == len(self.schedulers):
             self._look_at_rates(moment)
 
     def _look_whose(self, moment: Moment, scheduler: Any) -> bool:

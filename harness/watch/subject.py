@@ -58,7 +58,10 @@ class Holder:
         self.cls = type(optimizer)
         self.name = f"{self.cls.__module__}:{self.cls.__qualname__}"
         try:
-            self._spec, self.terms = declared.spoken(spec_of(declared.like)) if declared.like else (None, PLAIN)
+            self._spec: Spec | None = None
+            self.terms = PLAIN
+            if declared.like:
+                self._spec, self.terms = declared.spoken(spec_of(declared.like))
             self._profile = declared.arithmetic()
         except DeclarationError as error:
             raise UsageError(f"{self.name}: {error}") from None
@@ -75,7 +78,9 @@ class Holder:
         subject = self._subject(group, compiled=compiled)
         spec = subject.spec
         if spec.products or spec.closure:
-            raise UnsupportedError(f"{spec.name} is not watched: its step is judged as a whole, by lives of `stepcheck check`")
+            raise UnsupportedError(
+                f"{spec.name} is not watched: its step is judged as a whole, by lives of `stepcheck check`"
+            )
         return Held(subject, _options(subject, group))
 
     def _subject(self, group: Group, *, compiled: bool) -> Subject:
@@ -84,7 +89,7 @@ class Holder:
         name = self.cls.__name__
         on_cpu = all(p.is_cpu for p in group["params"])
         if name in SPECS and self.cls is getattr(torch.optim, name, None):
-            mode = _mode(name, group, compiled=compiled)
+            mode = _mode(group, compiled=compiled)
             return _flushing(_anywhere(torch_subject(name, mode)) if not on_cpu else torch_subject(name, mode))
         if _is_fast(self.cls):
             mode = COMPENSATED if group.get(COMPENSATED) else ""
@@ -92,7 +97,7 @@ class Holder:
             by_torch = on_cpu and any(engine == "torch" for engine, *_ in self.optimizer.engine)  # type: ignore[attr-defined]
             return _flushing(subject if on_cpu and not by_torch else _anywhere(subject))
         raise UnsupportedError(
-            f"no reference is known of {self.name}: name one, watch(..., like=\"Adam\"), with names= and dialects= as check_optimizer takes them"
+            f'no reference is known of {self.name}: name one, watch(..., like="Adam"), with names= and dialects= as check_optimizer takes them'
         )
 
     def _somebodys(self, group: Group, spec: Spec) -> Subject:
@@ -130,7 +135,7 @@ def _is_fast(cls: type) -> bool:
     return cls.__name__ in fast.__all__ and cls is getattr(fast, cls.__name__)
 
 
-def _mode(name: str, group: Group, *, compiled: bool) -> str:
+def _mode(group: Group, *, compiled: bool) -> str:
     """Which implementation steps a group of a class of ``torch.optim``: on CPU tensors it is the loop where none is chosen."""
     if compiled:
         return "compiled"
@@ -174,9 +179,9 @@ def is_compiled(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the step that is being taken is run by ``torch.compile``: asked from within a hook."""
     if hasattr(optimizer.step, "_torchdynamo_orig_callable"):
         return True
-    frame = sys._getframe()  # noqa: SLF001 - who called is asked of nobody else
+    frame: Any = sys._getframe()  # noqa: SLF001 - who called is asked of nobody else
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("torch._dynamo"):
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False

@@ -99,7 +99,9 @@ class Watch:
         on_finding: str = "warn",
     ) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise UsageError(f"{type(optimizer).__name__} is no torch.optim.Optimizer, whose hooks are needed: give the one inside")
+            raise UsageError(
+                f"{type(optimizer).__name__} is no torch.optim.Optimizer, whose hooks are needed: give the one inside"
+            )
         if on_finding not in ON_FINDING:
             raise UsageError(f"on_finding={on_finding!r}; it is one of {', '.join(ON_FINDING)}")
         self.optimizer, self.sampling, self.on_finding = optimizer, sampling, on_finding
@@ -110,9 +112,7 @@ class Watch:
         """Why the watch itself failed, and ended."""
         self._moment: Moment | None = None
         holder = Holder(optimizer, declared)
-        self.agreement = Agreement(
-            holder, self.numbers, most=sampling.elements, seed=sampling.seed, saves=self._saves
-        )
+        self.agreement = Agreement(holder, self.numbers, most=sampling.elements, seed=sampling.seed, saves=self._saves)
         self._observers: list[Observer] = [
             Registered(around.model, around.beside),
             Scheduled(around.schedulers),
@@ -246,9 +246,11 @@ def _is_nested(optimizer: torch.optim.Optimizer) -> bool:
 
 def _put_last(optimizer: torch.optim.Optimizer, hook: int) -> None:
     """So that no other hook before the step works after this one. While hooks before the step run, their order cannot be changed."""
-    optimizer._optimizer_step_pre_hooks.move_to_end(hook)  # noqa: SLF001 - torch has no other way
+    hooks: Any = optimizer._optimizer_step_pre_hooks  # noqa: SLF001 - torch has no other way
+    hooks.move_to_end(hook)
 
 
 def _put_first(optimizer: torch.optim.Optimizer, hook: int) -> None:
     """So that no other hook after the step works before this one."""
-    optimizer._optimizer_step_post_hooks.move_to_end(hook, last=False)  # noqa: SLF001 - torch has no other way
+    hooks: Any = optimizer._optimizer_step_post_hooks  # noqa: SLF001 - torch has no other way
+    hooks.move_to_end(hook, last=False)

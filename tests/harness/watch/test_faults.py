@@ -3,7 +3,7 @@
 import warnings
 
 import pytest
-from faulty import FAULTS
+from watched.faulty import FAULTS
 
 STEPS = 200
 
@@ -34,8 +34,3 @@ def test_it_is_told(name):
 
 def test_there_are_enough_of_them():
     assert len(FAULTS) >= 25
-
-
-if __name__ == "__main__":
-    for fault in FAULTS:
-        print(fault, *(first_told(fault) or ("NEVER",)), sep="\t")

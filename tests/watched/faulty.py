@@ -4,9 +4,9 @@ import copy
 import itertools
 
 import torch
-from runs import backward, loss_of, net, train
 
 import stepcheck
+from watched.runs import backward, loss_of, net, train
 
 FAULTS = {}
 ENDLESS = 10**9
@@ -438,7 +438,9 @@ class Truncates(Own):
     def move(self, p, g, state, group):
         before = p.clone()
         super().move(p, g, state, group)
-        exact = before.float() + self.update({k: v if k == "step" else v.float() for k, v in state.items()}, group).float()
+        exact = (
+            before.float() + self.update({k: v if k == "step" else v.float() for k, v in state.items()}, group).float()
+        )
         p.copy_((exact.view(torch.int32) & -65536).view(torch.float32))
 
 
@@ -474,12 +476,12 @@ def idle_parameters_are_decayed():
 
 @told_by("skipped-step")
 def skipped_step_is_taken():
-    model, scaler = net(), torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    model, scaler = net(), torch.amp.GradScaler("cpu")
     optimizer = StepsThoughSkipped(model.parameters())
     yield watch(optimizer, model, like="AdamW", scaler=scaler)
     for n in itertools.count():
         optimizer.zero_grad()
-        backward(model, n, scaler=scaler)
+        scaler.scale(loss_of(model, n) * (float("inf") if n % 10 == 9 else 1.0)).backward()
         scaler.step(optimizer)
         scaler.update()
         yield
