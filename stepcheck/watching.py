@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from stepcheck import __version__
 from stepcheck.api import several, spoken_names
 from stepcheck.harness.play.declared import Declaration
 from stepcheck.harness.play.references import name_of
+from stepcheck.harness.readers.report import environment
 from stepcheck.harness.watch.report import Report
+from stepcheck.harness.watch.saving import NOWHERE, Saved
 from stepcheck.harness.watch.watch import Sampling, Surroundings, Watch, WatchError, WatchWarning
 from stepcheck.reference import Spec
 
@@ -37,6 +42,7 @@ def watch(
     elements: int = 32,
     seed: int = 0,
     on_finding: str = "warn",
+    out: str | Path | None = None,
 ) -> Watch:
     """Watch the optimizer of a training run: is it stepping right?
 
@@ -64,12 +70,14 @@ def watch(
         elements: of a parameter, so many at most are looked at in a step: the first, the last, and others in each step; at least 3.
         seed: of which they are drawn.
         on_finding: ``"warn"`` gives a :class:`WatchWarning` for each new finding, ``"raise"`` raises a :class:`WatchError`.
+        out: a folder, such as ``".stepcheck"``: numbers and findings are appended to ``runs/ID.jsonl`` in it, and each deviation from the reference is saved as the
+            step of the elements that were looked at, with a script that needs torch and the class alone.
 
     Returns:
         The watch: ``report()`` says what it has seen, ``forget()`` that state was reset on purpose, ``close()`` ends it.
 
     Raises:
-        UsageError: ``optimizer`` is none of torch's kind, or what is declared makes no sense.
+        UsageError: ``optimizer`` is none of torch's kind, what is declared makes no sense, or nothing can be written to ``out``.
     """
     declared = Declaration(
         "" if like is None else name_of(like),
@@ -82,4 +90,8 @@ def watch(
     schedulers = () if scheduler is None else tuple(scheduler) if isinstance(scheduler, list | tuple) else (scheduler,)
     others = (beside,) if isinstance(beside, torch.optim.Optimizer) else tuple(beside)
     around = Surroundings(model, schedulers, scaler, tuple(replicas), others, resumed)
-    return Watch(optimizer, declared, around, Sampling(first, every, elements, seed), on_finding)
+    sampling = Sampling(first, every, elements, seed)
+    saved = NOWHERE
+    if out is not None:
+        saved = Saved(Path(out), __version__, environment(), asdict(sampling), seed)
+    return Watch(optimizer, declared, around, sampling, on_finding, saved)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 
 from stepcheck.harness.checking.findings import reading
-from stepcheck.harness.judging.judge import Judge
 from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.life.memory import Raw, SparseRaw
 from stepcheck.harness.watch.findings import Finding
@@ -19,6 +17,7 @@ from stepcheck.harness.watch.look import Look, dtype_name, gradient_problem, loo
 from stepcheck.harness.watch.moment import Moment, Quiet
 from stepcheck.harness.watch.numbers import Numbers
 from stepcheck.harness.watch.sampling import named_places, places, same
+from stepcheck.harness.watch.saving import Nowhere
 from stepcheck.harness.watch.step import Stepped, judge, placed, unreadable
 from stepcheck.harness.watch.subject import Held, Holder, UnsupportedError, is_compiled
 
@@ -32,16 +31,12 @@ class Before:
     look: Look
 
 
-#: Gives a deviation to be saved: its judge, what it is held to, all that was compared with it.
-Saves = Callable[[Judge, Held, list[Stepped], Deviation, Finding], None]
-
-
 class Agreement(Quiet):
     """Compares watched steps with the reference.
 
     Args:
         most: elements of a parameter that are looked at.
-        saves: is given each new finding.
+        saved: is given each step with a new finding, and the numbers of each.
 
     Attributes:
         steps: how many were compared.
@@ -52,8 +47,8 @@ class Agreement(Quiet):
         subjects: what they were held to.
     """
 
-    def __init__(self, holder: Holder, numbers: Numbers, *, most: int, seed: int, saves: Saves) -> None:
-        self.holder, self.numbers, self.saves = holder, numbers, saves
+    def __init__(self, holder: Holder, numbers: Numbers, *, most: int, seed: int, saved: Nowhere) -> None:
+        self.holder, self.numbers, self.saved = holder, numbers, saved
         self.most, self.seed = most, seed
         self.steps = self.elements = self.undetermined = 0
         self.unjudged: Counter[tuple[str, str]] = Counter()
@@ -111,10 +106,12 @@ class Agreement(Quiet):
             self.steps += 1
         for held, stepped_of_one in groups.values():
             self._judge(moment, held, stepped_of_one)
-        self.numbers.end_step(moment.number)
+        row = self.numbers.end_step(moment.number)
+        if row is not None:
+            self.saved.row(row)
 
     def _judge(self, moment: Moment, held: Held, stepped: list[Stepped]) -> None:
-        asked, judgement = judge(held, stepped)
+        judgement = judge(held, stepped)
         self.elements += judgement.elements - judgement.undetermined
         self.undetermined += judgement.undetermined
         moment.found.looked["agreement"] += len(stepped)
@@ -122,14 +119,14 @@ class Agreement(Quiet):
         self.subjects.add(held.subject.name)
         self.numbers.add(held, stepped, judgement)
         for deviation in judgement.deviations:
-            self._deviates(moment, held, stepped, asked, deviation)
+            self._deviates(moment, held, stepped, deviation)
 
-    def _deviates(self, moment: Moment, held: Held, stepped: list[Stepped], asked: Judge, d: Deviation) -> None:
+    def _deviates(self, moment: Moment, held: Held, stepped: list[Stepped], d: Deviation) -> None:
         of = stepped[d.parameter]
         told = f"{reading(placed(d, stepped))} ({held.subject.name})"
         finding = Finding("agreement", moment.number, told, parameter=of.name, ratio=d.ratio)
         if moment.found.see(d.field, finding):
-            self.saves(asked, held, stepped, d, finding)
+            self.saved.step(held, of, d, finding)
 
     def _look_untouched(self, moment: Moment, p: torch.Tensor, before: Look, after: Look) -> None:
         check = "skipped-step" if moment.skipped else "no-gradient"

@@ -61,13 +61,12 @@ class Found:
 
     Attributes:
         looked: of each check, how many things it looked at.
-        fresh: findings that nobody has been told of yet.
     """
 
     def __init__(self) -> None:
         self._by_cause: dict[tuple[str, str], Finding] = {}
         self.looked: Counter[str] = Counter()
-        self.fresh: list[Finding] = []
+        self._fresh: list[Finding] = []
 
     def see(self, cause: str, finding: Finding) -> Finding | None:
         """Keep what was seen; gives it back where its cause is new.
@@ -82,8 +81,7 @@ class Found:
             return None
         finding.parameters |= {finding.parameter} - {""}
         self._by_cause[finding.check, cause] = finding
-        if finding.certain:
-            self.fresh.append(finding)
+        self._fresh.append(finding)
         return finding
 
     @property
@@ -97,6 +95,6 @@ class Found:
         return [f for f in self._by_cause.values() if not f.certain]
 
     def told(self) -> list[Finding]:
-        """Findings that are new since this was asked last."""
-        fresh, self.fresh = self.fresh, []
+        """Findings and notes that are new since this was asked last."""
+        fresh, self._fresh = self._fresh, []
         return fresh

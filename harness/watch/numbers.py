@@ -95,14 +95,16 @@ class Numbers:
         if root is not None:
             sums.roots, sums.below = sums.roots + root.size, sums.below + int(np.sum(root < held.hyper.eps))
 
-    def end_step(self, step: int) -> None:
-        """All groups of a step have been added."""
+    def end_step(self, step: int) -> Row | None:
+        """The row of a step, of which all groups have been added; of nothing there is none."""
         s, self._sums = self._sums, _Sums()
         if not (s.weight or s.moved or s.pulled):
-            return
+            return None
         ratio = math.sqrt(s.moved / s.weight) if s.weight else math.inf
         stalled = s.stalled / s.pulled if s.pulled else 0.0
-        self.rows.append(Row(step, s.worst, ratio, stalled, s.below / s.roots if s.roots else None))
+        row = Row(step, s.worst, ratio, stalled, s.below / s.roots if s.roots else None)
+        self.rows.append(row)
+        return row
 
 
 def _root(held: Held, s: Stepped) -> Array | None:

@@ -49,7 +49,7 @@ class Stepped:
         return (*(int(n) for n in np.unravel_index(element, self.shape)), *index[1:]) if self.shape else index[1:]
 
 
-def judge(held: Held, stepped: Sequence[Stepped]) -> tuple[Judge, Judgement]:
+def judge(held: Held, stepped: Sequence[Stepped]) -> Judgement:
     """Compare a step of some parameters of one group with the reference, each element with its own budget."""
     trace = Trace(
         optimizer=held.subject.spec.name,
@@ -71,8 +71,7 @@ def judge(held: Held, stepped: Sequence[Stepped]) -> tuple[Judge, Judgement]:
         for s in stepped
     ]
     record = StepRecord(0, held.subject, (held.hyper,), parameters)
-    asked = Judge(held.subject, Recording(trace, steps=[record]))
-    return asked, asked.judge()
+    return Judge(held.subject, Recording(trace, steps=[record])).judge()
 
 
 def unreadable(held: Held, stepped: Stepped) -> str:

@@ -10,23 +10,21 @@ from typing import Any
 
 import torch
 
-from stepcheck.harness.judging.judge import Judge
-from stepcheck.harness.judging.judgement import Deviation
 from stepcheck.harness.play.declared import Declaration
 from stepcheck.harness.support.text import said
 from stepcheck.harness.support.usage import UsageError
 from stepcheck.harness.watch.agreement import Agreement
 from stepcheck.harness.watch.condition import Finite, Moves, Replicas
 from stepcheck.harness.watch.continuity import Continuity
-from stepcheck.harness.watch.findings import Finding, Found
+from stepcheck.harness.watch.findings import Found
 from stepcheck.harness.watch.gradients import Gradients
 from stepcheck.harness.watch.moment import Moment, Names, Observer
 from stepcheck.harness.watch.numbers import Numbers
 from stepcheck.harness.watch.registered import Registered
 from stepcheck.harness.watch.report import Report
+from stepcheck.harness.watch.saving import NOWHERE, Nowhere
 from stepcheck.harness.watch.scheduled import Scheduled
-from stepcheck.harness.watch.step import Stepped
-from stepcheck.harness.watch.subject import Held, Holder
+from stepcheck.harness.watch.subject import Holder
 
 #: What is done about a finding.
 ON_FINDING = ("warn", "raise")
@@ -97,6 +95,7 @@ class Watch:
         around: Surroundings,
         sampling: Sampling,
         on_finding: str = "warn",
+        saved: Nowhere = NOWHERE,
     ) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise UsageError(
@@ -107,12 +106,14 @@ class Watch:
         self.optimizer, self.sampling, self.on_finding = optimizer, sampling, on_finding
         self.found, self.numbers = Found(), Numbers()
         self.names = Names(optimizer, around.model)
+        self.saved = saved
         self.steps = 0
+        self._closed = False
         self.error = ""
         """Why the watch itself failed, and ended."""
         self._moment: Moment | None = None
         holder = Holder(optimizer, declared)
-        self.agreement = Agreement(holder, self.numbers, most=sampling.elements, seed=sampling.seed, saves=self._saves)
+        self.agreement = Agreement(holder, self.numbers, most=sampling.elements, seed=sampling.seed, saved=saved)
         self._observers: list[Observer] = [
             Registered(around.model, around.beside),
             Scheduled(around.schedulers),
@@ -154,10 +155,14 @@ class Watch:
 
     def close(self) -> None:
         """Look no more. Hooks are taken away; the report stays."""
+        if self._closed:
+            return
+        self._closed = True
         self._before.remove()
         self._after.remove()
         for observer in self._observers:
             observer.close()
+        self.saved.end(self.report().verdict)
 
     # The hooks
 
@@ -220,14 +225,14 @@ class Watch:
         )
 
     def _tell(self) -> None:
-        fresh = self.found.told()
+        new = self.found.told()
+        for finding in new:
+            self.saved.finding(finding)
+        fresh = [finding for finding in new if finding.certain]
         if fresh and self.on_finding == "raise":
             raise WatchError("\n".join(map(str, fresh)))
         for finding in fresh:
             warnings.warn(f"stepcheck: {finding}", WatchWarning, stacklevel=4)
-
-    def _saves(self, asked: Judge, held: Held, stepped: list[Stepped], d: Deviation, finding: Finding) -> None:
-        """Keep a deviation."""
 
 
 def _is_nested(optimizer: torch.optim.Optimizer) -> bool:
