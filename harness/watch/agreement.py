@@ -93,7 +93,8 @@ class Agreement(Quiet):
             gradient, why = _given(moment, before.look, after, p)
             stepped = Stepped(moment.names.of(p), dtype_name(p), tuple(p.shape), before.look, after, gradient)
             if moment.skipped or (gradient is None and not why):
-                self._look_untouched(moment, p, before.look, after)
+                if not moment.closure:  # after which a gradient may have been cleared
+                    self._look_untouched(moment, p, before.look, after)
                 continue
             why = why or unreadable(held, stepped)
             if why:

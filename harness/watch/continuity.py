@@ -142,7 +142,7 @@ class Continuity(Quiet):
         self.undone = self.undone + 1 if moved and undone else 0
         if self.undone >= UNDONE:
             told = f"{UNDONE} steps in a row were undone before the next began: all parameters have the values that they had before them"
-            moment.see("steps-remain", "undone", told)
+            moment.see("steps-remain", "undone", told, certain=False)
 
     def _compare_state(self, moment: Moment, p: torch.Tensor, left: Look, now: Look) -> None:
         changed = [name for name, x in left.state.items() if not same(x, now.state.get(name))]

@@ -22,23 +22,33 @@ UNCLEARED = 3
 _CALLERS = 12
 
 
+def _backward_pass() -> int:
+    """Which backward pass is going on."""
+    return int(torch._C._current_graph_task_id())  # noqa: SLF001 - as torch.utils.checkpoint asks
+
+
 class Probe:
     """One parameter whose gradient is looked at before and after autograd adds to it.
 
+    Args:
+        is_scaled: whether a backward pass is one of a scaled loss.
+
     Attributes:
+        scaled: whether all backward passes since the last step were.
         summed: its gradient after the last backward pass.
         left: its gradient after the last step, and the tensor that it stood in.
         uncleared: steps in a row whose gradient was still there when the next backward pass began.
         thrown: whether the gradient of the last step was made smaller after it, and not used.
     """
 
-    def __init__(self, p: torch.Tensor) -> None:
-        self.p = p
+    def __init__(self, p: torch.Tensor, is_scaled: Callable[[int], bool]) -> None:
+        self.p, self._is_scaled = p, is_scaled
         self.at = places(p.numel(), _MOST, 0, 0, 0)
         self.summed: Raw | None = None
         self.left: tuple[Raw, torch.Tensor] | None = None
         self.uncleared = 0
         self.cleared = self.thrown = False
+        self.scaled = True
         self._handles: list[Any] = [
             p.register_hook(self._arrives),  # type: ignore[no-untyped-call]
             p.register_post_accumulate_grad_hook(self._added),  # type: ignore[no-untyped-call]
@@ -52,7 +62,7 @@ class Probe:
     def stepped(self) -> None:
         """A step has used its gradient."""
         now, g = self.read(), self.p.grad
-        self.summed = None
+        self.summed, self.scaled = None, True
         self.left = None if now is None or g is None or not np.any(now) else (now, g)
 
     def close(self) -> None:
@@ -61,15 +71,19 @@ class Probe:
             handle.remove()
 
     def _arrives(self, _: torch.Tensor) -> None:
-        """The first gradient since a step is about to be added to what is there."""
-        if self.left is None:
+        """A gradient is about to be added to what is there."""
+        self.scaled = self.scaled and self._is_scaled(_backward_pass())
+        if self.left is None and not self.uncleared:
+            return
+        now = self.read()
+        unused = now is None or not np.any(now)
+        if self.left is None:  # of a second backward pass, before which it may still be cleared
+            self.uncleared = 0 if unused else self.uncleared
+            self.cleared = self.cleared or unused
             return
         (before, tensor), self.left = self.left, None
-        now = self.read()
-        kept = now is not None and same(now, before)
-        self.uncleared = self.uncleared + 1 if kept else 0
-        self.cleared = not kept
-        unused = now is None or not np.any(now)
+        self.cleared = now is None or not same(now, before)
+        self.uncleared = 0 if self.cleared else self.uncleared + 1
         self.thrown = unused and _is_smaller(taken(tensor, self.at), before)
 
     def _added(self, _: torch.Tensor) -> None:
@@ -90,10 +104,12 @@ class Gradients(Quiet):
             for p in own
             if p.requires_grad and p.is_leaf and p.numel() and type(p) in (torch.Tensor, torch.nn.Parameter)
         ]
-        self.probes = [Probe(p) for p in sorted(able, key=torch.Tensor.numel)[:_PROBES]]
+        self.probes = [
+            Probe(p, lambda task: task == self._scaled_pass) for p in sorted(able, key=torch.Tensor.numel)[:_PROBES]
+        ]
         self.scaler = scaler
         self._scaled: Callable[..., Any] | None = None
-        self._was_scaled = False
+        self._scaled_pass = -1
         if scaler is not None:
             self._listen(scaler)
 
@@ -101,9 +117,15 @@ class Gradients(Quiet):
         """Take note of losses that the scaler is given."""
         scale = scaler.scale
 
+        def flows(_: torch.Tensor) -> None:
+            self._scaled_pass = _backward_pass()
+
         def scaled(outputs: Any) -> Any:
-            self._was_scaled = True
-            return scale(outputs)
+            result = scale(outputs)
+            for loss in result if isinstance(result, list | tuple) else (result,):
+                if isinstance(loss, torch.Tensor) and loss.requires_grad:
+                    loss.register_hook(flows)  # type: ignore[no-untyped-call]
+            return result
 
         self._scaled = scaler.scale = scaled
 
@@ -129,7 +151,6 @@ class Gradients(Quiet):
                 self._look_unscaled(moment, float(scaler.get_scale()))
 
     def ends(self, moment: Moment) -> None:  # noqa: ARG002 - whichever it is
-        self._was_scaled = False
         for probe in self.probes:
             probe.stepped()
 
@@ -159,7 +180,7 @@ class Gradients(Quiet):
             if now is None or summed is None or not np.any(now) or not np.all(np.isfinite(summed)):
                 continue
             moment.found.looked["unscaled"] += 1
-            if self._was_scaled and same(now, summed):
+            if self._scaled is not None and probe.scaled and same(now, summed):
                 told = f"the step is given gradients of the scaled loss: they are {scale:g} times too large; call scaler.step(optimizer), or scaler.unscale_(optimizer) before"
                 moment.see("unscaled", "never", told, probe.p)
             elif same(now, (summed.astype(np.float64) / scale / scale).astype(now.dtype)):

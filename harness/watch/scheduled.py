@@ -19,6 +19,8 @@ class Scheduled(Quiet):
 
     def __init__(self, schedulers: Sequence[Any]) -> None:
         self.schedulers = tuple(schedulers)
+        self._counts: list[Any] = []
+        """How often each has been stepped, when they were looked at last."""
 
     def begins(self, moment: Moment) -> None:
         if not (moment.watched and self.schedulers):
@@ -44,14 +46,14 @@ class Scheduled(Quiet):
     def _look_at_rates(self, moment: Moment) -> None:
         said = [rates for s in self.schedulers if (rates := _rates(s)) is not None]
         own = [float(group["lr"]) for group in moment.optimizer.param_groups]
-        if not said or any(rates == own for rates in said):
+        counts, self._counts = self._counts, [getattr(s, "last_epoch", None) for s in self.schedulers]
+        # Groups may have been added since.
+        if not said or any(rates == own[: len(rates)] for rates in said):
             return
-        n = next((n for n, (a, b) in enumerate(zip(said[-1], own, strict=False)) if a != b), len(said[-1]))
-        if n >= len(own):
-            return
-        theirs = f"{said[-1][n]:g}" if n < len(said[-1]) else "nothing"
-        told = f"param_groups[{n}] has lr={own[n]:g} where the scheduler says {theirs}"
-        moment.see("lr-scheduled", "other", told)
+        n = next(n for n, (a, b) in enumerate(zip(said[-1], own, strict=False)) if a != b)
+        told = f"param_groups[{n}] has lr={own[n]:g} where the scheduler says {said[-1][n]:g}"
+        # One that is not stepped any more may have been replaced by another.
+        moment.see("lr-scheduled", "other", told, certain=counts != self._counts)
 
 
 def _rates(scheduler: Any) -> list[float] | None:

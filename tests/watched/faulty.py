@@ -120,10 +120,9 @@ def rates_of_groups_swapped():
     yield watch(optimizer, model, scheduler=scheduler)
     for n, _ in enumerate(train(model, optimizer, ENDLESS)):
         scheduler.step()
-        if n == 12:
-            one, other = optimizer.param_groups
-            one["lr"], other["lr"] = other["lr"], one["lr"]
-            scheduler.step = lambda: None
+        if n >= 12:  # then somebody gives them to the groups in another order
+            for group, rate in zip(optimizer.param_groups, reversed(scheduler.get_last_lr()), strict=True):
+                group["lr"] = rate
         yield
 
 
@@ -262,7 +261,7 @@ def infinite_gradient():
 # Parameters
 
 
-@told_by("steps-remain")
+@told_by("steps-remain", certain=False)
 def steps_undone():
     model = net()
     optimizer = torch.optim.AdamW(model.parameters())

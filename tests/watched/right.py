@@ -157,6 +157,63 @@ def scaler_not_used_at_first(watch):
 
 
 @right
+def gradients_of_another_loss_cleared_late(watch):
+    """As a generator gets gradients from the discriminator's loss, and clears them before its own."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch(optimizer, model)
+    for n in itertools.count():
+        backward(model, n + 1000)
+        optimizer.zero_grad()
+        backward(model, n)
+        optimizer.step()
+        yield
+
+
+@right
+def one_loss_scaled_and_another_not(watch):
+    model, other, scaler = net(), net(seed=1), torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    its = torch.optim.SGD(other.parameters(), lr=0.1)
+    watch(optimizer, model, scaler=scaler)
+    for n in itertools.count():
+        its.zero_grad()
+        backward(other, n, scaler=scaler)
+        scaler.step(its)
+        scaler.update()
+        optimizer.zero_grad()
+        backward(model, n)
+        optimizer.step()
+        yield
+
+
+@right
+def scheduler_replaced(watch):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scheduler = SCHEDULERS.LinearLR(optimizer, 0.1, total_iters=4)
+    watch(optimizer, model, scheduler=scheduler)
+    for n, _ in enumerate(endless(model, optimizer)):
+        scheduler = SCHEDULERS.ExponentialLR(optimizer, 0.9) if n == 5 else scheduler
+        scheduler.step()
+        yield
+
+
+@right
+def closure_that_the_step_clears_after(watch):
+    model = net()
+    optimizer = Clears(model.parameters(), lr=0.1)
+    watch(optimizer, model, like="SGD")
+    for n in itertools.count():
+        if n % 2:
+            optimizer.step(lambda n=n: backward(model, n))
+        else:
+            backward(model, n)
+            optimizer.step()
+        yield
+
+
+@right
 def closure(watch):
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -366,6 +423,15 @@ def resumed_in_bfloat16(watch):
 
 
 # Somebody's class
+
+
+class Clears(torch.optim.SGD):
+    """One that clears gradients itself."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        self.zero_grad()
+        return loss
 
 
 @right

@@ -60,8 +60,7 @@ class TestVerdict:
         p.grad = torch.full((3,), torch.nan)
         optimizer.step()
         report = watch.report()
-        assert [n.check for n in report.notes][0] == "finite"
-        assert report.verdict in ("pass", "unknown")
+        assert report.notes[0].check == "finite"
         assert report.elements + report.undetermined == 3
 
     def test_a_watch_that_fails_lets_the_training_go_on_and_passes_nothing(self, monkeypatch):
@@ -98,25 +97,19 @@ class TestNotJudged:
     @pytest.mark.parametrize(
         ("make", "said"),
         [
-            (lambda p: torch.optim.Muon(p, lr=0.1), "Muon is not watched"),
-            (lambda p: torch.optim.LBFGS(p), "LBFGS is not watched"),
-            (lambda p: Own(p), "no reference is known of watched.faulty:Own"),
+            (getattr(torch.optim, "Muon", None), "Muon is not watched"),
+            (torch.optim.LBFGS, "LBFGS is not watched"),
+            (Own, "no reference is known of watched.faulty:Own"),
         ],
     )
     def test_what_no_reference_says_is_unsupported_in_words(self, make, said):
+        if make is None:
+            pytest.skip("this torch has no Muon")
         p = torch.nn.Parameter(torch.ones(4, 4))
         optimizer = make([p])
-
-        def closure():
-            optimizer.zero_grad()
-            loss = p.square().sum()
-            loss.backward()
-            return loss
-
         watch = stepcheck.watch(optimizer)
-        optimizer.step(closure)
-        if isinstance(optimizer, Own):
-            assert p.grad is None
+        p.grad = torch.ones(4, 4)
+        optimizer.step(lambda: p.detach().sum())
         report = watch.report()
         assert report.verdict == "unsupported"
         assert said in str(report)
@@ -136,7 +129,7 @@ class TestNotJudged:
         ("names", "said"),
         [
             ({}, "has no 'lr' in its groups, which AdamW needs"),
-            ({"lr": "rate", "betas": ("beta1", "beta2")}, "its state has no 'step'"),
+            ({"lr": "rate", "weight_decay": "decay", "betas": ("beta1", "beta2")}, "its state has no 'step'"),
         ],
     )
     def test_what_has_another_name_is_not_judged(self, names, said):
