@@ -19,7 +19,7 @@ from stepcheck.harness.watch.numbers import Numbers
 from stepcheck.harness.watch.sampling import named_places, places, same
 from stepcheck.harness.watch.saving import Nowhere
 from stepcheck.harness.watch.step import Stepped, judge, placed, unreadable
-from stepcheck.harness.watch.subject import Held, Holder, UnsupportedError, is_compiled
+from stepcheck.harness.watch.subject import Held, Holder, UnsupportedError
 
 
 @dataclass
@@ -60,11 +60,10 @@ class Agreement(Quiet):
         self._before = []
         if not moment.watched:
             return
-        compiled = is_compiled(moment.optimizer)
         index = 0
         for n, group in enumerate(moment.optimizer.param_groups):
             try:
-                held = self.holder.held(group, compiled=compiled)
+                held = self.holder.held(group)
             except UnsupportedError as error:
                 self.unjudged[f"param_groups[{n}]", str(error)] += 1
                 continue

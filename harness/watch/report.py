@@ -59,7 +59,7 @@ class Report:
             return "unknown"
         if self.elements:
             return "pass"
-        return "unsupported" if self.steps and self.unjudged else "unknown"
+        return "unsupported" if self.unjudged else "unknown"
 
     @property
     def checks(self) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,16 +65,13 @@ class Holder:
         except DeclarationError as error:
             raise UsageError(f"{self.name}: {error}") from None
 
-    def held(self, group: Group, *, compiled: bool) -> Held:
+    def held(self, group: Group) -> Held:
         """What a group is held to now.
-
-        Args:
-            compiled: whether the step is run by ``torch.compile``.
 
         Raises:
             UnsupportedError: nothing is said of it.
         """
-        subject = self._subject(group, compiled=compiled)
+        subject = self._subject(group)
         spec = subject.spec
         if spec.products or spec.closure:
             raise UnsupportedError(
@@ -83,13 +79,13 @@ class Holder:
             )
         return Held(subject, _options(subject, group))
 
-    def _subject(self, group: Group, *, compiled: bool) -> Subject:
+    def _subject(self, group: Group) -> Subject:
         if self._spec is not None:
             return self._somebodys(group, self._spec)
         name = self.cls.__name__
         on_cpu = all(p.is_cpu for p in group["params"])
         if name in SPECS and self.cls is getattr(torch.optim, name, None):
-            mode = _mode(group, compiled=compiled)
+            mode = _mode(group)
             return _flushing(_anywhere(torch_subject(name, mode)) if not on_cpu else torch_subject(name, mode))
         if _is_fast(self.cls):
             mode = COMPENSATED if group.get(COMPENSATED) else ""
@@ -135,10 +131,8 @@ def _is_fast(cls: type) -> bool:
     return cls.__name__ in fast.__all__ and cls is getattr(fast, cls.__name__)
 
 
-def _mode(group: Group, *, compiled: bool) -> str:
+def _mode(group: Group) -> str:
     """Which implementation steps a group of a class of ``torch.optim``: on CPU tensors it is the loop where none is chosen."""
-    if compiled:
-        return "compiled"
     for mode in ("differentiable", "fused", "foreach"):
         if group.get(mode):
             return mode
@@ -173,15 +167,3 @@ def _options(subject: Subject, group: Group) -> GroupOptions:
         return GroupOptions(**vars(subject.spec.hyper_values(plain(given))), tensors=tensors)
     except (ValueError, TypeError) as error:
         raise UnsupportedError(f"the options have no meaning for the reference: {error}") from None
-
-
-def is_compiled(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the step that is being taken is run by ``torch.compile``: asked from within a hook."""
-    if hasattr(optimizer.step, "_torchdynamo_orig_callable"):
-        return True
-    frame: Any = sys._getframe()  # noqa: SLF001 - who called is asked of nobody else
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("torch._dynamo"):
-            return True
-        frame = frame.f_back
-    return False

@@ -33,6 +33,7 @@ LEAST_ELEMENTS = 3
 #: Why a step was not looked at, in words.
 _LATE_HOOK = "another hook before the step was registered since: what it does is not seen"
 _CAPTURED = "the step is captured into a CUDA graph"
+_COMPILED = "the step is run by torch.compile, which runs no hooks in it as they are"
 
 
 class WatchError(AssertionError):
@@ -108,7 +109,7 @@ class Watch:
         self.names = Names(optimizer, around.model)
         self.saved = saved
         self.steps = 0
-        self._closed = False
+        self._closed = self._compiled = False
         self.error = ""
         """Why the watch itself failed, and ended."""
         self._moment: Moment | None = None
@@ -141,7 +142,7 @@ class Watch:
             findings=self.found.findings,
             notes=self.found.notes,
             looked=dict(self.found.looked),
-            unjudged=dict(self.agreement.unjudged),
+            unjudged={**self.agreement.unjudged, **({("steps", _COMPILED): 1} if self._compiled else {})},
             never=[name for name in every if name not in judged],
             rows=tuple(self.numbers.rows),
             parameters=dict(self.numbers.parameters),
@@ -167,6 +168,9 @@ class Watch:
     # The hooks
 
     def _begins(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            self._compiled = True
+            return
         if _is_nested(optimizer):
             return
         self.steps += 1
@@ -180,7 +184,7 @@ class Watch:
         self._let_look(lambda observer: observer.begins(moment))
 
     def _ends(self, optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        if _is_nested(optimizer):
+        if torch.compiler.is_compiling() or _is_nested(optimizer):
             return
         _put_last(optimizer, self._before.id)
         moment, self._moment = self._moment, None
@@ -202,6 +206,8 @@ class Watch:
         """Why this step cannot be looked at, or nothing."""
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return _CAPTURED
+        if _is_within_compiled():
+            return _COMPILED
         _put_first(self.optimizer, self._after.id)
         hooks: Any = self.optimizer._optimizer_step_pre_hooks  # noqa: SLF001 - in which order hooks run is seen nowhere else
         return "" if next(reversed(hooks)) == self._before.id else _LATE_HOOK
@@ -233,6 +239,16 @@ class Watch:
             raise WatchError("\n".join(map(str, fresh)))
         for finding in fresh:
             warnings.warn(f"stepcheck: {finding}", WatchWarning, stacklevel=4)
+
+
+def _is_within_compiled() -> bool:
+    """Whether code that ``torch.compile`` runs calls the step: whether it has compiled a part of it nobody knows."""
+    frame: Any = sys._getframe()  # noqa: SLF001 - who called is asked of nobody else
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("torch._dynamo"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_nested(optimizer: torch.optim.Optimizer) -> bool:

@@ -12,6 +12,7 @@ from stepcheck.harness.checking.checks import CHECKS
 from stepcheck.harness.known.ledger import LEDGER
 from stepcheck.harness.life import events, values
 from stepcheck.harness.play.profiles import Profile
+from stepcheck.harness.watch import findings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -110,3 +111,9 @@ def test_every_event_recipe_layout_and_dtype_of_a_trace_is_told():
 def test_every_fact_of_a_profile_is_told():
     page = text("tolerance.md")
     assert not [f for f in Profile.__dataclass_fields__ if f"`{f}`" not in page]
+
+
+def test_every_check_of_a_watch_has_a_row():
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.+) \|$", (DOCS / "watch.md").read_text(), re.MULTILINE)
+    plain = {name: question.replace("`", "") for name, question in rows}
+    assert plain == findings.CHECKS

@@ -149,6 +149,24 @@ class TestNotJudged:
         assert (report.steps, report.judged) == (3, 2)
         assert "another hook before the step was registered since" in str(report)
 
+    @pytest.mark.parametrize("step", [False, True])
+    def test_a_step_that_is_compiled(self, step):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        watch = stepcheck.watch(optimizer, model)
+
+        def within():
+            optimizer.step()
+
+        take = torch.compile(optimizer.step if step else within, backend="eager")
+        for n in range(2):
+            optimizer.zero_grad()
+            backward(model, n)
+            take()
+        report = watch.report()
+        assert report.verdict == "unsupported"
+        assert "the step is run by torch.compile" in str(report)
+
     def test_a_scale_that_is_no_power_of_two(self):
         model, scaler = net(), torch.amp.GradScaler("cpu", init_scale=1000.0)
         optimizer = adam(model, fused=True)
