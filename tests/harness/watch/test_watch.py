@@ -149,6 +149,8 @@ class TestNotJudged:
         assert (report.steps, report.judged) == (3, 2)
         assert "another hook before the step was registered since" in str(report)
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, within itself
+    @pytest.mark.filterwarnings("ignore::FutureWarning")
     @pytest.mark.parametrize("step", [False, True])
     def test_a_step_that_is_compiled(self, step):
         model = net()
