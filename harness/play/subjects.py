@@ -440,7 +440,9 @@ def taking(subject: Subject, dtypes: Sequence[str]) -> Subject:
     """
     unknown = [dtype for dtype in dtypes if dtype not in subject.dtypes]
     if unknown:
-        raise UsageError(f"{subject.name}: dtypes: no {unknown[0]!r} can be asked of it; {', '.join(subject.dtypes)} can")
+        raise UsageError(
+            f"{subject.name}: dtypes: no {unknown[0]!r} can be asked of it; {', '.join(subject.dtypes)} can"
+        )
     if not dtypes:
         return subject
     told = f"parameters of {' and '.join(dtypes)} alone, as it is declared"
