@@ -42,6 +42,7 @@ class Library:
         url: of its source.
         requires: the library itself first, with its version. pip installs these alone: what they ask for may be another torch, or not be there.
         needs: what they must have beside torch and NumPy, which pip installs with all that it asks for.
+        environment: variables with which it is played, such as the backend of Keras.
         subjects: the names of those that are declared.
         upstream: what its authors should hear of.
         file: where all of it stands, with the ``[tool.stepcheck]`` table.
@@ -51,6 +52,7 @@ class Library:
     url: str
     requires: tuple[str, ...]
     needs: tuple[str, ...]
+    environment: Mapping[str, str]
     subjects: tuple[str, ...]
     upstream: tuple[Upstream, ...]
     file: Path
@@ -83,7 +85,7 @@ def read(file: Path) -> Library:
         said: Mapping[str, object] = table["library"]
         subjects: Mapping[str, object] = table["tool"]["stepcheck"]["subjects"]
         upstream = tuple(Upstream(**entry) for entry in table["library"].get("upstream", ()))
-        unknown = [key for key in said if key not in ("name", "url", "requires", "needs", "upstream")]
+        unknown = [key for key in said if key not in ("name", "url", "requires", "needs", "environment", "upstream")]
         if unknown:
             raise UsageError(f"{file}: [library] has no key {unknown[0]!r}")
         return Library(
@@ -91,6 +93,7 @@ def read(file: Path) -> Library:
             str(said["url"]),
             tuple(table["library"]["requires"]),
             tuple(table["library"].get("needs", ())),
+            dict(table["library"].get("environment", {})),
             tuple(subjects),
             upstream,
             file,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from stepcheck.harness.play.declared import NO_REFERENCE
 #: How long a library and a script may take.
 _LIBRARY_SECONDS = 7200.0
 _SCRIPT_SECONDS = 300.0
+Environment = Mapping[str, str]
 #: A script is run where stepcheck cannot be imported: it is to need its framework and the library alone.
 _ALONE = "import runpy, sys; sys.modules['stepcheck'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
 
@@ -40,33 +42,41 @@ def played(library: Library, folder: Path, words: list[str]) -> dict[str, Any]:
     folder.mkdir(parents=True)
     shutil.copy(library.file, folder / "pyproject.toml")
     begun = time.monotonic()
-    subjects, error = _checked(folder, words)
+    environment = {**os.environ, **library.environment}
+    subjects, error = _checked(folder, words, environment)
     if error:  # one that cannot be checked is bad usage of the whole: it is found by asking for each
         subjects = [
-            subject for name in library.subjects for subject in _alone(folder, name, words)
+            subject for name in library.subjects for subject in _alone(folder, name, words, environment)
         ]  # fmt: skip
     seconds = round(time.monotonic() - begun, 1)
-    scripts = {d["id"]: _script(folder, d["repro"]) for d in own(subjects) if d.get("repro")}
+    scripts = {d["id"]: _script(folder, d["repro"], environment) for d in own(subjects) if d.get("repro")}
     return {**about, "seconds": seconds, "subjects": subjects, "scripts": scripts}
 
 
-def _checked(folder: Path, words: list[str]) -> tuple[list[dict[str, Any]], str]:
+def _checked(folder: Path, words: list[str], environment: Environment) -> tuple[list[dict[str, Any]], str]:
     """The subjects as ``--json`` has them, or why there are none."""
     file = folder / "out.json"
     file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "stepcheck", "check", "--json", file.name, *words]
     with (folder / "out.txt").open("a") as out:
         done = subprocess.run(  # noqa: S603 - this package's own command
-            command, cwd=folder, stdout=out, stderr=subprocess.PIPE, text=True, timeout=_LIBRARY_SECONDS, check=False
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=_LIBRARY_SECONDS,
+            check=False,
         )
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))["subjects"], ""
     return [], (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
 
 
-def _alone(folder: Path, name: str, words: list[str]) -> list[dict[str, Any]]:
+def _alone(folder: Path, name: str, words: list[str], environment: Environment) -> list[dict[str, Any]]:
     """One subject; where it cannot be checked, it stands there as unsupported."""
-    subjects, error = _checked(folder, [name, *words])
+    subjects, error = _checked(folder, [name, *words], environment)
     lacking = {"subject": name, "like": NO_REFERENCE, "verdict": "unsupported", "notes": [error], "checks": []}
     return subjects or [lacking]
 
@@ -76,13 +86,13 @@ def own(subjects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     return (d for s in subjects for c in s["checks"] for d in c["divergences"] if not d.get("ledger"))
 
 
-def _script(folder: Path, name: str) -> dict[str, Any]:
+def _script(folder: Path, name: str, environment: Environment) -> dict[str, Any]:
     """A script that shows a finding: it must fail by itself, with what it was written to see."""
     text = (folder / name).read_text(encoding="utf-8")
     try:
         done = subprocess.run(  # noqa: S603 - a script that stepcheck wrote
             [sys.executable, "-W", "ignore", "-c", _ALONE, name],
-            cwd=folder, capture_output=True, text=True, timeout=_SCRIPT_SECONDS, check=False,
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=_SCRIPT_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"text": text, "confirmed": False, "told": f"does not end in {_SCRIPT_SECONDS:g} s"}
