@@ -73,6 +73,21 @@ class Functions(Dressed):
         return moved.to(p.dtype), kept
 
     @classmethod
+    def takes(cls, options: Mapping[str, Any]) -> str:
+        """The arrays in which it can take a step, of those of :data:`ARRAYS`; nothing where it is said, or it can in none."""
+        return "" if cls.arrays else next((arrays for arrays in ARRAYS if cls._steps(arrays, options)), "")
+
+    @classmethod
+    def _steps(cls, arrays: str, options: Mapping[str, Any]) -> bool:
+        p = torch.ones(2, 2, requires_grad=True)
+        p.grad = torch.ones_like(p).detach()
+        try:
+            type(cls.__name__, (cls,), {"arrays": arrays})([p], **options).step()
+        except Exception:  # noqa: BLE001 - whatever they raise who want others
+            return False
+        return True
+
+    @classmethod
     def narrows(cls, dtype: str, options: Mapping[str, Any]) -> str:
         """That a step of a parameter of this dtype is computed in another one, in words, or nothing."""
         p = torch.ones(2, 2, dtype=getattr(torch, dtype), requires_grad=True)
@@ -90,7 +105,7 @@ def functional(
     make: Callable[..., Any],
     apply: Callable[[list[Any], Any], Any] | None = None,
     *,
-    arrays: str = "numpy",
+    arrays: str = "",
     imports: str = "",
 ) -> type[Functions]:
     """An optimizer class of pure functions.
@@ -99,13 +114,14 @@ def functional(
         make: called with the options, by their names, such as ``optax.adam``; it returns something that has functions ``init(params)``, which
             returns a state, and ``update(gradients, state, params)``, which returns updates and the next state; or the two in a tuple.
         apply: called with parameters and updates; by default it adds them.
-        arrays: ``"numpy"``, or ``"torch"`` for tensors: what parameters and gradients are given as, each in a list of one.
+        arrays: ``"numpy"``, or ``"torch"`` for tensors: what parameters and gradients are given as, each in a list of one. Where nothing is
+            said, it is tried in which of them a step can be taken: NumPy's, if it can in both.
         imports: the statement with which a script imports ``make`` under that name, where it is not to be imported from its own module.
 
     Raises:
         UsageError: the signature of ``make`` cannot be read, or takes what has no name; or there are no such arrays.
     """
-    if arrays not in ARRAYS:
+    if arrays and arrays not in ARRAYS:
         raise UsageError(f"functional: no arrays {arrays!r}; there is {', '.join(ARRAYS)}")
     module, attribute = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "functions")
     name = f"{FUNCTIONS}:{module}:{attribute}"

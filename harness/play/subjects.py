@@ -375,12 +375,16 @@ def _as_shaped(said: Declaration, shape: Shape, reference: Spec) -> Declaration:
 
 
 def _narrow(make: Callable[..., Any], shape: Shape, spec: Spec, terms: Terms) -> dict[str, str]:
-    """The dtypes that pure functions do not compute in, and why; tried in a process of its own."""
+    """The dtypes that pure functions do not compute in, and why; tried in a process of its own, and before that what arrays they take."""
     narrows = getattr(make, "narrows", None)
     if narrows is None:
         return {}
     options = {h.name: h.default for h in spec.hyper if h.default is not None}
     given = {k: v for k, v in {**terms.theirs(options), **terms.held}.items() if k in shape.options}
+    takes = getattr(make, "takes", None)
+    if takes is not None:
+        arrays = signature.apart(lambda: takes(given))
+        make.arrays = arrays if isinstance(arrays, str) and arrays else make.arrays  # type: ignore[attr-defined]
     found = signature.apart(lambda: {dtype: narrows(dtype, given) for dtype in shape.dtypes})
     if isinstance(found, dict):
         return {dtype: f"it {why}" for dtype, why in found.items() if why}

@@ -198,3 +198,23 @@ def test_wrong_ones_fail_and_their_script_needs_no_stepcheck(tmp_path):
 def test_ones_that_draw_random_numbers_are_found_out():
     result = checked("draws", 3, only=("random-state",))
     assert result.verdict == "fail"
+
+
+def of_tensors(lr=0.5):
+    """Functions that want tensors of torch's, as torchopt's do."""
+
+    def update(gradients, state, params):
+        return [gradients[0].mul(-lr)], {"n": state["n"] + 1}
+
+    return (lambda params: {"n": torch.zeros_like(params[0]).sum()}), update
+
+
+def of_any(lr=0.5):
+    return (lambda _: ()), (lambda gradients, state, params: ([-lr * gradients[0]], state))
+
+
+@pytest.mark.parametrize(("make", "arrays"), [(of_tensors, "torch"), (of_any, "numpy")])
+def test_which_arrays_they_take_is_tried(make, arrays):
+    subject = class_subject(functional(make), "SGD", "functions:test:make")
+    assert subject.make.arrays == arrays
+    assert subject.dtypes == ("float32", "float64")
