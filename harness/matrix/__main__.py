@@ -23,6 +23,8 @@ from stepcheck.harness.support.usage import UsageError
 
 #: The seed of all lives.
 _SEED = 0
+#: Seconds after which a subject is called busy: a library is not to be charged with what else runs on the machine.
+_PATIENCE = "120"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written = _before(file) if given.library else {}
     environment = report.environment()
     for library in asked:
-        words = ["--seed", str(_SEED), *(["--examples", str(given.examples)] if given.examples else [])]
+        words = [
+            "--seed",
+            str(_SEED),
+            "--patience",
+            _PATIENCE,
+            *(["--examples", str(given.examples)] if given.examples else []),
+        ]
         found = played(library, given.work.resolve() / library.file.stem, words)
         written[library.file.stem] = {**found, "framework": f"torch {environment['torch']}"}
         print(_line(matrix({**_head(environment), "libraries": [found]}).libraries[0], found["seconds"]), flush=True)  # noqa: T201

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from stepcheck.harness.play.declared import NO_REFERENCE
 _LIBRARY_SECONDS = 7200.0
 _SCRIPT_SECONDS = 300.0
 Environment = Mapping[str, str]
+#: Scripts at a time: most of one is the import of torch.
+_AT_ONCE = 2
 #: A script is run where stepcheck cannot be imported: it is to need its framework and the library alone.
 _ALONE = "import runpy, sys; sys.modules['stepcheck'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
 
@@ -49,7 +52,10 @@ def played(library: Library, folder: Path, words: list[str]) -> dict[str, Any]:
             subject for name in library.subjects for subject in _alone(folder, name, words, environment)
         ]  # fmt: skip
     seconds = round(time.monotonic() - begun, 1)
-    scripts = {d["id"]: _script(folder, d["repro"], environment) for d in own(subjects) if d.get("repro")}
+    found = [d for d in own(subjects) if d.get("repro")]
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        ran = threads.map(lambda d: _script(folder, d["repro"], environment), found)
+        scripts = {d["id"]: script for d, script in zip(found, ran, strict=True)}
     return {**about, "seconds": seconds, "subjects": subjects, "scripts": scripts}
 
 
