@@ -323,11 +323,18 @@ def sibling(subject: Subject, into: int, trace: Trace) -> Subject:
 
 
 def torchs_own(spec: Spec, trace: Trace) -> Subject | None:
-    """torch's own optimizer of the name, where it can play a life."""
+    """torch's own optimizer of the name, where it can play a life; with what the reference holds its options at."""
     if no_such_class(spec.name):
         return None
     subject = torch_subject(spec.name, "forloop")
-    return subject if can_play(subject, trace) else None
+    if not can_play(subject, trace):
+        return None
+    defaults = {h.name: h.default for h in subject.spec.hyper}
+    held = {h.name: h.default for h in spec.hyper if h.name in defaults and h.default != defaults[h.name]}
+    if not held:
+        return subject
+    hyper = tuple(replace(h, default=held.get(h.name, h.default)) for h in subject.spec.hyper)
+    return replace(subject, spec=replace(subject.spec, hyper=hyper), make=functools.partial(subject.make, **held))
 
 
 def can_play(subject: Subject, trace: Trace) -> bool:

@@ -22,9 +22,11 @@ from stepcheck.harness.life.events import (
 )
 from stepcheck.harness.life.trace import Trace
 from stepcheck.harness.life.values import Values
-from stepcheck.harness.play.families import resolve, sibling
+from stepcheck.harness.play.declared import Declaration
+from stepcheck.harness.play.families import resolve, sibling, torchs_own
 from stepcheck.harness.play.player import Player
 from stepcheck.harness.play.subjects import class_subject
+from stepcheck.reference import SPECS
 
 ONES = Gradient(Values("constant", high=1.0))
 GO = Step({0: ONES})
@@ -245,3 +247,12 @@ def test_a_default_that_cannot_be_sent_hides_nothing_else():
     takes = class_subject(Rounded, "SGD", "Rounded").takes
     assert takes.options == {"lr", "maximize"}
     assert "rounding" in takes.others
+
+
+def test_torch_s_own_is_built_with_what_is_held():
+    spec, _ = Declaration("SGD", held={"momentum": 0.9}).spoken(SPECS["SGD"])
+    trace = Trace("SGD", (Parameter((2,), "float32", ONES.values),), (Group((0,), {"nesterov": True}),), (GO,))
+    own = torchs_own(spec, trace)
+    recording = Player(own, trace).play()
+    assert recording.raised is None
+    assert own.make([torch.ones(2, requires_grad=True)], nesterov=True).param_groups[0]["momentum"] == 0.9
