@@ -11,7 +11,8 @@ from stepcheck.harness.judging.judge import Judge
 from stepcheck.harness.judging.judgement import Judgement
 from stepcheck.harness.play.recording import Recording
 from stepcheck.harness.play.subjects import Subject
-from stepcheck.reference.dialects import Dialect, applied, dialects, with_options
+from stepcheck.reference.dialect import Dialect, with_options
+from stepcheck.reference.dialects import applied, dialects
 from stepcheck.reference.spec import PARAMETER
 
 #: Lives with which a convention is looked for, of those that deviate and of those that do not; those that are kept to see in how many it is

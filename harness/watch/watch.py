@@ -242,10 +242,14 @@ class Watch:
 
 
 def _is_within_compiled() -> bool:
-    """Whether code that ``torch.compile`` runs calls the step: whether it has compiled a part of it nobody knows."""
+    """Whether code that ``torch.compile`` runs calls the step: whether it has compiled a part of it nobody knows.
+
+    Once anything was compiled, the steps of some of torch's classes are called through what keeps them from that: those run as they are.
+    """
     frame: Any = sys._getframe()  # noqa: SLF001 - who called is asked of nobody else
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("torch._dynamo"):
+        kept_from_it = frame.f_code.co_qualname.startswith("DisableContext.")
+        if frame.f_globals.get("__name__", "").startswith("torch._dynamo") and not kept_from_it:
             return True
         frame = frame.f_back
     return False

@@ -8,7 +8,8 @@ from stepcheck.harness.certificate.references import certify
 from stepcheck.harness.play.references import spec_of
 from stepcheck.harness.support.usage import UsageError
 from stepcheck.reference import SPECS
-from stepcheck.reference.dialects import _LIBRARIES, dialects, in_dialects, title, with_options
+from stepcheck.reference.dialect import with_options
+from stepcheck.reference.dialects import _LIBRARIES, dialects, in_dialects, title
 
 #: Those that compute something else; who counts the steps does not.
 EACH = [(spec, d.name) for spec in SPECS.values() for d in dialects(spec) if not d.of_group]

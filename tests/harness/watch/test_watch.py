@@ -265,3 +265,16 @@ class TestSaved:
         assert not found.problems
         assert [row["step"] for row in rows if "worst" in row] == [1, 2, 3]
         assert {row["check"] for row in rows if "check" in row} == {"agreement"}
+
+
+def test_a_step_that_torch_keeps_from_its_compiler_is_judged(monkeypatch):
+    """What torch does to SparseAdam and LBFGS as soon as its compiler is imported, whatever is compiled."""
+    monkeypatch.setattr(torch.optim.SGD, "step", torch.compiler.disable(torch.optim.SGD.step))
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    watch = stepcheck.watch(optimizer)
+    for _ in range(3):
+        p.grad = torch.ones(4)
+        optimizer.step()
+    report = watch.report()
+    assert (report.verdict, report.judged) == ("pass", 3)
