@@ -97,7 +97,7 @@ def test_one_that_knows_more_than_it_is_sent_is_found_out(check):
         "def step(options, parameter, gradient, state, dtype, **_):\n",
         f"SEEN = []\n\n\n{remembers}",
     )
-    done = check(words, "--like", "Adam", "--examples", "36")
+    done = check(words, "--like", "Adam", "--examples", "24")
     assert done.returncode == 1
     assert "state leaks between optimizers" in done.stdout
 
