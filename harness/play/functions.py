@@ -30,6 +30,8 @@ _UNASKED = unasked(
 )
 
 
+#: What optax and torchopt call options, by the names of the references; said of functions that have options of these names.
+NAMES: Mapping[str, str] = {"lr": "learning_rate", "betas": "b1, b2", "alpha": "decay"}
 #: Of what is compiled by XLA: on a CPU, that takes subnormal numbers for zero.
 FLUSHES: Mapping[str, Any] = {"flush_to_zero": True}
 
@@ -134,6 +136,7 @@ def functional(
         "Functions",
         options,
         imports=imports or importing(module, attribute),
+        names=NAMES,
         facts=FLUSHES if _is_of_jax(module) else {},
     )
     called = attribute.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""A library of four classes: one right, one whose fault was looked at, one whose fault was not, and one that cannot be built."""
+"""A library of four classes: one right, one without a reference, one whose fault was looked at, and one whose fault was not."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ import re
 import pytest
 
 from stepcheck.harness.matrix import __main__ as command
-from stepcheck.harness.matrix import library
+from stepcheck.harness.matrix import library, play
 from stepcheck.harness.matrix.cells import AGREES, FAULTS, HOLDS, UNSUPPORTED, matrix
 
 CLASSES = """
@@ -42,11 +42,6 @@ class HalfRate(SGD):
         for group in self.param_groups:
             group["lr"] *= 2
         return loss
-
-
-class NeedsMore(SGD):
-    def __init__(self, params, secret):
-        super().__init__(params)
 """
 
 TABLE = """
@@ -74,8 +69,6 @@ expected_failures = { gradient-unwritten = "the caller's gradient is halved" }
 
 [tool.stepcheck.subjects."tiny_optimizers:HalfRate"]
 like = "SGD"
-
-[tool.stepcheck.subjects."tiny_optimizers:NeedsMore"]
 """
 
 
@@ -111,7 +104,6 @@ def test_each_class_has_a_cell(table):
         "Unheard": ("Unheard", HOLDS),
         "WritesGradient": ("WritesGradient", FAULTS),
         "HalfRate": ("SGD", FAULTS),
-        "NeedsMore": ("NeedsMore", UNSUPPORTED),
     }
     assert [library.error for library in table.libraries] == ["", "no-such-library is not installed"]
 
@@ -132,8 +124,8 @@ def test_what_nobody_looked_at_is_exit_status_1(played):
 
 def test_it_is_published(played):
     told = (played[0] / "matrix.md").read_text()
-    assert "5 classes of 1 libraries" in told
-    assert "| 1.2 | 5 | 1 | 1 | 2 | 1 |" in told
+    assert "4 classes of 1 libraries" in told
+    assert "| 1.2 | 4 | 1 | 1 | 2 | 0 |" in told
     page = (played[0] / "matrix.html").read_text()
     assert "Tiny &amp; &lt;small&gt;" in page
     assert "<small>" not in page
@@ -154,3 +146,31 @@ def test_an_issue_upstream_has_its_script_and_versions(played):
 def test_a_library_that_there_is_not_is_bad_usage(capsys):
     assert command.main(["nothing"]) == 2
     assert capsys.readouterr().err.startswith("no library named 'nothing'; there is ")
+
+
+def test_one_that_cannot_be_checked_hides_no_other(tmp_path, monkeypatch):
+    def checked(_folder, words, _environment):
+        if words == ["tiny_optimizers:Right"]:
+            return [
+                {"subject": "tiny_optimizers:Right", "like": "SGD", "verdict": "pass", "notes": [], "checks": []}
+            ], ""
+        return [], "stepcheck: tiny_optimizers:Unheard: it raises"
+
+    (tmp_path / "tiny.toml").write_text(TABLE)
+    one = library.read(tmp_path / "tiny.toml")
+    monkeypatch.setattr(library.Library, "lacks", lambda _: "")
+    monkeypatch.setattr(play, "_checked", checked)
+    found = play.played(one, tmp_path / "work", [])
+    table = matrix({"libraries": [found], "environment": {}, "seed": 0})
+    assert [(cell.subject.partition(":")[2], cell.state) for cell in table.cells][:2] == [
+        ("Right", AGREES),
+        ("Unheard", UNSUPPORTED),
+    ]
+
+
+def test_what_is_mended_upstream_is_a_cause_that_nobody_looked_at():
+    check = {"check": "agreement", "verdict": "fail", "ran": 5, "worst_ratio": 0.5, "divergences": []}
+    subject = {"subject": "a:B", "like": "SGD", "verdict": "fail", "notes": [], "checks": [check]}
+    played = {"name": "A", "url": "", "versions": {}, "subjects": [subject], "scripts": {}}
+    (fault,) = matrix({"libraries": [played], "environment": {}, "seed": 0}).faults
+    assert (fault.cause, fault.looked_at) == ("agreement passes, and is expected to fail: mended upstream?", False)
