@@ -6,6 +6,7 @@ any tree of tuples, dictionaries and dataclasses: its arrays are kept by the nam
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from stepcheck.harness.support.usage import UsageError
 #: What stands before the name of a function, where a subject is named.
 FUNCTIONS = "functions"
 #: How parameters and gradients are given.
-ARRAYS = ("numpy", "torch")
+ARRAYS = ("numpy", "torch", "jax")
 _UNASKED = unasked(
     "functions are given copies",
     "they are given a parameter and its gradient in a step, and nothing else",
@@ -76,8 +77,8 @@ class Functions(Dressed):
 
     @classmethod
     def takes(cls, options: Mapping[str, Any]) -> str:
-        """The arrays in which it can take a step, of those of :data:`ARRAYS`; nothing where it is said, or it can in none."""
-        return "" if cls.arrays else next((arrays for arrays in ARRAYS if cls._steps(arrays, options)), "")
+        """The arrays in which it can take a step; nothing where that is said, or it can in none."""
+        return "" if cls.arrays else next((arrays for arrays in ("numpy", "torch") if cls._steps(arrays, options)), "")
 
     @classmethod
     def _steps(cls, arrays: str, options: Mapping[str, Any]) -> bool:
@@ -116,8 +117,8 @@ def functional(
         make: called with the options, by their names, such as ``optax.adam``; it returns something that has functions ``init(params)``, which
             returns a state, and ``update(gradients, state, params)``, which returns updates and the next state; or the two in a tuple.
         apply: called with parameters and updates; by default it adds them.
-        arrays: ``"numpy"``, or ``"torch"`` for tensors: what parameters and gradients are given as, each in a list of one. Where nothing is
-            said, it is tried in which of them a step can be taken: NumPy's, if it can in both.
+        arrays: ``"numpy"``, ``"torch"`` for tensors, or ``"jax"``: what parameters and gradients are given as, each in a list of one. Where
+            nothing is said, JAX's where their package imports that; else it is tried whether a step can be taken in NumPy's, and in tensors.
         imports: the statement with which a script imports ``make`` under that name, where it is not to be imported from its own module.
 
     Raises:
@@ -126,6 +127,7 @@ def functional(
     if arrays and arrays not in ARRAYS:
         raise UsageError(f"functional: no arrays {arrays!r}; there is {', '.join(ARRAYS)}")
     module, attribute = getattr(make, "__module__", "__main__"), getattr(make, "__qualname__", "functions")
+    of_jax = _is_of_jax(module)
     name = f"{FUNCTIONS}:{module}:{attribute}"
     options = options_of(name, make)
     shape = Shape(
@@ -137,10 +139,14 @@ def functional(
         options,
         imports=imports or importing(module, attribute),
         names=NAMES,
-        facts=FLUSHES if _is_of_jax(module) else {},
+        facts=FLUSHES if of_jax else {},
     )
     called = attribute.rpartition(".")[2]
-    own = {"make": staticmethod(make), "apply": staticmethod(apply or trees.added), "arrays": arrays}
+    own = {
+        "make": staticmethod(make),
+        "apply": staticmethod(apply or trees.added),
+        "arrays": arrays or ("jax" if of_jax else ""),
+    }
     return dressed(Functions, called if called.isidentifier() else "Functions", shape, **own)
 
 
@@ -178,4 +184,6 @@ def options_of(name: str, make: Callable[..., Any]) -> dict[str, Any]:
 
 def _array(t: torch.Tensor, arrays: str) -> Any:
     copied = t.detach().clone(memory_format=torch.contiguous_format)
+    if arrays == "jax":
+        return importlib.import_module("jax.numpy").asarray(copied.numpy())
     return copied if arrays == "torch" else copied.numpy()

@@ -52,7 +52,7 @@ class Functions(torch.optim.Optimizer):  # keeps groups and state, and has the f
         loss = None if closure is None else torch.enable_grad()(closure)()
         for g, p in [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]:
             init, update = pair(make(**{{k: g[k] for k in options}}))
-            array, gradient = (t.clone(memory_format=torch.contiguous_format){arrays} for t in (p, p.grad.detach()))
+            array, gradient = (as_array(t.clone(memory_format=torch.contiguous_format)) for t in (p, p.grad.detach()))
             state = filled(init([array]), self.state[p])
             by_name = "params" in inspect.signature(update).parameters
             updates, after = update([gradient], state, params=[array]) if by_name else update([gradient], state, [array])
@@ -78,6 +78,13 @@ def lines(subject: Subject) -> list[str]:
     return _of_functions(subject) if issubclass(subject.make, Functions) else _of_framework(subject)  # type: ignore[arg-type]
 
 
+#: How a script makes of a tensor what functions take.
+_AS_ARRAY = {
+    "numpy": ("as_array = torch.Tensor.numpy",),
+    "torch": ("as_array = torch.Tensor.detach",),
+    "jax": ("import jax.numpy", "def as_array(t): return jax.numpy.asarray(t.numpy())"),
+}
+
 #: What modules are looked for where one stands for.
 _PATH = '__import__("sys").path.insert(0, "")  # modules are looked for where you stand'
 
@@ -86,14 +93,14 @@ def _of_functions(subject: Subject) -> list[str]:
     make: Any = subject.make
     own = make.apply is not trees.added
     apply = f"from {make.apply.__module__} import {make.apply.__qualname__} as apply" if own else "apply = added"
-    arrays = "" if make.arrays == "torch" else ".numpy()"
     return [
         "import dataclasses, inspect",
         "import numpy as np",
         _PATH,
         subject.imports,
         "options = {k: p.default for k, p in inspect.signature(make).parameters.items()}",
-        *_FUNCTIONS.format(arrays=arrays).splitlines(),
+        *_AS_ARRAY[make.arrays or "numpy"],
+        *_FUNCTIONS.format().splitlines(),
         "# A state as its arrays, by name, and back.",
         *_written(trees),
         apply,
