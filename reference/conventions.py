@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import addcdiv, addcmul, any_order
+from stepcheck.reference.arithmetic import any_order
 from stepcheck.reference.spec import HyperValues, Number, State
 
 #: One step of one parameter, as :attr:`Spec.update` is.
 Step = Callable[[Number, Number, State, HyperValues], tuple[Number, State]]
 
-#: Averages of squares that eps stands beside, by their names.
-SQUARES = ("max_exp_avg_sq", "exp_avg_sq", "square_avg", "sum")
 #: A number of steps after which no bias is left.
 _MANY = 2.0**40
 
@@ -25,7 +23,8 @@ def but(hyper: HyperValues, **changes: Any) -> HyperValues:
     return SimpleNamespace(**{**vars(hyper), **changes})
 
 
-def _ascended(g: Number, hyper: HyperValues) -> Number:
+def ascended(g: Number, hyper: HyperValues) -> Number:
+    """The gradient, turned where the step ascends."""
     return -g if getattr(hyper, "maximize", False) else g
 
 
@@ -57,67 +56,8 @@ def coupled(update: Step) -> Step:
     """The decay is a part of the gradient."""
 
     def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
-        g = _ascended(g, hyper) + hyper.weight_decay * p
+        g = ascended(g, hyper) + hyper.weight_decay * p
         return update(p, g, state, but(hyper, weight_decay=0.0, maximize=False))
-
-    return step
-
-
-def eps_placed(placed: Callable[[Number, Number, Number], Number]) -> Callable[[Step], Step]:
-    """Another number beside the root: of eps, the average of squares, and its bias correction."""
-
-    def wrap(update: Step) -> Step:
-        def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
-            _, after = update(p, g, state, hyper)
-            square = next(after[name] for name in SQUARES if name in after)
-            if getattr(hyper, "centered", False):
-                square = addcmul(square, after["grad_avg"], after["grad_avg"], -1.0)
-            corrected = 1 - hyper.betas[1] ** after["step"] if hasattr(hyper, "betas") else 1.0
-            return update(p, g, state, but(hyper, eps=placed(hyper.eps, square, corrected)))
-
-        return step
-
-    return wrap
-
-
-def inside_corrected(eps: Number, square: Number, corrected: Number) -> Number:
-    """What beside the root is worth an eps inside it: sqrt(x + eps) - sqrt(x), written so that nothing cancels; x is corrected."""
-    return eps / (np.sqrt(square / corrected + eps) + np.sqrt(square / corrected))
-
-
-def inside_uncorrected(eps: Number, square: Number, corrected: Number) -> Number:
-    """The same of the average before its bias is corrected."""
-    return eps / (np.sqrt(square + eps) + np.sqrt(square)) / np.sqrt(corrected)
-
-
-def inside(eps: Number, square: Number, corrected: Number) -> Number:  # noqa: ARG001 - nothing is corrected
-    """The same of an average that has no bias to be corrected."""
-    return eps / (np.sqrt(square + eps) + np.sqrt(square))
-
-
-def beside_uncorrected(eps: Number, square: Number, corrected: Number) -> Number:  # noqa: ARG001 - whatever the square
-    """What is worth an eps beside the root of the average before its bias is corrected."""
-    return eps / np.sqrt(corrected)
-
-
-def beside_corrected(eps: Number, square: Number, corrected: Number) -> Number:  # noqa: ARG001 - whatever the square
-    """What is worth an eps beside the root of the corrected average, where the reference has it beside the uncorrected one."""
-    return eps * np.sqrt(corrected)
-
-
-def beside_norm(update: Step) -> Step:
-    r"""Adamax divides by :math:`u_t + \epsilon`, where :math:`u_t \leftarrow \max(\beta_2 u_{t-1}, |g_t|)` is kept without eps."""
-
-    def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
-        _, after = update(p, g, state, but(hyper, eps=0.0))
-        m, divisor = after["exp_avg"], after["exp_inf"] + hyper.eps
-        correction = 1 - hyper.betas[0] ** after["step"]
-        p = any_order(
-            addcdiv(p, m, divisor, -hyper.lr / correction),
-            textbook=lambda: addcdiv(p, m / correction, divisor, -hyper.lr),
-            folded=lambda: p - hyper.lr * m / (correction * divisor),
-        )
-        return p, after
 
     return step
 
@@ -144,11 +84,23 @@ def debiased(*averages: str) -> Callable[[Step], Step]:
             weights = {name: hyper.betas[name != "exp_avg"] for name in averages}
             kept = {name: state[name] * (1 - beta**t) for name, beta in weights.items()}
             p, after = update(p, g, {**state, **kept}, hyper)
-            return p, {**after, **{name: after[name] / (1 - beta ** (t + 1)) for name, beta in weights.items()}}
+            means = {name: _mean(state[name], after[name], beta, t + 1) for name, beta in weights.items()}
+            return p, {**after, **means}
 
         return step
 
     return wrap
+
+
+def _mean(before: Number, after: Number, beta: float, t: Number) -> Number:
+    r"""An average without its bias; or as the mean before it, moved by :math:`1 - \hat\beta_t`, where :math:`\hat\beta_t = \frac{\beta^t - \beta}{\beta^t - 1}`."""
+    mean = after / (1 - beta**t)
+
+    def moved() -> Number:
+        share = (1 - (beta**t - beta) / (beta**t - 1)) * (1 - beta**t) / (1 - beta)
+        return before + (mean - before) * share
+
+    return any_order(mean, folded=moved)
 
 
 def maximum_of_corrected(update: Step) -> Step:
@@ -178,7 +130,7 @@ def lr_inside(update: Step) -> Step:
     """The momentum is that of steps, lr included."""
 
     def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
-        g = _ascended(g, hyper)
+        g = ascended(g, hyper)
         if hyper.weight_decay != 0:
             g = g + hyper.weight_decay * p
         bare = but(hyper, weight_decay=0.0, maximize=False)

@@ -9,24 +9,27 @@ from collections.abc import Callable, Iterable, Iterator
 
 from stepcheck.reference.conventions import (
     AT_ONCE,
-    SQUARES,
-    beside_corrected,
-    beside_norm,
-    beside_uncorrected,
     coupled,
     debiased,
     decayed_after,
     decoupled,
-    eps_placed,
-    inside,
-    inside_corrected,
-    inside_uncorrected,
     lr_inside,
     maximum_of_corrected,
     momentum_decaying,
     uncorrected,
 )
 from stepcheck.reference.dialect import Dialect
+from stepcheck.reference.epsilon import (
+    SQUARES,
+    beside_corrected,
+    beside_norm,
+    beside_uncorrected,
+    eps_placed,
+    inside,
+    inside_corrected,
+    inside_uncorrected,
+    inside_variance,
+)
 from stepcheck.reference.spec import Spec
 
 
@@ -114,7 +117,8 @@ _DIALECTS = (
     Dialect("eps", "eps-beside-corrected-root", "eps beside the root of the average after its bias is corrected", lambda s: s.name == "RAdam", eps_placed(beside_corrected)),
     Dialect("eps", "eps-inside-root", "eps inside the root, beside the corrected average", _corrects, eps_placed(inside_corrected)),
     Dialect("eps", "eps-inside-uncorrected-root", "eps inside the root, beside the average before its bias is corrected", _corrects, eps_placed(inside_uncorrected)),
-    Dialect("eps", "eps-inside-root", "eps inside the root", lambda s: _has("eps")(s) and s.name in ("RMSprop", "Adagrad", "RAdam"), eps_placed(inside)),
+    Dialect("eps", "eps-inside-root", "eps inside the root", lambda s: s.name in ("Adagrad", "RAdam"), eps_placed(inside)),
+    Dialect("eps", "eps-inside-root", "eps inside the root", lambda s: s.name == "RMSprop", inside_variance),
     Dialect("eps", "eps-beside-norm", "eps beside the norm, which is kept without it", lambda s: s.name == "Adamax", beside_norm),
     Dialect("schedule", "momentum-decay-of-one", "momentum that is beta1 * (1 - 0.96**t / 2)", lambda s: s.name == "NAdam", momentum_decaying(1.0)),
     Dialect("schedule", "constant-momentum", "momentum that is beta1 from the first step on", lambda s: s.name == "NAdam", momentum_decaying(AT_ONCE)),

@@ -15,7 +15,7 @@ from stepcheck.harness.life.memory import SparseRaw
 from stepcheck.harness.numbers.comparison import Array, reals
 from stepcheck.harness.watch.step import Stepped
 from stepcheck.harness.watch.subject import Held
-from stepcheck.reference.conventions import SQUARES
+from stepcheck.reference.epsilon import SQUARES
 
 
 @dataclass

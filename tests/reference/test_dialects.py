@@ -139,6 +139,24 @@ def test_eps_inside_the_root_of_a_centered_average_by_hand():
     assert (state["square_avg"].item(), state["grad_avg"].item(), p.item()) == pytest.approx((1.0, 0.5, -2.0))
 
 
+def test_eps_inside_the_root_of_a_variance_that_rounding_leaves_below_zero():
+    spec = spec_of("RMSprop[eps-inside-root]")
+    hyper = spec.hyper_values(centered=True, alpha=0.75, eps=0.25, lr=1.0)
+    below = {"step": 1.0, "square_avg": np.array([1.0 - 2e-16]), "grad_avg": np.array([1.0])}
+    p, _ = spec.update(np.array([0.0]), np.array([1.0]), below, hyper)
+    assert p.item() == pytest.approx(-2.0)
+
+
+def test_a_mean_may_be_moved_from_the_one_before():
+    """As optimi does: its share of the new value is rounded, which matters where beta is near 1."""
+    spec = spec_of("Adam[debiased-averages]")
+    hyper = spec.hyper_values(betas=(0.9, 0.9999), eps=1.0)
+    state = {"step": 1.0, "exp_avg": np.array([1.0]), "exp_avg_sq": np.array([3.0])}
+    _, after = spec.update(np.array([0.0]), np.array([2.0]), state, hyper)
+    share = 1 - (0.9999**2 - 0.9999) / (0.9999**2 - 1)
+    assert after["exp_avg_sq"].item() == pytest.approx(3.0 + (4.0 - 3.0) * share, rel=1e-11)
+
+
 def test_eps_beside_the_norm_by_hand():
     spec = spec_of("Adamax[eps-beside-norm]")
     hyper = spec.hyper_values(betas=(0.5, 0.5), eps=0.5, lr=1.0)
