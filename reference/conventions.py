@@ -71,8 +71,10 @@ def momentum_decaying(rate: float) -> Callable[[Step], Step]:
     return wrap
 
 
-#: A decay with which no momentum is that of its beginning.
-AT_ONCE = _MANY
+def constant_momentum(update: Step) -> Step:
+    r"""NAdam's :math:`\mu_t` is :math:`\beta_1` from the first step on, and the product of all of them :math:`\beta_1^t`, of the :math:`\beta_1` of that step."""
+    step = momentum_decaying(_MANY)(update)
+    return lambda p, g, state, hyper: step(p, g, {**state, "mu_product": hyper.betas[0] ** state["step"]}, hyper)
 
 
 def debiased(*averages: str) -> Callable[[Step], Step]:

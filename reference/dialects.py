@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from stepcheck.reference.conventions import (
-    AT_ONCE,
+    constant_momentum,
     coupled,
     debiased,
     decayed_after,
@@ -121,7 +121,7 @@ _DIALECTS = (
     Dialect("eps", "eps-inside-root", "eps inside the root", lambda s: s.name == "RMSprop", inside_variance),
     Dialect("eps", "eps-beside-norm", "eps beside the norm, which is kept without it", lambda s: s.name == "Adamax", beside_norm),
     Dialect("schedule", "momentum-decay-of-one", "momentum that is beta1 * (1 - 0.96**t / 2)", lambda s: s.name == "NAdam", momentum_decaying(1.0)),
-    Dialect("schedule", "constant-momentum", "momentum that is beta1 from the first step on", lambda s: s.name == "NAdam", momentum_decaying(AT_ONCE)),
+    Dialect("schedule", "constant-momentum", "momentum that is beta1 from the first step on", lambda s: s.name == "NAdam", constant_momentum),
     Dialect("averages", "debiased-averages", "averages that are kept debiased", _ADAM, debiased("exp_avg", "exp_avg_sq")),
     Dialect("averages", "debiased-exp-avg", "an exp_avg that is kept debiased", _ADAM, debiased("exp_avg")),
     Dialect("averages", "debiased-exp-avg-sq", "an exp_avg_sq that is kept debiased", _ADAM, debiased("exp_avg_sq")),
@@ -142,7 +142,7 @@ _DIALECTS = (
 
 
 #: Libraries that document other conventions than torch, and which, by optimizer: https://keras.io/api/optimizers/ (Keras 3; its weight decay is
-#: decoupled everywhere), https://optax.readthedocs.io (its rmsprop, adagrad, adamax and nadam), TensorFlow 1 (tf.compat.v1.train, training_ops.h), and
+#: decoupled everywhere), https://optax.readthedocs.io (its rmsprop, adagrad, radam and nadam), TensorFlow 1 (tf.compat.v1.train, training_ops.h), and
 #: https://nvidia.github.io/apex/optimizers.html: FusedAdam is decoupled by default (adam_w_mode) and has one step for a group (fused_adam.py:
 #: "assume same step across group"; eps stands as in torch). FusedSGD and FusedAdagrad count nothing; of the others there is no reference.
 _LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -162,8 +162,8 @@ _LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "optax": {
         "Adagrad": ("eps-inside-root",),
-        "Adamax": ("eps-beside-norm",),
         "NAdam": ("constant-momentum",),
+        "RAdam": ("eps-beside-corrected-root",),
         "RMSprop": ("eps-inside-root", "lr-inside-momentum"),
     },
     "tensorflow": {

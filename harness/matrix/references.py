@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepcheck.reference.arithmetic import ema
+from stepcheck.reference.arithmetic import any_order, ema
 from stepcheck.reference.spec import Buffer, Domain, Hyper, HyperValues, Number, Spec, State
 
 
@@ -27,9 +27,10 @@ def lion(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number
     Source: Chen and others, *Symbolic discovery of optimization algorithms*, NeurIPS 2023, algorithm 2.
     """
     beta1, beta2 = hyper.betas
-    m = state["exp_avg"]
-    p = p * (1 - hyper.lr * hyper.weight_decay)
-    return p - hyper.lr * np.sign(ema(m, g, beta1)), {"exp_avg": ema(m, g, beta2)}
+    m, decay = state["exp_avg"], hyper.weight_decay
+    sign = np.sign(ema(m, g, beta1))
+    moved = any_order(p * (1 - hyper.lr * decay) - hyper.lr * sign, textbook=lambda: p - hyper.lr * (sign + decay * p))
+    return moved, {"exp_avg": ema(m, g, beta2)}
 
 
 def qhm(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:

@@ -34,7 +34,7 @@ _UNASKED = unasked(
 #: What optax and torchopt call options, by the names of the references; said of functions that have options of these names.
 NAMES: Mapping[str, str] = {"lr": "learning_rate", "betas": "b1, b2", "alpha": "decay"}
 #: Of what is compiled by XLA: on a CPU, that takes subnormal numbers for zero.
-FLUSHES: Mapping[str, Any] = {"flush_to_zero": True}
+FLUSHES: Mapping[str, Any] = {"flush_to_zero": True, "flush_float64": True}
 
 
 class NarrowError(ClientError):

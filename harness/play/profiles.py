@@ -34,6 +34,7 @@ class Profile:
         square_root: roundings that a square root costs it.
         power: roundings that a power costs it, two for each ulp; of C's pow, which glibc states to be off by less than one.
         flush_to_zero: operations in float32 take subnormal numbers for zero, and make zero of subnormal results.
+        flush_float64: those in float64 do so as well.
         narrow: how it computes with float16 and bfloat16: ``"each"`` rounds the result of each operation of torch, carried
             out in float32, to the dtype; ``"every"`` has no operations that combine several, and may keep a part of
             the elements in float32 meanwhile; ``"once"`` computes the whole
@@ -62,6 +63,7 @@ class Profile:
     products_rounded_once: bool = False
     power: float = 2.0
     flush_to_zero: bool = False
+    flush_float64: bool = False
     wider: bool = False
     regroups: bool = False
     scalars: str = "float64"
@@ -79,7 +81,8 @@ class Profile:
         element = FORMATS[dtype]
         operations = (self.division, self.square_root, self.orders)
         if element is BINARY64:
-            return Arithmetic(element, *operations, overflow=not self.regroups, regroups=self.regroups)
+            flushes, sure = self.flush_float64, not self.regroups
+            return Arithmetic(element, *operations, flushes=flushes, overflow=sure, regroups=self.regroups)
         if element is BINARY32 or self.narrow == "once":
             sure = not (self.wider or self.regroups)
             return Arithmetic(BINARY32, *operations, flushes=self.flush_to_zero, overflow=sure, regroups=self.regroups)
