@@ -19,6 +19,8 @@ def eps_placed(placed: Callable[[Number, Number, Number], Number]) -> Callable[[
 
     def wrap(update: Step) -> Step:
         def step(p: Number, g: Number, state: State, hyper: HyperValues) -> tuple[Number, State]:
+            if hyper.eps == 0:  # stands nowhere
+                return update(p, g, state, hyper)
             _, after = update(p, g, state, hyper)
             square = next(after[name] for name in SQUARES if name in after)
             corrected = 1 - hyper.betas[1] ** after["step"] if hasattr(hyper, "betas") else 1.0

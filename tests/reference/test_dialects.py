@@ -157,6 +157,14 @@ def test_a_mean_may_be_moved_from_the_one_before():
     assert after["exp_avg_sq"].item() == pytest.approx(3.0 + (4.0 - 3.0) * share, rel=1e-11)
 
 
+def test_an_eps_of_zero_stands_nowhere():
+    spec = spec_of("RMSprop[eps-inside-root]")
+    hyper = spec.hyper_values(alpha=1.0, eps=0.0, lr=1.0)
+    with np.errstate(divide="ignore"):
+        p, _ = spec.update(np.array([0.0]), np.array([2.0]), {"step": 0.0, "square_avg": np.array([0.0])}, hyper)
+    assert p.item() == -np.inf
+
+
 def test_eps_beside_the_norm_by_hand():
     spec = spec_of("Adamax[eps-beside-norm]")
     hyper = spec.hyper_values(betas=(0.5, 0.5), eps=0.5, lr=1.0)
