@@ -203,12 +203,12 @@ def matrix(session: nox.Session) -> None:
     # torchvision, which timm imports, goes with one torch alone.
     session.install("torch==2.14.1", "torchvision==0.29.1")
     session.install("-e", ".[test]")
-    asked = [word for word in session.posargs if not word.startswith("-")]
-    for file in sorted(Path("harness/matrix/libraries").glob("*.toml")):
-        if not asked or file.stem in asked:
-            library = tomllib.loads(file.read_text(encoding="utf-8"))["library"]
-            session.install("--no-deps", *library["requires"])
-            session.install(*library.get("needs", ()) or ["pip"])
+    files = {file.stem: file for file in sorted(Path("harness/matrix/libraries").glob("*.toml"))}
+    for name in [word for word in session.posargs if word in files] or files:
+        library = tomllib.loads(files[name].read_text(encoding="utf-8"))["library"]
+        session.install("--no-deps", *library["requires"])
+        if "needs" in library:
+            session.install(*library["needs"])
     session.run("python", "-m", "stepcheck.harness.matrix", *session.posargs)
 
 

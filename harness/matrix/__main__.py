@@ -1,6 +1,7 @@
 """``python -m stepcheck.harness.matrix [LIBRARY ...]``: play the libraries that are installed, and write what is known of them.
 
-Exit status 0: every divergence is explained and confirmed by its script; 1: one is not; 2: bad usage. ``nox -s matrix`` installs them first.
+Exit status 0: every divergence is explained and confirmed by its script; 1: one is not; 2: bad usage; 3: one that was asked for was not played.
+``nox -s matrix`` installs them first.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("reports"), help="folder for matrix.md and the rest")
     parser.add_argument("--work", type=Path, default=Path(".stepcheck/matrix"), help="folder in which they are played")
     parser.add_argument("--examples", type=int, help="lives of each class, in place of what its library says")
-    parser.add_argument("--requires", action="store_true", help="print what pip is to install, and play nothing")
     given = parser.parse_args(arguments)
     try:
         asked = libraries(given.library)
@@ -59,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole = matrix({**_head(environment), "libraries": _in_order(written)})
     _publish(whole, written, given.out)
     print(tables.summary(whole))  # noqa: T201
-    return 0 if all(_explained(library) for library in whole.libraries) else 1
+    if not all(_explained(library) for library in whole.libraries):
+        return 1
+    return 3 if any("error" in written[library.file.stem] for library in asked) else 0
 
 
 def _head(environment: dict[str, Any]) -> dict[str, Any]:
@@ -89,6 +91,8 @@ def _publish(whole: Matrix, written: dict[str, Any], out: Path) -> None:
     (out / "matrix.html").write_text(page.html(whole), encoding="utf-8")
     upstream = out / "upstream"
     upstream.mkdir(exist_ok=True)
+    for old in upstream.glob("*.md"):  # of what shows no more
+        old.unlink()
     for library in libraries():
         for name, text in _drafts(library, written):
             (upstream / name).write_text(text, encoding="utf-8")
@@ -109,7 +113,7 @@ def _line(library: Played, seconds: float) -> str:
 
 
 def _explained(library: Played) -> bool:
-    """Whether each of its faults was looked at and confirmed; a library that is not installed has none."""
+    """Whether each of its faults was looked at and confirmed."""
     return all(fault.looked_at and fault.confirmed[0] for fault in library.faults)
 
 

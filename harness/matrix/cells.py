@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ AGREES, HOLDS, FAULTS, UNSUPPORTED, UNKNOWN = "agrees", "holds", "faults", "unsu
 STATES = {
     AGREES: "every check passes",
     HOLDS: "every check passes that needs no formula: it has no reference",
-    FAULTS: "faults, each confirmed by a script that runs alone",
+    FAULTS: "faults; beside each stands how many of its scripts show it alone",
     UNSUPPORTED: "cannot be checked here",
     UNKNOWN: "nothing was really judged, or the check erred",
 }
@@ -61,7 +61,7 @@ class Cell:
         torchs: known issues of torch's own class under it.
         checks: how many ran, out of how many there are.
         intended: where it differs from others by what its authors say.
-        notes: what ``check`` says of it beside.
+        why: it cannot be checked, if it cannot.
         free: it is held to no reference.
     """
 
@@ -75,7 +75,7 @@ class Cell:
     torchs: int
     checks: tuple[int, int]
     intended: tuple[str, ...]
-    notes: tuple[str, ...]
+    why: str
     free: bool
 
 
@@ -159,14 +159,9 @@ def _cell(library: str, subject: Mapping[str, Any]) -> Cell:
         len(torchs),
         (ran, len(checks)),
         tuple(cause.removeprefix(INTENDED) for cause in told if cause.startswith(INTENDED)),
-        tuple(_texts(subject.get("notes", ()))),
+        "; ".join(subject["notes"][:1]) if subject["verdict"] == UNSUPPORTED else "",
         like == NO_REFERENCE,
     )
-
-
-def _texts(notes: Sequence[Any]) -> Iterator[str]:
-    for note in notes:
-        yield note if isinstance(note, str) else str(note.get("text", note))
 
 
 def _called(like: str) -> str:

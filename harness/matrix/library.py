@@ -60,8 +60,7 @@ class Library:
     def versions(self) -> dict[str, str]:
         """The distributions that are installed of those that it requires, with their versions."""
         found = {}
-        for text in self.requires:
-            name = re.split(r"[\s\[<>=!~;]", text, maxsplit=1)[0]
+        for name in map(_distribution, self.requires):
             try:
                 found[name] = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
@@ -70,8 +69,12 @@ class Library:
 
     def lacks(self) -> str:
         """Why it cannot be played here; nothing where it can."""
-        (own, *_) = (re.split(r"[\s\[<>=!~;]", text, maxsplit=1)[0] for text in self.requires)
+        own = _distribution(self.requires[0])
         return "" if own in self.versions() else f"{own} is not installed"
+
+
+def _distribution(requirement: str) -> str:
+    return re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]
 
 
 def read(file: Path) -> Library:

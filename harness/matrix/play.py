@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,10 @@ Environment = Mapping[str, str]
 _AT_ONCE = 2
 #: A script is run where stepcheck cannot be imported: it is to need its framework and the library alone.
 _ALONE = "import runpy, sys; sys.modules['stepcheck'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+
+
+#: The line of a traceback that names what was raised.
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 
 
 def played(library: Library, folder: Path, words: list[str]) -> dict[str, Any]:
@@ -54,7 +59,7 @@ def played(library: Library, folder: Path, words: list[str]) -> dict[str, Any]:
     seconds = round(time.monotonic() - begun, 1)
     found = [d for d in own(subjects) if d.get("repro")]
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        ran = threads.map(lambda d: _script(folder, d["repro"], environment), found)
+        ran = threads.map(lambda d: _script(folder, d, environment), found)
         scripts = {d["id"]: script for d, script in zip(found, ran, strict=True)}
     return {**about, "seconds": seconds, "subjects": subjects, "scripts": scripts}
 
@@ -92,8 +97,9 @@ def own(subjects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     return (d for s in subjects for c in s["checks"] for d in c["divergences"] if not d.get("ledger"))
 
 
-def _script(folder: Path, name: str, environment: Environment) -> dict[str, Any]:
+def _script(folder: Path, divergence: Mapping[str, Any], environment: Environment) -> dict[str, Any]:
     """A script that shows a finding: it must fail by itself, with what it was written to see."""
+    name = divergence["repro"]
     text = (folder / name).read_text(encoding="utf-8")
     try:
         done = subprocess.run(  # noqa: S603 - a script that stepcheck wrote
@@ -102,9 +108,12 @@ def _script(folder: Path, name: str, environment: Environment) -> dict[str, Any]
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"text": text, "confirmed": False, "told": f"does not end in {_SCRIPT_SECONDS:g} s"}
-    told = (done.stderr.strip().splitlines() or [""])[-1]
-    return {
-        "text": text,
-        "confirmed": done.returncode == 1 and not told.startswith("ModuleNotFoundError"),
-        "told": told,
-    }
+    # What an assertion says may have several lines.
+    told = next((line for line in reversed(done.stderr.splitlines()) if _EXCEPTION.match(line)), "")
+    return {"text": text, "confirmed": done.returncode == 1 and shows(told, divergence["summary"]), "told": told}
+
+
+def shows(told: str, summary: str) -> bool:
+    """Whether a script ended in its own assertion, or in the exception that the finding is about; not in one of the script itself."""
+    kind = told.partition(":")[0].rpartition(".")[2]
+    return kind == "AssertionError" or f"raises {kind}" in summary

@@ -174,3 +174,24 @@ def test_what_is_mended_upstream_is_a_cause_that_nobody_looked_at():
     played = {"name": "A", "url": "", "versions": {}, "subjects": [subject], "scripts": {}}
     (fault,) = matrix({"libraries": [played], "environment": {}, "seed": 0}).faults
     assert (fault.cause, fault.looked_at) == ("agreement passes, and is expected to fail: mended upstream?", False)
+
+
+@pytest.mark.parametrize(
+    ("told", "summary", "shown"),
+    [
+        ("AssertionError: 0.0 is not 0.5 +- 1e-9", "the parameter is 0, not 0.5", True),
+        ("RuntimeError: no memory", "step() raises RuntimeError: no memory", True),
+        ("pickle.UnpicklingError: refused", "load_state_dict() raises UnpicklingError: refused", True),
+        ("NameError: name 'optimizer' is not defined", "the parameter is 0, not 0.5", False),
+        ("ModuleNotFoundError: import of stepcheck halted", "step() raises RuntimeError: no memory", False),
+        ("", "the parameter is 0, not 0.5", False),
+    ],
+)
+def test_a_script_confirms_what_it_was_written_to_see_and_nothing_else(told, summary, shown):
+    assert play.shows(told, summary) == shown
+
+
+def test_a_library_that_is_not_there_is_unknown_and_never_green(tmp_path, monkeypatch):
+    (tmp_path / "absent.toml").write_text(TABLE.replace("tiny-optimizers", "no-such-library"))
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    assert command.main(["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]) == 3
